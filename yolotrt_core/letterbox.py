@@ -1,0 +1,122 @@
+"""The one letterbox: how a picture is fitted into the network input, and boxes moved back.
+
+Calibration, inference and evaluation all come here, so that an engine is judged on exactly what it
+will be fed. Behaviour follows ultralytics/yolov5 v7.0: utils/augmentations.py `letterbox` (forward,
+integer padding) and utils/general.py `scale_boxes` (back, real-valued padding).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from yolotrt_core.errors import UsageError
+from yolotrt_core.types import Geometry
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+FILL = 114  # grey of the padding, upstream's value
+
+
+def geometry(source: tuple[int, int], target: tuple[int, int]) -> Geometry:
+    """Say where a picture lies in the network input.
+
+    Args:
+        source: (height, width) of the picture in pixels. target: of the network input.
+
+    Raises:
+        UsageError: a side of zero pixels.
+    """
+    if min(source) < 1 or min(target) < 1:
+        raise UsageError(f"a picture of {source[1]}x{source[0]} pixels cannot be fitted into {target[1]}x{target[0]}")
+    scale = min(target[0] / source[0], target[1] / source[1])
+    pad = ((target[1] - source[1] * scale) / 2, (target[0] - source[0] * scale) / 2)
+    return Geometry(source=source, target=target, scale=scale, pad=pad)
+
+
+def placement(geometry: Geometry) -> tuple[int, int, int, int]:
+    """Return (left, top, width, height) in whole input pixels of the resized picture.
+
+    Upstream rounds the resized size first, halves what is left, and nudges by 0.1 so that an odd
+    rest goes to the right and bottom.
+    """
+    width = max(1, round(geometry.source[1] * geometry.scale))
+    height = max(1, round(geometry.source[0] * geometry.scale))
+    left = round((geometry.target[1] - width) / 2 - 0.1)
+    top = round((geometry.target[0] - height) / 2 - 0.1)
+    return left, top, width, height
+
+
+def letterbox(frame: NDArray[np.uint8], target: tuple[int, int]) -> tuple[NDArray[np.uint8], Geometry]:
+    """Fit a picture into the network input without changing its shape.
+
+    Args:
+        frame: uint8 (H, W, 3), BGR as OpenCV reads it. target: (height, width).
+
+    Returns:
+        uint8 (height, width, 3), BGR, and the geometry to move boxes back with.
+
+    Raises:
+        UsageError: another dtype or rank, or a picture without pixels.
+    """
+    import cv2
+    import numpy as np
+
+    if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
+        raise UsageError(f"a frame is uint8 (H, W, 3) in BGR, found {frame.dtype} {tuple(frame.shape)}")
+    placed = geometry((frame.shape[0], frame.shape[1]), target)
+    left, top, width, height = placement(placed)
+    if (width, height) != (frame.shape[1], frame.shape[0]):
+        frame = np.asarray(cv2.resize(frame, (width, height), interpolation=cv2.INTER_LINEAR), dtype=np.uint8)
+    bottom, right = target[0] - height - top, target[1] - width - left
+    if bottom or right or top or left:
+        bordered = cv2.copyMakeBorder(
+            frame, top, bottom, left, right, cv2.BORDER_CONSTANT, value=(FILL, FILL, FILL)
+        )
+        frame = np.asarray(bordered, dtype=np.uint8)
+    return frame, placed
+
+
+def preprocess(
+    frames: Sequence[NDArray[np.uint8]], target: tuple[int, int], out: NDArray[np.float32] | None = None
+) -> tuple[NDArray[np.float32], list[Geometry]]:
+    """Make the network input from pictures of any sizes.
+
+    Args:
+        frames: uint8 (H, W, 3) BGR each. target: (height, width) of the network input.
+        out: float32 (len(frames), 3, height, width) to fill, or None for a new one.
+
+    Returns:
+        float32 (B, 3, height, width), RGB in 0..1, and one geometry per picture.
+    """
+    import cv2
+    import numpy as np
+
+    if out is None:
+        out = np.empty((len(frames), 3, *target), dtype=np.float32)
+    geometries = []
+    for index, frame in enumerate(frames):
+        fitted, placed = letterbox(frame, target)
+        geometries.append(placed)
+        for channel in range(3):
+            cv2.multiply(fitted[:, :, 2 - channel], 1.0, dst=out[index, channel], scale=1 / 255, dtype=cv2.CV_32F)
+    return out, geometries
+
+
+def boxes_to_source(boxes_xyxy: NDArray[np.float32], geometry: Geometry) -> NDArray[np.float32]:
+    """Move boxes from input pixels to source-image pixels and clip them to the image.
+
+    Args:
+        boxes_xyxy: float32 (M, 4), x1 y1 x2 y2 in input pixels; not changed.
+    """
+    import numpy as np
+
+    left, top = geometry.pad
+    moved = boxes_xyxy - np.array([left, top, left, top], dtype=np.float32)
+    moved /= np.float32(geometry.scale)
+    height, width = geometry.source
+    np.clip(moved[:, 0::2], 0, width, out=moved[:, 0::2])
+    np.clip(moved[:, 1::2], 0, height, out=moved[:, 1::2])
+    return moved

@@ -1,0 +1,231 @@
+"""What each kind of stage must offer. A plugin implements these; nothing inherits from them.
+
+Rules that hold for every stage:
+- Constructing a stage, reading its attributes and calling `available` or `fingerprint` imports no
+  framework: heavy imports happen inside the method that does the work.
+- Work methods write only under `out` and import their tool themselves.
+- `sources` names every module of the stage's own distribution that the *work* runs through, since
+  an edit there must rebuild; command line and display code stay out.
+- `stage_version` is raised by the author when the output changes for another reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, runtime_checkable
+
+from yolotrt_core.types import (
+    BuildRequest,
+    Calibration,
+    Detections,
+    EngineSpec,
+    Geometry,
+    Json,
+    ModelSource,
+    ModelSpec,
+    OnnxModel,
+    Precision,
+    Selection,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+# Names every stage of a kind writes and reads under `out`, so that stages of different plugins meet.
+ONNX_FILE = "model.onnx"
+REFERENCE_FILE = "reference.npz"
+RANGES_FILE = "ranges.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Availability:
+    """Whether this machine can do something; if not, why, and the command that would mend it."""
+
+    ok: bool
+    reason: str = ""
+    install: str = ""
+
+
+class SideCache(Protocol):
+    """Files a stage keeps between runs to be faster: timing caches, compiled kernels.
+
+    They may never change what the output means, so they are in no key. `material` says what a
+    file is valid for (library version, GPU, source digest); another material is another file.
+    """
+
+    def load(self, name: str, material: Mapping[str, str]) -> bytes | None:
+        """Return what was saved last for this name and material, or None."""
+
+    def save(self, name: str, material: Mapping[str, str], data: bytes) -> None:
+        """Keep `data`, replacing what was there."""
+
+
+@runtime_checkable
+class Stage(Protocol):
+    """What all kinds share."""
+
+    @property
+    def name(self) -> str:
+        """Lower case, unique within its kind; starts the flags and names the recipe table."""
+
+    @property
+    def stage_version(self) -> int: ...
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Dotted names of the modules whose text enters the cache key."""
+
+    @property
+    def Options(self) -> type: ...  # noqa: N802 - a class, read through the stage
+
+    def available(self) -> Availability:
+        """Say whether the stage can work here, without importing its framework."""
+
+    def fingerprint(self, options: Any) -> Mapping[str, str]:
+        """Name the tools whose version can change the output, read from package metadata."""
+
+
+class Exporter(Stage, Protocol):
+    """Framework model -> ONNX."""
+
+    def export(self, source: ModelSource, request: BuildRequest, options: Any, out: Path) -> ModelSpec:
+        """Write `out/model.onnx` and `out/reference.npz`; return what the ONNX holds.
+
+        The ONNX has float32 input `images` (B, 3, H, W) and is valid for `onnx.checker`. Its
+        metadata_props hold `stride`, `names`, `task`, `imgsz` and provenance.
+        `reference.npz` holds a fixed input under `images` and the framework's own output for it
+        under each output's name, float32: the pipeline compares the ONNX with it.
+        """
+
+
+class Pass(Stage, Protocol):
+    """ONNX -> ONNX."""
+
+    @property
+    def order(self) -> int:
+        """Passes run from low to high: 10 simplify, 50 the one that sets the precision."""
+
+    @property
+    def needs_calibration(self) -> bool: ...
+
+    def applies(self, request: BuildRequest, options: Any) -> bool:
+        """Say whether a build of this request runs the pass."""
+
+    def apply(
+        self, model: OnnxModel, calibration: Calibration | None, request: BuildRequest, options: Any, out: Path
+    ) -> tuple[ModelSpec, Mapping[str, Json]]:
+        """Write `out/model.onnx`; return its spec and facts for the record (node counts ...)."""
+
+
+class Calibrator(Stage, Protocol):
+    """ONNX and pictures -> the range of each activation."""
+
+    def calibrate(
+        self,
+        model: OnnxModel,
+        batches: Iterator[NDArray[np.float32]],
+        request: BuildRequest,
+        options: Any,
+        out: Path,
+    ) -> str:
+        """Write `out/ranges.json`; return the method's name.
+
+        Args:
+            batches: float32 (b, 3, H, W), RGB 0..1, letterboxed; consumed once, one in memory.
+        """
+
+
+class Session(Protocol):
+    """An engine ready to run; a context manager that frees it."""
+
+    @property
+    def spec(self) -> EngineSpec: ...
+
+    def infer(self, images: NDArray[np.float32]) -> Mapping[str, NDArray[Any]]:
+        """Run one batch.
+
+        Args:
+            images: float32 (B, 3, H, W), RGB in 0..1; B, H and W within the engine's profiles,
+                or exactly its static shape.
+
+        Returns:
+            Output name to array, float32 (or the engine's own float type widened to it).
+
+        Raises:
+            UsageError: another shape or dtype, saying what the engine accepts.
+        """
+
+    def close(self) -> None: ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+class Builder(Stage, Protocol):
+    """Typed ONNX -> engine, and engine -> session."""
+
+    engine_file: ClassVar[str]  # file name under `out`, e.g. "model.engine"
+
+    @property
+    def precisions(self) -> frozenset[Precision]: ...
+
+    @property
+    def priority(self) -> int:
+        """The highest available one is the default to build and, where it can run, to run with."""
+
+    def runnable(self) -> Availability:
+        """Say whether an engine of this builder can run here (a GPU, a driver)."""
+
+    def preflight(self, request: BuildRequest, options: Any) -> None:
+        """Raise before any work starts if the installed library cannot build this request.
+
+        Raises:
+            StageError: says what the library lacks and what would do instead.
+        """
+
+    def build(
+        self,
+        model: OnnxModel,
+        calibration: Calibration | None,
+        request: BuildRequest,
+        options: Any,
+        out: Path,
+        side_cache: SideCache,
+    ) -> EngineSpec:
+        """Write `out/<engine_file>` and return what a runner must know of it."""
+
+    def open(self, engine: Path, spec: EngineSpec, options: Any, side_cache: SideCache) -> Session:
+        """Load an engine made by this builder.
+
+        Raises:
+            StageError: it does not run here, with the reason.
+        """
+
+
+class Postprocessor(Stage, Protocol):
+    """Raw network output -> boxes. Pure: the same input gives the same output, no files."""
+
+    @property
+    def heads(self) -> frozenset[str]:
+        """The `ModelSpec.head` values it decodes."""
+
+    def decode(
+        self,
+        raw: Mapping[str, NDArray[Any]],
+        spec: ModelSpec,
+        geometry: Sequence[Geometry],
+        selection: Selection,
+        options: Any,
+    ) -> list[Detections]:
+        """Turn a batch's raw output into one Detections per image, in source-image pixels.
+
+        Raises:
+            UsageError: the output is not what the head promises (name, rank, width, dtype).
+        """
