@@ -72,9 +72,7 @@ def letterbox(frame: NDArray[np.uint8], target: tuple[int, int]) -> tuple[NDArra
         frame = np.asarray(cv2.resize(frame, (width, height), interpolation=cv2.INTER_LINEAR), dtype=np.uint8)
     bottom, right = target[0] - height - top, target[1] - width - left
     if bottom or right or top or left:
-        bordered = cv2.copyMakeBorder(
-            frame, top, bottom, left, right, cv2.BORDER_CONSTANT, value=(FILL, FILL, FILL)
-        )
+        bordered = cv2.copyMakeBorder(frame, top, bottom, left, right, cv2.BORDER_CONSTANT, value=(FILL, FILL, FILL))
         frame = np.asarray(bordered, dtype=np.uint8)
     return frame, placed
 

@@ -53,7 +53,7 @@ class Action:
     def material(self) -> dict[str, Json]:
         """Return what is hashed, as plain JSON: what `artifacts.explain` shows."""
         shown = to_json(self)
-        assert isinstance(shown, dict)  # noqa: S101 - a dataclass is a mapping by construction
+        assert isinstance(shown, dict)
         return {"schema": SCHEMA, **shown}
 
     @property
