@@ -1,0 +1,163 @@
+"""Where models come from: the embedded one, a file or folder, or an official release by name."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+from yolotrt_core.errors import UsageError
+from yolotrt_core.types import ModelSource
+
+DEFAULT_MODEL = "shapes"
+RELEASE_URL = "https://github.com/ultralytics/yolov5/releases/download/v7.0"
+RELEASE_URL_VARIABLE = "YOLOTRT_RELEASE_URL"
+_ASSETS = Path(__file__).with_name("assets")
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """An official checkpoint that is fetched by name and trusted only by its digest."""
+
+    sha256: str
+    size_bytes: int
+    imgsz: tuple[int, int]
+
+
+# Files of the v7.0 release of ultralytics/yolov5. A name is here only if its digest was computed from the file itself
+# (yolov5n) or is stated alike by several unrelated projects (yolov5s, yolov5m). The release publishes no digests.
+RELEASES: Mapping[str, Release] = MappingProxyType(
+    {
+        "yolov5n": Release("4f180cf23ba0717ada0badd6c685026d73d48f184d00fc159c2641284b2ac0a3", 4_062_133, (640, 640)),
+        "yolov5s": Release("8b3b748c1e592ddd8868022e8732fde20025197328490623cc16c6f24d0782ee", 14_808_437, (640, 640)),
+        "yolov5m": Release("61d933360ba5a7733a36764996c800287d973889d875227f5beedd2473a97a56", 42_806_829, (640, 640)),
+    }
+)
+
+
+def default_model_path() -> Path:
+    """Return the embedded default checkpoint, made by the training script its README names."""
+    return _ASSETS / f"{DEFAULT_MODEL}.pt"
+
+
+def sample_path() -> Path:
+    """Return the bundled picture, 640x480, on which the default model has something to find."""
+    return _ASSETS / "sample.jpg"
+
+
+def resolve_source(
+    weights: str | Path | None, *, cache_dir: Path, offline: bool = False, release_url: str | None = None
+) -> ModelSource:
+    """Find the model a user named, fetching it if it is an official release not fetched before.
+
+    Args:
+        weights: None or `shapes` for the embedded model; a file or folder, which wins over a name;
+            or a name in `RELEASES`.
+        cache_dir: where fetched files are kept, as `NAME.pt`; made when needed.
+        offline: use what is there, never the network.
+        release_url: folder to fetch from instead of `RELEASE_URL`; the variable
+            `YOLOTRT_RELEASE_URL` does the same. The pinned digest holds for every mirror.
+
+    Raises:
+        UsageError: no such file or name; a file that cannot be read; a file that cannot be fetched,
+            or not as the release's own content.
+        ArtifactError: the cache cannot be written.
+    """
+    if weights is not None and (path := _existing(weights)):
+        return _local(path)
+    name = DEFAULT_MODEL if weights is None else str(weights)
+    if name == DEFAULT_MODEL:
+        path = default_model_path()
+        return ModelSource(path, sha256_of_file(path), DEFAULT_MODEL, imgsz=(320, 320))
+    if name not in RELEASES:
+        raise _unknown(name)
+    release = RELEASES[name]
+    base = release_url or os.environ.get(RELEASE_URL_VARIABLE) or RELEASE_URL
+    path = _released(name, release, cache_dir.expanduser(), None if offline else base.rstrip("/"))
+    return ModelSource(path, release.sha256, name, imgsz=release.imgsz)
+
+
+def _existing(weights: str | Path) -> Path | None:
+    try:
+        path = Path(weights).expanduser()
+        return path if str(weights) and path.exists() else None
+    except (OSError, RuntimeError) as err:  # RuntimeError: `~name` of nobody
+        raise UsageError(f"cannot read `{weights}`: {(getattr(err, 'strerror', None) or str(err)).lower()}") from err
+
+
+def _local(path: Path) -> ModelSource:
+    if path.is_dir():
+        return ModelSource(path, sha256_of_folder(path), path.resolve().name)
+    return ModelSource(path, sha256_of_file(path), path.stem)
+
+
+def _released(name: str, release: Release, cache_dir: Path, base: str | None) -> Path:
+    target = cache_dir / f"{name}.pt"
+    kept = target.is_file()
+    if kept and sha256_of_file(target) == release.sha256:
+        return target
+    if base is None:
+        found = f"`{target}` is not the official file" if kept else f"`{name}` is not in `{cache_dir}`"
+        raise UsageError(
+            f"{found}, and `--offline` forbids fetching it",
+            hint=f"put {RELEASE_URL}/{name}.pt there as `{target.name}` (SHA-256 {release.sha256})",
+        )
+    from yolotrt_core.download import RemoteFile, fetch  # urllib.request costs a tenth of a second at import
+
+    fetch(RemoteFile(f"{base}/{name}.pt", release.sha256, release.size_bytes), target)
+    return target
+
+
+def _unknown(name: str) -> UsageError:
+    known = ", ".join(f"`{each}`" for each in (DEFAULT_MODEL, *RELEASES))
+    stem = name.removesuffix(".pt")
+    if stem in RELEASES:
+        hint = f"pass `{stem}` to fetch the official file of that name"
+    else:
+        hint = f"pass a file that exists, or one of the names {known}"
+    return UsageError(f"there is no file `{name}`, and it is no name that yolotrt knows", hint=hint)
+
+
+def sha256_of_file(path: Path) -> str:
+    """Return the digest of a file's content as 64 hex digits.
+
+    Raises:
+        UsageError: not a regular file, or not readable.
+    """
+    try:
+        if not path.is_file():
+            raise UsageError(f"`{path}` is neither a file nor a folder that can hold a model")
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as err:
+        raise UsageError(f"cannot read `{path}`: {(err.strerror or str(err)).lower()}") from err
+
+
+def sha256_of_folder(folder: Path) -> str:
+    """Return the digest of a folder's sorted relative names and contents, as 64 hex digits.
+
+    It is the SHA-256 of the JSON list of [relative POSIX name, SHA-256 of the file], sorted by name;
+    empty folders, times and permissions do not count.
+
+    Raises:
+        UsageError: no file inside, a symbolic link or special file inside, or one not readable.
+    """
+    files: list[list[str]] = []
+    try:
+        for path in folder.rglob("*"):
+            if path.is_symlink():
+                raise UsageError(
+                    f"`{path}` is a symbolic link: a model folder must hold its own files",
+                    hint="copy the folder with links resolved, `cp -rL`",
+                )
+            if not path.is_dir():
+                files.append([path.relative_to(folder).as_posix(), sha256_of_file(path)])
+    except OSError as err:
+        raise UsageError(f"cannot read `{folder}`: {(err.strerror or str(err)).lower()}") from err
+    if not files:
+        raise UsageError(f"the folder `{folder}` holds no file, so it is no model")
+    return hashlib.sha256(json.dumps(sorted(files)).encode()).hexdigest()
