@@ -1,0 +1,278 @@
+"""The building blocks of YOLOv5, releases v3 to v7, as the weights in its checkpoints name them.
+
+Written for yolotrt from the published architecture: attribute names (`cv1`, `m`, `bn` ...) are those of
+the checkpoints' weights, since those must load strictly; everything else is our own.
+"""
+
+# mypy: disallow-subclassing-any=False
+# (torch is `follow_imports = "skip"` in pyproject.toml, so nn.Module is Any here.)
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+Activation = Callable[[], nn.Module]
+
+NORM_EPS = 1e-3  # batch norm of every YOLOv5 release; PyTorch's own default is 1e-5
+NORM_MOMENTUM = 0.03
+
+
+class Conv(nn.Module):
+    """Convolution, batch norm, activation; after `fuse` the convolution carries the norm."""
+
+    def __init__(
+        self, c1: int, c2: int, k: int = 1, s: int = 1, p: int | None = None, g: int = 1, *, act: Activation = nn.SiLU
+    ) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(c1, c2, k, s, k // 2 if p is None else p, groups=g, bias=False)
+        self.bn: nn.Module = nn.BatchNorm2d(c2, eps=NORM_EPS, momentum=NORM_MOMENTUM)
+        self.act = act()
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.act(self.bn(self.conv(x)))
+        return out
+
+    def without_norm(self) -> None:
+        """Give the convolution a bias and drop the norm, as in checkpoints that were saved fused."""
+        c = self.conv
+        if not isinstance(self.bn, nn.Identity):
+            self.conv = nn.Conv2d(
+                c.in_channels, c.out_channels, c.kernel_size, c.stride, c.padding, groups=c.groups, bias=True
+            )
+            self.bn = nn.Identity()
+
+
+class Bottleneck(nn.Module):
+    """1x1 then 3x3 convolution, added to the input where the channels agree."""
+
+    def __init__(
+        self, c1: int, c2: int, shortcut: bool = True, g: int = 1, e: float = 0.5, *, act: Activation = nn.SiLU
+    ) -> None:
+        super().__init__()
+        hidden = int(c2 * e)
+        self.cv1 = Conv(c1, hidden, 1, act=act)
+        self.cv2 = Conv(hidden, c2, 3, g=g, act=act)
+        self.add = shortcut and c1 == c2
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.cv2(self.cv1(x))
+        return x + y if self.add else y
+
+
+class BottleneckCSP(nn.Module):
+    """Cross-stage-partial block of v3 and v4: plain convolutions on both arms, one norm over both."""
+
+    def __init__(
+        self,
+        c1: int,
+        c2: int,
+        n: int = 1,
+        shortcut: bool = True,
+        g: int = 1,
+        e: float = 0.5,
+        *,
+        act: Activation = nn.SiLU,
+    ) -> None:
+        super().__init__()
+        hidden = int(c2 * e)
+        self.cv1 = Conv(c1, hidden, 1, act=act)
+        self.cv2 = nn.Conv2d(c1, hidden, 1, bias=False)
+        self.cv3 = nn.Conv2d(hidden, hidden, 1, bias=False)
+        self.cv4 = Conv(2 * hidden, c2, 1, act=act)
+        self.bn: nn.Module = nn.BatchNorm2d(2 * hidden, eps=NORM_EPS, momentum=NORM_MOMENTUM)
+        self.act = act()
+        self.m = nn.Sequential(*(Bottleneck(hidden, hidden, shortcut, g, 1.0, act=act) for _ in range(n)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        both = torch.cat((self.cv3(self.m(self.cv1(x))), self.cv2(x)), 1)
+        out: Tensor = self.cv4(self.act(self.bn(both)))
+        return out
+
+
+class C3(nn.Module):
+    """Cross-stage-partial block with three convolutions, v3.1 and later."""
+
+    def __init__(
+        self,
+        c1: int,
+        c2: int,
+        n: int = 1,
+        shortcut: bool = True,
+        g: int = 1,
+        e: float = 0.5,
+        *,
+        act: Activation = nn.SiLU,
+    ) -> None:
+        super().__init__()
+        hidden = int(c2 * e)
+        self.cv1 = Conv(c1, hidden, 1, act=act)
+        self.cv2 = Conv(c1, hidden, 1, act=act)
+        self.cv3 = Conv(2 * hidden, c2, 1, act=act)
+        self.m = nn.Sequential(*(Bottleneck(hidden, hidden, shortcut, g, 1.0, act=act) for _ in range(n)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.cv3(torch.cat((self.m(self.cv1(x)), self.cv2(x)), 1))
+        return out
+
+
+class SPP(nn.Module):
+    """Spatial pyramid pooling: poolings of several sizes side by side."""
+
+    def __init__(self, c1: int, c2: int, k: Sequence[int] = (5, 9, 13), *, act: Activation = nn.SiLU) -> None:
+        super().__init__()
+        hidden = c1 // 2
+        self.cv1 = Conv(c1, hidden, 1, act=act)
+        self.cv2 = Conv(hidden * (len(k) + 1), c2, 1, act=act)
+        self.m = nn.ModuleList(nn.MaxPool2d(size, 1, size // 2) for size in k)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.cv1(x)
+        out: Tensor = self.cv2(torch.cat([x, *(pool(x) for pool in self.m)], 1))
+        return out
+
+
+class SPPF(nn.Module):
+    """Spatial pyramid pooling with one small pooling applied three times, v6 and later."""
+
+    def __init__(self, c1: int, c2: int, k: int = 5, *, act: Activation = nn.SiLU) -> None:
+        super().__init__()
+        hidden = c1 // 2
+        self.cv1 = Conv(c1, hidden, 1, act=act)
+        self.cv2 = Conv(hidden * 4, c2, 1, act=act)
+        self.m = nn.MaxPool2d(k, 1, k // 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pooled = [self.cv1(x)]
+        for _ in range(3):
+            pooled.append(self.m(pooled[-1]))
+        out: Tensor = self.cv2(torch.cat(pooled, 1))
+        return out
+
+
+class Focus(nn.Module):
+    """Each 2x2 block of pixels becomes four channels, then a convolution; the stem of v3 to v5."""
+
+    # (row, column) of the block's pixel that each group of input channels holds, in weight order.
+    order = ((0, 0), (1, 0), (0, 1), (1, 1))
+
+    def __init__(
+        self, c1: int, c2: int, k: int = 1, s: int = 1, p: int | None = None, g: int = 1, *, act: Activation = nn.SiLU
+    ) -> None:
+        super().__init__()
+        self.conv = Conv(c1 * 4, c2, k, s, p, g, act=act)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.conv(torch.cat([x[..., row::2, column::2] for row, column in self.order], 1))
+        return out
+
+    def as_conv(self) -> Conv:
+        """Return the one strided convolution that computes the same, for a smaller and faster graph.
+
+        A k x k kernel over 2x2 blocks is a 2k x 2k kernel with stride 2 over pixels. Needs a fused
+        block without groups.
+        """
+        inner = self.conv.conv
+        channels, k = inner.in_channels // 4, inner.kernel_size[0]
+        weight = inner.weight.new_empty((inner.out_channels, channels, 2 * k, 2 * k))
+        for group, (row, column) in enumerate(self.order):
+            weight[:, :, row::2, column::2] = inner.weight[:, group * channels : (group + 1) * channels]
+        conv = Conv(channels, inner.out_channels, 2 * k, 2 * inner.stride[0], 2 * int(inner.padding[0]))
+        conv.without_norm()
+        conv.conv.weight = nn.Parameter(weight)
+        conv.conv.bias = inner.bias
+        conv.act = self.conv.act
+        return conv
+
+
+class Concat(nn.Module):
+    """Joins feature maps."""
+
+    def __init__(self, dimension: int = 1) -> None:
+        super().__init__()
+        self.d = dimension
+
+    def forward(self, x: list[Tensor]) -> Tensor:
+        return torch.cat(x, self.d)
+
+
+class Detect(nn.Module):
+    """The detection head: one 1x1 convolution per level, and the decoding of what it says.
+
+    Attributes:
+        anchors: buffer (levels, anchors per level, 2), width and height in cells of the level.
+        stride: pixels per cell of each level. na, nc, no: anchors per level, classes, 5 + classes.
+    """
+
+    anchors: Tensor
+
+    def __init__(self, nc: int, anchors_px: Sequence[Sequence[float]], channels: Sequence[int], stride: Sequence[int]):
+        super().__init__()
+        self.nc, self.no = nc, nc + 5
+        self.na = len(anchors_px[0]) // 2
+        self.stride = tuple(stride)
+        pixels = torch.tensor(anchors_px, dtype=torch.float32).view(len(channels), self.na, 2)
+        per_level = torch.tensor(self.stride, dtype=torch.float32).view(-1, 1, 1)
+        self.register_buffer("anchors", pixels / per_level)
+        self.m = nn.ModuleList(nn.Conv2d(c, self.no * self.na, 1) for c in channels)
+        self.grid: tuple[tuple[int, int, int], tuple[Tensor, ...]] | None = None
+        self._prior()
+
+    def _prior(self) -> None:
+        """Start the biases at how rare objects are, so that early training is not spent on it.
+
+        The prior is v3's and later releases': 8 objects in a 640-pixel picture, 0.6 of a class each.
+        """
+        with torch.no_grad():
+            for head, stride in zip(self.m, self.stride, strict=True):
+                assert isinstance(head, nn.Conv2d) and head.bias is not None
+                rows = head.bias.view(self.na, self.no)
+                rows[:, 4] += math.log(8 / (640 / stride) ** 2)
+                rows[:, 5:] += math.log(0.6 / (self.nc - 0.99999))
+
+    def forward(self, x: list[Tensor]) -> list[Tensor] | Tensor:
+        """Return raw (B, na, ny, nx, no) per level in training, else decoded (B, N, no).
+
+        Decoded rows go by level, anchor, y, x; columns are cx, cy, w, h in input pixels, then
+        objectness and class scores in 0..1.
+        """
+        maps = [head(level) for head, level in zip(self.m, x, strict=True)]
+        if self.training:
+            return [m.unflatten(1, (self.na, self.no)).permute(0, 1, 3, 4, 2).contiguous() for m in maps]
+        return torch.cat([self._decode(level, m) for level, m in enumerate(maps)], 1)
+
+    def freeze_grid(self, batch: int, height: int, width: int) -> None:
+        """Keep the cell offsets for one input shape as constants, so that a traced graph holds no shape code."""
+        sizes = [(height // s, width // s) for s in self.stride]
+        offsets = tuple(self._offsets(level, ny, nx) for level, (ny, nx) in enumerate(sizes))
+        self.grid = ((batch, height, width), offsets)
+
+    def _offsets(self, level: int, ny: int, nx: int) -> Tensor:
+        """Return (ny * nx, 2): where each cell's box centre starts, x and y in input pixels."""
+        like = self.anchors
+        rows = torch.arange(ny, dtype=like.dtype, device=like.device)
+        columns = torch.arange(nx, dtype=like.dtype, device=like.device)
+        x = columns.view(1, nx).expand(ny, nx)
+        y = rows.view(ny, 1).expand(ny, nx)
+        return (torch.stack((x, y), -1).view(ny * nx, 2) - 0.5) * self.stride[level]
+
+    def _decode(self, level: int, raw: Tensor) -> Tensor:
+        """Decode one level: (B, na * no, ny, nx) to (B, na * ny * nx, no).
+
+        Centre = (2 s - 0.5 + cell) * stride, size = (2 s)^2 * anchor, with s the sigmoid of the raw value:
+        the formula of every release from v3 on, its constants gathered so that few operations remain.
+        """
+        stride = self.stride[level]
+        if self.grid is not None:
+            (batch, height, width), frozen = self.grid
+            cells, offsets = (height // stride) * (width // stride), frozen[level]
+        else:
+            batch, _, ny, nx = raw.shape
+            cells, offsets = ny * nx, self._offsets(level, ny, nx)
+        scores = raw.sigmoid().view(batch, self.na, self.no, cells).transpose(2, 3)
+        centre, size, rest = scores.split((2, 2, self.nc + 1), -1)
+        centre = centre * (2.0 * stride) + offsets
+        size = size * size * (self.anchors[level] * (4.0 * stride)).view(self.na, 1, 2)
+        return torch.cat((centre, size, rest), -1).view(batch, self.na * cells, self.no)
