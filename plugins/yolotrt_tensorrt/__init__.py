@@ -1,0 +1,106 @@
+"""TensorRT engines: one builder for `tensorrt` 10, `tensorrt` 11 and `tensorrt_rtx`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from yolotrt_core.hookspecs import hookimpl
+from yolotrt_core.options import option
+from yolotrt_core.stages import Availability, Builder, Session, SideCache
+from yolotrt_core.types import PRECISIONS, BuildRequest, Calibration, EngineSpec, OnnxModel, Precision
+
+YOLOTRT_API = 1
+
+
+@dataclass(frozen=True, slots=True)
+class TensorRTOptions:
+    """How an engine is built and opened."""
+
+    # Which library made the engine is in the fingerprint, so that `auto` and its choice share a key.
+    module: Literal["auto", "tensorrt", "tensorrt_rtx"] = option(
+        "auto", help="TensorRT library; auto takes tensorrt where it is complete and a GPU is present", in_key=False
+    )
+    device: int = option(0, help="Number of the CUDA device to build for and to run on", minimum=0, in_key=False)
+    workspace: int | None = option(
+        None, help="Most scratch memory a kernel may use; default: the library's own limit", unit="MiB", minimum=1
+    )
+    optimization_level: int | None = option(
+        None, help="How long to search for fast kernels, 0 to 5 (tensorrt only)", minimum=0, maximum=5
+    )
+    tf32: bool = option(True, help="Allow TF32 in fp32 layers")
+    compute_capabilities: str | None = option(
+        None, help="GPUs the engine must run on, e.g. 86,89 or current (tensorrt_rtx only); default: its portable set"
+    )
+    # A timing cache changes which of several correct kernels is chosen, as a second build without it would.
+    timing_cache: Literal["auto", "on", "off"] = option(
+        "auto", help="Reuse kernel timings of earlier builds; auto: where the library has them", in_key=False
+    )
+    profiling: Literal["detailed", "layer_names", "none"] = option(
+        "detailed", help="How much of its layers the engine tells profilers and `inspect`"
+    )
+
+
+class TensorRTBuilder:
+    """Builds and opens TensorRT plans; the plan is a plain file that any TensorRT tool loads."""
+
+    name = "tensorrt"
+    stage_version = 1
+    sources = ("yolotrt_tensorrt.builder", "yolotrt_tensorrt.library", "yolotrt_tensorrt.profiles")
+    Options = TensorRTOptions
+    engine_file = "model.engine"
+    precisions: frozenset[Precision] = frozenset(PRECISIONS)
+    priority = 100
+
+    def available(self) -> Availability:
+        """Say whether a complete TensorRT library is installed, without importing it."""
+        from yolotrt_tensorrt import installed
+
+        return installed.available("auto")
+
+    def runnable(self) -> Availability:
+        """Say whether an engine can run here: library, NVIDIA driver and pycuda; nothing is imported."""
+        from yolotrt_tensorrt import installed
+
+        return installed.runnable()
+
+    def fingerprint(self, options: TensorRTOptions) -> Mapping[str, str]:
+        """Name module and version, and for plans bound to a GPU that GPU and its driver."""
+        from yolotrt_tensorrt import installed
+
+        return installed.fingerprint(options)
+
+    def preflight(self, request: BuildRequest, options: TensorRTOptions) -> None:
+        """Refuse what the installed library cannot build; see `yolotrt_tensorrt.preflight`."""
+        from yolotrt_tensorrt import preflight
+
+        preflight.check(request, options)
+
+    def build(
+        self,
+        model: OnnxModel,
+        calibration: Calibration | None,
+        request: BuildRequest,
+        options: TensorRTOptions,
+        out: Path,
+        side_cache: SideCache,
+    ) -> EngineSpec:
+        """Build `out/model.engine` from a typed ONNX; see `yolotrt_tensorrt.builder.build`."""
+        from yolotrt_tensorrt import builder
+
+        return builder.build(model, request, options, out, side_cache)
+
+    def open(self, engine: Path, spec: EngineSpec, options: TensorRTOptions, side_cache: SideCache) -> Session:
+        """Load an engine onto the GPU."""
+        from yolotrt_tensorrt.runner import open_session
+
+        return open_session(engine, spec, options, side_cache)
+
+
+@hookimpl
+def yolotrt_builders() -> Sequence[Builder]:
+    """Bring the builder `tensorrt`."""
+    builder: Any = TensorRTBuilder()
+    return (builder,)
