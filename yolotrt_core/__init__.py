@@ -1,1 +1,38 @@
-"""yolotrt: from a YOLOv5 checkpoint to a TensorRT engine that can be trusted, and its runner."""
+"""yolotrt: from a YOLOv5 checkpoint to a TensorRT engine that can be trusted, and its runner.
+
+from yolotrt_core import Detector, build
+
+engine = build("yolov5n.pt", precision="fp16")
+with Detector.open(engine=engine.path) as detector:
+    detections = detector.detect([frame])
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from yolotrt_core.detector import Detector
+    from yolotrt_core.engine import BuildSettings, Engine, build
+    from yolotrt_core.errors import YolotrtError
+    from yolotrt_core.types import Detections, Selection
+
+# Imported when first used: `import yolotrt_core` alone must cost nothing.
+_HOME = {
+    "BuildSettings": "yolotrt_core.engine",
+    "Detections": "yolotrt_core.types",
+    "Detector": "yolotrt_core.detector",
+    "Engine": "yolotrt_core.engine",
+    "Selection": "yolotrt_core.types",
+    "YolotrtError": "yolotrt_core.errors",
+    "build": "yolotrt_core.engine",
+}
+__all__ = ["BuildSettings", "Detections", "Detector", "Engine", "Selection", "YolotrtError", "build"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module `yolotrt_core` has no attribute `{name}`")
+    import importlib
+
+    return getattr(importlib.import_module(_HOME[name]), name)

@@ -107,7 +107,11 @@ class Pass(Stage, Protocol):
 
     @property
     def order(self) -> int:
-        """Passes run from low to high: 10 simplify, 50 the one that sets the precision."""
+        """Passes run from low to high: 10 simplify, 50 the one that sets the precision.
+
+        A pass below 50 serves every precision: it sees a request of precision fp32 without
+        profiles. From 50 on it sees the precision that was asked for.
+        """
 
     @property
     def needs_calibration(self) -> bool: ...
@@ -199,7 +203,10 @@ class Builder(Stage, Protocol):
         out: Path,
         side_cache: SideCache,
     ) -> EngineSpec:
-        """Write `out/<engine_file>` and return what a runner must know of it."""
+        """Write `out/<engine_file>` and return what a runner must know of it.
+
+        May write `out/facts.json`, one JSON object of figures for the record (kernel counts ...).
+        """
 
     def open(self, engine: Path, spec: EngineSpec, options: Any, side_cache: SideCache) -> Session:
         """Load an engine made by this builder.

@@ -1,0 +1,57 @@
+"""The command line: `invoke TASK` in a clone, `yolotrt TASK` anywhere; the same tasks."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import invoke
+
+
+def namespace() -> invoke.Collection:
+    """Make all tasks, with the options of every installed plugin as flags."""
+    import invoke
+
+    # invoke turns bytecode caching off for everything imported later, which would compile our
+    # modules anew for every command of an editable install.
+    sys.dont_write_bytecode = bool(os.environ.get("PYTHONDONTWRITEBYTECODE"))
+    from yolotrt_core.cli import argv, artifacts, build, detect, doctor, plugins
+    from yolotrt_core.registry import Registry
+
+    stages = Registry.discover(reserved_flags=[*build.RESERVED, *detect.RESERVED])
+    top = invoke.Collection("yolotrt")
+    top.add_task(build.task(stages))
+    top.add_task(detect.task(stages))
+    top.add_collection(artifacts.collection(stages))
+    top.add_task(plugins.task(stages))
+    top.add_task(doctor.task(stages))
+    argv.refuse_misread(top, argv.own_arguments())
+    return top
+
+
+def program() -> invoke.Program:
+    """Make the `yolotrt` program around the tasks."""
+    import importlib.metadata
+
+    import invoke
+
+    return invoke.Program(
+        namespace=namespace(),
+        name="yolotrt",
+        binary="yolotrt",
+        version=importlib.metadata.version("yolotrt-core"),
+    )
+
+
+def main() -> None:
+    """Run the `yolotrt` command."""
+    import invoke
+
+    try:
+        made = program()
+    except invoke.Exit as refused:
+        sys.stderr.write(f"{refused.message}\n")
+        sys.exit(refused.code)
+    made.run()

@@ -1,0 +1,54 @@
+"""Draws detections on a picture."""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from yolotrt_core.types import Detections
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+_GOLDEN_ANGLE = 0.61803398875  # steps of it keep the hues of neighbouring class ids far apart
+
+
+def colour(class_id: int) -> tuple[int, int, int]:
+    """Return the fixed colour of a class as BGR, 0..255."""
+    red, green, blue = colorsys.hsv_to_rgb(class_id * _GOLDEN_ANGLE % 1.0, 0.85, 0.95)
+    return int(blue * 255), int(green * 255), int(red * 255)
+
+
+def annotate(frame: NDArray[np.uint8], found: Detections, labels: Sequence[str]) -> NDArray[np.uint8]:
+    """Return a copy of the picture with boxes, labels and scores, the best on top.
+
+    Args:
+        frame: uint8 (H, W, 3) BGR. labels: class names by id.
+    """
+    import cv2
+
+    drawn = frame.copy()
+    height, width = frame.shape[:2]
+    line = max(2, round((height + width) / 2 * 0.003))
+    scale, thickness = line / 4, max(1, line - 1)
+    for i in reversed(range(len(found))):
+        x1, y1, x2, y2 = (round(float(v)) for v in found.boxes[i])
+        class_id = int(found.class_ids[i])
+        paint = colour(class_id)
+        cv2.rectangle(drawn, (x1, y1), (x2, y2), paint, line, cv2.LINE_AA)
+        text = f"{_name(labels, class_id)} {found.scores[i]:.2f}"
+        (w, h), below = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, thickness)
+        left = min(max(0, x1), max(0, width - w - 2))
+        top = y1 - h - below - 2 if y1 - h - below - 2 >= 0 else y1
+        cv2.rectangle(drawn, (left, top), (left + w + 2, top + h + below + 2), paint, cv2.FILLED)
+        dark = sum(paint) < 380
+        ink = (255, 255, 255) if dark else (0, 0, 0)
+        place = (left + 1, top + h + 1)
+        cv2.putText(drawn, text, place, cv2.FONT_HERSHEY_SIMPLEX, scale, ink, thickness, cv2.LINE_AA)
+    return drawn
+
+
+def _name(labels: Sequence[str], class_id: int) -> str:
+    return labels[class_id] if class_id < len(labels) else str(class_id)

@@ -1,0 +1,196 @@
+"""`build`: from a model to an engine."""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from yolotrt_core.cli.tasks import Flag, Given, given_stage_flags, make_task, stage_flags
+from yolotrt_core.engine import BuildSettings, Engine, build_engine, open_store, spec_path
+from yolotrt_core.errors import UsageError
+from yolotrt_core.options import nearest, option_fields, refuse_unknown
+from yolotrt_core.parity import ParityOptions
+from yolotrt_core.registry import KINDS, Registry
+from yolotrt_core.types import PRECISIONS, Json, ShapeRange, to_json
+
+SETTINGS = (
+    Flag(
+        "weights", "Model: a checkpoint, an ONNX file, a SavedModel folder, or a known name (default: embedded model)"
+    ),
+    Flag("precision", f"{'|'.join(PRECISIONS)} (default fp16)"),
+    Flag("builder", "Builder plugin (default: tensorrt where its library is installed, else onnxruntime)"),
+    Flag("exporter", "Exporter plugin (default: the one that recognises the model)"),
+    Flag("calibrator", "Calibrator plugin, for int8 and fp8"),
+    Flag("imgsz", "Network input in pixels: 640, or height,width as 480,640 (default: the model's own, else 640)"),
+    Flag("batch", "Images per inference (default 1)"),
+    Flag("dynamic", "on|off: let batch, height and width vary within the profiles (default off)"),
+    Flag(
+        "profile",
+        "Shapes of a dynamic engine, MIN:OPT:MAX, each BATCHxHEIGHTxWIDTH; repeatable, turns --dynamic on "
+        "(default: batch 1 to 8, half to full size)",
+        repeatable=True,
+    ),
+    Flag("recipe", "TOML file with a table per stage, and [build] for these flags; a flag wins over it"),
+    Flag(
+        "store", "Artifact store folder (default: YOLOTRT_STORE, else artifacts/ of the clone, else the user's cache)"
+    ),
+    Flag("offline", "Never use the network", switch=True),
+)
+_OWN = (
+    Flag("out", "Folder for the engine and its spec (default ./engines/NAME-PRECISION/)"),
+    Flag("force", "Run every stage again", switch=True),
+    Flag("json", "Print one JSON document, see yolotrt_core/schemas/build.json", switch=True),
+)
+PARITY_FLAGS = tuple(
+    Flag(f"parity_{f.name}", f"{f.help} (default {f.default:g})") for f in option_fields(ParityOptions, "parity")
+)
+RESERVED = tuple("--" + f.name.replace("_", "-") for f in (*SETTINGS, *_OWN, *PARITY_FLAGS))
+_ON_OFF = {"on": True, "off": False}
+
+
+def task(stages: Registry) -> Any:
+    """Make the `build` task."""
+    summary = (
+        "Build an engine from a YOLOv5 model; what is in the store is not made again.\n\n"
+        "Example: build --weights yolov5n.pt --precision fp16"
+    )
+    flags = [*SETTINGS, *_OWN, *PARITY_FLAGS, *stage_flags(stages, KINDS)]
+
+    def body(given: Given) -> None:
+        settings = build_settings(stages, given)
+        out = Path(given["out"]).expanduser() if given["out"] else None
+        engine = build_engine(
+            settings, store=open_store(path_from_text(given["store"])), stages=stages, out=out, force=given["force"]
+        )
+        print(json.dumps(document(engine), indent=2) if given["json"] else engine.path)
+
+    return make_task("build", summary, flags, body)
+
+
+def build_settings(stages: Registry, given: Given) -> BuildSettings:
+    """Merge flags and recipe into settings: a flag wins over the recipe.
+
+    Raises:
+        UsageError: a value that cannot be read, an unknown recipe table or key.
+    """
+    recipe = read_recipe(Path(given["recipe"]).expanduser(), stages) if given["recipe"] else {}
+    table = recipe.get("build", {})
+    names = [f.name.replace("_", "-") for f in SETTINGS if f.name not in ("recipe", "store")]
+    refuse_unknown({k.replace("_", "-"): v for k, v in table.items()}, names, "in table `[build]` of the recipe")
+    merged = {k.replace("-", "_"): v for k, v in table.items()}
+    merged |= {f.name: given[f.name] for f in SETTINGS if given.get(f.name) not in (None, False, [])}
+    flags = given_stage_flags(stages, given)
+    parity = {f.name.removeprefix("parity_"): given[f.name] for f in PARITY_FLAGS if given.get(f.name) is not None}
+    if parity:
+        flags["parity"] = parity
+    profiles = tuple(profile_from_text(str(p)) for p in merged.get("profile", []))
+    dynamic = switch("--dynamic", merged.get("dynamic", "on" if profiles else "off"))
+    if profiles and not dynamic:
+        raise UsageError("`--profile` needs a dynamic engine, but `--dynamic off` was given")
+    return BuildSettings(
+        weights=merged.get("weights"),
+        precision=merged.get("precision", "fp16"),
+        imgsz=size_from_text(merged["imgsz"]) if "imgsz" in merged else None,
+        batch=whole_number("--batch", merged.get("batch", 1)),
+        dynamic=dynamic,
+        profiles=profiles,
+        builder=merged.get("builder"),
+        exporter=merged.get("exporter"),
+        calibrator=merged.get("calibrator"),
+        offline=bool(merged.get("offline", False)),
+        flags=flags,
+        recipe=recipe,
+    )
+
+
+def read_recipe(path: Path, stages: Registry) -> Mapping[str, Mapping[str, Any]]:
+    """Read a recipe: a TOML file with a table per stage, `[build]` and `[detect]`.
+
+    Raises:
+        UsageError: no such file, not TOML, or a table that no stage answers to.
+    """
+    try:
+        recipe = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as err:
+        raise UsageError(f"cannot read the recipe `{path}`: {(err.strerror or str(err)).lower()}") from err
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as err:
+        raise UsageError(f"the recipe `{path}` is not TOML: {err}") from err
+    names = {name for named in stages.stages.values() for name in named}
+    refuse_unknown(recipe, ["build", "detect", "parity", *sorted(names)], f"in the recipe `{path}`")
+    for name, table in recipe.items():
+        if not isinstance(table, dict):
+            raise UsageError(f"`{name}` in the recipe `{path}` is not a table", hint=f"write [{name}] above its keys")
+    return recipe
+
+
+def document(engine: Engine) -> Json:
+    """Return what `build --json` prints; its form is in yolotrt_core/schemas/build.json."""
+    return {
+        "schema": 1,
+        "engine": str(engine.path),
+        "spec": str(spec_path(engine.path)),
+        "key": engine.key,
+        "from_cache": engine.from_cache,
+        "builder": engine.spec.builder,
+        "precision": engine.spec.precision,
+        "tools": to_json(engine.spec.tools),
+        "steps": [
+            {
+                "step": s.step.label,
+                "kind": s.step.kind,
+                "plugin": s.step.identity.name,
+                "key": s.record.key,
+                "from_cache": s.from_cache,
+                "seconds": s.record.seconds,
+                "facts": to_json(s.record.facts),
+            }
+            for s in engine.steps
+        ],
+    }
+
+
+def size_from_text(text: Any) -> tuple[int, int]:
+    """Read `640` or `480,640` (height, width); a recipe may give a number or a list."""
+    if isinstance(text, list):
+        text = ",".join(map(str, text))
+    sides = re.fullmatch(r"(\d{1,6})(?:,(\d{1,6}))?", str(text).replace(" ", ""))
+    if sides is None:
+        raise UsageError(f"`--imgsz` expects a side or height,width in pixels, as 640 or 480,640, found `{text}`")
+    return int(sides[1]), int(sides[2] or sides[1])
+
+
+def profile_from_text(text: str) -> ShapeRange:
+    """Read `1x320x320:4x640x640:8x640x640`."""
+    shape = r"(\d{1,6})x(\d{1,6})x(\d{1,6})"
+    found = re.fullmatch(f"{shape}:{shape}:{shape}", text)
+    if found is None:
+        raise UsageError(
+            f"`--profile` expects MIN:OPT:MAX, each BATCHxHEIGHTxWIDTH, found `{text}`",
+            hint="for example 1x320x320:4x640x640:8x640x640",
+        )
+    n = [int(g) for g in found.groups()]
+    return ShapeRange((n[0], n[1], n[2]), (n[3], n[4], n[5]), (n[6], n[7], n[8]))
+
+
+def whole_number(flag: str, value: Any, least: int = 1) -> int:
+    """Read a whole number of at least `least`."""
+    if isinstance(value, bool) or not re.fullmatch(r"\d{1,9}", str(value)) or int(value) < least:
+        raise UsageError(f"`{flag}` expects a whole number of at least {least}, found `{value}`")
+    return int(value)
+
+
+def switch(flag: str, value: Any) -> bool:
+    """Read on or off."""
+    if isinstance(value, bool):
+        return value
+    if value not in _ON_OFF:
+        raise UsageError(f"`{flag}` expects on or off, found `{value}`", hint=nearest(str(value), list(_ON_OFF)))
+    return _ON_OFF[value]
+
+
+def path_from_text(text: str | None) -> Path | None:
+    return Path(text).expanduser() if text else None

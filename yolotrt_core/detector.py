@@ -1,0 +1,170 @@
+"""Frames in, boxes out: the one way commands and programs run an engine."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from yolotrt_core.engine import BuildSettings, build_engine, open_store, read_engine_spec
+from yolotrt_core.errors import UsageError
+from yolotrt_core.letterbox import preprocess
+from yolotrt_core.pipeline import GivenOptions
+from yolotrt_core.registry import Registered, Registry, refuse_unavailable
+from yolotrt_core.stages import Session
+from yolotrt_core.store.store import Store
+from yolotrt_core.types import Detections, EngineSpec, Selection
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+class Detector:
+    """Runs one engine on pictures; a context manager.
+
+    One thread at a time may call `detect`.
+
+    Attributes:
+        spec: the engine's spec. labels: class names by class id.
+        seconds: time spent so far by step: `preprocess`, `infer`, `postprocess`.
+        frames: pictures seen so far.
+    """
+
+    def __init__(self, session: Session, postprocessor: Registered, options: Any) -> None:
+        self.spec: EngineSpec = session.spec
+        self.labels = self.spec.model.labels
+        self.seconds: dict[str, float] = defaultdict(float)
+        self.frames = 0
+        self._session = session
+        self._postprocessor = postprocessor
+        self._options = options
+        self._batch, self._size = _limits(self.spec)
+
+    @classmethod
+    def open(
+        cls,
+        weights: str | Path | None = None,
+        *,
+        engine: str | Path | None = None,
+        store: Path | Store | None = None,
+        stages: Registry | None = None,
+        **settings: Any,
+    ) -> Detector:
+        """Open an engine file, or build one for a model first (found in the store after the first time).
+
+        Args:
+            weights: as for `build`. engine: an engine file with its spec beside it, instead.
+            store: artifact store or its folder. stages: plugins; default all installed.
+            settings: further fields of `BuildSettings`, e.g. `precision="fp32"`, `imgsz=(480, 640)`.
+                Without `builder` the first one that can run here is taken.
+
+        Raises:
+            UsageError: both or neither can be meant, or the engine file is unusable.
+            StageError: the engine does not run on this machine.
+        """
+        stages = stages or Registry.discover()
+        opened = open_store(store)
+        if engine is not None:
+            if weights is not None:
+                raise UsageError("`weights` and `engine` exclude each other", hint="an engine holds its model already")
+            path = Path(engine).expanduser()
+            spec = read_engine_spec(path)
+            builder = stages.usable("builder", spec.builder)
+        else:
+            wanted = BuildSettings(weights=weights, **settings)
+            builder = (
+                stages.usable("builder", wanted.builder) if wanted.builder else stages.default_builder(to_run=True)
+            )
+            refuse_unavailable(builder, builder.stage.runnable())
+            wanted = dataclasses.replace(wanted, builder=builder.name)
+            with tempfile.TemporaryDirectory(prefix="yolotrt-") as folder:
+                built = build_engine(wanted, store=opened, stages=stages, out=Path(folder))
+                return cls._start(stages, builder, built.path, built.spec, opened, settings)
+        refuse_unavailable(builder, builder.stage.runnable())
+        return cls._start(stages, builder, path, spec, opened, settings)
+
+    @classmethod
+    def _start(
+        cls,
+        stages: Registry,
+        builder: Registered,
+        path: Path,
+        spec: EngineSpec,
+        store: Store,
+        settings: Mapping[str, Any],
+    ) -> Self:
+        given = GivenOptions(settings.get("flags", {}), settings.get("recipe", {}))
+        postprocessor = stages.postprocessor(spec.model.head)
+        chosen = given.resolve(postprocessor.stage.Options, postprocessor.name)
+        options = given.resolve(builder.stage.Options, builder.name)
+        return cls(builder.stage.open(path, spec, options, store.side_cache()), postprocessor, chosen)
+
+    def detect(self, frames: Sequence[NDArray[np.uint8]], selection: Selection = Selection()) -> list[Detections]:
+        """Find objects on pictures of any sizes.
+
+        Args:
+            frames: uint8 (H, W, 3) BGR each, as OpenCV reads them.
+            selection: thresholds, see `Selection`.
+
+        Returns:
+            One Detections per frame, boxes in that frame's pixels.
+
+        Raises:
+            UsageError: a frame of another dtype or shape, or a class id the model does not have.
+        """
+        beyond = [c for c in selection.classes if not 0 <= c < len(self.labels)]
+        if beyond:
+            raise UsageError(f"class {beyond[0]} does not exist: the model has classes 0 to {len(self.labels) - 1}")
+        found: list[Detections] = []
+        for first in range(0, len(frames), self._batch):
+            found += self._detect_batch(frames[first : first + self._batch], selection)
+        return found
+
+    def _detect_batch(self, frames: Sequence[NDArray[np.uint8]], selection: Selection) -> list[Detections]:
+        import numpy as np
+
+        marks = [time.perf_counter()]
+        images, geometry = preprocess(frames, self._size)
+        if not self.spec.profiles and len(frames) < self._batch:  # a static engine takes full batches only
+            images = np.concatenate([images, np.zeros((self._batch - len(frames), *images.shape[1:]), images.dtype)])
+        marks.append(time.perf_counter())
+        raw = self._session.infer(images)
+        marks.append(time.perf_counter())
+        used = {name: array[: len(frames)] for name, array in raw.items()}
+        found: list[Detections] = self._postprocessor.stage.decode(
+            used, self.spec.model, geometry, selection, self._options
+        )
+        marks.append(time.perf_counter())
+        for step, began, ended in zip(("preprocess", "infer", "postprocess"), marks, marks[1:], strict=False):
+            self.seconds[step] += ended - began
+        self.frames += len(frames)
+        return found
+
+    def close(self) -> None:
+        """Free the engine."""
+        self._session.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _limits(spec: EngineSpec) -> tuple[int, tuple[int, int]]:
+    """Return the largest batch and the (height, width) to run at: the static shape or the first profile's."""
+    if spec.profiles:
+        first = spec.profiles[0]
+        return first.max[0], (first.opt[1], first.opt[2])
+    batch, _, height, width = spec.model.inputs[0].shape
+    if not (isinstance(batch, int) and isinstance(height, int) and isinstance(width, int)):
+        raise UsageError(f"the engine's spec has a dynamic input {spec.model.inputs[0].shape} but no profile")
+    return batch, (height, width)

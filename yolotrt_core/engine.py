@@ -1,0 +1,240 @@
+"""Build an engine from a model: the one entry that the commands and other programs share."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from yolotrt_core import pipeline
+from yolotrt_core.errors import ArtifactError, UsageError
+from yolotrt_core.options import nearest
+from yolotrt_core.pipeline import Choice, GivenOptions, Plan, StepResult
+from yolotrt_core.registry import Registry
+from yolotrt_core.sources import resolve_source, sha256_of
+from yolotrt_core.store.store import Store
+from yolotrt_core.types import PRECISIONS, BuildRequest, EngineSpec, ModelSource, Precision, ShapeRange, from_json
+
+STORE_VARIABLE = "YOLOTRT_STORE"
+STRIDE = 32  # every YOLOv5 needs multiples of it; P6 models need 64, which their exporter checks
+DEFAULT_SIZE = (640, 640)
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """An engine in a folder of the user's, and how it came about.
+
+    Attributes:
+        path: the engine file; `<path>.json` beside it holds the spec. spec: what is in it.
+        key: its key in the store. steps: every stage with its record and whether it ran.
+    """
+
+    path: Path
+    spec: EngineSpec
+    key: str
+    steps: tuple[StepResult, ...]
+
+    @property
+    def from_cache(self) -> bool:
+        """Whether no stage ran."""
+        return all(step.from_cache for step in self.steps)
+
+
+@dataclass(frozen=True, slots=True)
+class BuildSettings:
+    """Everything a user can say about a build; the fields are the flags of `build`.
+
+    Attributes:
+        weights: file, folder, known name, or None for the embedded model.
+        imgsz: (height, width) in pixels or None for the model's own, else 640.
+        batch: images per inference of a static engine, or the optimum of a dynamic one.
+        dynamic: batch, height and width may vary within `profiles` (made up if none is given).
+        builder, exporter, calibrator: plugin names; None chooses.
+        flags, recipe: stage options, see `pipeline.GivenOptions`.
+    """
+
+    weights: str | Path | None = None
+    precision: Precision = "fp16"
+    imgsz: tuple[int, int] | None = None
+    batch: int = 1
+    dynamic: bool = False
+    profiles: tuple[ShapeRange, ...] = ()
+    builder: str | None = None
+    exporter: str | None = None
+    calibrator: str | None = None
+    offline: bool = False
+    flags: Mapping[str, Mapping[str, str | None]] = field(default_factory=dict)
+    recipe: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+def build(
+    weights: str | Path | None = None,
+    *,
+    precision: Precision = "fp16",
+    out: Path | None = None,
+    store: Path | Store | None = None,
+    force: bool = False,
+    stages: Registry | None = None,
+    **settings: Any,
+) -> Engine:
+    """Build an engine and put it, with its spec, in a folder.
+
+    Args:
+        weights: checkpoint file, SavedModel folder, known name (`yolov5n`), or None for the
+            embedded default model.
+        precision: fp32, fp16, bf16, int8 or fp8.
+        out: folder for the engine; default `./engines/NAME-PRECISION/`.
+        store: artifact store or its folder; default see `default_store`.
+        force: run every stage again.
+        stages: plugins to use; default all that are installed.
+        settings: further fields of `BuildSettings`.
+
+    Returns:
+        The engine. Nothing is computed that the store already holds.
+
+    Raises:
+        YolotrtError: see `yolotrt_core.errors`.
+    """
+    wanted = BuildSettings(weights=weights, precision=precision, **settings)
+    return build_engine(wanted, store=open_store(store), stages=stages or Registry.discover(), out=out, force=force)
+
+
+def build_engine(
+    settings: BuildSettings, *, store: Store, stages: Registry, out: Path | None = None, force: bool = False
+) -> Engine:
+    """Do what `build` says, for callers that hold settings, store and plugins already."""
+    planned = plan_build(settings, store=store, stages=stages)
+    results = pipeline.run(planned, store, stages, force=force)
+    last = results[-1]
+    name = f"{planned.source.name}-{settings.precision}"
+    folder = out if out is not None else Path("engines") / name
+    engine_file = planned.builder.stage.engine_file
+    path = folder / f"{name}{Path(engine_file).suffix}"
+    spec = from_json(EngineSpec, json.loads(store.read(last.record.outputs[pipeline.ENGINE_SPEC_FILE].sha256)))
+    hand_out(store, last.record.outputs[engine_file].sha256, path)
+    hand_out(store, last.record.outputs[pipeline.ENGINE_SPEC_FILE].sha256, spec_path(path))
+    store.set_ref(f"{name}-{planned.builder.name}", last.record.key)
+    return Engine(path, spec, last.record.key, tuple(results))
+
+
+def plan_build(settings: BuildSettings, *, store: Store, stages: Registry) -> Plan:
+    """Resolve the model and say which stages a build of these settings has; runs none of them."""
+    source = resolve_source(settings.weights, cache_dir=weights_cache(), offline=settings.offline)
+    request = build_request(settings, source)
+    choice = Choice(settings.exporter, settings.builder, settings.calibrator)
+    return pipeline.plan(stages, source, request, choice, GivenOptions(settings.flags, settings.recipe))
+
+
+def build_request(settings: BuildSettings, source: ModelSource) -> BuildRequest:
+    """Check the user's settings and fill in what was left open.
+
+    Raises:
+        UsageError: unknown precision, a size that is no multiple of 32, a profile out of order.
+    """
+    if settings.precision not in PRECISIONS:
+        raise UsageError(f"unknown precision `{settings.precision}`", hint=nearest(settings.precision, PRECISIONS))
+    height, width = settings.imgsz or source.imgsz or DEFAULT_SIZE
+    if settings.batch < 1:
+        raise UsageError(f"`--batch` expects a whole number of at least 1, found `{settings.batch}`")
+    profiles = settings.profiles
+    if settings.dynamic and not profiles:
+        half = tuple(max(STRIDE, side // 2 // STRIDE * STRIDE) for side in (height, width))
+        profiles = (
+            ShapeRange((1, half[0], half[1]), (settings.batch, height, width), (max(8, settings.batch), height, width)),
+        )
+    for shape in ((1, height, width), *(s for p in profiles for s in (p.min, p.opt, p.max))):
+        for side in shape[1:]:
+            if side < STRIDE or side % STRIDE:
+                raise UsageError(
+                    f"height and width must be multiples of {STRIDE}, found {side}",
+                    hint=f"the nearest is {max(STRIDE, round(side / STRIDE) * STRIDE)}",
+                )
+    for profile in profiles:
+        ordered = all(a <= b <= c for a, b, c in zip(profile.min, profile.opt, profile.max, strict=True))
+        if not ordered or profile.min[0] < 1:
+            shown = ":".join("x".join(map(str, s)) for s in (profile.min, profile.opt, profile.max))
+            raise UsageError(f"profile `{shown}` is not in the order MIN:OPT:MAX on every axis")
+    return BuildRequest(
+        precision=settings.precision,
+        batch=settings.batch,
+        height=height,
+        width=width,
+        dynamic=bool(profiles),
+        profiles=profiles,
+    )
+
+
+def spec_path(engine: Path) -> Path:
+    """Return where the spec of an engine file lies."""
+    return engine.with_name(engine.name + ".json")
+
+
+def read_engine_spec(engine: Path) -> EngineSpec:
+    """Read the spec beside an engine and check that it belongs to it.
+
+    Raises:
+        UsageError: no engine, no spec, or a spec of another engine.
+    """
+    sidecar = spec_path(engine)
+    if not engine.is_file():
+        raise UsageError(f"there is no engine file `{engine}`", hint="make one with `build`")
+    try:
+        spec = from_json(EngineSpec, json.loads(sidecar.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise UsageError(
+            f"`{engine}` has no spec `{sidecar.name}` beside it",
+            hint="move both files together, or build again: an engine alone does not say how to feed it",
+        ) from None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as err:
+        raise UsageError(f"`{sidecar}` is not an engine spec: {err}", hint="build the engine again") from err
+    if sha256_of(engine) != spec.engine_sha256:
+        raise UsageError(
+            f"`{engine}` is not the engine that `{sidecar.name}` describes",
+            hint="the file was changed or swapped: build it again",
+        )
+    return spec
+
+
+def open_store(store: Path | Store | None = None) -> Store:
+    """Return the store to use: the given one, or the default."""
+    return store if isinstance(store, Store) else Store(store or default_store())
+
+
+def default_store() -> Path:
+    """Return the folder of the store: YOLOTRT_STORE, else the clone's artifacts/, else the user's cache."""
+    named = os.environ.get(STORE_VARIABLE)
+    if named:
+        return Path(named).expanduser()
+    root = Path(__file__).resolve().parent.parent
+    if (root / "tasks.py").is_file() and (root / "artifacts" / "README.md").is_file():
+        return root / "artifacts"
+    return _user_cache() / "artifacts"
+
+
+def weights_cache() -> Path:
+    """Return the folder where fetched checkpoints are kept."""
+    return _user_cache() / "weights"
+
+
+def _user_cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "yolotrt"
+
+
+def hand_out(store: Store, sha256: str, path: Path) -> None:
+    """Copy a stored file to a place of the user's, unless the same content is there already.
+
+    Raises:
+        ArtifactError: the place cannot be written.
+    """
+    try:
+        if path.is_file() and sha256_of(path) == sha256:
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        store.copy_out(sha256, path)
+    except OSError as err:
+        raise ArtifactError(
+            f"cannot write `{path}`: {(err.strerror or str(err)).lower()}", hint="choose another folder with `--out`"
+        ) from err

@@ -1,0 +1,151 @@
+"""Reads pictures and videos named on a command line, with errors that say what was wrong."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from yolotrt_core.errors import UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+PICTURES = frozenset({".bmp", ".jpeg", ".jpg", ".jp2", ".png", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm"})
+VIDEOS = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv"})
+
+
+@dataclass(frozen=True, slots=True)
+class VideoFacts:
+    """Size of a video's frames in pixels, frames per second, and how many frames (0: unknown)."""
+
+    width: int
+    height: int
+    fps: float
+    frames: int
+
+
+def find(path: str) -> list[Path]:
+    """List the pictures and videos that a path means, in a fixed order.
+
+    Args:
+        path: a file, a folder (not its subfolders), or a pattern with `*`, `?` or `**`.
+
+    Raises:
+        UsageError: nothing there, or nothing that is a picture or video by its ending.
+    """
+    named = Path(path).expanduser()
+    if named.is_dir():
+        found = sorted(p for p in named.iterdir() if p.suffix.lower() in PICTURES | VIDEOS)
+        if not found:
+            raise UsageError(f"no picture or video in the folder `{path}`", hint=_endings())
+        return found
+    if named.is_file():
+        if named.suffix.lower() not in PICTURES | VIDEOS:
+            raise UsageError(f"`{path}` is no picture or video by its ending `{named.suffix}`", hint=_endings())
+        return [named]
+    if glob.has_magic(path):
+        matches = sorted(Path(p) for p in glob.glob(str(named), recursive=True))  # noqa: PTH207 - Path.glob has no absolute patterns
+        found = [p for p in matches if p.suffix.lower() in PICTURES | VIDEOS]
+        if not found:
+            raise UsageError(f"no picture or video matches the pattern `{path}`", hint=_endings())
+        return found
+    raise UsageError(f"there is no file or folder `{path}`")
+
+
+def is_video(path: Path) -> bool:
+    """Tell a video from a picture, by the ending."""
+    return path.suffix.lower() in VIDEOS
+
+
+def read(path: Path) -> NDArray[np.uint8]:
+    """Read a picture.
+
+    Returns:
+        uint8 (H, W, 3), BGR, turned upright by its EXIF orientation.
+
+    Raises:
+        UsageError: it cannot be read, is empty, or is no picture.
+    """
+    import cv2
+    import numpy as np
+
+    try:
+        encoded = np.fromfile(path, dtype=np.uint8)
+    except OSError as err:
+        raise UsageError(f"cannot read the picture `{path}`: {(err.strerror or str(err)).lower()}") from err
+    if encoded.size == 0:
+        raise UsageError(f"the picture `{path}` is an empty file")
+    with _quiet_opencv():
+        try:
+            frame = cv2.imdecode(encoded, cv2.IMREAD_COLOR)
+        except cv2.error as err:
+            raise UsageError(f"`{path}` is not a picture OpenCV can read: {err.err or err}") from err
+    if frame is None or 0 in frame.shape:
+        raise UsageError(f"`{path}` is not a picture OpenCV can read", hint="is the file complete?")
+    return np.asarray(frame, dtype=np.uint8)
+
+
+@contextmanager
+def open_video(path: Path) -> Iterator[tuple[VideoFacts, Iterator[NDArray[np.uint8]]]]:
+    """Open a video.
+
+    Yields:
+        Its facts, and its frames: uint8 (H, W, 3) BGR each, one in memory at a time.
+
+    Raises:
+        UsageError: it cannot be opened or holds no frame.
+    """
+    import cv2
+
+    with _quiet_opencv():
+        capture = cv2.VideoCapture(str(path))
+    try:
+        if not capture.isOpened():
+            raise UsageError(f"`{path}` is not a video OpenCV can read", hint="is the file complete, its codec known?")
+        facts = VideoFacts(
+            width=int(capture.get(cv2.CAP_PROP_FRAME_WIDTH)),
+            height=int(capture.get(cv2.CAP_PROP_FRAME_HEIGHT)),
+            fps=capture.get(cv2.CAP_PROP_FPS) or 25.0,
+            frames=max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT))),
+        )
+        yield facts, _frames(capture, path)
+    finally:
+        capture.release()
+
+
+def _frames(capture: Any, path: Path) -> Iterator[NDArray[np.uint8]]:
+    count = 0
+    while True:
+        good, frame = capture.read()
+        if not good:
+            break
+        count += 1
+        yield frame
+    if count == 0:
+        raise UsageError(f"the video `{path}` holds no frame that can be read")
+
+
+@contextmanager
+def _quiet_opencv() -> Iterator[None]:
+    """Keep OpenCV's own complaints off standard error: the UsageError says the same better."""
+    import cv2
+
+    logging = getattr(getattr(cv2, "utils", None), "logging", None)
+    if logging is None:
+        yield
+        return
+    before = logging.getLogLevel()
+    logging.setLogLevel(logging.LOG_LEVEL_SILENT)
+    try:
+        yield
+    finally:
+        logging.setLogLevel(before)
+
+
+def _endings() -> str:
+    return "known endings: " + " ".join(sorted(PICTURES | VIDEOS))

@@ -1,0 +1,317 @@
+"""Finds plugins, keeps their stages by kind and name, and says what is wrong with the broken ones.
+
+A plugin is loaded in its own `try`: one that cannot be used is listed with its error, and only a
+build that asks for one of its stages fails.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.metadata
+import importlib.util
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal, get_args
+
+import pluggy
+
+from yolotrt_core import hookspecs
+from yolotrt_core.errors import PluginError, UsageError
+from yolotrt_core.options import OptionField, nearest, option_fields
+from yolotrt_core.stages import Availability
+from yolotrt_core.store.action import PluginIdentity
+from yolotrt_core.types import ModelSource
+
+Kind = Literal["exporter", "pass", "calibrator", "builder", "postprocessor"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+OWN_DIST = "yolotrt-core"
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+# What a stage of each kind must have beyond the attributes that all share.
+_COMMON = ("name", "stage_version", "sources", "Options", "available", "fingerprint")
+_MEMBERS: Mapping[Kind, tuple[str, ...]] = {
+    "exporter": ("export",),
+    "pass": ("order", "needs_calibration", "applies", "apply"),
+    "calibrator": ("calibrate",),
+    "builder": ("engine_file", "precisions", "priority", "runnable", "preflight", "build", "open"),
+    "postprocessor": ("heads", "decode"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class PluginSource:
+    """A module that claims to be a plugin: where it comes from, not yet loaded."""
+
+    name: str
+    dist: str
+    version: str
+    load: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Registered:
+    """One stage and the distribution that brought it."""
+
+    kind: Kind
+    stage: Any
+    plugin: str
+    dist: str
+    version: str
+    options: tuple[OptionField, ...]
+
+    @property
+    def name(self) -> str:
+        return str(self.stage.name)
+
+    @property
+    def identity(self) -> PluginIdentity:
+        """The code of the stage as it enters a cache key.
+
+        Raises:
+            PluginError: a module named in `sources` does not exist.
+        """
+        digest = source_digest(tuple(self.stage.sources), f"stage `{self.name}` of `{self.dist}`")
+        return PluginIdentity(self.name, self.dist, int(self.stage.stage_version), digest)
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """A plugin, or one stage of it, that cannot be used, and why."""
+
+    plugin: str
+    dist: str
+    version: str
+    error: str
+    stages: tuple[tuple[Kind, str], ...] = ()
+
+
+@dataclass(slots=True)
+class Registry:
+    """All stages of all plugins. Make one with `Registry.discover()` or `Registry.of(modules)`."""
+
+    manager: pluggy.PluginManager
+    stages: dict[Kind, dict[str, Registered]] = field(default_factory=lambda: {kind: {} for kind in KINDS})
+    broken: list[Broken] = field(default_factory=list)
+    reserved_flags: frozenset[str] = frozenset()
+
+    @classmethod
+    def discover(cls, reserved_flags: Iterable[str] = ()) -> Registry:
+        """Load every plugin installed in this environment (entry-point group `yolotrt`)."""
+        sources = []
+        for entry in importlib.metadata.entry_points(group=hookspecs.PROJECT):
+            dist = entry.dist
+            name, version = (dist.metadata["Name"], dist.version) if dist else ("unknown distribution", "")
+            sources.append(PluginSource(entry.name, name, version, entry.load))
+        return cls.load(sources, reserved_flags)
+
+    @classmethod
+    def of(cls, *modules: ModuleType | Any) -> Registry:
+        """Load exactly these plugin modules; for tests and for embedding."""
+        sources = [
+            PluginSource(getattr(m, "__name__", type(m).__name__), "in-process", "0", functools.partial(lambda m: m, m))
+            for m in modules
+        ]
+        return cls.load(sources)
+
+    @classmethod
+    def load(cls, sources: Sequence[PluginSource], reserved_flags: Iterable[str] = ()) -> Registry:
+        """Load plugins in a fixed order, this project's own first, then by distribution and name."""
+        manager = pluggy.PluginManager(hookspecs.PROJECT)
+        manager.add_hookspecs(hookspecs)
+        registry = cls(manager, reserved_flags=frozenset(reserved_flags))
+        seen: set[tuple[str, str]] = set()
+        for source in sorted(sources, key=lambda s: (s.dist != OWN_DIST, s.dist, s.name)):
+            if (source.dist, source.name) not in seen:  # an editable install can list a distribution twice
+                seen.add((source.dist, source.name))
+                registry._load_one(source)
+        return registry
+
+    def get(self, kind: Kind, name: str) -> Registered:
+        """Return the stage of this kind and name.
+
+        Raises:
+            UsageError: there is none, with the nearest names.
+            PluginError: it belongs to a broken plugin, whose error is told.
+        """
+        for broken in self.broken:
+            if (kind, name) in broken.stages and name not in self.stages[kind]:
+                raise PluginError(f"{kind} `{name}` of `{broken.dist}` cannot be used: {broken.error}")
+        found = self.stages[kind].get(name)
+        if found is None:
+            hint = nearest(name, list(self.stages[kind]))
+            if self.broken:
+                hint += "; broken plugins: " + ", ".join(f"`{b.plugin}` of `{b.dist}` ({b.error})" for b in self.broken)
+            raise UsageError(f"there is no {kind} named `{name}`", hint=hint)
+        return found
+
+    def usable(self, kind: Kind, name: str) -> Registered:
+        """Return the stage as `get` does, refusing one that lacks its tools here.
+
+        Raises:
+            PluginError: with the reason and the command that installs what is missing.
+        """
+        found = self.get(kind, name)
+        refuse_unavailable(found, found.stage.available())
+        return found
+
+    def passes(self) -> list[Registered]:
+        """Return all passes in the order they run."""
+        return sorted(self.stages["pass"].values(), key=lambda r: (r.stage.order, r.name))
+
+    def builders(self) -> list[Registered]:
+        """Return all builders, the preferred first."""
+        return sorted(self.stages["builder"].values(), key=lambda r: (-r.stage.priority, r.name))
+
+    def default_builder(self, *, to_run: bool) -> Registered:
+        """Return the preferred builder that can build here and, if asked, run its engines here.
+
+        Raises:
+            PluginError: none can; every builder's reason is told.
+        """
+        reasons = []
+        for candidate in self.builders():
+            for can in (candidate.stage.available(), candidate.stage.runnable() if to_run else Availability(True)):
+                if not can.ok:
+                    reasons.append(f"`{candidate.name}`: {can.reason}" + (f" ({can.install})" if can.install else ""))
+                    break
+            else:
+                return candidate
+        wanted = "run" if to_run else "build"
+        raise PluginError(f"no builder can {wanted} an engine here", hint="; ".join(reasons) or "no builder installed")
+
+    def select_exporter(self, source: ModelSource) -> Registered:
+        """Return the exporter that claims this source.
+
+        Raises:
+            UsageError: no plugin knows what it is.
+        """
+        name = self.manager.hook.yolotrt_select_exporter(source=source)
+        if name is None:
+            known = ", ".join(f"`{n}`" for n in sorted(self.stages["exporter"])) or "none"
+            raise UsageError(
+                f"`{source.path}` is not a model that an installed exporter can read",
+                hint=f"exporters here: {known}; force one with `--exporter NAME`",
+            )
+        return self.get("exporter", name)
+
+    def postprocessor(self, head: str) -> Registered:
+        """Return the postprocessor that decodes this head.
+
+        Raises:
+            PluginError: no installed plugin does.
+        """
+        for candidate in self.stages["postprocessor"].values():
+            if head in candidate.stage.heads:
+                return candidate
+        raise PluginError(f"no installed postprocessor decodes the head `{head}`", hint="see `plugins`")
+
+    def _load_one(self, source: PluginSource) -> None:
+        def fail(error: str, stages: tuple[tuple[Kind, str], ...] = ()) -> None:
+            self.broken.append(Broken(source.name, source.dist, source.version, error, stages))
+
+        try:
+            module = source.load()
+        except (Exception, SystemExit) as err:  # noqa: BLE001 - another's code may fail in any way at import
+            return fail(f"import failed: {type(err).__name__}: {err}")
+        version = getattr(module, "YOLOTRT_API", None)
+        if version != hookspecs.API_VERSION:
+            stated = "states no plugin API version" if version is None else f"is written for plugin API {version}"
+            return fail(f"{stated}; this yolotrt speaks {hookspecs.API_VERSION} (`YOLOTRT_API = ...` in the module)")
+        try:
+            self.manager.register(module, name=f"{source.dist}:{source.name}")
+        except (pluggy.PluginValidationError, ValueError) as err:
+            self._forget(module)
+            return fail(f"hooks do not fit: {err}".replace("\n", " "))
+        unknown = [c.name for c in self.manager.get_hookcallers(module) or [] if not c.has_spec()]
+        if unknown:
+            self._forget(module)
+            hooks = [n for n in dir(hookspecs) if n.startswith("yolotrt_")]
+            return fail(f"there is no hook `{unknown[0]}`; {nearest(unknown[0], hooks)}")
+        for kind in KINDS:
+            try:
+                stages = self._collect(kind, module)
+            except Exception as err:  # noqa: BLE001 - another's code may fail in any way
+                fail(f"hook for kind `{kind}` failed: {type(err).__name__}: {err}")
+                continue
+            for stage in stages:
+                self._add(kind, stage, source)
+        return None
+
+    def _forget(self, module: Any) -> None:
+        if self.manager.is_registered(module):
+            self.manager.unregister(module)
+
+    def _collect(self, kind: Kind, module: Any) -> Sequence[Any]:
+        plural = "passes" if kind == "pass" else f"{kind}s"
+        caller = getattr(self.manager.hook, f"yolotrt_{plural}")
+        found: list[Any] = []
+        for impl in caller.get_hookimpls():
+            if impl.plugin is module:
+                found.extend(impl.function() or ())
+        return found
+
+    def _add(self, kind: Kind, stage: Any, source: PluginSource) -> None:
+        name = str(getattr(stage, "name", type(stage).__name__))
+
+        def fail(error: str) -> None:
+            self.broken.append(Broken(source.name, source.dist, source.version, error, ((kind, name),)))
+
+        missing = [m for m in (*_COMMON, *_MEMBERS[kind]) if not hasattr(stage, m)]
+        if missing:
+            return fail(f"{kind} `{name}` lacks " + ", ".join(f"`{m}`" for m in missing))
+        if not _NAME.fullmatch(name):
+            return fail(f"{kind} `{name}` needs a name of lower-case letters, digits and `_`")
+        try:
+            options = option_fields(stage.Options, name)
+        except PluginError as err:
+            return fail(err.message)
+        rival = self.stages[kind].get(name)
+        if rival is not None:
+            if rival.dist != OWN_DIST:  # neither has a better claim, so neither may be taken for the other
+                del self.stages[kind][name]
+                self.broken.append(
+                    Broken(
+                        rival.plugin, rival.dist, rival.version, _twice(kind, name, rival.dist, source), ((kind, name),)
+                    )
+                )
+            return fail(_twice(kind, name, rival.dist, source))
+        taken = {f.flag: r.dist for stages in self.stages.values() for r in stages.values() for f in r.options}
+        for option in options:
+            if option.flag in taken or option.flag in self.reserved_flags:
+                owner = taken.get(option.flag, OWN_DIST)
+                return fail(f"flag `{option.flag}` is claimed by both `{owner}` and `{source.dist}`")
+        self.stages[kind][name] = Registered(kind, stage, source.name, source.dist, source.version, options)
+        return None
+
+
+def _twice(kind: Kind, name: str, rival: str, source: PluginSource) -> str:
+    return f"{kind} `{name}` is brought by both `{rival}` and `{source.dist}`"
+
+
+def refuse_unavailable(found: Registered, can: Availability) -> None:
+    """Raise a PluginError with reason and remedy unless `can` is ok."""
+    if not can.ok:
+        raise PluginError(f"{found.kind} `{found.name}` cannot be used here: {can.reason}", hint=can.install or None)
+
+
+@functools.cache
+def source_digest(modules: tuple[str, ...], owner: str) -> str:
+    """Return the SHA-256 over the named modules' source text, without importing them.
+
+    Raises:
+        PluginError: a module does not exist.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(modules):
+        try:
+            spec = importlib.util.find_spec(name)
+        except ModuleNotFoundError:
+            spec = None
+        if spec is None or spec.origin is None:
+            raise PluginError(f"{owner} names the module `{name}` in `sources`, which does not exist")
+        digest.update(name.encode() + b"\0" + hashlib.sha256(Path(spec.origin).read_bytes()).digest())
+    return digest.hexdigest()
