@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 
 from yolotrt_core.types import Json, to_json
 
@@ -85,3 +87,79 @@ class Record:
     created: str
     seconds: float
     facts: Mapping[str, Json] = field(default_factory=dict)
+
+    @property
+    def short_key(self) -> str:
+        """The key as screens show it."""
+        return self.key[:12]
+
+
+class UnknownSchemaError(ValueError):
+    """A record written by another version of the store."""
+
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def is_sha256(text: object) -> bool:
+    """Say whether `text` is 64 lower-case hex digits."""
+    return isinstance(text, str) and _SHA256.fullmatch(text) is not None
+
+
+def key_of_material(material: Mapping[str, Json]) -> str:
+    """Return the key that an action of this material has."""
+    return hashlib.sha256(canonical_json(dict(material)).encode()).hexdigest()
+
+
+def record_bytes(record: Record) -> bytes:
+    """Return the stored form of a record.
+
+    Raises:
+        ValueError: NaN or infinity in the facts. TypeError: facts that are no JSON.
+    """
+    shown = to_json(record)
+    assert isinstance(shown, dict)
+    del shown["key"]
+    return canonical_json({"schema": SCHEMA, **shown}).encode()
+
+
+def record_from_bytes(key: str, data: bytes) -> Record:
+    """Rebuild a record from its stored form, believing nothing.
+
+    Output names are checked, since they become file names when an artifact is copied out.
+
+    Raises:
+        UnknownSchemaError: written by another version. ValueError: anything else is wrong with it.
+    """
+    try:
+        parsed = json.loads(data)
+    except RecursionError as err:
+        raise ValueError("nested too deeply") from err
+    if not isinstance(parsed, dict):
+        raise ValueError("no JSON object")
+    schema = parsed.pop("schema", None)
+    if schema != SCHEMA:
+        raise UnknownSchemaError(f"has schema {schema!r}, this yolotrt reads {SCHEMA}")
+    action, facts, outputs = parsed.get("action"), parsed.get("facts"), parsed.get("outputs")
+    if not (isinstance(action, dict) and isinstance(facts, dict) and isinstance(outputs, dict)):
+        raise ValueError("has no action, outputs and facts")
+    if key_of_material(action) != key:
+        raise ValueError("its material does not hash to its key")
+    created, seconds = parsed.get("created"), parsed.get("seconds")
+    if not isinstance(created, str) or not isinstance(seconds, (int, float)):
+        raise ValueError("does not say when it was made")
+    blobs = {name: _blob_from_json(name, blob) for name, blob in outputs.items()}
+    return Record(key=key, action=action, outputs=blobs, created=created, seconds=float(seconds), facts=facts)
+
+
+def _blob_from_json(name: str, data: object) -> Blob:
+    sha256, size = (data.get("sha256"), data.get("size")) if isinstance(data, dict) else (None, None)
+    if not (is_output_name(name) and isinstance(sha256, str) and is_sha256(sha256) and isinstance(size, int)):
+        raise ValueError(f"has a bad output {name!r}")
+    return Blob(sha256, size)
+
+
+def is_output_name(name: str) -> bool:
+    """Say whether `name` is a relative POSIX path that stays inside its folder."""
+    path = PurePosixPath(name)
+    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts and path.as_posix() == name

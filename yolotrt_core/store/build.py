@@ -1,0 +1,250 @@
+"""Making an artifact once, however many processes ask for it and whenever one is killed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import platform
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from yolotrt_core.errors import StageError, YolotrtError
+from yolotrt_core.store.action import Action, Blob, Record, canonical_json, is_output_name, record_bytes
+from yolotrt_core.store.failures import RefusedRowError, disk_error, reporting
+from yolotrt_core.store.layout import ACTION, BLOB, OWNER, STAGE_LOG
+from yolotrt_core.store.locks import locked
+from yolotrt_core.types import Json, to_json
+
+if TYPE_CHECKING:
+    from yolotrt_core.store.disk import ByteCache
+    from yolotrt_core.store.store import Make, Store
+
+log = logging.getLogger(__name__)
+
+_ALLOWED = {"in", "out", STAGE_LOG, OWNER}
+
+
+def obtain(
+    store: Store, action: Action, make: Make, *, verify: bool, force: bool, on_start: Callable[[Action], None] | None
+) -> tuple[Record, bool]:
+    """Return the record of an action and whether it was found; see `Store.obtain`."""
+    key = action.key
+    record = None if force else store.find(key)
+    if record is not None:
+        bad = _damaged_outputs(store, record) if verify else ()
+        if not bad:
+            return record, True
+        log.warning("%s is damaged in the store (%s): making it again", _describe(action), ", ".join(bad))
+    with reporting(store.root):
+        store.make_folders()
+    with locked(store.locks_folder, key, lambda: _waited_for(store, action)):
+        record = None if force else store.find(key)
+        if record is not None:
+            bad = _damaged_outputs(store, record) if verify else ()
+            if not bad:
+                return record, True
+            _delete(store, record, bad)
+        return _build(store, action, make, on_start), False
+
+
+def _build(store: Store, action: Action, make: Make, on_start: Callable[[Action], None] | None) -> Record:
+    """Run `make` in its folder and keep what it wrote; the artifact's lock is held."""
+    work = store.work_folder / action.key
+    try:
+        with reporting(store.root):
+            _empty(work)
+            (work / "out").mkdir(parents=True)
+            _sign(work, action)
+        if on_start is not None:
+            on_start(action)
+        started = time.monotonic()
+        facts = make(work)
+        seconds = time.monotonic() - started
+        record = _commit(store, action, work, facts, seconds)
+    except BaseException as err:
+        log_path = _clean_after_failure(work, keep_log=isinstance(err, Exception))
+        if isinstance(err, StageError):
+            _say_where(err, action, log_path)
+        trouble = (
+            None if isinstance(err, YolotrtError) and not isinstance(err, StageError) else disk_error(store.root, err)
+        )
+        if trouble is not None:
+            raise trouble from err
+        raise
+    with suppress(OSError):
+        # The artifact is safe; what is left of the folder goes with the next build or gc.
+        shutil.rmtree(work)
+    return record
+
+
+def _commit(store: Store, action: Action, work: Path, facts: Mapping[str, Json], seconds: float) -> Record:
+    """Put the outputs and then the record into the cache, all or nothing."""
+    with reporting(store.root):
+        _refuse_strays(action, work)
+        paths = dict(_outputs(action, work / "out"))
+        outputs = {name: _blob(path) for name, path in paths.items()}
+    record = Record(
+        key=action.key,
+        action=action.material(),
+        outputs=outputs,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        seconds=round(seconds, 3),
+        facts=_plain(action, facts),
+    )
+    data = record_bytes(record)
+    with store.writing() as cache:
+        try:
+            with cache.transact(retry=True):
+                for name, blob in outputs.items():
+                    _add(cache, blob, paths[name])
+                cache.set(ACTION + record.key, data)
+        except BaseException:
+            # The database has forgotten the files of the transaction; so must the disk.
+            cache.close()
+            cache.sweep()
+            raise
+    return record
+
+
+def _add(cache: ByteCache, blob: Blob, path: Path) -> None:
+    """Store a file under its digest, unless its bytes are there already."""
+    name = BLOB + blob.sha256
+    with suppress(KeyError, RefusedRowError), cache.read(name) as stored:
+        if hashlib.file_digest(stored, "sha256").hexdigest() == blob.sha256:
+            return
+    with path.open("rb") as file:
+        reader = _Hashing(file)
+        cache.set(name, reader, read=True)
+    if reader.digest.hexdigest() != blob.sha256:
+        raise StageError(f"the output `{path.name}` was changed while it was stored", hint="run the build again")
+
+
+class _Hashing:
+    """A stream that hashes what is read from it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.digest = hashlib.sha256()
+
+    def read(self, size: int) -> bytes:
+        chunk = self._file.read(size)
+        self.digest.update(chunk)
+        return chunk
+
+
+def _outputs(action: Action, out: Path) -> Iterator[tuple[str, Path]]:
+    """Yield the name and path of every file under `out`, sorted; links and the like are refused."""
+    for path in sorted(out.rglob("*")):
+        name = path.relative_to(out).as_posix()
+        if path.is_symlink() or not (path.is_file() or path.is_dir()):
+            raise _fault(action, f"wrote `{name}`, which is neither a file nor a folder")
+        if path.is_file():
+            if not is_output_name(name):
+                raise _fault(action, f"wrote a file of the bad name {name!r}")
+            yield name, path
+
+
+def _refuse_strays(action: Action, work: Path) -> None:
+    strays = sorted(entry.name for entry in work.iterdir() if entry.name not in _ALLOWED)
+    if strays:
+        raise _fault(action, f"wrote `{strays[0]}` outside `out`")
+
+
+def _plain(action: Action, facts: Mapping[str, Json]) -> dict[str, Json]:
+    try:
+        plain = to_json(facts)
+        canonical_json(plain)
+    except (TypeError, ValueError) as err:
+        raise _fault(action, f"reported facts that are no JSON: {err}") from err
+    if not isinstance(plain, dict):
+        raise _fault(action, "reported facts that are no mapping")
+    return plain
+
+
+def _fault(action: Action, what: str) -> StageError:
+    hint = f"this is a fault of the plugin: report it to the authors of `{action.plugin.dist}`"
+    return StageError(f"{_describe(action)} {what}", hint=hint)
+
+
+def _blob(path: Path) -> Blob:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return Blob(digest, os.fstat(file.fileno()).st_size)
+
+
+def _sign(work: Path, action: Action) -> None:
+    """Leave word in the work folder of who builds and what gc must keep for it."""
+    owner = {
+        "pid": os.getpid(),
+        "host": platform.node(),
+        "stage": action.stage,
+        "plugin": action.plugin.name,
+        "inputs": sorted(action.inputs.values()),
+    }
+    (work / OWNER).write_text(json.dumps(owner), encoding="utf-8")
+
+
+def owner_of(work: Path) -> dict[str, Any]:
+    """Return who builds in a work folder, as `_sign` left it; empty if nobody says."""
+    try:
+        owner = json.loads((work / OWNER).read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return owner if isinstance(owner, dict) else {}
+
+
+def _waited_for(store: Store, action: Action) -> str:
+    owner = owner_of(store.work_folder / action.key)
+    who = f"process {owner['pid']} on {owner['host']}" if {"pid", "host"} <= owner.keys() else "another process"
+    return f"{who}, which is making {_describe(action)} ({action.key[:12]})"
+
+
+def _describe(action: Action) -> str:
+    return f"{action.stage} `{action.plugin.name}`"
+
+
+def _damaged_outputs(store: Store, record: Record) -> tuple[str, ...]:
+    return tuple(name for name, blob in record.outputs.items() if not store.is_intact(blob.sha256))
+
+
+def _delete(store: Store, record: Record, bad: tuple[str, ...]) -> None:
+    with store.writing() as cache:
+        cache.delete(ACTION + record.key)
+        for name in bad:
+            cache.delete(BLOB + record.outputs[name].sha256)
+
+
+def _empty(work: Path) -> None:
+    if work.exists() or work.is_symlink():
+        shutil.rmtree(work)
+
+
+def _clean_after_failure(work: Path, *, keep_log: bool) -> Path | None:
+    """Delete a failed build's folder but for a log that says something; return the log's path."""
+    kept = work / STAGE_LOG
+    try:
+        if not (keep_log and kept.is_file() and kept.stat().st_size):
+            shutil.rmtree(work, ignore_errors=True)
+            return None
+        for entry in work.iterdir():
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry, ignore_errors=True)
+            elif entry != kept:
+                entry.unlink(missing_ok=True)
+    except OSError as err:
+        # The error that ended the build is the one to show.
+        log.debug("cannot clean `%s`: %s", work, err)
+    return kept
+
+
+def _say_where(err: StageError, action: Action, log_path: Path | None) -> None:
+    err.stage = err.stage or action.stage
+    err.key = err.key or action.key
+    err.log = err.log or log_path

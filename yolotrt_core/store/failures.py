@@ -1,0 +1,91 @@
+"""What goes wrong with a store, said in one line with what to do about it."""
+
+from __future__ import annotations
+
+import errno
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from yolotrt_core.errors import ArtifactError
+
+ELSEWHERE = "choose another store with `--store DIR` or the variable YOLOTRT_STORE"
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_READ_ONLY = (errno.EROFS,)
+_DENIED = (errno.EACCES, errno.EPERM)
+
+
+class MissingArtifactError(ArtifactError):
+    """An artifact that was there has gone: collected by another process, or deleted by hand."""
+
+
+class DamagedArtifactError(ArtifactError):
+    """Stored bytes are not those that were put in."""
+
+
+class RefusedRowError(ArtifactError):
+    """A row of the database that this store would never have written."""
+
+
+@contextmanager
+def reporting(root: Path) -> Iterator[None]:
+    """Turn operating-system and database errors of the block into `ArtifactError`."""
+    try:
+        yield
+    except OSError as err:
+        raise error_from_os(root, err) from err
+    except sqlite3.Error as err:
+        raise error_from_sqlite(root, err) from err
+
+
+def error_from_os(root: Path, err: OSError) -> ArtifactError:
+    """Say in one line what an operating-system error means for the store at `root`."""
+    reason = (err.strerror or str(err)).lower()
+    at = f" at `{err.filename}`" if err.filename and str(err.filename) != str(root) else ""
+    if err.errno in _FULL:
+        return _full(root)
+    if err.errno in _READ_ONLY:
+        return _read_only(root)
+    if err.errno in _DENIED:
+        return ArtifactError(f"the store `{root}` may not be written or read{at}: {reason}", hint=ELSEWHERE)
+    if err.errno in (errno.ENOTDIR, errno.EEXIST):
+        return ArtifactError(f"the store `{root}` is not a folder: {reason}{at}", hint=ELSEWHERE)
+    if err.errno == errno.EIO:
+        return ArtifactError(f"the disk under the store `{root}` fails: {reason}{at}", hint=ELSEWHERE)
+    return ArtifactError(f"the store `{root}` cannot be used: {reason}{at}", hint=ELSEWHERE)
+
+
+def error_from_sqlite(root: Path, err: sqlite3.Error) -> ArtifactError:
+    """Say in one line what a database error means for the store at `root`."""
+    text = str(err).lower()
+    if "disk is full" in text:
+        return _full(root)
+    if "readonly" in text:
+        return _read_only(root)
+    if "malformed" in text or "not a database" in text:
+        hint = f"delete `{root / 'cache'}`: everything in it can be built again; or {ELSEWHERE}"
+        return ArtifactError(f"the database of the store `{root}` is damaged: {text}", hint=hint)
+    if "locked" in text:
+        hint = f"wait for the other process; on a network disk, {ELSEWHERE}"
+        return ArtifactError(f"the database of the store `{root}` is held by another process", hint=hint)
+    return ArtifactError(f"the database of the store `{root}` cannot be used: {text}", hint=ELSEWHERE)
+
+
+def disk_error(root: Path, err: BaseException) -> ArtifactError | None:
+    """Return the store's error if `err`, or what caused it, is a full or read-only disk."""
+    seen: BaseException | None = err
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.errno in (*_FULL, *_READ_ONLY):
+            return error_from_os(root, seen)
+        seen = seen.__cause__ or seen.__context__
+    return None
+
+
+def _full(root: Path) -> ArtifactError:
+    hint = f"free space, for instance with `invoke artifacts.gc`, or {ELSEWHERE}"
+    return ArtifactError(f"no space left for the store `{root}`", hint=hint)
+
+
+def _read_only(root: Path) -> ArtifactError:
+    return ArtifactError(f"the store `{root}` is read-only and does not hold what is asked for", hint=ELSEWHERE)

@@ -1,0 +1,183 @@
+"""Deleting what nobody needs, while builds may run."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from yolotrt_core.errors import ArtifactError, UsageError
+from yolotrt_core.store.action import Record, UnknownSchemaError, is_sha256, record_from_bytes
+from yolotrt_core.store.build import owner_of
+from yolotrt_core.store.failures import RefusedRowError, reporting
+from yolotrt_core.store.layout import ACTION, BLOB, OWNER, SIDE, STAGE_LOG
+from yolotrt_core.store.lineage import inputs_of
+from yolotrt_core.store.locks import tried
+from yolotrt_core.store.store import read_refs
+
+if TYPE_CHECKING:
+    from yolotrt_core.store.disk import ByteCache
+    from yolotrt_core.store.store import Store
+
+_SECONDS_PER_DAY = 86400.0
+
+
+@dataclass(frozen=True, slots=True)
+class GcReport:
+    """What a collection deleted, or with `dry_run` would delete.
+
+    Attributes:
+        records: those that went. blobs: digests of files that went with or without a record.
+        kept_records: how many stay. orphans: files that killed writers had left. size: bytes freed,
+            without the database's own. side_files: kept timing caches and the like. work_folders:
+            left by failed or killed builds.
+    """
+
+    dry_run: bool
+    records: tuple[Record, ...] = ()
+    kept_records: int = 0
+    blobs: tuple[str, ...] = ()
+    orphans: int = 0
+    side_files: int = 0
+    work_folders: int = 0
+    size: int = 0
+
+
+def collect(store: Store, keep_days: float, dry_run: bool) -> GcReport:
+    """Delete what no name, no running build and nothing younger needs; see `Store.gc`.
+
+    Raises:
+        UsageError: negative `keep_days`. ArtifactError: records of a newer yolotrt are in the store.
+    """
+    if not keep_days >= 0:
+        raise UsageError(f"`--keep-days` must be at least 0, found {keep_days:g}")
+    if dry_run:
+        with reporting(store.root):
+            cache = store.reading()
+            return _Collection(store, cache, keep_days, dry_run).run() if cache is not None else GcReport(dry_run)
+    with reporting(store.root):
+        if not store.exists():
+            return GcReport(dry_run)
+    with store.writing() as writable:
+        return _Collection(store, writable, keep_days, dry_run).run()
+
+
+class _Collection:
+    """One run of gc; unless dry, the right to write is held."""
+
+    def __init__(self, store: Store, cache: ByteCache, keep_days: float, dry_run: bool) -> None:
+        self._store = store
+        self._cache = cache
+        self._dry_run = dry_run
+        # A clock set forward once must not make `created` of today look old, so both are wall clock.
+        self._oldest = datetime.now(UTC) - timedelta(days=min(keep_days, 36500))
+        self._oldest_seconds = time.time() - min(keep_days, 36500) * _SECONDS_PER_DAY
+
+    def run(self) -> GcReport:
+        records, broken = self._records()
+        leftovers, in_use = self._work_folders()
+        live = _reachable(records, set(read_refs(self._cache).values()) | self._young(records), in_use)
+        named = {blob.sha256 for key in live for blob in records[key].outputs.values()} | in_use
+        dead = [record for key, record in records.items() if key not in live]
+        blobs = [sha for sha in (k.removeprefix(BLOB) for k in self._cache.keys(BLOB)) if sha not in named]
+        side = [key for key in self._cache.keys(SIDE) if self._cache.stored_at(key) < self._oldest_seconds]
+        size = sum(self._cache.size_of(BLOB + sha) for sha in blobs) + sum(self._cache.size_of(key) for key in side)
+        if self._dry_run:
+            orphans = self._cache.orphans()
+            size += sum(path.stat().st_size for path in orphans)
+            found = len(orphans)
+        else:
+            # Records first: killed in between, files without a record remain, never the reverse.
+            with self._cache.transact(retry=True):
+                for key in [record.key for record in dead] + broken:
+                    self._cache.delete(ACTION + key)
+            for name in [BLOB + sha for sha in blobs] + side:
+                self._cache.delete(name, retry=True)
+            for folder in leftovers:
+                shutil.rmtree(folder, ignore_errors=True)
+            found, swept = self._cache.sweep()
+            size += swept
+        return GcReport(
+            dry_run=self._dry_run,
+            records=tuple(dead),
+            kept_records=len(live),
+            blobs=tuple(blobs),
+            orphans=found,
+            side_files=len(side),
+            work_folders=len(leftovers),
+            size=size,
+        )
+
+    def _records(self) -> tuple[dict[str, Record], list[str]]:
+        """Return the records by key, and the keys of those that are damaged."""
+        records, broken = {}, []
+        for key in (name.removeprefix(ACTION) for name in self._cache.keys(ACTION)):
+            try:
+                records[key] = record_from_bytes(key, self._cache.get(ACTION + key) or b"")
+            except UnknownSchemaError as err:
+                hint = "collect with the newest yolotrt that uses this store, or use another with `--store DIR`"
+                raise ArtifactError(f"the record {key[:12]} {err}", hint=hint) from err
+            except (RefusedRowError, ValueError):
+                broken.append(key)
+        return records, broken
+
+    def _young(self, records: dict[str, Record]) -> set[str]:
+        return {key for key, record in records.items() if not _is_before(record.created, self._oldest)}
+
+    def _work_folders(self) -> tuple[list[Path], set[str]]:
+        """Return the folders left by failed and killed builds, and the digests that running ones need."""
+        leftovers: list[Path] = []
+        in_use: set[str] = set()
+        if not self._store.work_folder.is_dir():
+            return leftovers, in_use
+        for folder in sorted(self._store.work_folder.iterdir()):
+            if not is_sha256(folder.name):
+                continue
+            owner = owner_of(folder)
+            if self._dry_run:
+                running = bool(owner)
+            else:
+                with tried(self._store.locks_folder, folder.name) as free:
+                    running = not free
+            if running:
+                in_use.update(str(digest) for digest in owner.get("inputs", ()))
+            elif not _is_recent_log(folder, self._oldest_seconds):
+                leftovers.append(folder)
+        return leftovers, in_use
+
+
+def _reachable(records: dict[str, Record], roots: Iterable[str], digests: Iterable[str]) -> set[str]:
+    """Return the keys of the roots and of everything they were made from."""
+    made: dict[str, list[str]] = {}
+    for key, record in records.items():
+        for blob in record.outputs.values():
+            made.setdefault(blob.sha256, []).append(key)
+    waiting = [key for key in roots if key in records]
+    waiting += [key for digest in digests for key in made.get(digest, ())]
+    live: set[str] = set()
+    while waiting:
+        key = waiting.pop()
+        if key in live:
+            continue
+        live.add(key)
+        waiting += [maker for digest in inputs_of(records[key]).values() for maker in made.get(digest, ())]
+    return live
+
+
+def _is_before(created: str, moment: datetime) -> bool:
+    try:
+        return datetime.fromisoformat(created) < moment
+    except (ValueError, TypeError):
+        return True
+
+
+def _is_recent_log(folder: Path, oldest: float) -> bool:
+    log = folder / STAGE_LOG
+    with suppress(OSError):
+        return not (folder / OWNER).exists() and log.stat().st_mtime >= oldest
+    return False

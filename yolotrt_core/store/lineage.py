@@ -1,0 +1,109 @@
+"""Questions about records: where an artifact comes from, and why a build would not find one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from yolotrt_core.store.action import Action, Record
+from yolotrt_core.types import Json
+
+
+@dataclass(frozen=True, slots=True)
+class Lineage:
+    """A record and where each of its inputs comes from.
+
+    Attributes:
+        inputs: input name to the lineage of the record that made it, or to the SHA-256 of a source
+            (a checkpoint, pictures) that no record made.
+    """
+
+    record: Record
+    inputs: Mapping[str, Lineage | str]
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One part in which two actions differ.
+
+    Attributes:
+        path: dotted, e.g. `options.workspace`. found: the record's value. wanted: the action's;
+            either is `ABSENT` where there is no such part.
+    """
+
+    path: str
+    found: Json
+    wanted: Json
+
+
+ABSENT = "(absent)"
+
+
+def inputs_of(record: Record) -> dict[str, str]:
+    """Return input name to SHA-256 of a record's action."""
+    inputs = record.action.get("inputs")
+    return {name: str(digest) for name, digest in inputs.items()} if isinstance(inputs, dict) else {}
+
+
+def makers(records: Iterable[Record]) -> dict[str, Record]:
+    """Return output digest to the record that made it; of several, the youngest."""
+    made: dict[str, Record] = {}
+    for record in sorted(records, key=lambda r: r.created):
+        made.update((blob.sha256, record) for blob in record.outputs.values())
+    return made
+
+
+def lineage(records: Iterable[Record], record: Record) -> Lineage:
+    """Return where a record's inputs come from, back to the sources.
+
+    Args:
+        records: every record of the store.
+    """
+    made = makers(records)
+
+    def walk(current: Record, above: frozenset[str]) -> Lineage:
+        inputs: dict[str, Lineage | str] = {}
+        for name, digest in inputs_of(current).items():
+            maker = made.get(digest)
+            # A stage may return its input unchanged, and then seems to have made it.
+            known = maker is not None and maker.key not in above
+            inputs[name] = walk(maker, above | {maker.key}) if maker is not None and known else digest
+        return Lineage(current, inputs)
+
+    return walk(record, frozenset({record.key}))
+
+
+def nearest(records: Iterable[Record], action: Action) -> tuple[Record, tuple[Difference, ...]] | None:
+    """Return the record of the same stage and plugin that differs in fewest parts, and those parts.
+
+    Of several equally near the youngest; None if the stage never ran.
+    """
+    material = action.material()
+    best: tuple[int, str, Record, tuple[Difference, ...]] | None = None
+    for record in sorted(records, key=lambda r: r.created, reverse=True):
+        plugin = record.action.get("plugin")
+        name = plugin.get("name") if isinstance(plugin, dict) else None
+        if record.action.get("stage") != action.stage or name != action.plugin.name:
+            continue
+        differences = tuple(_differences(record.action, material))
+        if best is None or len(differences) < best[0]:
+            best = (len(differences), record.created, record, differences)
+    return (best[2], best[3]) if best is not None else None
+
+
+def _differences(found: Mapping[str, Json], wanted: Mapping[str, Json]) -> Iterator[Difference]:
+    ours, theirs = dict(_leaves(wanted)), dict(_leaves(found))
+    for path in sorted(ours.keys() | theirs.keys()):
+        a, b = theirs.get(path, ABSENT), ours.get(path, ABSENT)
+        # 1 and 1.0, or 1 and true, are other keys though Python calls them equal.
+        if a != b or type(a) is not type(b):
+            yield Difference(path, a, b)
+
+
+def _leaves(value: Mapping[str, Json], path: str = "") -> Iterator[tuple[str, Json]]:
+    for name, inner in value.items():
+        here = f"{path}.{name}" if path else name
+        if isinstance(inner, dict) and inner:
+            yield from _leaves(inner, here)
+        else:
+            yield here, inner

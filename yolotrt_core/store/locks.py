@@ -1,0 +1,60 @@
+"""Locks between processes: one per artifact being built, one for every change of the cache."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from yolotrt_core.errors import ArtifactError
+from yolotrt_core.store.failures import ELSEWHERE, reporting
+
+log = logging.getLogger(__name__)
+
+COMMIT = "commit"
+_PATIENCE_SECONDS = 1.0  # a wait longer than this is told to the user
+_POLL_SECONDS = 0.02
+
+
+@contextmanager
+def locked(folder: Path, name: str, waiting_for: Callable[[], str]) -> Iterator[None]:
+    """Hold the lock `name`, which the system frees if this process dies.
+
+    Args:
+        waiting_for: says who is waited for; asked only after a second of waiting.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(folder / f"{name}.lock", poll_interval=_POLL_SECONDS)
+    with reporting(folder.parent):
+        try:
+            try:
+                lock.acquire(timeout=_PATIENCE_SECONDS)
+            except Timeout:
+                log.info("waiting for %s", waiting_for())
+                lock.acquire()
+        except NotImplementedError as err:
+            hint = f"use a local disk: {ELSEWHERE}"
+            raise ArtifactError(f"the disk of `{folder}` cannot lock files", hint=hint) from err
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def tried(folder: Path, name: str) -> Iterator[bool]:
+    """Hold the lock `name` if it is free; gives whether it is held."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(folder / f"{name}.lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
