@@ -1,0 +1,149 @@
+"""ONNX -> ONNX passes: `simplify`, `fp16`, `bf16`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata, util
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from yolotrt_core.hookspecs import hookimpl
+from yolotrt_core.options import NoOptions, option
+from yolotrt_core.stages import Availability, Pass
+from yolotrt_core.types import BuildRequest, Calibration, Json, ModelSpec, OnnxModel
+
+YOLOTRT_API = 1
+
+
+@dataclass(frozen=True, slots=True)
+class SimplifyOptions:
+    """What is cleaned out of the exported graph."""
+
+    tool: Literal["onnxsim", "onnxslim", "both", "off"] = option(
+        "onnxsim", help="What simplifies the exported graph; `both` runs onnxsim, then onnxslim"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Fp16Options:
+    """Where a half-precision graph keeps float32."""
+
+    input: Literal["fp32", "fp16"] = option("fp32", help="Type of the network's input")
+    output: Literal["fp32", "fp16"] = option(
+        "fp32", help="Type of the network's output; half resolves 0.5 pixels from 512 on"
+    )
+    decode: Literal["fp32", "fp16"] = option("fp32", help="Type of the box arithmetic behind the last convolutions")
+
+
+class SimplifyPass:
+    """Removes what an exporter left behind, with onnxsim or onnxslim."""
+
+    name: ClassVar[str] = "simplify"
+    stage_version: ClassVar[int] = 1
+    sources: ClassVar[tuple[str, ...]] = ("yolotrt_onnx.graph", "yolotrt_onnx.simplify")
+    Options: ClassVar[type] = SimplifyOptions
+    order: ClassVar[int] = 10
+    needs_calibration: ClassVar[bool] = False
+
+    def available(self) -> Availability:
+        return _available()
+
+    def fingerprint(self, options: SimplifyOptions) -> Mapping[str, str]:
+        tools = {"both": ("onnxsim", "onnxslim"), "off": ()}.get(options.tool, (options.tool,))
+        return _versions("onnx", *tools)
+
+    def applies(self, request: BuildRequest, options: SimplifyOptions) -> bool:
+        return options.tool != "off"
+
+    def apply(
+        self,
+        model: OnnxModel,
+        calibration: Calibration | None,
+        request: BuildRequest,
+        options: SimplifyOptions,
+        out: Path,
+    ) -> tuple[ModelSpec, Mapping[str, Json]]:
+        from yolotrt_onnx import simplify
+
+        spec, facts = simplify.apply(model, options.tool, out)
+        return spec, {**facts, "versions": dict(self.fingerprint(options))}
+
+
+class Fp16Pass:
+    """Half precision as a strongly typed graph."""
+
+    name: ClassVar[str] = "fp16"
+    stage_version: ClassVar[int] = 1
+    sources: ClassVar[tuple[str, ...]] = ("yolotrt_onnx.graph", "yolotrt_onnx.retype", "yolotrt_onnx.fp16")
+    Options: ClassVar[type] = Fp16Options
+    order: ClassVar[int] = 50
+    needs_calibration: ClassVar[bool] = False
+
+    def available(self) -> Availability:
+        return _available()
+
+    def fingerprint(self, options: Fp16Options) -> Mapping[str, str]:
+        return _versions("onnx")
+
+    def applies(self, request: BuildRequest, options: Fp16Options) -> bool:
+        return request.precision == "fp16"
+
+    def apply(
+        self, model: OnnxModel, calibration: Calibration | None, request: BuildRequest, options: Fp16Options, out: Path
+    ) -> tuple[ModelSpec, Mapping[str, Json]]:
+        from yolotrt_onnx import fp16
+
+        return fp16.apply_fp16(model, options, out)
+
+
+class Bf16Pass:
+    """bfloat16 as a strongly typed graph with float32 input, output and box arithmetic.
+
+    There is nothing to choose: bfloat16 counts pixels from 512 on in steps of 4, and NumPy has no such type.
+    """
+
+    name: ClassVar[str] = "bf16"
+    stage_version: ClassVar[int] = 1
+    sources: ClassVar[tuple[str, ...]] = Fp16Pass.sources
+    Options: ClassVar[type] = NoOptions
+    order: ClassVar[int] = 50
+    needs_calibration: ClassVar[bool] = False
+
+    def available(self) -> Availability:
+        return _available()
+
+    def fingerprint(self, options: NoOptions) -> Mapping[str, str]:
+        return _versions("onnx")
+
+    def applies(self, request: BuildRequest, options: NoOptions) -> bool:
+        return request.precision == "bf16"
+
+    def apply(
+        self, model: OnnxModel, calibration: Calibration | None, request: BuildRequest, options: NoOptions, out: Path
+    ) -> tuple[ModelSpec, Mapping[str, Json]]:
+        from yolotrt_onnx import fp16
+
+        return fp16.apply_bf16(model, out)
+
+
+@hookimpl
+def yolotrt_passes() -> Sequence[Pass]:
+    return (SimplifyPass(), Fp16Pass(), Bf16Pass())
+
+
+def _available() -> Availability:
+    if util.find_spec("onnx") is None:
+        return Availability(False, "onnx is not installed", "pip install onnx onnxsim")
+    return Availability(True)
+
+
+def _versions(*distributions: str) -> dict[str, str]:
+    """Return the versions of those that are installed."""
+    found = {}
+    for name in distributions:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,212 @@
+"""What every ONNX pass needs: reading, writing and checking a graph."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import onnx
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
+
+from yolotrt_core.errors import StageError
+from yolotrt_core.stages import ONNX_FILE
+from yolotrt_core.types import ModelSpec, TensorSpec
+
+
+def load(path: Path) -> ModelProto:
+    """Read an ONNX file, weights included.
+
+    Raises:
+        StageError: it is missing, damaged, or holds what no pass here can look into
+            (subgraphs, local functions, operators of other domains).
+    """
+    try:
+        model = onnx.load(str(path))
+        onnx.checker.check_model(model)
+    except Exception as err:  # protobuf, the checker and the file system each raise their own
+        raise StageError(f"`{path.name}` is no valid ONNX model: {first_line(err)}") from err
+    return model
+
+
+def save(model: ModelProto, out: Path) -> None:
+    """Write `out/model.onnx`; equal models give equal bytes."""
+    (out / ONNX_FILE).write_bytes(model.SerializeToString(deterministic=True))
+
+
+def check(model: ModelProto, made_by: str, hint: str) -> None:
+    """Run `onnx.checker` with full type and shape inference.
+
+    Args:
+        made_by: what produced the model, for the error. hint: what the user can do.
+
+    Raises:
+        StageError: the model is invalid; the first line of the checker's reason is in it.
+    """
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as err:
+        raise StageError(f"{made_by} gave an invalid ONNX model: {first_line(err)}", hint=hint) from err
+
+
+def first_line(err: BaseException) -> str:
+    """Return what an exception says, as one line of at most 300 characters."""
+    return " ".join(str(err).split())[:300] or type(err).__name__
+
+
+def spec_of(model: ModelProto, base: ModelSpec) -> ModelSpec:
+    """Return `base` with inputs and outputs as they really are in the graph."""
+    return dataclasses.replace(base, inputs=input_specs(model.graph), outputs=tensor_specs(model.graph.output))
+
+
+def input_specs(graph: GraphProto) -> tuple[TensorSpec, ...]:
+    """Return the inputs that a caller must feed: those that are no initializers."""
+    weights = {weight.name for weight in graph.initializer}
+    return tensor_specs(value for value in graph.input if value.name not in weights)
+
+
+def tensor_specs(values: Iterable[ValueInfoProto]) -> tuple[TensorSpec, ...]:
+    """Return name, NumPy dtype and shape; a dimension without name or size is called `NAME_AXIS`."""
+    return tuple(
+        TensorSpec(
+            name=value.name,
+            dtype=helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type).name,
+            shape=tuple(
+                dim.dim_value if dim.HasField("dim_value") else dim.dim_param or f"{value.name}_{axis}"
+                for axis, dim in enumerate(value.type.tensor_type.shape.dim)
+            ),
+        )
+        for value in values
+    )
+
+
+def lift_constants(model: ModelProto) -> None:
+    """Turn `Constant` nodes that hold a tensor into initializers, which mean the same."""
+    graph = model.graph
+    kept = []
+    for node in graph.node:
+        value = constant_value(node)
+        if value is None:
+            kept.append(node)
+            continue
+        value.name = node.output[0]
+        graph.initializer.append(value)
+    del graph.node[:]
+    graph.node.extend(kept)
+
+
+def constant_value(node: NodeProto) -> TensorProto | None:
+    """Return a copy of the tensor of a `Constant` node; None for other nodes and sparse or text constants."""
+    if node.op_type != "Constant" or node.domain not in ("", "ai.onnx"):
+        return None
+    attribute = node.attribute[0]
+    held = helper.get_attribute_value(attribute)
+    if attribute.name == "value":
+        copy = TensorProto()
+        copy.CopyFrom(held)
+        return copy
+    dtype = {"value_float": "float32", "value_floats": "float32", "value_int": "int64", "value_ints": "int64"}
+    if attribute.name not in dtype:
+        return None
+    return numpy_helper.from_array(np.asarray(held, dtype=dtype[attribute.name]))
+
+
+def element_types(model: ModelProto) -> dict[str, int]:
+    """Return the element type (`TensorProto.FLOAT` ...) of every tensor in the main graph.
+
+    Raises:
+        StageError: a tensor's type cannot be inferred (an operator of another domain), or a node
+            has a subgraph; the node is named.
+    """
+    try:
+        inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True)
+    except onnx.shape_inference.InferenceError as err:
+        raise StageError(f"the graph's types cannot be inferred: {first_line(err)}") from err
+    graph = inferred.graph
+    types = {v.name: v.type.tensor_type.elem_type for v in [*graph.input, *graph.value_info, *graph.output]}
+    types.update({weight.name: weight.data_type for weight in graph.initializer})
+    for node in graph.node:
+        if any(a.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS) for a in node.attribute):
+            raise StageError(f"node `{node.name}` ({node.op_type}) holds a subgraph, which no precision pass handles")
+        for name in node.output:
+            if name and not types.get(name):
+                raise StageError(
+                    f"the type of `{name}`, made by node `{node.name}` ({node.domain or 'ai.onnx'}.{node.op_type}), "
+                    "cannot be inferred"
+                )
+    return types
+
+
+def type_conflicts(model: ModelProto) -> list[str]:
+    """Find what a strongly typed parser refuses: one type variable of a node bound to two types.
+
+    Returns:
+        One sentence for each conflict, with node, operator and both types; empty if clean.
+    """
+    types, version = element_types(model), opset(model)
+    found = []
+    for node in model.graph.node:
+        bound: dict[str, str] = {}
+        for slot in [*input_slots(node, version), *output_slots(node, version)]:
+            first = bound.setdefault(slot.variable, slot.tensor)
+            if types[slot.tensor] != types[first]:
+                one, other = (f"`{n}` ({TensorProto.DataType.Name(types[n]).lower()})" for n in (first, slot.tensor))
+                found.append(f"node `{node.name}` ({node.op_type}) mixes {one} with {other}")
+    return found
+
+
+def opset(model: ModelProto) -> int:
+    """Return the version of the default operator set."""
+    return next(int(o.version) for o in model.opset_import if o.domain in ("", "ai.onnx"))
+
+
+class Slot(NamedTuple):
+    """One tensor of a node and what its operator says of that place.
+
+    Attributes:
+        position: place in `node.input` or `node.output`. tensor: its name.
+        variable: the schema's type variable (`T`, `T1`), a concrete type (`tensor(float)`), or, in
+            a variadic list whose items may differ, a name of its own.
+        allowed: the types ONNX defines there, e.g. `tensor(float16)`.
+    """
+
+    position: int
+    tensor: str
+    variable: str
+    allowed: frozenset[str]
+
+
+def input_slots(node: NodeProto, version: int) -> list[Slot]:
+    """Return the inputs that are present, in order; `version` is the operator set's."""
+    return _slots(node.input, _schema(node.op_type, node.domain, version)[0])
+
+
+def output_slots(node: NodeProto, version: int) -> list[Slot]:
+    """Return the outputs that are present, in order; `version` is the operator set's."""
+    return _slots(node.output, _schema(node.op_type, node.domain, version)[1])
+
+
+_Formals = tuple[tuple[str, bool, frozenset[str]], ...]  # type variable, homogeneous, allowed types
+
+
+@lru_cache(maxsize=512)
+def _schema(op_type: str, domain: str, version: int) -> tuple[_Formals, _Formals]:
+    schema = onnx.defs.get_schema(op_type, version, domain)
+    allowed = {c.type_param_str: frozenset(c.allowed_type_strs) for c in schema.type_constraints}
+    inputs, outputs = (
+        tuple((f.type_str, f.is_homogeneous, allowed.get(f.type_str, frozenset({f.type_str}))) for f in formals)
+        for formals in (schema.inputs, schema.outputs)
+    )
+    return inputs, outputs
+
+
+def _slots(names: Sequence[str], formals: _Formals) -> list[Slot]:
+    found = []
+    for index, name in enumerate(names):
+        variable, same, allowed = formals[min(index, len(formals) - 1)]
+        if name:
+            found.append(Slot(index, name, variable if same else f"{variable}#{index}", allowed))
+    return found

@@ -1,0 +1,99 @@
+"""The pass `simplify`: onnxsim or onnxslim, trusted with nothing they could change unnoticed."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from onnx import ModelProto
+
+from yolotrt_core.errors import StageError
+from yolotrt_core.types import Json, ModelSpec, OnnxModel, TensorSpec
+from yolotrt_onnx.graph import check, first_line, input_specs, lift_constants, load, save, spec_of, tensor_specs
+
+_HINT = "try the other tool with `--simplify-tool`, or build without one: `--simplify-tool off`"
+
+
+def apply(model: OnnxModel, choice: str, out: Path) -> tuple[ModelSpec, Mapping[str, Json]]:
+    """Write the simplified graph of `model` to `out/model.onnx`.
+
+    Metadata and the names of dynamic dimensions stay as they were, whatever the tools do to them.
+    `Constant` nodes become initializers: onnxsim leaves them, onnxslim does not, TensorRT and
+    onnxruntime read both alike.
+
+    Args:
+        choice: `onnxsim`, `onnxslim`, or `both`, which runs them in that order.
+
+    Raises:
+        StageError: a tool is missing or fails, or its result is invalid or has other inputs or
+            outputs than the model; the tool is named.
+    """
+    tools = list(_TOOLS) if choice == "both" else [choice]
+    graph = load(model.path)
+    facts: dict[str, Json] = {"tools": [*tools], "nodes_before": len(graph.graph.node)}
+    for tool in tools:
+        graph = _run(tool, graph)
+    lift_constants(graph)
+    check(graph, " and ".join(f"`{tool}`" for tool in tools), _HINT)
+    facts["nodes"] = len(graph.graph.node)
+    save(graph, out)
+    return spec_of(graph, model.spec), facts
+
+
+def _run(tool: str, model: ModelProto) -> ModelProto:
+    original = ModelProto()
+    original.CopyFrom(model)
+    try:
+        # Results go to stdout, so what a tool has to say may not.
+        with contextlib.redirect_stdout(sys.stderr):
+            simplified = _TOOLS[tool](model)
+    except StageError:
+        raise
+    except ImportError as err:
+        hint = f"`pip install {tool}`, or {_HINT}"
+        raise StageError(f"`{tool}` cannot be imported: {first_line(err)}", hint=hint) from err
+    except Exception as err:  # the tools raise whatever their C++ and Python sides have
+        raise StageError(f"`{tool}` failed on this graph: {first_line(err)}", hint=_HINT) from err
+    if not isinstance(simplified, ModelProto):
+        raise StageError(f"`{tool}` returned no model", hint=_HINT)
+    _refuse_changed(tool, "input", input_specs(original.graph), input_specs(simplified.graph))
+    _refuse_changed(tool, "output", tensor_specs(original.graph.output), tensor_specs(simplified.graph.output))
+    for field in ("input", "output"):
+        del getattr(simplified.graph, field)[:]
+        getattr(simplified.graph, field).extend(getattr(original.graph, field))
+    del simplified.metadata_props[:]
+    simplified.metadata_props.extend(original.metadata_props)
+    return simplified
+
+
+def _onnxsim(model: ModelProto) -> ModelProto:
+    import onnxsim
+
+    simplified, valid = onnxsim.simplify(model)
+    if not valid:
+        raise StageError("`onnxsim` says that its own result is wrong", hint=_HINT)
+    return simplified
+
+
+def _onnxslim(model: ModelProto) -> ModelProto:
+    import onnxslim
+
+    return onnxslim.slim(model)
+
+
+_TOOLS: dict[str, Callable[[ModelProto], ModelProto]] = {"onnxsim": _onnxsim, "onnxslim": _onnxslim}
+
+
+def _refuse_changed(tool: str, kind: str, before: Sequence[TensorSpec], after: Sequence[TensorSpec]) -> None:
+    """Raise unless names, dtypes and sizes agree; what a dynamic dimension is called may differ."""
+
+    def shown(specs: Sequence[TensorSpec]) -> list[str]:
+        return [f"{s.name}: {s.dtype} {tuple(d if isinstance(d, int) else '?' for d in s.shape)}" for s in specs]
+
+    if shown(before) != shown(after):
+        raise StageError(
+            f"`{tool}` changed the {kind}s from `{', '.join(shown(before))}` to `{', '.join(shown(after))}`",
+            hint=_HINT,
+        )
