@@ -87,13 +87,18 @@ def _our_loggers() -> set[str]:
 @contextlib.contextmanager
 def _stdout_to(stream: IO[str]) -> Iterator[None]:
     with _stdout_lock, contextlib.redirect_stdout(stream):
-        sys.__stdout__ and sys.__stdout__.flush()
+        _flush()
         saved = os.dup(1)
         try:
             os.dup2(stream.fileno(), 1)
             yield
         finally:
             stream.flush()
-            sys.__stdout__ and sys.__stdout__.flush()
+            _flush()
             os.dup2(saved, 1)
             os.close(saved)
+
+
+def _flush() -> None:
+    if sys.__stdout__ is not None:
+        sys.__stdout__.flush()

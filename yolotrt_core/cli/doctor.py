@@ -131,26 +131,31 @@ def _other_version(name: str) -> str | None:
 
 def _print(report: dict[str, Any]) -> None:
     gpus = [f"{g['name']}, driver {g['driver']}, compute capability {g['compute_capability']}" for g in report["gpus"]]
-    rows = [
+    machine = [
         ("yolotrt", report["yolotrt"]),
         ("python", f"{report['python']['version']} ({report['python']['executable']})"),
         ("platform", report["platform"]),
         ("store", report["store"]),
-        ("GPU", "; ".join(gpus) or "none found (nvidia-smi): engines of the tensorrt builder cannot run here"),
+        ("GPU", "; ".join(gpus) or "none found (nvidia-smi)"),
     ]
-    print_table(("machine", ""), rows)
+    print_table(("machine", ""), machine)
     print()
-    rows = []
-    for b in report["builders"]:
-        tools = " ".join(b["tools"].values())
-        remedy = "; ".join([*b["reasons"], *b["install"]])
-        rows.append((b["name"], "yes" if b["builds"] else "no", "yes" if b["runs"] else "no", tools, remedy))
-    print_table(("builder", "builds", "runs", "with", "missing"), rows)
+    builders = [
+        (
+            b["name"],
+            "yes" if b["builds"] else "no",
+            "yes" if b["runs"] else "no",
+            " ".join(b["tools"].values()),
+            "; ".join([*b["reasons"], *b["install"]]),
+        )
+        for b in report["builders"]
+    ]
+    print_table(("builder", "builds", "runs", "with", "missing"), builders)
     print()
-    rows = [
+    packages = [
         (p["package"], p["installed"] or "missing", p["disables"] or "", p["install"] or "") for p in report["packages"]
     ]
-    print_table(("package", "version", "without it you lose", "install"), rows)
+    print_table(("package", "version", "without it you lose", "install"), packages)
     if report["broken_plugins"]:
         print()
         broken = [(b["plugin"], b["distribution"], b["error"]) for b in report["broken_plugins"]]

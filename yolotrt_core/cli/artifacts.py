@@ -1,0 +1,297 @@
+"""`artifacts.*`: look into the store, explain it, check it, clean it, take things out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import invoke
+
+from yolotrt_core import pipeline
+from yolotrt_core.cli import build
+from yolotrt_core.cli.tables import print_table
+from yolotrt_core.cli.tasks import Flag, Given, make_task, stage_flags
+from yolotrt_core.engine import hand_out, open_store, plan_build
+from yolotrt_core.errors import ArtifactError, UsageError
+from yolotrt_core.options import nearest
+from yolotrt_core.registry import KINDS, Registry
+from yolotrt_core.stages import ONNX_FILE, RANGES_FILE
+from yolotrt_core.store.action import Record
+from yolotrt_core.types import Json, to_json
+
+if TYPE_CHECKING:
+    from yolotrt_core.store.lineage import Lineage
+    from yolotrt_core.store.store import Store
+
+_STORE = next(f for f in build.SETTINGS if f.name == "store")
+_JSON = Flag("json", "Print one JSON document, see yolotrt_core/schemas/artifacts.json", switch=True)
+_KEY = Flag("key", "First digits of a key, as `artifacts.list` shows it", positional=True)
+_KINDS = ("onnx", "ranges", "engine")
+
+
+def collection(stages: Registry) -> invoke.Collection:
+    """Make the `artifacts` tasks."""
+    chosen = [*build.SETTINGS, *build.PARITY_FLAGS, *stage_flags(stages, KINDS)]
+    made = invoke.Collection("artifacts")
+    tasks = (
+        make_task("list", "List what the store holds.", (_STORE, _JSON), _list),
+        make_task(
+            "show", "Show one artifact and where it comes from, back to the model.", (_KEY, _STORE, _JSON), _show
+        ),
+        make_task(
+            "explain",
+            "Say for each stage of a build whether it would run, and what differs from the nearest artifact.",
+            (*chosen, Flag("material", "Print all that enters each key", switch=True), _JSON),
+            lambda given: _explain(stages, given),
+        ),
+        make_task("verify", "Read everything in the store and compare it with its digests.", (_STORE, _JSON), _verify),
+        make_task(
+            "repair", "Delete what `verify` finds damaged; refuses while something builds.", (_STORE, _JSON), _repair
+        ),
+        make_task(
+            "gc",
+            "Delete what no named engine and nothing young needs.",
+            (
+                Flag("keep_days", "Keep what is younger, in days (default 30)"),
+                Flag("dry_run", "Only say what would go", switch=True),
+                _STORE,
+                _JSON,
+            ),
+            _gc,
+        ),
+        make_task(
+            "export",
+            "Copy what a build of these settings made out of the store.",
+            (
+                *chosen,
+                Flag("kind", "onnx|ranges|engine: what to copy; onnx is the graph the engine is built from"),
+                Flag("out", "Folder to copy to"),
+                _JSON,
+            ),
+            lambda given: _export(stages, given),
+        ),
+    )
+    for task in tasks:
+        made.add_task(task)
+    return made
+
+
+def _opened(given: Given) -> Store:
+    return open_store(build.path_from_text(given["store"]))
+
+
+def _list(given: Given) -> None:
+    store = _opened(given)
+    names: dict[str, list[str]] = {}
+    for name, key in store.refs().items():
+        names.setdefault(key, []).append(name)
+    records = sorted(store.records(), key=lambda r: r.created)
+    if given["json"]:
+        shown = [{**_summary(r), "names": list(names.get(r.key, []))} for r in records]
+        print(json.dumps({"schema": 1, "artifacts": shown}, indent=2))
+        return
+    rows = [
+        (
+            r.short_key,
+            _stage(r),
+            _plugin(r),
+            r.created,
+            f"{r.seconds:.2f}",
+            _megabytes(_size(r)),
+            " ".join(names.get(r.key, [])),
+        )
+        for r in records
+    ]
+    print_table(("key", "stage", "plugin", "made", "seconds", "MB", "name"), rows)
+
+
+def _show(given: Given) -> None:
+    store = _opened(given)
+    lineage = store.lineage(store.resolve(given["key"]))
+    if given["json"]:
+        print(json.dumps({"schema": 1, **_lineage_json(lineage)}, indent=2))
+        return
+    record = lineage.record
+    rows = [("key", record.key), ("stage", _stage(record)), ("plugin", _plugin(record)), ("made", record.created)]
+    rows += [("seconds", f"{record.seconds:.2f}")]
+    rows += [
+        (f"output {name}", f"{blob.sha256[:12]}  {_megabytes(blob.size)} MB") for name, blob in record.outputs.items()
+    ]
+    rows += [(f"fact {name}", json.dumps(to_json(value))) for name, value in record.facts.items()]
+    for part in ("request", "options", "tools"):
+        values = record.action.get(part)
+        rows += [(f"{part} {k}", json.dumps(v)) for k, v in values.items()] if isinstance(values, dict) else []
+    print_table(("", ""), rows)
+    print("\nmade from")
+    for line in _lineage_lines(lineage, 0):
+        print(line)
+
+
+def _lineage_lines(lineage: Lineage, depth: int) -> list[str]:
+    lines = []
+    for name, origin in lineage.inputs.items():
+        indent = "  " * (depth + 1)
+        if isinstance(origin, str):
+            lines.append(f"{indent}{name}: {origin[:12]} (from outside the store)")
+        else:
+            lines.append(f"{indent}{name}: {_stage(origin.record)} {_plugin(origin.record)} {origin.record.short_key}")
+            lines += _lineage_lines(origin, depth + 1)
+    return lines
+
+
+def _lineage_json(lineage: Lineage) -> dict[str, Json]:
+    inputs: dict[str, Json] = {}
+    for name, origin in lineage.inputs.items():
+        inputs[name] = origin if isinstance(origin, str) else _lineage_json(origin)
+    shown = to_json(lineage.record)
+    return {"record": shown, "inputs": inputs}
+
+
+def _explain(stages: Registry, given: Given) -> None:
+    store = _opened(given)
+    planned = plan_build(build.build_settings(stages, given), store=store, stages=stages)
+    steps: list[dict[str, Json]] = []
+    for step, action, record in pipeline.walk(planned, store):
+        entry: dict[str, Json] = {"step": step.label, "plugin": step.identity.name, "outcome": "found"}
+        if action is None:
+            entry |= {"outcome": "unknown", "reason": "an earlier stage would run first, so its key is not known yet"}
+        else:
+            entry["key"] = action.key
+            if given["material"]:
+                entry["material"] = action.material()
+            if record is None:
+                near = store.nearest(action)
+                entry["outcome"] = "would run"
+                entry["reason"] = "never run in this store" if near is None else f"differs from {near[0].short_key}"
+                differences = near[1] if near else ()
+                entry["differences"] = [{"part": d.path, "stored": d.found, "wanted": d.wanted} for d in differences]
+        steps.append(entry)
+    if given["json"]:
+        print(json.dumps({"schema": 1, "steps": steps}, indent=2))
+        return
+    rows = [
+        (str(s["step"]), str(s["plugin"]), str(s["outcome"]), str(s.get("key", ""))[:12], str(s.get("reason", "")))
+        for s in steps
+    ]
+    print_table(("step", "plugin", "outcome", "key", "why"), rows)
+    for s in steps:
+        differences_shown = s.get("differences")
+        if isinstance(differences_shown, list) and differences_shown:
+            print(f"\n{s['step']}:")
+            cells = [
+                (str(d["part"]), str(d["stored"]), str(d["wanted"])) for d in differences_shown if isinstance(d, dict)
+            ]
+            print_table(("part of the key", "stored", "now"), cells)
+        if "material" in s:
+            print(f"\n{s['step']}:\n{json.dumps(s['material'], indent=2)}")
+
+
+def _verify(given: Given) -> None:
+    report = _opened(given).verify()
+    _print_report(given, report)
+    if not report.ok:
+        raise ArtifactError(
+            "the store is damaged", hint="`artifacts.repair` deletes what is; the next build makes it again"
+        )
+
+
+def _repair(given: Given) -> None:
+    _print_report(given, _opened(given).repair())
+
+
+def _gc(given: Given) -> None:
+    text = given["keep_days"] or "30"
+    try:
+        days = float(text)
+    except ValueError:
+        raise UsageError(f"`--keep-days` expects a number of days, found `{text}`") from None
+    report = _opened(given).gc(days, given["dry_run"])
+    _print_report(given, report, records=[_summary(r) for r in report.records])
+
+
+def _print_report(given: Given, report: Any, **changed: Json) -> None:
+    shown = to_json(report)
+    assert isinstance(shown, dict)
+    shown |= changed
+    if given["json"]:
+        print(json.dumps({"schema": 1, **shown}, indent=2))
+        return
+    rows = []
+    for name, value in shown.items():
+        text = str(len(value)) if isinstance(value, list) else str(value)
+        rows.append((name.replace("_", " "), text))
+    print_table(("", ""), rows)
+    for name, value in shown.items():
+        if isinstance(value, list) and value:
+            print(f"\n{name.replace('_', ' ')}:")
+            for item in value:
+                print("  " + (_one_line(item) if isinstance(item, Mapping) else str(item)))
+
+
+def _one_line(item: Mapping[str, Json]) -> str:
+    return "  ".join(str(v)[:12] if k == "key" else str(v) for k, v in item.items())
+
+
+def _export(stages: Registry, given: Given) -> None:
+    kind, folder = given["kind"], given["out"]
+    if kind not in _KINDS:
+        raise UsageError(f"`--kind` expects onnx, ranges or engine, found `{kind}`", hint=nearest(str(kind), _KINDS))
+    if not folder:
+        raise UsageError("`--out` is needed: the folder to copy to")
+    store = _opened(given)
+    settings = build.build_settings(stages, given)
+    planned = plan_build(settings, store=store, stages=stages)
+    walked = list(pipeline.walk(planned, store))
+    missing = [step.label for step, _, record in walked if record is None]
+    if missing:
+        raise UsageError(
+            f"a build of these settings is not in the store: stage `{missing[0]}` has not run",
+            hint="run `build` with the same settings first; `artifacts.explain` says what differs",
+        )
+    wanted = {"onnx": ONNX_FILE, "ranges": RANGES_FILE, "engine": planned.builder.stage.engine_file}[kind]
+    kinds = {"onnx": ("exporter", "pass"), "ranges": ("calibrator",), "engine": ("builder",)}[kind]
+    made = [record for step, _, record in walked if record and step.kind in kinds and wanted in record.outputs]
+    if not made:
+        raise UsageError(f"a build of these settings has no {kind}", hint=f"precision is {settings.precision}")
+    record = made[-1]
+    target = Path(folder).expanduser() / f"{planned.source.name}-{settings.precision}{Path(wanted).suffix}"
+    if kind == "ranges":
+        target = target.with_name(f"{planned.source.name}-ranges.json")
+    hand_out(store, record.outputs[wanted].sha256, target)
+    if kind == "engine":
+        spec = record.outputs[pipeline.ENGINE_SPEC_FILE].sha256
+        hand_out(store, spec, target.with_name(target.name + ".json"))
+    if given["json"]:
+        print(json.dumps({"schema": 1, "kind": kind, "path": str(target), "key": record.key}, indent=2))
+    else:
+        print(target)
+
+
+def _summary(record: Record) -> dict[str, Json]:
+    return {
+        "key": record.key,
+        "stage": _stage(record),
+        "plugin": _plugin(record),
+        "created": record.created,
+        "seconds": record.seconds,
+        "size": _size(record),
+    }
+
+
+def _stage(record: Record) -> str:
+    return str(record.action.get("stage", "?"))
+
+
+def _plugin(record: Record) -> str:
+    plugin = record.action.get("plugin")
+    return str(plugin.get("name", "?")) if isinstance(plugin, dict) else "?"
+
+
+def _size(record: Record) -> int:
+    return sum(blob.size for blob in record.outputs.values())
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:.2f}"
