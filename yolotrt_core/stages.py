@@ -11,7 +11,7 @@ Rules that hold for every stage:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -170,6 +170,56 @@ class Session(Protocol):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceProgram:
+    """How a GPU reads a head's raw output where it lies, for runners that decode without the CPU.
+
+    Attributes:
+        output: name of the raw output tensor, (B, rows, columns).
+        classes: how many class ids there are.
+        source: CUDA C++ without includes that defines `struct Head`, the device twin of the
+            postprocessor's `decode`. What it may use and must define is stated in the runner's
+            `yolotrt_tensorrt/kernels/`: prelude.cuh and suppress.cu.
+    """
+
+    output: str
+    classes: int
+    source: str
+
+
+@runtime_checkable
+class DetectingSession(Protocol):
+    """What a session may offer beside `Session`: host frames to boxes without a stop on the way.
+
+    Frames are uint8, (H, W, 3) in BGR of any sizes, or (H * 3 / 2, W) in NV12 with even H and W.
+    Any number of threads may call one session at once.
+    """
+
+    def detect(
+        self, frames: Sequence[NDArray[np.uint8]], program: DeviceProgram, selection: Selection
+    ) -> list[Detections]:
+        """Return what `infer` and the program's postprocessor would, one Detections per frame."""
+
+    def stream(
+        self, frames: Iterable[NDArray[np.uint8]], program: DeviceProgram, selection: Selection
+    ) -> Iterator[Detections]:
+        """Do the same for frames that keep coming; batches are in flight while `frames` is asked for more.
+
+        An exception of `frames` reaches the caller after the results of the frames before it.
+        """
+
+    def pinned_frames(self, count: int, shape: tuple[int, ...]) -> list[NDArray[np.uint8]]:
+        """Return frame buffers that upload fastest, for a decoder or camera to fill in place."""
+
+
+@runtime_checkable
+class DeviceDecoding(Protocol):
+    """What a postprocessor may offer beside `Postprocessor`."""
+
+    def device_program(self, spec: ModelSpec) -> DeviceProgram:
+        """Return the device twin of `decode` for this network."""
 
 
 class Builder(Stage, Protocol):

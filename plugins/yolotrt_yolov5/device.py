@@ -1,0 +1,14 @@
+"""The device twin of `decode.py`: what a GPU runner compiles to read a YOLOv5 head's raw output."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from yolotrt_core.stages import DeviceProgram
+from yolotrt_core.types import ModelSpec
+
+
+def device_program(spec: ModelSpec) -> DeviceProgram:
+    """Return the program for a network whose first output is (B, rows, 5 + classes)."""
+    source = Path(__file__).with_name("head.cu").read_text(encoding="utf-8")
+    return DeviceProgram(output=spec.outputs[0].name, classes=len(spec.labels), source=source)

@@ -1,0 +1,20 @@
+// How the raw output of a YOLOv5 head is read where it lies: steps 1 of `decode.py`, in its arithmetic.
+// A GPU runner compiles this between its own prelude (Element, widen, Box) and its suppression kernels.
+
+struct Head {
+  const Element* raw;  // (B, rows, columns); a row is cx, cy, w, h, objectness, class scores
+  int rows, columns;
+
+  __device__ const Element* row_of(int image, int row) const { return raw + ((long long)image * rows + row) * columns; }
+  __device__ int classes() const { return columns - 5; }
+  __device__ float objectness(int image, int row) const { return widen(row_of(image, row)[4]); }
+  __device__ float score(int image, int row, float objectness, int class_id) const {
+    return objectness * widen(row_of(image, row)[5 + class_id]);
+  }
+  __device__ Box box(int image, int row) const {
+    const Element* at = row_of(image, row);
+    float x = widen(at[0]), y = widen(at[1]), half_w = widen(at[2]) / 2, half_h = widen(at[3]) / 2;
+    Box out = {x - half_w, y - half_h, x + half_w, y + half_h};
+    return out;
+  }
+};
