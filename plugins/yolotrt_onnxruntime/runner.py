@@ -1,0 +1,82 @@
+"""Run an ONNX file as an engine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from yolotrt_core.errors import StageError, UsageError
+from yolotrt_core.shapes import refuse_unfit
+from yolotrt_core.types import EngineSpec
+from yolotrt_onnxruntime.builder import load, reason
+
+_FLOATS = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}
+
+
+class OnnxRuntimeSession:
+    """An ONNX file ready to run on the CPU; `infer` may be called from several threads at once.
+
+    Any ONNX with one float image input will do, also one that no builder made.
+
+    Args:
+        engine: the ONNX file. spec: what is in it; its profiles limit the shapes.
+        threads: of one inference; 0 takes one for each physical core.
+
+    Raises:
+        StageError: onnxruntime cannot load the file, or its input is not what the spec says.
+    """
+
+    def __init__(self, engine: Path, spec: EngineSpec, threads: int = 0) -> None:
+        self._spec = spec
+        self._session: Any = load(engine, threads)
+        found = [(value.name, value.type) for value in self._session.get_inputs()]
+        expected = [tensor.name for tensor in spec.model.inputs]
+        if [name for name, _ in found] != expected or len(found) != 1 or found[0][1] not in _FLOATS:
+            shown = ", ".join(f"`{name}` {kind}" for name, kind in found)
+            raise StageError(
+                f"`{engine.name}` has the inputs {shown}; expected one float tensor, named {expected} in the spec"
+            )
+        self._dtype = _FLOATS[found[0][1]]
+        self._outputs = [value.name for value in self._session.get_outputs()]
+
+    @property
+    def spec(self) -> EngineSpec:
+        return self._spec
+
+    def infer(self, images: NDArray[np.float32]) -> Mapping[str, NDArray[Any]]:
+        """Run one batch; see `yolotrt_core.stages.Session.infer`.
+
+        Raises:
+            UsageError: a dtype or shape the engine does not accept, or the session is closed.
+            StageError: onnxruntime failed.
+        """
+        session = self._session
+        if session is None:
+            raise UsageError("the engine was closed", hint="open it again")
+        refuse_unfit(images, self._spec)
+        feed = {self._spec.model.inputs[0].name: np.ascontiguousarray(images, self._dtype)}
+        try:
+            arrays = session.run(self._outputs, feed)
+        except Exception as err:  # its exception classes have no common base
+            raise StageError(f"onnxruntime failed: {reason(err)}") from err
+        return {
+            name: array.astype(np.float32, copy=False) if np.issubdtype(array.dtype, np.floating) else array
+            for name, array in zip(self._outputs, arrays, strict=True)
+        }
+
+    def close(self) -> None:
+        """Free the network; a running `infer` of another thread still ends well."""
+        self._session = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,55 @@
+"""Which batches an engine accepts, the same for every runner."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from yolotrt_core.errors import UsageError
+from yolotrt_core.types import EngineSpec, ShapeRange
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+def refuse_unfit(images: NDArray[Any], spec: EngineSpec) -> None:
+    """Check a batch before it reaches the engine.
+
+    Args:
+        images: what a caller gave to `Session.infer`. spec: of the engine.
+
+    Raises:
+        UsageError: not float32, or a shape that neither the static dimensions of the first input
+            nor any profile allows; the error says what is accepted.
+    """
+    expected = spec.model.inputs[0].shape
+    accepted = f"float32 {_shown(expected)}"
+    if spec.profiles:
+        accepted += " with (batch, height, width) from " + " or from ".join(_range(p) for p in spec.profiles)
+    found = f"{getattr(images, 'dtype', type(images).__name__)} {_shown(getattr(images, 'shape', ()))}"
+    fits = (
+        str(getattr(images, "dtype", "")) == "float32"
+        and images.ndim == len(expected)
+        and all(have == want for have, want in zip(images.shape, expected, strict=True) if isinstance(want, int))
+        and min(images.shape) > 0
+    )
+    if fits and spec.profiles:
+        size = (images.shape[0], images.shape[2], images.shape[3])
+        fits = any(_within(size, profile) for profile in spec.profiles)
+    if not fits:
+        raise UsageError(f"the engine accepts {accepted}, found {found}")
+    step = max(spec.model.strides, default=1)
+    for side in images.shape[2:]:
+        if side % step:
+            raise UsageError(f"height and width must be multiples of {step}, found {found}")
+
+
+def _within(size: tuple[int, int, int], profile: ShapeRange) -> bool:
+    return all(low <= have <= high for low, have, high in zip(profile.min, size, profile.max, strict=True))
+
+
+def _range(profile: ShapeRange) -> str:
+    return f"{'x'.join(map(str, profile.min))} to {'x'.join(map(str, profile.max))}"
+
+
+def _shown(shape: tuple[int | str, ...]) -> str:
+    return f"({', '.join(map(str, shape))})"
