@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from yolotrt_core.errors import StageError, YolotrtError
 from yolotrt_core.store.action import Action, Blob, Record, canonical_json, is_output_name, record_bytes
-from yolotrt_core.store.failures import RefusedRowError, disk_error, reporting
+from yolotrt_core.store.failures import ReadOnlyStoreError, RefusedRowError, disk_error, reporting
 from yolotrt_core.store.layout import ACTION, BLOB, OWNER, STAGE_LOG
 from yolotrt_core.store.locks import locked
 from yolotrt_core.types import Json, to_json
@@ -42,16 +42,27 @@ def obtain(
         if not bad:
             return record, True
         log.warning("%s is damaged in the store (%s): making it again", _describe(action), ", ".join(bad))
-    with reporting(store.root):
-        store.make_folders()
-    with locked(store.locks_folder, key, lambda: _waited_for(store, action)):
-        record = None if force else store.find(key)
-        if record is not None:
-            bad = _damaged_outputs(store, record) if verify else ()
-            if not bad:
-                return record, True
-            _delete(store, record, bad)
-        return _build(store, action, make, on_start), False
+    try:
+        with reporting(store.root):
+            store.make_folders()
+        lock = locked(store.locks_folder, key, lambda: _waited_for(store, action))
+        with lock:
+            return _obtain_alone(store, action, make, verify=verify, force=force, on_start=on_start)
+    except ReadOnlyStoreError as err:
+        raise ReadOnlyStoreError(f"{err}, and {_describe(action)} must be made", hint=err.hint) from err
+
+
+def _obtain_alone(
+    store: Store, action: Action, make: Make, *, verify: bool, force: bool, on_start: Callable[[Action], None] | None
+) -> tuple[Record, bool]:
+    """Look again, now that nobody else can be making it, and make it if it is still needed."""
+    record = None if force else store.find(action.key)
+    if record is not None:
+        bad = _damaged_outputs(store, record) if verify else ()
+        if not bad:
+            return record, True
+        _delete(store, record, bad)
+    return _build(store, action, make, on_start), False
 
 
 def _build(store: Store, action: Action, make: Make, on_start: Callable[[Action], None] | None) -> Record:
@@ -101,7 +112,7 @@ def _commit(store: Store, action: Action, work: Path, facts: Mapping[str, Json],
     data = record_bytes(record)
     with store.writing() as cache:
         try:
-            with cache.transact(retry=True):
+            with cache.transact():
                 for name, blob in outputs.items():
                     _add(cache, blob, paths[name])
                 cache.set(ACTION + record.key, data)
@@ -247,4 +258,5 @@ def _clean_after_failure(work: Path, *, keep_log: bool) -> Path | None:
 def _say_where(err: StageError, action: Action, log_path: Path | None) -> None:
     err.stage = err.stage or action.stage
     err.key = err.key or action.key
-    err.log = err.log or log_path
+    # Whatever log was named, this is what is left of the folder.
+    err.log = log_path

@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import diskcache
-from diskcache.core import DBNAME, MODE_BINARY, MODE_RAW, UNKNOWN
+from diskcache.core import DBNAME, DEFAULT_SETTINGS, ENOVAL, METADATA, MODE_BINARY, MODE_RAW, UNKNOWN
 
 from yolotrt_core.store.failures import RefusedRowError
 
 log = logging.getLogger(__name__)
 
 CHUNK_BYTES = 4 << 20
+_MIN_FILE_BYTES = 2**15  # smaller values lie in the database itself; diskcache's own default
 # As `diskcache.Disk.filename` draws them: 16 random bytes in hex, split over two levels of folders.
 _FILE_NAME = re.compile(r"[0-9a-f]{2}/[0-9a-f]{2}/[0-9a-f]{28}\.val")
 # The defaults would evict artifacts once there is 1 GiB of them, and map the database into memory,
@@ -36,7 +37,7 @@ _SETTINGS = {
     "statistics": 0,
     "tag_index": 0,
     "sqlite_mmap_size": 0,
-    "disk_min_file_size": 2**15,
+    "disk_min_file_size": _MIN_FILE_BYTES,
     "disk_pickle_protocol": 0,
 }
 _BUSY_SECONDS = 30.0
@@ -44,6 +45,10 @@ _BUSY_SECONDS = 30.0
 
 class BytesOnlyDisk(diskcache.Disk):  # type: ignore[misc]  # diskcache has no type information
     """Keys are str; values are bytes or binary streams; no pickle either way."""
+
+    def __init__(self, directory: str, min_file_size: int = 0, **_unknown: object) -> None:
+        # diskcache hands over whatever the database's settings name.
+        super().__init__(directory, min_file_size=min_file_size)
 
     def put(self, key: object) -> tuple[str, bool]:
         """Return the database form of a key.
@@ -152,6 +157,15 @@ class ByteCache(diskcache.Cache):  # type: ignore[misc]  # diskcache has no type
     def __init__(self, folder: Path) -> None:
         super().__init__(str(folder), timeout=_BUSY_SECONDS, disk=BytesOnlyDisk, **_SETTINGS)
 
+    def reset(self, key: str, value: Any = ENOVAL, update: bool = True) -> Any:
+        """Set one of diskcache's settings; others, which only a stranger can have written, are ignored.
+
+        diskcache makes an attribute of itself, and a PRAGMA, of every name that it reads.
+        """
+        if key not in DEFAULT_SETTINGS and key not in METADATA:
+            return value
+        return super().reset(key, value, update)
+
     def keys(self, prefix: str) -> list[str]:
         """Return the keys that start with `prefix`, an ASCII text, sorted; rows with foreign keys are left out."""
         last = prefix[:-1] + chr(ord(prefix[-1]) + 1)
@@ -226,7 +240,7 @@ class ReadingCache(ByteCache):
         self._txn_id = None
         self.eviction_policy = "none"
         self.statistics = 0
-        self._disk = BytesOnlyDisk(str(folder), min_file_size=_SETTINGS["disk_min_file_size"])
+        self._disk = BytesOnlyDisk(str(folder), min_file_size=_MIN_FILE_BYTES)
 
     @property
     def _con(self) -> sqlite3.Connection:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from yolotrt_core.errors import ArtifactError
 ELSEWHERE = "choose another store with `--store DIR` or the variable YOLOTRT_STORE"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _READ_ONLY = (errno.EROFS,)
+_LEAST_BYTES = 64 << 10  # less free space than this is none: no stage can write its output
 _DENIED = (errno.EACCES, errno.EPERM)
 
 
@@ -22,6 +24,10 @@ class MissingArtifactError(ArtifactError):
 
 class DamagedArtifactError(ArtifactError):
     """Stored bytes are not those that were put in."""
+
+
+class ReadOnlyStoreError(ArtifactError):
+    """The store cannot be written: a read-only disk, or another user's."""
 
 
 class RefusedRowError(ArtifactError):
@@ -48,7 +54,7 @@ def error_from_os(root: Path, err: OSError) -> ArtifactError:
     if err.errno in _READ_ONLY:
         return _read_only(root)
     if err.errno in _DENIED:
-        return ArtifactError(f"the store `{root}` may not be written or read{at}: {reason}", hint=ELSEWHERE)
+        return ReadOnlyStoreError(f"the store `{root}` may not be written or read{at}: {reason}", hint=ELSEWHERE)
     if err.errno in (errno.ENOTDIR, errno.EEXIST):
         return ArtifactError(f"the store `{root}` is not a folder: {reason}{at}", hint=ELSEWHERE)
     if err.errno == errno.EIO:
@@ -56,7 +62,7 @@ def error_from_os(root: Path, err: OSError) -> ArtifactError:
     return ArtifactError(f"the store `{root}` cannot be used: {reason}{at}", hint=ELSEWHERE)
 
 
-def error_from_sqlite(root: Path, err: sqlite3.Error) -> ArtifactError:
+def error_from_sqlite(root: Path, err: BaseException) -> ArtifactError:
     """Say in one line what a database error means for the store at `root`."""
     text = str(err).lower()
     if "disk is full" in text:
@@ -73,13 +79,30 @@ def error_from_sqlite(root: Path, err: sqlite3.Error) -> ArtifactError:
 
 
 def disk_error(root: Path, err: BaseException) -> ArtifactError | None:
-    """Return the store's error if `err`, or what caused it, is a full or read-only disk."""
+    """Return what to tell the user if a full or read-only disk is behind a failed stage, else None.
+
+    Frameworks often hide the system's error, so a disk without space counts as the reason too.
+    """
     seen: BaseException | None = err
     while seen is not None:
         if isinstance(seen, OSError) and seen.errno in (*_FULL, *_READ_ONLY):
-            return error_from_os(root, seen)
+            inside = seen.filename is None or Path(os.fsdecode(seen.filename)).is_relative_to(root)
+            if inside and (seen.errno in _READ_ONLY or _is_full(root)):
+                return error_from_os(root, seen)
+            at = f" at `{os.fsdecode(seen.filename)}`" if seen.filename else ""
+            hint = "make room there; temporary files go where the variable TMPDIR says"
+            return ArtifactError(f"cannot write{at}: {(seen.strerror or str(seen)).lower()}", hint=hint)
         seen = seen.__cause__ or seen.__context__
-    return None
+    return _full(root) if _is_full(root) else None
+
+
+def _is_full(root: Path) -> bool:
+    try:
+        disk = os.statvfs(root)
+    except OSError:
+        return False
+    free = disk.f_bfree if os.geteuid() == 0 else disk.f_bavail
+    return free * disk.f_frsize < _LEAST_BYTES
 
 
 def _full(root: Path) -> ArtifactError:
@@ -87,5 +110,5 @@ def _full(root: Path) -> ArtifactError:
     return ArtifactError(f"no space left for the store `{root}`", hint=hint)
 
 
-def _read_only(root: Path) -> ArtifactError:
-    return ArtifactError(f"the store `{root}` is read-only and does not hold what is asked for", hint=ELSEWHERE)
+def _read_only(root: Path) -> ReadOnlyStoreError:
+    return ReadOnlyStoreError(f"the store `{root}` is read-only", hint=ELSEWHERE)

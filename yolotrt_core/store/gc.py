@@ -93,13 +93,11 @@ class _Collection:
             found = len(orphans)
         else:
             # Records first: killed in between, files without a record remain, never the reverse.
-            with self._cache.transact(retry=True):
+            with self._cache.transact():
                 for key in [record.key for record in dead] + broken:
                     self._cache.delete(ACTION + key)
             for name in [BLOB + sha for sha in blobs] + side:
-                self._cache.delete(name, retry=True)
-            for folder in leftovers:
-                shutil.rmtree(folder, ignore_errors=True)
+                self._cache.delete(name)
             found, swept = self._cache.sweep()
             size += swept
         return GcReport(
@@ -109,7 +107,7 @@ class _Collection:
             blobs=tuple(blobs),
             orphans=found,
             side_files=len(side),
-            work_folders=len(leftovers),
+            work_folders=leftovers,
             size=size,
         )
 
@@ -129,9 +127,9 @@ class _Collection:
     def _young(self, records: dict[str, Record]) -> set[str]:
         return {key for key, record in records.items() if not _is_before(record.created, self._oldest)}
 
-    def _work_folders(self) -> tuple[list[Path], set[str]]:
-        """Return the folders left by failed and killed builds, and the digests that running ones need."""
-        leftovers: list[Path] = []
+    def _work_folders(self) -> tuple[int, set[str]]:
+        """Clear what failed and killed builds left; return how many folders, and the digests running ones need."""
+        leftovers = 0
         in_use: set[str] = set()
         if not self._store.work_folder.is_dir():
             return leftovers, in_use
@@ -144,10 +142,14 @@ class _Collection:
             else:
                 with tried(self._store.locks_folder, folder.name) as free:
                     running = not free
+                    if free and not _is_recent_log(folder, self._oldest_seconds):
+                        # While the lock is held: a build of this key would start in this folder.
+                        shutil.rmtree(folder, ignore_errors=True)
+                        leftovers += 1
             if running:
                 in_use.update(str(digest) for digest in owner.get("inputs", ()))
-            elif not _is_recent_log(folder, self._oldest_seconds):
-                leftovers.append(folder)
+            elif self._dry_run and not _is_recent_log(folder, self._oldest_seconds):
+                leftovers += 1
         return leftovers, in_use
 
 

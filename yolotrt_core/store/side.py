@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from yolotrt_core.errors import ArtifactError
 from yolotrt_core.store.action import canonical_json
-from yolotrt_core.store.failures import reporting
+from yolotrt_core.store.failures import ReadOnlyStoreError, reporting
 from yolotrt_core.store.layout import SIDE
 
 if TYPE_CHECKING:
@@ -47,11 +47,13 @@ class StoredSideCache:
         try:
             with self._store.writing() as cache:
                 try:
-                    cache.set(side_key(name, material), hashlib.sha256(data).digest() + data, retry=True)
+                    cache.set(side_key(name, material), hashlib.sha256(data).digest() + data)
                 except BaseException:
                     cache.close()
                     cache.sweep()
                     raise
+        except ReadOnlyStoreError as err:
+            log.debug("cannot keep the file `%s`: %s", name, err)
         except ArtifactError as err:
             log.warning("cannot keep the file `%s` for the next run: %s", name, err)
 

@@ -13,18 +13,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from yolotrt_core.errors import ArtifactError, UsageError
-from yolotrt_core.stages import SideCache
 from yolotrt_core.store.action import Action, Record, UnknownSchemaError, is_sha256, record_from_bytes
 from yolotrt_core.store.failures import (
     DamagedArtifactError,
     MissingArtifactError,
+    ReadOnlyStoreError,
     RefusedRowError,
+    error_from_sqlite,
     reporting,
 )
 from yolotrt_core.store.layout import ACTION, BLOB, CACHE, LOCKS, REF, WORK
 from yolotrt_core.types import Json
 
 if TYPE_CHECKING:
+    from yolotrt_core.stages import SideCache
     from yolotrt_core.store.disk import ByteCache, ReadingCache
     from yolotrt_core.store.gc import GcReport
     from yolotrt_core.store.lineage import Difference, Lineage
@@ -197,12 +199,16 @@ class Store:
 
     def set_ref(self, name: str, key: str) -> None:
         """Give a record a name, which keeps it and all it was made from through `gc`."""
-        if not name or not name.isprintable() or not is_sha256(key):
+        if not name or not name.isascii() or not name.isprintable() or not is_sha256(key):
             raise UsageError(f"a name and a whole key are needed, found `{name!r}` and `{key}`")
         if self.refs().get(name) == key:
             return
-        with self.writing() as cache:
-            cache.set(REF + name, key.encode())
+        try:
+            with self.writing() as cache:
+                cache.set(REF + name, key.encode())
+        except ReadOnlyStoreError as err:
+            # Whoever may not write may not collect either, so nothing is lost with the name.
+            log.debug("cannot name %s `%s`: %s", key[:12], name, err)
 
     def remove_ref(self, name: str) -> None:
         """Take a name away; nothing happens if there is none."""
@@ -267,6 +273,8 @@ class Store:
     @contextmanager
     def writing(self) -> Iterator[ByteCache]:
         """Hold the only right to change the cache, for a short time."""
+        import diskcache
+
         from yolotrt_core.store.disk import ByteCache
         from yolotrt_core.store.locks import COMMIT, locked
 
@@ -276,6 +284,9 @@ class Store:
                 cache = ByteCache(self.cache_folder)
                 try:
                     yield cache
+                except diskcache.Timeout as err:
+                    # diskcache says only this, whatever SQLite had said.
+                    raise error_from_sqlite(self.root, err.__context__ or err) from err
                 finally:
                     cache.close()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import sqlite3
 import warnings
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -11,8 +12,8 @@ from typing import TYPE_CHECKING, Literal
 
 from yolotrt_core.errors import ArtifactError
 from yolotrt_core.progress import Bar, progress
-from yolotrt_core.store.action import Record, UnknownSchemaError, is_sha256, record_from_bytes
-from yolotrt_core.store.failures import RefusedRowError, reporting
+from yolotrt_core.store.action import Record, UnknownSchemaError, is_sha256, record_bytes, record_from_bytes
+from yolotrt_core.store.failures import RefusedRowError, error_from_sqlite, reporting
 from yolotrt_core.store.layout import ACTION, BLOB, REF, SIDE
 from yolotrt_core.store.locks import COMMIT, tried
 from yolotrt_core.store.side import is_side_intact
@@ -78,8 +79,10 @@ def repair(store: Store) -> VerifyReport:
         for damage in report.damage:
             if damage.kind == "row":
                 cache.drop_row(int(damage.name))
-            elif damage.kind != "database":
-                cache.delete(damage.name, retry=True)
+            elif damage.kind == "database":
+                raise error_from_sqlite(store.root, sqlite3.DatabaseError(f"malformed: {damage.problem}"))
+            else:
+                cache.delete(damage.name)
         cache.sweep()
         with warnings.catch_warnings():
             # diskcache tells what it mends by warnings; the report has said it already.
@@ -110,7 +113,8 @@ def check(cache: ByteCache) -> VerifyReport:
     good = {name.removeprefix(BLOB) for name in names} - {name.removeprefix(BLOB) for name in bad_blobs}
     for record in records:
         lost = [name for name, blob in record.outputs.items() if blob.sha256 not in good]
-        if lost:
+        # A record that a collection or a new build has taken away meanwhile is none to complain of.
+        if lost and cache.get(ACTION + record.key) == record_bytes(record):
             damage.append(Damage("record", ACTION + record.key, f"its output `{lost[0]}` is missing or damaged"))
     damage += _check_small(cache, skipped)
     return VerifyReport(len(records), len(names), size, len(cache.orphans()), tuple(damage))
