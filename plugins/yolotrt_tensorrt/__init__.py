@@ -48,7 +48,7 @@ class TensorRTBuilder:
 
     name = "tensorrt"
     stage_version = 1
-    sources = ("yolotrt_tensorrt.builder", "yolotrt_tensorrt.library", "yolotrt_tensorrt.profiles")
+    sources = tuple(f"yolotrt_tensorrt.{m}" for m in ("builder", "layers", "library", "profiles", "targets"))
     Options = TensorRTOptions
     engine_file = "model.engine"
     precisions: frozenset[Precision] = frozenset(PRECISIONS)

@@ -27,7 +27,13 @@ INSTALL: Mapping[str, str] = {
     "tensorrt_rtx": "pip install tensorrt-rtx-cu13",
 }
 _VERSION = re.compile(r"""^__version__\s*=\s*["']([^"']+)["']""", re.MULTILINE)
-_LIBRARY_FOLDERS = ("/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/lib64", "/usr/lib", "/usr/local/lib")
+_LIBRARY_FOLDERS = (
+    "/usr/lib/x86_64-linux-gnu",
+    "/usr/lib/aarch64-linux-gnu",
+    "/usr/lib64",
+    "/usr/lib",
+    "/usr/local/lib",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,10 +102,10 @@ def available(wanted: str) -> Availability:
     partly = []
     for module in modules:
         found = find(module)
-        if found and not found.missing:
+        if found and not found.missing and (found.is_rtx or driver.present()):
             return Availability(True)
         if found:
-            partly.append(f"{found} is installed, but {found.missing}")
+            partly.append(f"{found} is installed, but {found.missing or 'it needs an NVIDIA GPU, and there is none'}")
     names = " nor ".join(f"`{m}`" for m in modules)
     reason = "; ".join(partly) or (f"neither {names} is installed" if len(modules) > 1 else f"{names} is not installed")
     # Without a word from the user, propose the one that installs from PyPI and needs no GPU to build.

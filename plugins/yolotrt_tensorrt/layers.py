@@ -1,0 +1,97 @@
+"""What TensorRT's build log tells of the finished engine: kernels, and the precision of convolutions."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+
+# Narrowest first. Words of the log, old and new, to the precision they mean.
+_PRECISIONS = ("int8", "fp8", "bf16", "fp16", "fp32")
+_WORDS = {
+    "int8": "int8",
+    "fp8": "fp8",
+    "fp8e4m3": "fp8",
+    "bf16": "bf16",
+    "bfloat16": "bf16",
+    "half": "fp16",
+    "fp16": "fp16",
+    "float": "fp32",
+    "fp32": "fp32",
+}
+# Kinds of final layer that multiply: TensorRT-RTX's convolution and its fusion of one with what follows,
+# and TensorRT's own CaskConvolution and the like. A `kgen` only casts, adds or moves.
+_MULTIPLYING = re.compile(r"correlation|runtime_fusion|conv|gemm", re.IGNORECASE)
+_LAYER = re.compile(r"^\s*Name: (?P<name>.*?), LayerType: (?P<kind>[^,]+), Inputs: (?P<rest>.*)$", re.MULTILINE)
+_ONNX_NODE = re.compile(r"\[ONNX Layer: ([^\]]*)\]")
+_TYPE = re.compile(r"Datatype: ([^,}]+)")
+_SHAPE = re.compile(r"Dimensions: \[([\d,\- ]*)\]")
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One layer of the engine as the log describes it.
+
+    Attributes:
+        kind: TensorRT's name of its implementation, e.g. `correlation`.
+        operands: precision of its first input and of its weights, e.g. ("int8", "int8").
+        nodes: names of the ONNX nodes it was made from.
+    """
+
+    name: str
+    kind: str
+    operands: tuple[str, ...]
+    nodes: tuple[str, ...]
+
+
+def parse(messages: Iterable[str]) -> list[Layer]:
+    """Find the engine's layers in verbose log messages of a build with detailed profiling."""
+    return [_layer(found) for text in messages if "LayerType: " in text for found in _LAYER.finditer(text)]
+
+
+def convolutions_by_precision(layers: Iterable[Layer], convolutions: Collection[str]) -> Mapping[str, int]:
+    """Count the network's convolutions by the precision their kernel multiplies in.
+
+    A convolution whose weights are kept in int8 but multiplied in fp16 counts as fp16: the widest
+    operand decides.
+
+    Args:
+        layers: of the finished engine. convolutions: names of the network's convolution nodes.
+
+    Returns:
+        Precision to count; `other` counts those that no kernel names.
+    """
+    found: dict[str, str] = {}
+    for layer in layers:
+        if not layer.operands or not _MULTIPLYING.search(layer.kind):
+            continue
+        widest = max(layer.operands, key=_PRECISIONS.index)
+        found |= {node: widest for node in layer.nodes if node in convolutions}
+    counts = Counter(found.get(name, "other") for name in convolutions)
+    return {p: counts[p] for p in (*_PRECISIONS, "other") if counts[p]}
+
+
+def _layer(found: re.Match[str]) -> Layer:
+    inputs, _, rest = found["rest"].partition("Constants: ")
+    constants, _, tail = rest.partition("Outputs: ") if rest else ("", "", found["rest"])
+    # A residual branch is a second input: it is added, not multiplied.
+    operands = [*inputs.split("{")[1:2], *(t for t in constants.split("{")[1:] if _is_matrix(t))]
+    return Layer(
+        name=found["name"],
+        kind=found["kind"].strip(),
+        operands=tuple(p for t in operands if (p := _precision(t))),
+        nodes=tuple(_ONNX_NODE.findall(tail.partition("Metadata: ")[2])),
+    )
+
+
+def _is_matrix(tensor: str) -> bool:
+    """Tell weights from biases and scales, which have at most one axis longer than 1."""
+    shape = _SHAPE.search(tensor)
+    return shape is not None and sum(n.strip() not in ("", "1") for n in shape[1].split(",")) > 1
+
+
+def _precision(tensor: str) -> str:
+    told = _TYPE.search(tensor)
+    words = re.findall(r"[a-z0-9]+", told[1].lower()) if told else []
+    return next((_WORDS[w] for w in words if w in _WORDS), "")

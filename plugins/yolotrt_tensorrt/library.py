@@ -1,0 +1,204 @@
+"""The imported TensorRT: its one logger, its failures as errors, its engines' fitness to run here."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from yolotrt_core.errors import StageError
+from yolotrt_core.types import EngineSpec
+from yolotrt_tensorrt import driver, installed
+from yolotrt_tensorrt.installed import Installed
+
+if TYPE_CHECKING:
+    import tensorrt
+
+_log = logging.getLogger(__name__)
+
+_LONGEST_MESSAGE = 400
+# A plan of TensorRT-RTX 1.6 and 1.7 starts so (seen in plans of both).
+RTX_MAGIC = b"vtrt"
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One line of TensorRT's log; severity as its name, e.g. `ERROR`."""
+
+    severity: str
+    text: str
+
+
+@dataclass(slots=True)
+class Messages:
+    """What TensorRT logged during a `Library.collecting` block."""
+
+    all: list[Message] = field(default_factory=list)
+
+    @property
+    def errors(self) -> list[str]:
+        return [m.text for m in self.all if m.severity in ("ERROR", "INTERNAL_ERROR")]
+
+    @property
+    def verbose(self) -> list[str]:
+        return [m.text for m in self.all if m.severity == "VERBOSE"]
+
+    def last_error(self) -> str:
+        """Return the last error in one line, or words for there being none."""
+        text = " ".join(self.errors[-1].split()) if self.errors else "it gave no reason"
+        return text if len(text) <= _LONGEST_MESSAGE else text[: _LONGEST_MESSAGE - 4] + " ..."
+
+
+class Library:
+    """One TensorRT module, imported.
+
+    TensorRT has one logger per process: a second one would lose messages, so each module is loaded
+    once (`load`) and its logger hands every message to Python's logging and to whoever collects.
+
+    Attributes:
+        trt: the module. installed: its name and version. logger: its `ILogger`.
+    """
+
+    def __init__(self, found: Installed) -> None:
+        self.installed = found
+        self.trt = _imported(found)
+        self._collectors: list[Messages] = []
+        self.logger: tensorrt.ILogger = _logger(self.trt, self._collectors)
+
+    def has(self, *names: str) -> bool:
+        """Say whether the library has all of `Class`, `Class.member` or `Enum.MEMBER`.
+
+        This is how a feature of some releases is tested for; version numbers never are.
+        """
+        return all(_has(self.trt, name) for name in names)
+
+    @contextmanager
+    def collecting(self) -> Iterator[Messages]:
+        """Collect what TensorRT logs during the block, from whatever thread."""
+        messages = Messages()
+        self._collectors.append(messages)
+        try:
+            yield messages
+        finally:
+            self._collectors.remove(messages)
+
+    def failure(self, doing: str, messages: Messages, hint: str | None = None) -> StageError:
+        """Make the error for a call that answered None or False."""
+        return StageError(f"{self.installed} could not {doing}: {messages.last_error()}", hint=hint)
+
+    def __str__(self) -> str:
+        return str(self.installed)
+
+
+@functools.cache
+def load(module: str) -> Library:
+    """Import a TensorRT module, once per process.
+
+    Args:
+        module: `auto`, `tensorrt` or `tensorrt_rtx`, see `installed.choose`.
+
+    Raises:
+        StageError: not installed, or its import fails.
+    """
+    found = installed.choose(module)
+    return load(found.module) if found.module != module else Library(found)
+
+
+def check_engine(spec: EngineSpec, device: int = 0) -> Library:
+    """Return the library that can load an engine, by what its spec says of its making.
+
+    Args:
+        spec: the engine's sidecar. device: CUDA device number it shall run on.
+
+    Raises:
+        StageError: made by a TensorRT, or for a GPU, that is not here.
+    """
+    module, version = spec.tools.get("module", ""), spec.tools.get("version", "")
+    if module not in installed.MODULES:
+        raise StageError(f"the engine was built by `{module or spec.builder}`, not by a TensorRT")
+    rebuild = "build the engine again here"
+    found = installed.find(module)
+    if found is None or found.missing:
+        here = [str(f) for m in installed.MODULES if (f := installed.find(m)) and not f.missing]
+        raise StageError(
+            f"the engine was built by `{module}` {version}, and here is " + (" and ".join(here) or "no TensorRT"),
+            hint=f"{installed.INSTALL[module]}, or {rebuild}",
+        )
+    if found.version != version:
+        raise StageError(
+            f"the engine was built by `{module}` {version}, and here is {found.version}: a plan loads only in the "
+            "release that built it",
+            hint=f"{rebuild}, or install {version}",
+        )
+    if "compute_capability" in spec.tools:
+        gpu = driver.gpu(device)
+        if gpu.capability != spec.tools["compute_capability"]:
+            raise StageError(
+                f"the engine was built for {spec.tools.get('gpu')} (compute capability "
+                f"{spec.tools['compute_capability']}), and here is {gpu.name} ({gpu.capability})",
+                hint=rebuild,
+            )
+        if gpu.name != spec.tools.get("gpu"):
+            _log.warning("the engine was tuned for %s and runs on %s", spec.tools.get("gpu"), gpu.name)
+    return load(module)
+
+
+def check_plan(library: Library, runtime: tensorrt.Runtime, plan: bytes) -> None:
+    """Refuse a plan that cannot run here, where the library can tell before loading it.
+
+    Args:
+        plan: the whole engine file.
+
+    Raises:
+        StageError: not a plan of this library, or not for this GPU or driver; all reasons named.
+    """
+    if library.installed.is_rtx and not plan.startswith(RTX_MAGIC):
+        raise StageError(f"the file is not an engine of {library}", hint="build it again")
+    if not library.has("Runtime.get_engine_validity", "EngineValidity", "EngineInvalidityDiagnostics"):
+        return
+    validity, mask = runtime.get_engine_validity(plan)
+    if validity != library.trt.EngineValidity.INVALID:
+        return
+    known = library.trt.EngineInvalidityDiagnostics.__members__
+    reasons = [name.lower().replace("_", " ") for name, bit in known.items() if int(mask) & int(bit)]
+    raise StageError(
+        f"{library} cannot run this engine here: {', '.join(reasons) or 'no usable GPU driver'}",
+        hint="build it again on this machine, or see `doctor` for the driver",
+    )
+
+
+def _imported(found: Installed) -> Any:
+    try:
+        return importlib.import_module(found.module)
+    except (ImportError, OSError) as err:
+        raise StageError(f"{found} cannot be imported: {err}", hint=installed.INSTALL[found.module]) from err
+
+
+def _has(root: Any, dotted: str) -> bool:
+    for part in dotted.split("."):
+        if not hasattr(root, part):
+            return False
+        root = getattr(root, part)
+    return True
+
+
+def _logger(trt: Any, collectors: list[Messages]) -> Any:
+    """Make the process's `ILogger`; the base class exists only once the module is imported."""
+
+    class Logger(trt.ILogger):  # type: ignore[misc] # the module is only known at run time
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+
+        def log(self, level: tensorrt.ILogger.Severity, text: str) -> None:
+            message = Message(level.name, text)
+            for messages in collectors:
+                messages.all.append(message)
+            # An error becomes a StageError, which shows it; a warning often comes once per layer. So what
+            # TensorRT says goes to the stage's log, and only `builder` decides what users must see.
+            _log.debug("%s %s", message.severity, text)
+
+    return Logger()

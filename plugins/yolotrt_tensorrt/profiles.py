@@ -1,0 +1,82 @@
+"""Optimization profiles: which shapes a dynamic engine accepts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from yolotrt_core.errors import StageError, UsageError
+from yolotrt_core.types import BuildRequest, ShapeRange
+from yolotrt_tensorrt.library import Library
+
+if TYPE_CHECKING:
+    import tensorrt
+
+_AXES = ("batch", "channels", "height", "width")
+
+
+def add_profiles(
+    library: Library,
+    builder: tensorrt.Builder,
+    network: tensorrt.INetworkDefinition,
+    config: tensorrt.IBuilderConfig,
+    request: BuildRequest,
+) -> None:
+    """Give a dynamic network the request's profiles, and check that a static one has its shape.
+
+    TensorRT reports most mistakes here only as a failed build, so all are looked for first.
+
+    Raises:
+        UsageError: the network's fixed axes are not those asked for.
+        StageError: TensorRT refuses a profile.
+    """
+    if network.num_inputs != 1:
+        names = [network.get_input(i).name for i in range(network.num_inputs)]
+        raise UsageError(f"expected a network with one input, found {len(names)}: {', '.join(names)}")
+    entry = network.get_input(0)
+    shape = tuple(entry.shape)
+    if len(shape) != 4:
+        raise UsageError(f"expected input `{entry.name}` to be batch x channels x height x width, found {shape}")
+    if -1 not in shape:
+        _check_static(entry.name, shape, request)
+        return
+    if not request.profiles:
+        free = ", ".join(axis for axis, n in zip(_AXES, shape, strict=True) if n == -1)
+        raise UsageError(f"input `{entry.name}` is free in {free}, and no profile was given", hint="`--dynamic on`")
+    for asked in request.profiles:
+        profile = builder.create_optimization_profile()
+        profile.set_shape(entry.name, *(_full(shape, asked, which, entry.name) for which in ("min", "opt", "max")))
+        with library.collecting() as messages:
+            index = config.add_optimization_profile(profile)
+        if not profile or index < 0:
+            raise library.failure(f"take the profile {show(asked)}", messages)
+
+
+def show(profile: ShapeRange) -> str:
+    """Write a profile as users give it, e.g. `1x320x320:1x640x640:8x640x640`."""
+    return ":".join("x".join(map(str, shape)) for shape in (profile.min, profile.opt, profile.max))
+
+
+def _check_static(name: str, shape: tuple[int, ...], request: BuildRequest) -> None:
+    if request.profiles:
+        raise UsageError(
+            f"input `{name}` has the fixed shape {'x'.join(map(str, shape))}, and a dynamic engine was asked for",
+            hint="export the model with `--dynamic on`, or build without `--dynamic` and `--profile`",
+        )
+    asked = (request.batch, shape[1], request.height, request.width)
+    if shape != asked:
+        raise UsageError(
+            f"input `{name}` has the fixed shape {'x'.join(map(str, shape))}, "
+            f"and {'x'.join(map(str, asked))} was asked for",
+            hint="`--batch` and `--imgsz` must be those of the model",
+        )
+
+
+def _full(shape: tuple[int, ...], asked: ShapeRange, which: str, name: str) -> tuple[int, ...]:
+    batch, height, width = getattr(asked, which)
+    wanted = (batch, shape[1], height, width)
+    if shape[1] < 1:
+        raise StageError(f"input `{name}` is free in its channels: a profile does not say how many")
+    for axis, fixed, value in zip(_AXES, shape, wanted, strict=True):
+        if fixed not in (-1, value):
+            raise UsageError(f"input `{name}` has the fixed {axis} {fixed}, and profile {show(asked)} asks for {value}")
+    return wanted
