@@ -20,6 +20,17 @@ NORM_EPS = 1e-3  # batch norm of every YOLOv5 release; PyTorch's own default is 
 NORM_MOMENTUM = 0.03
 
 
+class Conv2d(nn.Conv2d):
+    """PyTorch's convolution, which on the `meta` device leaves its absent weights alone.
+
+    Filling them would do nothing, but loads a second of PyTorch's Python kernels.
+    """
+
+    def reset_parameters(self) -> None:
+        if not self.weight.is_meta:
+            super().reset_parameters()
+
+
 class Conv(nn.Module):
     """Convolution, batch norm, activation; after `fuse` the convolution carries the norm."""
 
@@ -27,7 +38,7 @@ class Conv(nn.Module):
         self, c1: int, c2: int, k: int = 1, s: int = 1, p: int | None = None, g: int = 1, *, act: Activation = nn.SiLU
     ) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(c1, c2, k, s, k // 2 if p is None else p, groups=g, bias=False)
+        self.conv = Conv2d(c1, c2, k, s, k // 2 if p is None else p, groups=g, bias=False)
         self.bn: nn.Module = nn.BatchNorm2d(c2, eps=NORM_EPS, momentum=NORM_MOMENTUM)
         self.act = act()
 
@@ -39,7 +50,7 @@ class Conv(nn.Module):
         """Give the convolution a bias and drop the norm, as in checkpoints that were saved fused."""
         c = self.conv
         if not isinstance(self.bn, nn.Identity):
-            self.conv = nn.Conv2d(
+            self.conv = Conv2d(
                 c.in_channels, c.out_channels, c.kernel_size, c.stride, c.padding, groups=c.groups, bias=True
             )
             self.bn = nn.Identity()
@@ -79,8 +90,8 @@ class BottleneckCSP(nn.Module):
         super().__init__()
         hidden = int(c2 * e)
         self.cv1 = Conv(c1, hidden, 1, act=act)
-        self.cv2 = nn.Conv2d(c1, hidden, 1, bias=False)
-        self.cv3 = nn.Conv2d(hidden, hidden, 1, bias=False)
+        self.cv2 = Conv2d(c1, hidden, 1, bias=False)
+        self.cv3 = Conv2d(hidden, hidden, 1, bias=False)
         self.cv4 = Conv(2 * hidden, c2, 1, act=act)
         self.bn: nn.Module = nn.BatchNorm2d(2 * hidden, eps=NORM_EPS, momentum=NORM_MOMENTUM)
         self.act = act()
@@ -213,12 +224,12 @@ class Detect(nn.Module):
         self.nc, self.no = nc, nc + 5
         self.na = len(anchors_px[0]) // 2
         self.stride = tuple(stride)
-        pixels = torch.tensor(anchors_px, dtype=torch.float32).view(len(channels), self.na, 2)
-        per_level = torch.tensor(self.stride, dtype=torch.float32).view(-1, 1, 1)
-        self.register_buffer("anchors", pixels / per_level)
-        self.m = nn.ModuleList(nn.Conv2d(c, self.no * self.na, 1) for c in channels)
+        cells = [[float(pixels) / s for pixels in level] for level, s in zip(anchors_px, self.stride, strict=True)]
+        self.register_buffer("anchors", torch.tensor(cells, dtype=torch.float32).view(len(channels), self.na, 2))
+        self.m = nn.ModuleList(Conv2d(c, self.no * self.na, 1) for c in channels)
         self.grid: tuple[tuple[int, int, int], tuple[Tensor, ...]] | None = None
-        self._prior()
+        if not self.anchors.is_meta:
+            self._prior()
 
     def _prior(self) -> None:
         """Start the biases at how rare objects are, so that early training is not spent on it.

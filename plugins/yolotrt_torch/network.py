@@ -179,7 +179,7 @@ def _affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     return scale, norm.bias.double() - norm.running_mean.double() * scale
 
 
-def _folded(conv: nn.Conv2d, scale: Tensor, shift: Tensor) -> nn.Conv2d:
+def _folded(conv: layers.Conv2d, scale: Tensor, shift: Tensor) -> layers.Conv2d:
     bias = shift if conv.bias is None else shift + scale * conv.bias.double()
     weight = conv.weight.double() * scale.view(-1, 1, 1, 1)
     conv.weight = nn.Parameter(weight.to(conv.weight.dtype).detach())

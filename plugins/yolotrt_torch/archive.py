@@ -1,0 +1,250 @@
+"""The two containers PyTorch saves checkpoints in, and the numbers inside: no PyTorch needed.
+
+Zip form (torch 1.6 and later): `NAME/data.pkl` and one stored entry `NAME/data/KEY` per storage.
+Legacy form: four pickles (magic number, version, byte order, the object), the list of storage keys,
+then each storage as its length in 8 bytes and its numbers.
+Source: torch 2.13, torch/serialization.py.
+"""
+
+from __future__ import annotations
+
+import io
+import mmap
+import pickletools
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from yolotrt_core.errors import UsageError
+from yolotrt_torch.pickle_reader import DamagedPickle, Storage, Stub, TensorRef, read_pickle
+
+LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+MOST_PICKLE_BYTES = 64 << 20  # the largest official checkpoint has 0.5 MB
+_DTYPES: dict[str, np.dtype[Any]] = {
+    "HalfStorage": np.dtype("<f2"),
+    "FloatStorage": np.dtype("<f4"),
+    "DoubleStorage": np.dtype("<f8"),
+    "BFloat16Storage": np.dtype("<u2"),  # NumPy has no such number; widened on reading
+    "LongStorage": np.dtype("<i8"),
+    "IntStorage": np.dtype("<i4"),
+    "ShortStorage": np.dtype("<i2"),
+    "CharStorage": np.dtype("i1"),
+    "ByteStorage": np.dtype("u1"),
+    "BoolStorage": np.dtype("?"),
+}
+_HINT = "pass the `.pt` file that YOLOv5's training wrote"
+
+
+class Archive:
+    """An opened checkpoint: its object tree, and the numbers of each tensor on demand."""
+
+    def __init__(self, root: Any, storages: _Storages, file_bytes: int) -> None:
+        self.root = root
+        self._storages = storages
+        self._left = 2 * file_bytes  # a file whose tensors share storage could otherwise fill the memory
+
+    def array(self, tensor: TensorRef) -> NDArray[Any]:
+        """Read one tensor.
+
+        Returns:
+            A new array of the tensor's shape, little-endian; bfloat16 is widened to float32.
+
+        Raises:
+            UsageError: it reaches outside its storage, repeats elements, or the storage is damaged.
+        """
+        dtype = _DTYPES.get(tensor.storage.kind)
+        if dtype is None:
+            raise UsageError(f"a tensor of the checkpoint is a `{tensor.storage.kind}`, which is not known")
+        count = 1
+        for size in tensor.shape:
+            count *= size
+        last = tensor.offset + sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride, strict=True))
+        if count > tensor.storage.count or (count and last >= tensor.storage.count):
+            raise UsageError("a tensor of the checkpoint reaches outside its storage")
+        self._left -= count * dtype.itemsize
+        if self._left < 0:
+            raise UsageError("the tensors of the checkpoint are larger than the file")
+        if count == 0:
+            return np.zeros(tensor.shape, dtype)
+        data = self._storages.read(tensor.storage.key, tensor.storage.count * dtype.itemsize)
+        flat = np.frombuffer(data, dtype)
+        strides = [step * dtype.itemsize for step in tensor.stride]
+        view = np.lib.stride_tricks.as_strided(flat[tensor.offset :], tensor.shape, strides, writeable=False)
+        if tensor.storage.kind == "BFloat16Storage":
+            return (view.astype(np.uint32) << 16).view(np.float32)
+        return np.array(view)
+
+
+class _Storages:
+    """Raw bytes of each storage by key."""
+
+    def read(self, key: str, size: int) -> bytes:
+        raise NotImplementedError
+
+
+class _ZipStorages(_Storages):
+    def __init__(self, file: zipfile.ZipFile, prefix: str, file_bytes: int) -> None:
+        self.file, self.prefix, self.file_bytes = file, prefix, file_bytes
+
+    def read(self, key: str, size: int) -> bytes:
+        if size > self.file_bytes:
+            raise UsageError(f"storage `{key[:40]}` of the checkpoint is larger than the file")
+        return _entry(self.file, f"{self.prefix}data/{key}", exactly=size)
+
+
+class _LegacyStorages(_Storages):
+    def __init__(self, data: mmap.mmap) -> None:
+        self.data = data
+        self.places: dict[str, tuple[int, int]] = {}
+
+    def read(self, key: str, size: int) -> bytes:
+        start, found = self.places.get(key, (0, -1))
+        if found != size:
+            raise UsageError(f"storage `{key[:40]}` of the checkpoint is missing or has another size")
+        return self.data[start : start + size]
+
+
+@contextmanager
+def open_archive(path: Path) -> Iterator[Archive]:
+    """Open a checkpoint of either form; executes nothing from it.
+
+    Raises:
+        UsageError: no file, no checkpoint (and what it seems to be instead), damaged, or it names
+            something that no YOLOv5 checkpoint needs.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(64)
+            if not head:
+                raise UsageError(f"expected a YOLOv5 checkpoint, found an empty file: `{path}`", hint=_HINT)
+            if head.startswith(b"PK"):
+                with _damage(path), zipfile.ZipFile(file) as archive:
+                    yield _open_zip(archive, path.stat().st_size)
+                return
+            file.seek(0)
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                if head[0] != 0x80:
+                    # A text pickle can be made to run things too: let the reader name what it wants.
+                    _refuse(path, head, data)
+                with _damage(path):
+                    storages = _LegacyStorages(data)
+                    yield Archive(_open_legacy(data, storages.places), storages, len(data))
+    except OSError as err:
+        raise UsageError(f"cannot read `{path}`: {err.strerror or err}") from err
+
+
+@contextmanager
+def _damage(path: Path) -> Iterator[None]:
+    """Turn what the standard library raises on damaged containers into one clear error."""
+    try:
+        yield
+    except DamagedPickle as err:
+        raise UsageError(f"expected a YOLOv5 checkpoint, but `{path}` cannot be read: {err}", hint=_HINT) from err
+    except (zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, EOFError, NotImplementedError) as err:
+        raise UsageError(f"`{path}` is truncated or damaged: {err}", hint="copy or download it again") from err
+
+
+def _open_zip(file: zipfile.ZipFile, size: int) -> Archive:
+    names = file.namelist()
+    pickles = [n for n in names if n.count("/") <= 1 and n.rpartition("/")[2] == "data.pkl"]
+    if len(pickles) != 1:
+        raise UsageError("expected a YOLOv5 checkpoint, found a zip archive without one `data.pkl`", hint=_HINT)
+    prefix = pickles[0].removesuffix("data.pkl")
+    if prefix + "constants.pkl" in names:
+        raise UsageError("expected a YOLOv5 checkpoint, found a TorchScript archive", hint=_HINT)
+    if prefix + "byteorder" in names and _entry(file, prefix + "byteorder", most=16).strip() != b"little":
+        raise UsageError("the checkpoint was saved on a big-endian machine, which is not supported")
+    root = read_pickle(io.BytesIO(_entry(file, pickles[0], most=MOST_PICKLE_BYTES)))
+    return Archive(root, _ZipStorages(file, prefix, size), size)
+
+
+def _entry(file: zipfile.ZipFile, name: str, *, exactly: int | None = None, most: int | None = None) -> bytes:
+    """Read one entry whose size is known beforehand; PyTorch stores them uncompressed."""
+    try:
+        info = file.getinfo(name)
+        wrong = info.file_size != exactly if exactly is not None else info.file_size > (most or 0)
+        if wrong or info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
+            raise UsageError(f"entry `{name[:60]}` of the checkpoint has another size or form than PyTorch writes")
+        return file.read(info)
+    except KeyError as err:
+        raise UsageError(f"entry `{name[:60]}` of the checkpoint is missing", hint="copy or download it again") from err
+    except (ValueError, RuntimeError, OverflowError) as err:  # an encrypted entry, an offset before the file
+        raise zipfile.BadZipFile(str(err)) from err
+
+
+def _open_legacy(data: mmap.mmap, places: dict[str, tuple[int, int]]) -> Any:
+    """Read the four pickles and note where each storage lies."""
+    stream: Any = data  # a memory map reads and seeks like a file, and never more than there is
+    if read_pickle(stream) != LEGACY_MAGIC:
+        raise UsageError("expected a YOLOv5 checkpoint, found a pickle that PyTorch did not write", hint=_HINT)
+    version, system, root, keys = (read_pickle(stream) for _ in range(4))
+    if version != 1001 or not isinstance(system, dict) or system.get("little_endian") is not True:
+        raise UsageError("the checkpoint's legacy form is of an unknown version or byte order")
+    if not isinstance(keys, list) or not all(isinstance(k, str) for k in keys):
+        raise DamagedPickle("the list of storages is damaged")
+    kinds = _storage_sizes(root)
+    position, end = data.tell(), len(data)
+    for key in keys:
+        count = int.from_bytes(data[position : position + 8], "little", signed=True)
+        size = count * kinds.get(key, 0)
+        if key not in kinds or count < 0 or position + 8 + size > end:
+            raise DamagedPickle("the file ends before its tensors do")
+        places[key] = (position + 8, size)
+        position += 8 + size
+    return root
+
+
+def _storage_sizes(root: Any) -> dict[str, int]:
+    """Return the bytes per number of every storage that the tree mentions."""
+    found: dict[str, int] = {}
+    seen: set[int] = set()
+    waiting = [root]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, TensorRef):
+            item = item.storage
+        if isinstance(item, Storage):
+            dtype = _DTYPES.get(item.kind)
+            found[item.key] = dtype.itemsize if dtype else 0
+        elif isinstance(item, (dict, list, tuple, set, Stub)) and id(item) not in seen:
+            seen.add(id(item))
+            if isinstance(item, dict):
+                waiting.extend(item.values())
+            elif isinstance(item, Stub):
+                waiting.extend((item.args, item.state))
+            else:
+                waiting.extend(item)
+    return found
+
+
+def _refuse(path: Path, head: bytes, data: mmap.mmap) -> None:
+    """Say what a file is that starts like no checkpoint."""
+    start = data[: 1 << 20]
+    try:
+        for _ in pickletools.genops(start):  # raises unless all of it is instructions
+            pass
+        read_pickle(io.BytesIO(start))
+    except (ValueError, OverflowError, DamagedPickle) as err:
+        found = describe(head, start[:4096])
+        raise UsageError(f"expected a YOLOv5 checkpoint, found {found}: `{path}`", hint=_HINT) from err
+    raise UsageError(f"expected a YOLOv5 checkpoint, found a pickle that PyTorch did not write: `{path}`", hint=_HINT)
+
+
+def describe(head: bytes, start: bytes) -> str:
+    """Name the format of a file by its first bytes, in words for an error."""
+    if head[4:8] == b"TFL3":
+        return "a TensorFlow Lite file"
+    if head.startswith(b"\x89HDF\r\n\x1a\n"):
+        return "an HDF5 file (Keras weights?)"
+    if head[:1] == b"\x08" and any(word in start for word in (b"onnx", b"ONNX", b"pytorch", b"\x12\x07", b"tf2onnx")):
+        return "an ONNX file"
+    text = start.decode("utf-8", "ignore")
+    if text and len(text.encode()) > len(start) - 4 and all(c.isprintable() or c in "\r\n\t" for c in text):
+        return "a text file"
+    return "a file of another format"

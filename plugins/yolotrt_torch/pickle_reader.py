@@ -1,0 +1,347 @@
+"""Reads a pickle without executing anything it asks for.
+
+`pickle.Unpickler` calls what a file names. This reader walks the same instructions and only ever makes
+plain containers and the inert records below; a name outside `ALLOWED` ends the reading with an error that
+tells it. So a checkpoint from a stranger can be looked at safely.
+"""
+
+from __future__ import annotations
+
+import pickletools
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import IO, Any
+
+from yolotrt_core.errors import UsageError
+
+# Names that may occur in a YOLOv5 checkpoint. They are recorded, never imported or called.
+ALLOWED = re.compile(
+    r"""
+      collections\.OrderedDict | (__builtin__|builtins)\.(set|getattr)
+    | torch\._utils\._rebuild_(tensor_v2|parameter|parameter_with_state)
+    | torch\.(Size|device|\w+Storage|b?float(16|32|64)|u?int(8|16|32|64)) | torch\.storage\.(Untyped|Typed)Storage
+    | torch\.nn\.modules\.\w+\.\w+ | torch\.nn\.parameter\.Parameter
+    | numpy\.(ndarray|dtype) | numpy\.(core|_core)\.multiarray\.(_reconstruct|scalar) | _codecs\.encode
+    | (yolov5\.)?models\.(yolo|common|experimental)\.\w+ | (yolov5\.)?utils\.activations\.\w+
+    | pathlib\.(Pure)?(Posix|Windows)?Path | argparse\.Namespace
+    """,
+    re.VERBOSE | re.ASCII,
+)
+_FORWARDS = ("forward", "forward_fuse")  # methods that segmentation checkpoints refer to
+MOST_INSTRUCTIONS = 20_000_000  # the largest official checkpoint has 0.2 million
+MOST_COPIES = 1_000_000  # items copied by calls: else one long list, named often, would fill the memory
+
+
+@dataclass(frozen=True, slots=True)
+class Global:
+    """A name in the pickle, e.g. `torch.FloatStorage`; only a name."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """Where a tensor's numbers lie: kind of number, key within the archive, how many."""
+
+    kind: str
+    key: str
+    count: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TensorRef:
+    """A tensor as the pickle describes it; its numbers are not read yet."""
+
+    storage: Storage
+    offset: int
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+
+
+@dataclass(slots=True, eq=False)
+class Stub:
+    """An object of a named class: its class, what it was made from, its attributes."""
+
+    kind: str
+    args: tuple[Any, ...] = ()
+    state: dict[Any, Any] = field(default_factory=dict)
+
+
+class RefusedGlobal(UsageError):  # noqa: N818 - says what it is
+    """The pickle names something that no YOLOv5 checkpoint needs; `name` is the name."""
+
+    def __init__(self, name: str) -> None:
+        name = "".join(c if c.isprintable() else "?" for c in name[:120])
+        super().__init__(
+            f"refused: the pickle wants `{name}`, which no YOLOv5 checkpoint needs; nothing was executed",
+            hint="do not load this file with other tools unless you trust its origin",
+        )
+        self.name = name
+
+
+class DamagedPickle(UsageError):  # noqa: N818 - says what it is
+    """The bytes are no pickle that PyTorch writes."""
+
+
+def read_pickle(stream: IO[bytes]) -> Any:
+    """Read one pickle from where the stream stands, leaving it right after.
+
+    Returns:
+        dict, list, tuple, set, str, int, float, bool, None, bytes, and the records of this module.
+
+    Raises:
+        RefusedGlobal: a name outside `ALLOWED`. DamagedPickle: anything else that is wrong.
+    """
+    machine = _Machine()
+    try:
+        for count, (code, argument, _) in enumerate(pickletools.genops(stream)):
+            if code.name == "STOP":
+                break
+            if count > MOST_INSTRUCTIONS:
+                raise DamagedPickle(f"the pickle has more than {MOST_INSTRUCTIONS} instructions")
+            step = _STEPS.get(code.name)
+            if step is not None:
+                step(machine, argument)
+            elif _VALUES.fullmatch(code.name):
+                machine.stack.append(argument)
+            elif code.name not in ("PROTO", "FRAME"):
+                raise DamagedPickle(f"the pickle has an instruction `{code.name}` that PyTorch does not write")
+        return machine.stack[-1]
+    except (
+        ValueError,  # also UnicodeDecodeError, and what pickletools says of bytes that are no instruction
+        TypeError,
+        KeyError,
+        IndexError,
+        AttributeError,
+        OverflowError,
+        MemoryError,
+        RecursionError,
+    ) as err:
+        raise DamagedPickle(f"the pickle is damaged ({type(err).__name__}: {' '.join(str(err).split())[:80]})") from err
+
+
+class _Mark:
+    """Where a group of stack items starts."""
+
+
+_MARK = _Mark()
+_PLAIN_KEYS = (str, int, float, bool, bytes, type(None))
+
+
+class _Machine:
+    """The stack and memo of one pickle."""
+
+    def __init__(self) -> None:
+        self.stack: list[Any] = []
+        self.memo: dict[int, Any] = {}
+        self.copied = 0
+
+    def charge(self, copied: Any) -> None:
+        """Count what a call copies, and stop a file that copies without end."""
+        self.copied += len(copied) if isinstance(copied, (list, tuple, dict, set)) else 0
+        if self.copied > MOST_COPIES:
+            raise MemoryError("it would fill the memory")
+
+    def pop_group(self) -> list[Any]:
+        """Take what lies above the last mark."""
+        for depth in range(len(self.stack) - 1, -1, -1):
+            if self.stack[depth] is _MARK:
+                group = self.stack[depth + 1 :]
+                del self.stack[depth:]
+                return group
+        raise IndexError("no mark")
+
+    def pop(self, count: int) -> tuple[Any, ...]:
+        """Take `count` items off the stack."""
+        if len(self.stack) < count:
+            raise IndexError("stack is empty")
+        items = tuple(self.stack[len(self.stack) - count :])
+        del self.stack[len(self.stack) - count :]
+        return items
+
+    def push_global(self, name: str) -> None:
+        if not ALLOWED.fullmatch(name):
+            raise RefusedGlobal(name)
+        self.stack.append(Global(name))
+
+    def fill(self, items: list[Any]) -> None:
+        """Put key, value, key, value ... into the dict on top."""
+        target = self.stack[-1]
+        if isinstance(target, Stub):  # a dict subclass of a class that is only recorded
+            target = target.state
+        if not isinstance(target, dict) or len(items) % 2:
+            raise TypeError("expected a dict and pairs")
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            target[_plain(key)] = value
+
+    def extend(self, items: list[Any]) -> None:
+        target = self.stack[-1]
+        if not isinstance(target, list):
+            raise TypeError("expected a list")
+        target.extend(items)
+
+    def call(self) -> None:
+        """REDUCE and NEWOBJ: what a genuine unpickler would call, with which arguments."""
+        function, args = self.pop(2)
+        if not isinstance(function, Global) or not isinstance(args, tuple):
+            raise TypeError("expected a name and its arguments")
+        self.charge(args[0] if args else None)
+        special = _CALLS.get(function.name)
+        self.stack.append(special(args) if special else Stub(function.name, args))
+
+    def build(self) -> None:
+        """BUILD: attributes of the object on top."""
+        (state,) = self.pop(1)
+        target = self.stack[-1]
+        if isinstance(target, (dict, set, TensorRef)):
+            return  # `_metadata` of a state_dict and the like: not needed
+        if not isinstance(target, Stub):
+            raise TypeError("expected an object")
+        parts = state if isinstance(state, tuple) and len(state) == 2 else (state,)
+        for part in parts:
+            if isinstance(part, dict):
+                self.charge(part)
+                target.state.update(part)
+
+    def refer(self) -> None:
+        """BINPERSID: a tensor's storage, or a class with its source text in the oldest files."""
+        (reference,) = self.pop(1)
+        if not isinstance(reference, tuple) or len(reference) < 2:
+            raise TypeError("unknown persistent id")
+        if reference[0] == "module" and isinstance(reference[1], Global):
+            self.stack.append(reference[1])
+            return
+        tag, kind, key, _, count = reference[:5]
+        if tag != "storage" or not isinstance(kind, Global) or not isinstance(key, str):
+            raise TypeError("unknown persistent id")
+        if type(count) is not int or count < 0 or (len(reference) > 5 and reference[5] is not None):
+            raise ValueError("a storage that is a view of another")
+        self.stack.append(Storage(kind.name.rpartition(".")[2], key, count))
+
+
+def _plain(key: Any) -> Any:
+    """Refuse keys whose hash could be made to cost without end (nested tuples)."""
+    if not isinstance(key, (*_PLAIN_KEYS, Stub, TensorRef)):
+        raise TypeError(f"a key of type {type(key).__name__}")
+    return key
+
+
+def _tensor(args: tuple[Any, ...]) -> TensorRef:
+    storage, offset, shape, stride = args[:4]
+    numbers = (offset, *shape, *stride)
+    if not isinstance(storage, Storage) or not all(type(n) is int and 0 <= n < 1 << 62 for n in numbers):
+        raise TypeError("a tensor that is not one")
+    if len(shape) != len(stride) or len(shape) > 16:
+        raise ValueError("a tensor whose shape and strides disagree")
+    return TensorRef(storage, offset, tuple(shape), tuple(stride))
+
+
+def _parameter(args: tuple[Any, ...]) -> TensorRef:
+    if not args or not isinstance(args[0], TensorRef):
+        raise TypeError("a parameter that is no tensor")
+    return args[0]
+
+
+def _ordered(args: tuple[Any, ...]) -> dict[Any, Any]:
+    pairs = args[0] if args else []
+    return {_plain(key): value for key, value in pairs}
+
+
+def _set(args: tuple[Any, ...]) -> set[Any]:
+    return {_plain(item) for item in (args[0] if args else [])}
+
+
+def _getattr(args: tuple[Any, ...]) -> Stub:
+    if len(args) != 2 or not isinstance(args[0], (Stub, Global)) or args[1] not in _FORWARDS:
+        shown = args[1] if len(args) == 2 and isinstance(args[1], str) else "?"
+        raise RefusedGlobal(f"getattr(..., {shown[:40]})")
+    return Stub("getattr", ())
+
+
+_CALLS: dict[str, Callable[[tuple[Any, ...]], Any]] = {
+    "collections.OrderedDict": _ordered,
+    "__builtin__.set": _set,
+    "builtins.set": _set,
+    "__builtin__.getattr": _getattr,
+    "builtins.getattr": _getattr,
+    "torch._utils._rebuild_tensor_v2": _tensor,
+    "torch._utils._rebuild_parameter": _parameter,
+    "torch._utils._rebuild_parameter_with_state": _parameter,
+    "torch.Size": lambda args: tuple(args[0]) if args and isinstance(args[0], (tuple, list)) else (),
+}
+
+
+def _memoize(machine: _Machine, argument: Any) -> None:
+    machine.memo[len(machine.memo) if argument is None else argument] = machine.stack[-1]
+
+
+def _stack_global(machine: _Machine, _: Any) -> None:
+    module, name = machine.pop(2)
+    machine.push_global(f"{module}.{name}" if isinstance(module, str) and isinstance(name, str) else "?")
+
+
+def _inst(machine: _Machine, argument: Any) -> None:
+    args = machine.pop_group()
+    machine.push_global(str(argument).replace(" ", "."))
+    machine.stack.append(tuple(args))
+    machine.call()
+
+
+def _set_item(machine: _Machine, _: Any) -> None:
+    machine.fill(list(machine.pop(2)))
+
+
+def _add_items(machine: _Machine, _: Any) -> None:
+    items = machine.pop_group()
+    if not isinstance(machine.stack[-1], set):
+        raise TypeError("expected a set")
+    machine.stack[-1].update(_plain(item) for item in items)
+
+
+def _pairs(machine: _Machine, _: Any) -> None:
+    items = machine.pop_group()
+    machine.stack.append({})
+    machine.fill(items)
+
+
+_VALUES = re.compile(r"(SHORT_)?BIN(STRING|UNICODE8?|BYTES8?)|(BIN)?INT[12]?|LONG[14]?|(BIN)?FLOAT|STRING|UNICODE")
+_STEPS: dict[str, Callable[[_Machine, Any], Any]] = {
+    "NONE": lambda m, _: m.stack.append(None),
+    "NEWTRUE": lambda m, _: m.stack.append(True),
+    "NEWFALSE": lambda m, _: m.stack.append(False),
+    "MARK": lambda m, _: m.stack.append(_MARK),
+    "POP": lambda m, _: m.pop(1),
+    "POP_MARK": lambda m, _: m.pop_group(),
+    "DUP": lambda m, _: m.stack.append(m.stack[-1]),
+    "EMPTY_TUPLE": lambda m, _: m.stack.append(()),
+    "TUPLE": lambda m, _: m.stack.append(tuple(m.pop_group())),
+    "TUPLE1": lambda m, _: m.stack.append(m.pop(1)),
+    "TUPLE2": lambda m, _: m.stack.append(m.pop(2)),
+    "TUPLE3": lambda m, _: m.stack.append(m.pop(3)),
+    "EMPTY_LIST": lambda m, _: m.stack.append([]),
+    "LIST": lambda m, _: m.stack.append(m.pop_group()),
+    "APPEND": lambda m, _: m.extend(list(m.pop(1))),
+    "APPENDS": lambda m, _: m.extend(m.pop_group()),
+    "EMPTY_DICT": lambda m, _: m.stack.append({}),
+    "DICT": _pairs,
+    "SETITEM": _set_item,
+    "SETITEMS": lambda m, _: m.fill(m.pop_group()),
+    "EMPTY_SET": lambda m, _: m.stack.append(set()),
+    "ADDITEMS": _add_items,
+    "FROZENSET": lambda m, _: m.stack.append({_plain(item) for item in m.pop_group()}),
+    "GLOBAL": lambda m, argument: m.push_global(str(argument).replace(" ", ".")),
+    "STACK_GLOBAL": _stack_global,
+    "INST": _inst,
+    "REDUCE": lambda m, _: m.call(),
+    "NEWOBJ": lambda m, _: m.call(),
+    "BUILD": lambda m, _: m.build(),
+    "BINPERSID": lambda m, _: m.refer(),
+    "PUT": _memoize,
+    "BINPUT": _memoize,
+    "LONG_BINPUT": _memoize,
+    "MEMOIZE": _memoize,
+    "GET": lambda m, argument: m.stack.append(m.memo[argument]),
+    "BINGET": lambda m, argument: m.stack.append(m.memo[argument]),
+    "LONG_BINGET": lambda m, argument: m.stack.append(m.memo[argument]),
+}
