@@ -13,7 +13,7 @@ from types import MappingProxyType
 from yolotrt_core.errors import UsageError
 from yolotrt_core.types import ModelSource
 
-DEFAULT_MODEL = "shapes"
+DEFAULT_MODEL = "parts"
 RELEASE_URL = "https://github.com/ultralytics/yolov5/releases/download/v7.0"
 RELEASE_URL_VARIABLE = "YOLOTRT_RELEASE_URL"
 _ASSETS = Path(__file__).with_name("assets")
@@ -55,7 +55,7 @@ def resolve_source(
     """Find the model a user named, fetching it if it is an official release not fetched before.
 
     Args:
-        weights: None or `shapes` for the embedded model; a file or folder, which wins over a name;
+        weights: None or `parts` for the embedded model; a file or folder, which wins over a name;
             or a name in `RELEASES`.
         cache_dir: where fetched files are kept, as `NAME.pt`; made when needed.
         offline: use what is there, never the network.
@@ -120,6 +120,11 @@ def _unknown(name: str) -> UsageError:
     else:
         hint = f"pass a file that exists, or one of the names {known}"
     return UsageError(f"there is no file `{name}`, and it is no name that yolotrt knows", hint=hint)
+
+
+def sha256_of(path: Path) -> str:
+    """Return the digest of a file or a folder, as it enters keys."""
+    return sha256_of_folder(path) if path.is_dir() else sha256_of_file(path)
 
 
 def sha256_of_file(path: Path) -> str:

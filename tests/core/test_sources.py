@@ -385,7 +385,7 @@ def test_device_is_refused_not_read_forever(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("weights", "hint"),
     [
-        ("yolov5q", "one of the names `shapes`, `yolov5n`, `yolov5s`, `yolov5m`"),
+        ("yolov5q", "one of the names `parts`, `yolov5n`, `yolov5s`, `yolov5m`"),
         ("runs/best.pt", "pass a file that exists"),
         ("yolov5n.pt", "pass `yolov5n` to fetch the official file"),
         ("", "pass a file that exists"),
