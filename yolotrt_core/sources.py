@@ -90,9 +90,7 @@ def _existing(weights: str | Path) -> Path | None:
 
 
 def _local(path: Path) -> ModelSource:
-    if path.is_dir():
-        return ModelSource(path, sha256_of_folder(path), path.resolve().name)
-    return ModelSource(path, sha256_of_file(path), path.stem)
+    return ModelSource(path, sha256_of(path), path.resolve().name if path.is_dir() else path.stem)
 
 
 def _released(name: str, release: Release, cache_dir: Path, base: str | None) -> Path:
@@ -124,6 +122,15 @@ def _unknown(name: str) -> UsageError:
 
 def sha256_of(path: Path) -> str:
     """Return the digest of a file or a folder, as it enters keys."""
+    return sha256_of_folder(path) if path.is_dir() else sha256_of_file(path)
+
+
+def sha256_of(path: Path) -> str:
+    """Return the digest of a file or folder, as `ModelSource.sha256` has it.
+
+    Raises:
+        UsageError: see `sha256_of_file` and `sha256_of_folder`.
+    """
     return sha256_of_folder(path) if path.is_dir() else sha256_of_file(path)
 
 
