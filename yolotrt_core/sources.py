@@ -121,11 +121,6 @@ def _unknown(name: str) -> UsageError:
 
 
 def sha256_of(path: Path) -> str:
-    """Return the digest of a file or a folder, as it enters keys."""
-    return sha256_of_folder(path) if path.is_dir() else sha256_of_file(path)
-
-
-def sha256_of(path: Path) -> str:
     """Return the digest of a file or folder, as `ModelSource.sha256` has it.
 
     Raises:
