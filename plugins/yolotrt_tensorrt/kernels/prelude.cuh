@@ -7,6 +7,7 @@ typedef unsigned int u32;
 typedef unsigned long long u64;
 
 #ifndef HOST_EMULATION
+#define DYNAMIC_SHARED extern __shared__
 __device__ inline float widen_half(unsigned short bits) {
   float value;
   asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(bits));

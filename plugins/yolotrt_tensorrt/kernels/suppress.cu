@@ -199,7 +199,7 @@ __device__ inline u32 suppress_range(const Ordered& all, u32 begin, u32 end, dou
 extern "C" __global__ void suppress(const Request* request, const Frame* frames, const Element* raw, int rows,
                                     int columns, const u64* keys, const u32* counts, u32 capacity, Box* boxes,
                                     int* groups, Summary* summaries, Found* found, u32 room) {
-  extern __shared__ u64 sorted[];
+  DYNAMIC_SHARED u64 sorted[];
   __shared__ Shared shared;
   u32 image = blockIdx.x;
   if (image >= (u32)request->images) return;

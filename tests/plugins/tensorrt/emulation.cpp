@@ -11,6 +11,7 @@
 #define __device__
 #define __global__
 #define __shared__ static
+#define DYNAMIC_SHARED extern
 
 struct Dim3 {
   unsigned x, y, z;
