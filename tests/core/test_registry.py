@@ -1,0 +1,234 @@
+"""Plugins: found, checked, and told apart from broken ones without harming anything else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from fake_stages import FakeBuilder, FakeExporter, fake_plugin
+from yolotrt_core.errors import PluginError, UsageError
+from yolotrt_core.hookspecs import hookimpl
+from yolotrt_core.options import option
+from yolotrt_core.registry import OWN_DIST, PluginSource, Registry, source_digest
+from yolotrt_core.types import ModelSource
+
+
+def _source(module: Any, dist: str = "other-dist", name: str = "p") -> PluginSource:
+    return PluginSource(name, dist, "1.0", lambda: module)
+
+
+def _exporter_plugin(stage: Any) -> Any:
+    class Plugin:
+        YOLOTRT_API = 1
+
+        @hookimpl
+        def yolotrt_exporters(self) -> Sequence[Any]:
+            return [stage]
+
+    return Plugin()
+
+
+def _broken(module: Any) -> str:
+    """Load one plugin beside a good one; the good one must stay whole. Return the error."""
+    registry = Registry.load([_source(fake_plugin(), OWN_DIST, "good"), _source(module, "bad-dist", "bad")])
+    assert set(registry.stages["exporter"]) == {"text"}
+    assert set(registry.stages["builder"]) == {"onnxruntime"}
+    assert [(b.dist, b.plugin) for b in registry.broken] == [("bad-dist", "bad")]
+    assert registry.get("exporter", "text").dist == OWN_DIST
+    return registry.broken[0].error
+
+
+def test_a_good_plugin_brings_its_stages() -> None:
+    registry = Registry.of(fake_plugin())
+    assert registry.broken == []
+    assert {k: list(v) for k, v in registry.stages.items()} == {
+        "exporter": ["text"],
+        "pass": ["halve"],
+        "calibrator": [],
+        "builder": ["onnxruntime"],
+        "postprocessor": ["fakehead"],
+    }
+    identity = registry.get("exporter", "text").identity
+    assert (identity.name, identity.dist, identity.stage_version) == ("text", "in-process", 1)
+    assert registry.postprocessor("fake").name == "fakehead"
+    with pytest.raises(PluginError, match="decodes the head `yolov99`"):
+        registry.postprocessor("yolov99")
+
+
+def test_import_errors_are_told_with_the_distribution() -> None:
+    def load() -> Any:
+        raise ImportError("no module named torch")
+
+    registry = Registry.load([PluginSource("bad", "bad-dist", "2.1", load), _source(fake_plugin(), OWN_DIST, "good")])
+    assert registry.broken[0].dist == "bad-dist"
+    assert registry.broken[0].error == "import failed: ImportError: no module named torch"
+    with pytest.raises(UsageError) as caught:
+        registry.get("exporter", "tf")
+    assert caught.value.hint is not None
+    assert "`bad` of `bad-dist`" in caught.value.hint
+
+
+def test_a_plugin_that_exits_at_import_is_only_broken() -> None:
+    def load() -> Any:
+        raise SystemExit(3)
+
+    registry = Registry.load([PluginSource("bad", "bad-dist", "2.1", load)])
+    assert "SystemExit" in registry.broken[0].error
+
+
+@pytest.mark.parametrize(
+    ("version", "words"), [(None, "states no plugin API version"), (2, "written for plugin API 2")]
+)
+def test_another_api_version_is_refused(version: int | None, words: str) -> None:
+    error = _broken(SimpleNamespace() if version is None else SimpleNamespace(YOLOTRT_API=version))
+    assert words in error
+    assert "this yolotrt speaks 1" in error
+
+
+def test_a_misspelt_hook_is_refused_with_the_right_name() -> None:
+    class Misspelt:
+        YOLOTRT_API = 1
+
+        @hookimpl
+        def yolotrt_exporter(self) -> Sequence[Any]:
+            return []
+
+    assert "`yolotrt_exporters`" in _broken(Misspelt())
+
+
+def test_an_argument_that_the_hook_does_not_have_is_refused() -> None:
+    class Wrong:
+        YOLOTRT_API = 1
+
+        @hookimpl
+        def yolotrt_select_exporter(self, sauce: ModelSource) -> str | None:
+            return None
+
+    assert "sauce" in _broken(Wrong())
+
+
+def test_a_hook_that_raises_is_told() -> None:
+    class Raises:
+        YOLOTRT_API = 1
+
+        @hookimpl
+        def yolotrt_exporters(self) -> Sequence[Any]:
+            raise RuntimeError("no luck")
+
+    assert _broken(Raises()) == "hook for kind `exporter` failed: RuntimeError: no luck"
+
+
+def test_a_stage_that_lacks_members_is_told() -> None:
+    assert "lacks `stage_version`" in _broken(_exporter_plugin(SimpleNamespace(name="tf")))
+
+
+@pytest.mark.parametrize("name", ["Tf", "tf exporter", "", "1tf"])
+def test_names_that_would_make_bad_flags_are_refused(name: str) -> None:
+    class Named(FakeExporter):
+        pass
+
+    stage = Named()
+    stage.name = name
+    assert "needs a name of lower-case letters" in _broken(_exporter_plugin(stage))
+
+
+def test_options_without_help_are_refused() -> None:
+    @dataclass(frozen=True)
+    class Bad:
+        a: int = 1
+
+    class WithBad(FakeExporter):
+        name = "bad"
+        Options = Bad
+
+    assert "is not declared with `option" in _broken(_exporter_plugin(WithBad()))
+
+
+def test_our_own_stage_wins_over_a_namesake_and_both_are_named() -> None:
+    error = _broken(_exporter_plugin(FakeExporter()))
+    assert error == f"exporter `text` is brought by both `{OWN_DIST}` and `bad-dist`"
+
+
+def test_two_strangers_of_one_name_are_both_refused() -> None:
+    class Same(FakeExporter):
+        name = "same"
+
+    registry = Registry.load(
+        [
+            _source(fake_plugin(), OWN_DIST, "good"),
+            _source(_exporter_plugin(Same()), "dist-a", "a"),
+            _source(_exporter_plugin(Same()), "dist-b", "b"),
+        ]
+    )
+    assert set(registry.stages["exporter"]) == {"text"}
+    with pytest.raises(PluginError, match="brought by both `dist-a` and `dist-b`"):
+        registry.get("exporter", "same")
+
+
+def test_a_flag_that_is_taken_is_refused() -> None:
+    @dataclass(frozen=True)
+    class Clash:
+        offset: float = option(1.0, help="x")
+        b: int = option(1, help="x")
+
+    class TextB(FakeBuilder):
+        name = "text"  # a builder may be called like an exporter, but `--text-offset` is the exporter's
+        Options = Clash
+
+    class Plugin:
+        YOLOTRT_API = 1
+
+        @hookimpl
+        def yolotrt_builders(self) -> Sequence[Any]:
+            return [TextB()]
+
+    assert _broken(Plugin()) == f"flag `--text-offset` is claimed by both `{OWN_DIST}` and `bad-dist`"
+
+
+def test_a_flag_of_the_commands_is_reserved() -> None:
+    @dataclass(frozen=True)
+    class Clash:
+        size: int = option(1, help="x")
+
+    class Img(FakeExporter):
+        name = "img"
+        Options = Clash
+
+    registry = Registry.load([_source(_exporter_plugin(Img()), "bad-dist")], reserved_flags=["--img-size"])
+    assert "`--img-size` is claimed by both" in registry.broken[0].error
+
+
+def test_a_distribution_listed_twice_is_one() -> None:
+    registry = Registry.load([_source(fake_plugin()), _source(fake_plugin())])
+    assert registry.broken == []
+
+
+def test_selection_asks_the_plugins(tmp_path: Path) -> None:
+    registry = Registry.of(fake_plugin())
+    assert registry.select_exporter(ModelSource(tmp_path / "a.txt", "0", "a")).name == "text"
+    with pytest.raises(UsageError, match="not a model that an installed exporter can read"):
+        registry.select_exporter(ModelSource(tmp_path / "a.bin", "0", "a"))
+
+
+def test_source_digest_follows_the_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    module = tmp_path / "some_work_module.py"
+    module.write_text("a = 1\n")
+    first = source_digest(("some_work_module",), "x")
+    source_digest.cache_clear()
+    assert source_digest(("some_work_module",), "x") == first
+    source_digest.cache_clear()
+    module.write_text("a = 2\n")
+    assert source_digest(("some_work_module",), "x") != first
+    with pytest.raises(PluginError, match="names the module `no_such_module_here`"):
+        source_digest(("no_such_module_here",), "x")
+
+
+def test_the_installed_plugins_are_all_whole() -> None:
+    registry = Registry.discover()
+    assert [(b.plugin, b.error) for b in registry.broken if b.dist == OWN_DIST] == []

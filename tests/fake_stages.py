@@ -1,0 +1,197 @@
+"""A whole set of small but working stages, for tests of the core without any framework.
+
+The "model" is a text file with one number per line; the "network" multiplies its input by their
+product. Every stage counts how often it ran.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from yolotrt_core.errors import StageError, UsageError
+from yolotrt_core.hookspecs import API_VERSION, hookimpl
+from yolotrt_core.options import NoOptions, option
+from yolotrt_core.stages import ONNX_FILE, REFERENCE_FILE, Availability
+from yolotrt_core.types import (
+    BuildRequest,
+    Detections,
+    EngineSpec,
+    Geometry,
+    ModelSource,
+    ModelSpec,
+    OnnxModel,
+    Selection,
+    TensorSpec,
+)
+
+RUNS: Counter[str] = Counter()
+
+
+class _Stage:
+    stage_version = 1
+    sources: tuple[str, ...] = ("yolotrt_core.parity",)
+    Options: type = NoOptions
+    name = ""
+
+    def available(self) -> Availability:
+        return Availability(True)
+
+    def fingerprint(self, options: Any) -> Mapping[str, str]:
+        return {"tool": "1.0"}
+
+
+@dataclass(frozen=True)
+class ExporterOptions:
+    offset: float = option(0.0, help="Spoils the ONNX by this much")
+
+
+class FakeExporter(_Stage):
+    name = "text"
+    Options = ExporterOptions
+
+    def export(self, source: ModelSource, request: BuildRequest, options: Any, out: Path) -> ModelSpec:
+        RUNS["export"] += 1
+        try:
+            factors = [float(line) for line in source.path.read_text().split()]
+        except ValueError as err:
+            raise UsageError(f"`{source.path}` is not a list of numbers: {err}") from err
+        product = float(np.prod(factors))
+        (out / ONNX_FILE).write_text(json.dumps(product + options.offset))
+        images = np.linspace(0, 1, 3 * request.height * request.width, dtype=np.float32)
+        images = images.reshape(1, 3, request.height, request.width)
+        np.savez(out / REFERENCE_FILE, images=images, output0=images * np.float32(product))
+        shape = (request.batch, 3, request.height, request.width)
+        return ModelSpec(
+            (TensorSpec("images", "float32", shape),),
+            (TensorSpec("output0", "float32", shape),),
+            ("thing",),
+            (32,),
+            "fake",
+        )
+
+
+class FakePass(_Stage):
+    name = "halve"
+    order = 50
+    needs_calibration = False
+
+    def applies(self, request: BuildRequest, options: Any) -> bool:
+        return request.precision == "fp16"
+
+    def apply(
+        self, model: OnnxModel, calibration: Any, request: BuildRequest, options: Any, out: Path
+    ) -> tuple[ModelSpec, Mapping[str, Any]]:
+        RUNS["halve"] += 1
+        (out / ONNX_FILE).write_bytes(model.path.read_bytes())
+        return model.spec, {"nodes": 1}
+
+
+class FakeSession:
+    def __init__(self, factor: float, spec: EngineSpec) -> None:
+        self.factor, self.spec = factor, spec
+
+    def infer(self, images: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
+        return {"output0": images * np.float32(self.factor)}
+
+    def close(self) -> None:
+        return
+
+    def __enter__(self) -> FakeSession:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+@dataclass(frozen=True)
+class BuilderOptions:
+    fail: bool = option(False, help="Fail with a message")
+    level: int = option(3, help="Effort", minimum=0, maximum=5)
+
+
+class FakeBuilder(_Stage):
+    name = "onnxruntime"  # the name under which the core looks for a session to check parity with
+    Options = BuilderOptions
+    engine_file = "model.bin"
+    precisions = frozenset({"fp32", "fp16"})
+    priority = 50
+
+    def runnable(self) -> Availability:
+        return Availability(True)
+
+    def preflight(self, request: BuildRequest, options: Any) -> None:
+        if request.batch > 64:
+            raise StageError("this builder builds batches up to 64")
+
+    def build(
+        self, model: OnnxModel, calibration: Any, request: BuildRequest, options: Any, out: Path, side_cache: Any
+    ) -> EngineSpec:
+        RUNS["build"] += 1
+        print("a tool that prints")
+        if options.fail:
+            raise StageError("the tool said no", hint="ask again")
+        (out / self.engine_file).write_bytes(model.path.read_bytes())
+        (out / "facts.json").write_text('{"kernels": 7}')
+        return EngineSpec(model.spec, request.precision, self.name, {"tool": "1.0"}, request.profiles)
+
+    def open(self, engine: Path, spec: EngineSpec, options: Any, side_cache: Any) -> FakeSession:
+        return FakeSession(json.loads(engine.read_text()), spec)
+
+
+class FakePostprocessor(_Stage):
+    name = "fakehead"
+    heads = frozenset({"fake"})
+
+    def decode(
+        self,
+        raw: Mapping[str, NDArray[Any]],
+        spec: ModelSpec,
+        geometry: Sequence[Geometry],
+        selection: Selection,
+        options: Any,
+    ) -> list[Detections]:
+        found = []
+        for image, placed in zip(raw["output0"], geometry, strict=True):
+            score = np.array([image.mean()], dtype=np.float32)
+            height, width = placed.source
+            box = np.array([[0, 0, width, height]], dtype=np.float32)
+            found.append(Detections(box, score, np.zeros(1, np.int64)))
+        return found
+
+
+def fake_plugin() -> Any:
+    """Return a plugin object with all the stages above."""
+
+    class Plugin:
+        YOLOTRT_API = API_VERSION
+        __name__ = "fake"
+
+        @hookimpl
+        def yolotrt_exporters(self) -> Sequence[Any]:
+            return [FakeExporter()]
+
+        @hookimpl
+        def yolotrt_passes(self) -> Sequence[Any]:
+            return [FakePass()]
+
+        @hookimpl
+        def yolotrt_builders(self) -> Sequence[Any]:
+            return [FakeBuilder()]
+
+        @hookimpl
+        def yolotrt_postprocessors(self) -> Sequence[Any]:
+            return [FakePostprocessor()]
+
+        @hookimpl
+        def yolotrt_select_exporter(self, source: ModelSource) -> str | None:
+            return "text" if source.path.suffix == ".txt" else None
+
+    return Plugin()
