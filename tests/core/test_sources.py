@@ -22,7 +22,7 @@ from yolotrt_core.sources import RELEASES, Release, resolve_source
 
 CONTENT = hashlib.shake_256(b"a checkpoint").digest(700_000)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
-QUICK = Patience(attempts=4, pause_seconds=0.01, timeout_seconds=0.5)
+QUICK = Patience(attempts=4, pause_seconds=0.01, timeout_seconds=20)
 
 
 class Server:
