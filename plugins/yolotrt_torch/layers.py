@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ Activation = Callable[[], nn.Module]
 
 NORM_EPS = 1e-3  # batch norm of every YOLOv5 release; PyTorch's own default is 1e-5
 NORM_MOMENTUM = 0.03
+MOST_PIXELS = 8192  # longest side that an exported graph of dynamic size accepts
 
 
 class Conv2d(nn.Conv2d):
@@ -227,7 +229,7 @@ class Detect(nn.Module):
         cells = [[float(pixels) / s for pixels in level] for level, s in zip(anchors_px, self.stride, strict=True)]
         self.register_buffer("anchors", torch.tensor(cells, dtype=torch.float32).view(len(channels), self.na, 2))
         self.m = nn.ModuleList(Conv2d(c, self.no * self.na, 1) for c in channels)
-        self.grid: tuple[tuple[int, int, int], tuple[Tensor, ...]] | None = None
+        self.grid: tuple[Tensor, ...] | None = None
         if not self.anchors.is_meta:
             self._prior()
 
@@ -254,20 +256,16 @@ class Detect(nn.Module):
             return [m.unflatten(1, (self.na, self.no)).permute(0, 1, 3, 4, 2).contiguous() for m in maps]
         return torch.cat([self._decode(level, m) for level, m in enumerate(maps)], 1)
 
-    def freeze_grid(self, batch: int, height: int, width: int) -> None:
-        """Keep the cell offsets for one input shape as constants, so that a traced graph holds no shape code."""
-        sizes = [(height // s, width // s) for s in self.stride]
-        offsets = tuple(self._offsets(level, ny, nx) for level, (ny, nx) in enumerate(sizes))
-        self.grid = ((batch, height, width), offsets)
+    def freeze_grid(self, height: int, width: int) -> None:
+        """Keep the cell offsets for one input size as constants, so that an exported graph computes none."""
+        self.grid = tuple(self._offsets(level, height // s, width // s) for level, s in enumerate(self.stride))
 
     def _offsets(self, level: int, ny: int, nx: int) -> Tensor:
         """Return (ny * nx, 2): where each cell's box centre starts, x and y in input pixels."""
-        like = self.anchors
-        rows = torch.arange(ny, dtype=like.dtype, device=like.device)
-        columns = torch.arange(nx, dtype=like.dtype, device=like.device)
-        x = columns.view(1, nx).expand(ny, nx)
-        y = rows.view(ny, 1).expand(ny, nx)
-        return (torch.stack((x, y), -1).view(ny * nx, 2) - 0.5) * self.stride[level]
+        like, stride = self.anchors, self.stride[level]
+        x = (torch.arange(nx, dtype=like.dtype, device=like.device) - 0.5) * stride
+        y = (torch.arange(ny, dtype=like.dtype, device=like.device) - 0.5) * stride
+        return torch.stack((x.view(1, nx).expand(ny, nx), y.view(ny, 1).expand(ny, nx)), -1).view(ny * nx, 2)
 
     def _decode(self, level: int, raw: Tensor) -> Tensor:
         """Decode one level: (B, na * no, ny, nx) to (B, na * ny * nx, no).
@@ -277,13 +275,61 @@ class Detect(nn.Module):
         """
         stride = self.stride[level]
         if self.grid is not None:
-            (batch, height, width), frozen = self.grid
-            cells, offsets = (height // stride) * (width // stride), frozen[level]
+            offsets = self.grid[level]
+        elif torch.jit.is_tracing():
+            offsets = _TracedOffsets.apply(raw, stride)
         else:
-            batch, _, ny, nx = raw.shape
-            cells, offsets = ny * nx, self._offsets(level, ny, nx)
-        scores = raw.sigmoid().view(batch, self.na, self.no, cells).transpose(2, 3)
+            offsets = self._offsets(level, raw.shape[2], raw.shape[3])
+        scores = _reshape(raw.sigmoid(), (0, self.na, self.no, -1)).transpose(2, 3)
         centre, size, rest = scores.split((2, 2, self.nc + 1), -1)
         centre = centre * (2.0 * stride) + offsets
         size = size * size * (self.anchors[level] * (4.0 * stride)).view(self.na, 1, 2)
-        return torch.cat((centre, size, rest), -1).view(batch, self.na * cells, self.no)
+        return _reshape(torch.cat((centre, size, rest), -1), (0, -1, self.no))
+
+
+def _reshape(x: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Reshape as ONNX does: 0 keeps the dimension of that place, -1 takes what is left."""
+    if torch.jit.is_tracing():
+        traced: Tensor = _TracedReshape.apply(x, shape)
+        return traced
+    return x.reshape([x.shape[i] if size == 0 else size for i, size in enumerate(shape)])
+
+
+class _TracedReshape(torch.autograd.Function):
+    """`_reshape` as the one node it is; PyTorch's own export would compute the shape with a dozen."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, shape: tuple[int, ...]) -> Tensor:
+        return x.reshape([x.shape[i] if size == 0 else size for i, size in enumerate(shape)])
+
+    @staticmethod
+    def symbolic(g: Any, x: Any, shape: tuple[int, ...]) -> Any:
+        return g.op("Reshape", x, g.op("Constant", value_t=torch.tensor(shape)))
+
+
+class _TracedOffsets(torch.autograd.Function):
+    """`Detect._offsets` of a map whose size is known only when the graph runs.
+
+    The graph cuts two small constants to size, one per axis, instead of counting up at run time.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, raw: Tensor, stride: int) -> Tensor:
+        columns, rows = _axes(stride)
+        return (columns[:, : raw.shape[3]] + rows[: raw.shape[2]]).reshape(-1, 2)
+
+    @staticmethod
+    def symbolic(g: Any, raw: Any, stride: int) -> Any:
+        parts = []
+        for axis, constant in zip((1, 0), _axes(stride), strict=True):
+            end = g.op("Shape", raw, start_i=2 + axis, end_i=3 + axis)
+            first, along = (g.op("Constant", value_t=torch.tensor([v])) for v in (0, axis))
+            parts.append(g.op("Slice", g.op("Constant", value_t=constant), first, end, along))
+        return g.op("Reshape", g.op("Add", *parts), g.op("Constant", value_t=torch.tensor([-1, 2])))
+
+
+def _axes(stride: int) -> tuple[Tensor, Tensor]:
+    """Return offsets (1, n, 2) along x and (n, 1, 2) along y, for inputs up to `MOST_PIXELS`; their sum is the grid."""
+    along = (torch.arange(MOST_PIXELS // stride, dtype=torch.float32) - 0.5) * stride
+    nothing = torch.zeros_like(along)
+    return torch.stack((along, nothing), -1).unsqueeze(0), torch.stack((nothing, along), -1).unsqueeze(1)
