@@ -1,0 +1,65 @@
+"""A store to test, and small disks that can be full or read-only."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from yolotrt_core.store.store import Store
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    opened = Store(tmp_path / "store")
+    yield opened
+    opened.close()
+
+
+class Disk:
+    """A memory disk of its own, mounted for one test."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def remount(self, mode: str) -> None:
+        """Make it read-only, `ro`, or writable again, `rw`."""
+        subprocess.run(["mount", "-o", f"remount,{mode}", str(self.folder)], check=True)
+
+    def fill(self, leave_bytes: int = 0) -> Path:
+        """Take all space but `leave_bytes`; return the file that holds it."""
+        filler = self.folder / "filler"
+        try:
+            with filler.open("wb", buffering=0) as file:
+                while True:
+                    file.write(bytes(4096))
+        except OSError:
+            pass
+        with filler.open("r+b") as file:
+            file.truncate(max(filler.stat().st_size - leave_bytes, 0))
+        return filler
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Callable[[str], Disk]]:
+    """Mount a memory disk of a size such as `1m`; skipped where mounting is not allowed."""
+    mounted: list[Path] = []
+
+    def mount(size: str) -> Disk:
+        folder = tmp_path / f"disk{len(mounted)}"
+        folder.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+        except FileNotFoundError:
+            pytest.skip("needs the command `mount`")
+        if done.returncode:
+            pytest.skip(f"may not mount a memory disk here: {done.stderr.strip()}")
+        mounted.append(folder)
+        return Disk(folder)
+
+    yield mount
+    for folder in mounted:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
