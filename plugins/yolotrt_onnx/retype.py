@@ -22,6 +22,7 @@ from yolotrt_onnx.graph import constant_value, element_types, input_slots, opset
 _HEAVY = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 # From these on a value describes the picture's size, no longer its content.
 _SHAPE_OPS = frozenset({"Shape", "Size"})
+_TAKES_ANY = frozenset({"Cast", *_SHAPE_OPS})
 # Operators whose result type is an attribute or a stored tensor, not an input's type.
 _TYPED_BY_ATTRIBUTE = frozenset({"Cast", "Constant", "ConstantOfShape"})
 
@@ -98,9 +99,9 @@ def unfit_weights(model: ModelProto, dtype: int, largest_error: float = 0.01) ->
             continue
         exact = numpy_helper.to_array(weight).astype(np.float64)
         with np.errstate(over="ignore", invalid="ignore"):
-            error = np.linalg.norm(_rounded(exact, dtype).astype(np.float64) - exact)
-            size = np.linalg.norm(exact)
-        relative = float(error / size) if size else 0.0
+            error = np.square(_rounded(exact, dtype).astype(np.float64) - exact).sum()
+            size = np.square(exact).sum()
+        relative = float(np.sqrt(error / size)) if size else 0.0
         if not relative <= largest_error:
             found[weight.name] = relative
     return found
@@ -156,8 +157,8 @@ class _Retyper:
 
     def _add(self, node: NodeProto, low: bool) -> None:
         for slot in input_slots(node, self.version):
-            # A Cast takes any type: another cast before it would only round twice.
-            if node.op_type != "Cast" and self.types[slot.tensor] in (TensorProto.FLOAT, self.plan.dtype):
+            # These take any type: a cast before them would only cost.
+            if node.op_type not in _TAKES_ANY and self.types[slot.tensor] in (TensorProto.FLOAT, self.plan.dtype):
                 takes_low = low and _text(self.plan.dtype) in slot.allowed
                 node.input[slot.position] = self._as(slot.tensor, self.plan.dtype if takes_low else TensorProto.FLOAT)
         if low:

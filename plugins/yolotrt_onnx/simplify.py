@@ -33,6 +33,8 @@ def apply(model: OnnxModel, choice: str, out: Path) -> tuple[ModelSpec, Mapping[
     tools = list(_TOOLS) if choice == "both" else [choice]
     graph = load(model.path)
     facts: dict[str, Json] = {"tools": [*tools], "nodes_before": len(graph.graph.node)}
+    # Before the tools too: onnxslim 0.1.98 reads a Constant's `value_floats` as double.
+    lift_constants(graph)
     for tool in tools:
         graph = _run(tool, graph)
     lift_constants(graph)
