@@ -122,6 +122,8 @@ def build_engine(
 
 def plan_build(settings: BuildSettings, *, store: Store, stages: Registry) -> Plan:
     """Resolve the model and say which stages a build of these settings has; runs none of them."""
+    if settings.precision not in PRECISIONS:  # before anything is fetched
+        raise UsageError(f"unknown precision `{settings.precision}`", hint=nearest(settings.precision, PRECISIONS))
     source = resolve_source(settings.weights, cache_dir=weights_cache(), offline=settings.offline)
     request = build_request(settings, source)
     choice = Choice(settings.exporter, settings.builder, settings.calibrator)
@@ -132,10 +134,8 @@ def build_request(settings: BuildSettings, source: ModelSource) -> BuildRequest:
     """Check the user's settings and fill in what was left open.
 
     Raises:
-        UsageError: unknown precision, a size that is no multiple of 32, a profile out of order.
+        UsageError: a size that is no multiple of 32, a profile out of order.
     """
-    if settings.precision not in PRECISIONS:
-        raise UsageError(f"unknown precision `{settings.precision}`", hint=nearest(settings.precision, PRECISIONS))
     height, width = settings.imgsz or source.imgsz or DEFAULT_SIZE
     if settings.batch < 1:
         raise UsageError(f"`--batch` expects a whole number of at least 1, found `{settings.batch}`")

@@ -240,7 +240,7 @@ def refuse_unknown(given: Mapping[str, Any], known: Sequence[str], where: str) -
 
 def nearest(word: str, known: Sequence[str]) -> str:
     """Return a hint that names what the user may have meant, or all there is."""
-    close = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
+    close = difflib.get_close_matches(word, known, n=3, cutoff=0.6)
     if close:
         return "did you mean " + " or ".join(f"`{c}`" for c in close) + "?"
     return "known: " + ", ".join(f"`{k}`" for k in sorted(known)) if known else "there are none"

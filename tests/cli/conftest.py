@@ -1,0 +1,64 @@
+"""Both commands as users start them: a process of its own, in an empty folder."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+COMMANDS = ("invoke", "yolotrt")
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What a command printed and how it ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Ran]
+
+
+def start(command: str, *arguments: str, cwd: Path, store: Path) -> Ran:
+    """Run one of the two commands in `cwd` with its own store."""
+    program = Path(sys.executable).with_name(command)
+    before = ["--search-root", str(ROOT)] if command == "invoke" else []
+    environment = {
+        **os.environ,
+        "YOLOTRT_STORE": str(store),
+        "COLUMNS": "200",
+        "XDG_CACHE_HOME": str(store.parent / "cache"),
+    }
+    done = subprocess.run(
+        [str(program), *before, *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=600
+    )
+    return Ran(done.returncode, done.stdout, done.stderr)
+
+
+@pytest.fixture(params=COMMANDS)
+def run(request: pytest.FixtureRequest, tmp_path: Path) -> Run:
+    """Run a command in an empty folder with an empty store; each test runs under both commands."""
+
+    def call(*arguments: str, store: Path | None = None) -> Ran:
+        here = tmp_path / "here"
+        here.mkdir(exist_ok=True)
+        return start(request.param, *arguments, cwd=here, store=store or tmp_path / "store")
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A store in which the embedded default model has been built for the CPU, and what that printed."""
+    folder = tmp_path_factory.mktemp("warm")
+    ran = start("yolotrt", "build", "--builder", "onnxruntime", "--out", "engine", cwd=folder, store=folder / "store")
+    assert ran.code == 0, ran.err
+    yield folder

@@ -1,0 +1,61 @@
+"""What invoke would misread: each gives help or a message, never a wrong run."""
+
+from __future__ import annotations
+
+import pytest
+
+from .conftest import Run
+
+
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_detect_help_is_help(run: Run, flag: str) -> None:
+    ran = run("detect", flag)
+    assert ran.code == 0
+    assert "Find objects on pictures or videos" in ran.out
+    assert "--multi-label" in ran.out
+    assert ran.err == ""
+
+
+@pytest.mark.parametrize("arguments", [("--help", "detect"), ("build", "--help"), ("build", "-h")])
+def test_other_ways_to_ask_for_help(run: Run, arguments: tuple[str, ...]) -> None:
+    ran = run(*arguments)
+    assert ran.code == 0
+    assert "--precision" in ran.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "meant"),
+    [
+        (("detect", "--cnf", "0.3", "a.jpg"), "did you mean `--conf`"),
+        (("detect", "--show-tming", "a.jpg"), "did you mean `--show-timing`"),
+        (("detect", "--conf=0.3", "--clases=1", "a.jpg"), "did you mean `--classes`"),
+        (("artifacts.show", "--jsn", "abc"), "did you mean `--json`"),
+    ],
+)
+def test_a_mistyped_flag_never_becomes_the_path(run: Run, arguments: tuple[str, ...], meant: str) -> None:
+    ran = run(*arguments)
+    assert ran.code == 2
+    assert "has no flag" in ran.err
+    assert meant in ran.err
+    assert ran.out == ""
+
+
+def test_an_unquoted_glob_says_to_quote_it(run: Run) -> None:
+    ran = run("detect", "--conf", "0.5", "a.jpg", "b.jpg", "c.jpg")
+    assert ran.code == 2
+    assert "takes one PATH, found `a.jpg` and `b.jpg`" in ran.err
+    assert "quote a pattern" in ran.err
+
+
+def test_a_second_task_is_still_a_task(run: Run) -> None:
+    ran = run("detect", "none.jpg", "plugins")
+    assert "there is no file or folder `none.jpg`" in ran.err
+    assert "takes one PATH" not in ran.err
+
+
+@pytest.mark.parametrize("arguments", [("build", "--precison", "fp16"), ("buld",), ("detect",)])
+def test_what_invoke_rejects_exits_one(run: Run, arguments: tuple[str, ...]) -> None:
+    ran = run(*arguments)
+    assert ran.code == 1
+    assert "Traceback" not in ran.err
+    assert ran.err.strip()
