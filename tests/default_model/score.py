@@ -16,17 +16,16 @@ from scenes import NAMES, Scene
 from torch import nn
 
 from yolotrt_core.letterbox import boxes_to_source, preprocess
+from yolotrt_torch.checkpoint import read_checkpoint
 from yolotrt_torch.network import Network
+from yolotrt_torch.rebuild import network_from_checkpoint
 
 IMGSZ = (320, 320)
 
 
 def load(path: Path) -> Network:
-    """Return the network of a committed checkpoint, in float32 and `eval()`."""
-    saved = torch.load(path, map_location="cpu", weights_only=True)
-    network = Network(saved["yaml"])
-    network.load_state_dict({name: value.float() for name, value in saved["state_dict"].items()})
-    return network.eval()
+    """Return the network of a checkpoint as the exporter reads it, in float32 and `eval()`."""
+    return network_from_checkpoint(read_checkpoint(path))
 
 
 @torch.no_grad()

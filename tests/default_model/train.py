@@ -4,8 +4,6 @@
 `--sample` writes yolotrt_core/assets/sample.jpg and nothing else.
 """
 
-# ruff: noqa: T201 - a script: what it prints is its result
-
 from __future__ import annotations
 
 import argparse
@@ -32,7 +30,7 @@ from yolotrt_torch.network import Network
 
 TRAIN_SEED, HELD_OUT_SEED = 20_000, 30_000
 HELD_OUT_SCENES = 500
-SAMPLE = (40_000, 0)  # seed and index of the bundled picture: no scene of training, nor of the held-out
+SAMPLE = (40_000, 19)  # seed and index of the bundled picture: no scene of training, nor of the held-out
 # Boxes of the scenes are 22 to 105 input pixels long, bolts and springs up to four times longer than wide.
 ANCHORS = ((16, 16, 30, 16, 16, 30), (30, 30, 56, 30, 30, 56), (60, 60, 104, 60, 60, 104))
 # The layers of ultralytics/yolov5 v7.0, models/yolov5n.yaml, at half its width.
