@@ -103,14 +103,16 @@ def build(
     )
 
 
-def _parse(library: Library, network: tensorrt.INetworkDefinition, onnx: Path, messages: Messages) -> Any:
+def _parse(
+    library: Library, network: tensorrt.INetworkDefinition, onnx: Path, messages: Messages
+) -> tensorrt.OnnxParser:
     parser = library.trt.OnnxParser(network, library.logger)
     # By its path, so that weights in files beside the ONNX are found.
     if parser.parse_from_file(str(onnx)):
         return parser
     told = []
     for index in range(parser.num_errors):
-        error = parser.get_error(index)
+        error: tensorrt.ParserError = parser.get_error(index)
         at = f"node `{error.node_name()}` ({error.node_operator()}): " if error.node_name() else ""
         code = str(error.code()).rpartition(".")[2]
         told.append(at + " ".join(error.desc().split()) + f" [{code}]")

@@ -1,4 +1,9 @@
-"""What TensorRT's build log tells of the finished engine: kernels, and the precision of convolutions."""
+"""What TensorRT's build log tells of the finished engine: kernels, and the precision of convolutions.
+
+TensorRT-RTX's form was read from builds with 1.6 and 1.7; that of `tensorrt` 8 to 10 from published logs
+(github NVIDIA/TensorRT, issues 3737 and 4020): other words for formats, weights named apart from the
+inputs, and the ONNX nodes sometimes only in the layer's name, as `a + b || c`.
+"""
 
 from __future__ import annotations
 
@@ -25,6 +30,8 @@ _WORDS = {
 _MULTIPLYING = re.compile(r"correlation|runtime_fusion|conv|gemm", re.IGNORECASE)
 _LAYER = re.compile(r"^\s*Name: (?P<name>.*?), LayerType: (?P<kind>[^,]+), Inputs: (?P<rest>.*)$", re.MULTILINE)
 _ONNX_NODE = re.compile(r"\[ONNX Layer: ([^\]]*)\]")
+_WEIGHTS = re.compile(r'Weights: \{"Type": "(\w+)"')
+_NAME_PARTS = re.compile(r" \+ | \|\| ")
 _TYPE = re.compile(r"Datatype: ([^,}]+)")
 _SHAPE = re.compile(r"Dimensions: \[([\d,\- ]*)\]")
 
@@ -77,11 +84,13 @@ def _layer(found: re.Match[str]) -> Layer:
     constants, _, tail = rest.partition("Outputs: ") if rest else ("", "", found["rest"])
     # A residual branch is a second input: it is added, not multiplied.
     operands = [*inputs.split("{")[1:2], *(t for t in constants.split("{")[1:] if _is_matrix(t))]
+    operands += [f"Datatype: {kind}" for kind in _WEIGHTS.findall(tail)]
+    nodes = _ONNX_NODE.findall(tail.partition("Metadata: ")[2]) or _NAME_PARTS.split(found["name"])
     return Layer(
         name=found["name"],
         kind=found["kind"].strip(),
         operands=tuple(p for t in operands if (p := _precision(t))),
-        nodes=tuple(_ONNX_NODE.findall(tail.partition("Metadata: ")[2])),
+        nodes=tuple(nodes),
     )
 
 
