@@ -40,6 +40,7 @@ def configure(level: int = logging.INFO) -> None:
     # Frameworks log a lot that is not for our users; it is in the stage's log.
     handler.addFilter(lambda r: r.name.startswith("yolotrt") or r.levelno >= logging.ERROR)
     root.addHandler(handler)
+    root.setLevel(level)
 
 
 @contextlib.contextmanager

@@ -257,7 +257,16 @@ def _make(steps: Plan, step: Step, action: Action, store: Store, work: Path) -> 
     log_file = work / LOG_FILE
     try:
         with log.stage_log(log_file):
-            return _WORK[step.kind](steps, step, given, work / "out", store)
+            try:
+                return _WORK[step.kind](steps, step, given, work / "out", store)
+            except (YolotrtError, OSError, KeyboardInterrupt):
+                raise
+            except Exception as err:  # a stage of anyone's may fail in any way; the log keeps the trace
+                _log.debug("unexpected", exc_info=True)
+                raise StageError(
+                    f"failed with {type(err).__name__}: {err}",
+                    hint=f"a bug in `{step.identity.name}` of `{step.identity.dist}`: report it with the log",
+                ) from err
     except StageError as err:
         err.stage, err.key, err.log = step.label, action.key, log_file
         raise

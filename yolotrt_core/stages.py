@@ -95,6 +95,9 @@ class Exporter(Stage, Protocol):
     def export(self, source: ModelSource, request: BuildRequest, options: Any, out: Path) -> ModelSpec:
         """Write `out/model.onnx` and `out/reference.npz`; return what the ONNX holds.
 
+        `request` is precision fp32 and has no profiles, so that all of them share the export; if
+        it is dynamic, batch, height and width are the first profile's optimum.
+
         The ONNX has float32 input `images` (B, 3, H, W) and is valid for `onnx.checker`. Its
         metadata_props hold `stride`, `names`, `task`, `imgsz` and provenance.
         `reference.npz` holds a fixed input under `images` and the framework's own output for it

@@ -329,3 +329,18 @@ def test_detector_runs_what_was_built(weights: Path, store: Store, stages: Regis
             detector.detect([frame.astype(np.float32)])  # type: ignore[list-item]
     with pytest.raises(UsageError, match="exclude each other"):
         Detector.open(weights, engine=built.path, store=store, stages=stages)
+
+
+def test_a_stage_with_a_bug_is_a_stage_error_with_the_trace_in_its_log(
+    weights: Path, store: Store, stages: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def export(*args: Any) -> Any:
+        raise ZeroDivisionError("nobody expected this")
+
+    monkeypatch.setattr(stages.get("exporter", "text").stage, "export", export, raising=False)
+    with pytest.raises(StageError, match="failed with ZeroDivisionError: nobody expected this") as caught:
+        _build(weights, store, stages, tmp_path)
+    assert caught.value.log is not None
+    assert "Traceback" in caught.value.log.read_text()
+    assert caught.value.hint is not None
+    assert "`text` of `in-process`" in caught.value.hint
