@@ -229,6 +229,7 @@ class Detect(nn.Module):
         cells = [[float(pixels) / s for pixels in level] for level, s in zip(anchors_px, self.stride, strict=True)]
         self.register_buffer("anchors", torch.tensor(cells, dtype=torch.float32).view(len(channels), self.na, 2))
         self.m = nn.ModuleList(Conv2d(c, self.no * self.na, 1) for c in channels)
+        self.size: tuple[int, int] | None = None
         self.grid: tuple[Tensor, ...] | None = None
         if not self.anchors.is_meta:
             self._prior()
@@ -258,6 +259,7 @@ class Detect(nn.Module):
 
     def freeze_grid(self, height: int, width: int) -> None:
         """Keep the cell offsets for one input size as constants, so that an exported graph computes none."""
+        self.size = (height, width)
         self.grid = tuple(self._offsets(level, height // s, width // s) for level, s in enumerate(self.stride))
 
     def _offsets(self, level: int, ny: int, nx: int) -> Tensor:
@@ -274,10 +276,10 @@ class Detect(nn.Module):
         the formula of every release from v3 on, its constants gathered so that few operations remain.
         """
         stride = self.stride[level]
-        if self.grid is not None:
+        if torch.jit.is_tracing():
+            offsets = _TracedOffsets.apply(raw, stride, self.size)
+        elif self.grid is not None:
             offsets = self.grid[level]
-        elif torch.jit.is_tracing():
-            offsets = _TracedOffsets.apply(raw, stride)
         else:
             offsets = self._offsets(level, raw.shape[2], raw.shape[3])
         scores = _reshape(raw.sigmoid(), (0, self.na, self.no, -1)).transpose(2, 3)
@@ -308,20 +310,25 @@ class _TracedReshape(torch.autograd.Function):
 
 
 class _TracedOffsets(torch.autograd.Function):
-    """`Detect._offsets` of a map whose size is known only when the graph runs.
+    """`Detect._offsets` in a traced graph: for an input of `size`, or of a size that is known only at run time.
 
-    The graph cuts two small constants to size, one per axis, instead of counting up at run time.
+    A given size makes one constant, whatever size is traced with, so tracing can be done on a small
+    picture. Else the graph cuts two small constants, one per axis, instead of counting up.
     """
 
     @staticmethod
-    def forward(ctx: Any, raw: Tensor, stride: int) -> Tensor:
+    def forward(ctx: Any, raw: Tensor, stride: int, size: tuple[int, int] | None) -> Tensor:
         columns, rows = _axes(stride)
         return (columns[:, : raw.shape[3]] + rows[: raw.shape[2]]).reshape(-1, 2)
 
     @staticmethod
-    def symbolic(g: Any, raw: Any, stride: int) -> Any:
+    def symbolic(g: Any, raw: Any, stride: int, size: tuple[int, int] | None) -> Any:
+        columns, rows = _axes(stride)
+        if size is not None:
+            grid = columns[:, : size[1] // stride] + rows[: size[0] // stride]
+            return g.op("Constant", value_t=grid.reshape(-1, 2))
         parts = []
-        for axis, constant in zip((1, 0), _axes(stride), strict=True):
+        for axis, constant in ((1, columns), (0, rows)):
             end = g.op("Shape", raw, start_i=2 + axis, end_i=3 + axis)
             first, along = (g.op("Constant", value_t=torch.tensor([v])) for v in (0, axis))
             parts.append(g.op("Slice", g.op("Constant", value_t=constant), first, end, along))

@@ -1,0 +1,261 @@
+"""Checkpoint -> network -> ONNX, with the network's own answer to a fixed input beside it."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator
+from importlib import metadata, util
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+
+from yolotrt_core.errors import StageError, UsageError
+from yolotrt_core.stages import ONNX_FILE, REFERENCE_FILE
+from yolotrt_core.types import BuildRequest, ModelSource, ModelSpec, TensorSpec
+from yolotrt_torch.checkpoint import Checkpoint, read_checkpoint
+from yolotrt_torch.layers import MOST_PIXELS
+from yolotrt_torch.network import Network, fuse
+from yolotrt_torch.rebuild import network_from_checkpoint
+
+if TYPE_CHECKING:
+    from yolotrt_torch import TorchOptions
+
+log = logging.getLogger(__name__)
+
+DYNAMO_LEAST_OPSET = 18
+
+
+def export(source: ModelSource, request: BuildRequest, options: TorchOptions, out: Path) -> ModelSpec:
+    """Write `out/model.onnx` and `out/reference.npz` for a YOLOv5 checkpoint.
+
+    The reference is computed by the network as it was read, before batch norms are folded and the
+    decoding is made constant, so comparing the ONNX with it checks those steps as well.
+
+    Raises:
+        UsageError: not a YOLOv5 detection checkpoint; a size that its strides do not divide.
+        StageError: PyTorch could not export it, or its output is not YOLOv5's.
+    """
+    _refuse_options(options)
+    checkpoint = read_checkpoint(source.path)
+    network = network_from_checkpoint(checkpoint)
+    _refuse_sizes(request, max(network.stride))
+    shape = request.profiles[0].opt if request.dynamic else (request.batch, request.height, request.width)
+    images = reference_images(*shape)
+    with torch.inference_mode():
+        answer = network(torch.from_numpy(images)).numpy()
+    _refuse_answer(answer, network, shape)
+    np.savez(out / REFERENCE_FILE, images=images, output0=answer)
+
+    fuse(network)
+    if not request.dynamic:
+        network.detect.freeze_grid(request.height, request.width)
+    target = out / ONNX_FILE
+    with _quiet():
+        _export(network, request, options, target)
+    spec = _spec(network, checkpoint, source, request, options)
+    _finish(target, spec, request)
+    return spec
+
+
+def reference_images(batch: int, height: int, width: int) -> NDArray[np.float32]:
+    """Make the fixed input: shaded grounds, shapes with sharp edges, fine texture; the same every time.
+
+    Returns:
+        float32 (batch, 3, height, width) in 0..1; each picture of the batch is another one.
+    """
+    y, x = np.mgrid[0:height, 0:width].astype(np.float32)
+    y, x = y / height, x / width
+    images = np.empty((batch, 3, height, width), dtype=np.float32)
+    random = np.random.default_rng(5)
+    for picture in images:
+        for channel in picture:
+            fx, fy, phase = random.uniform(0.5, 3, 3)
+            channel[:] = 0.5 + 0.25 * np.sin(2 * np.pi * (fx * x + fy * y) + phase)
+        for _ in range(24):
+            cx, cy, rx, ry = random.uniform(0, 1, 2).tolist() + random.uniform(0.02, 0.3, 2).tolist()
+            dx, dy = np.abs(x - cx) / rx, np.abs(y - cy) / ry
+            inside = (dx**2 + dy**2 < 1) if random.random() < 0.5 else np.maximum(dx, dy) < 1
+            picture[:, inside] = random.uniform(0, 1, (3, 1))
+        picture += random.normal(0, 0.02, picture.shape)
+    return np.clip(images, 0, 1, out=images)
+
+
+def _refuse_options(options: TorchOptions) -> None:
+    if options.exporter == "dynamo":
+        if options.opset < DYNAMO_LEAST_OPSET:
+            raise UsageError(
+                f"`--torch-exporter dynamo` writes opset {DYNAMO_LEAST_OPSET} and later, found `--torch-opset "
+                f"{options.opset}`",
+                hint="use `--torch-exporter torchscript` for older ones",
+            )
+        if util.find_spec("onnxscript") is None:
+            raise UsageError(
+                "`--torch-exporter dynamo` needs onnxscript, which is not installed",
+                hint="pip install onnxscript, or use `--torch-exporter torchscript`",
+            )
+
+
+def _refuse_sizes(request: BuildRequest, step: int) -> None:
+    """Check what was asked for against the strides of the model, which only now are known."""
+    sizes = {(request.height, request.width)}
+    if request.dynamic:
+        sizes = {shape[1:] for profile in request.profiles for shape in (profile.min, profile.opt, profile.max)}
+        if max(max(size) for size in sizes) > MOST_PIXELS:
+            raise UsageError(f"a profile is larger than {MOST_PIXELS} pixels, the most a dynamic export accepts")
+    for height, width in sorted(sizes):
+        if height % step or width % step:
+            near = [max(step, round(side / step) * step) for side in (height, width)]
+            raise UsageError(
+                f"this model's height and width must be multiples of {step} pixels, found {height} x {width}",
+                hint=f"the nearest is `{near[0]},{near[1]}`",
+            )
+
+
+def _refuse_answer(answer: NDArray[np.float32], network: Network, shape: tuple[int, int, int]) -> None:
+    batch, height, width = shape
+    expected = (batch, _rows(network, height, width), network.detect.no)
+    if answer.shape != expected or not np.isfinite(answer).all():
+        found = "numbers that are not finite" if answer.shape == expected else f"an output of shape {answer.shape}"
+        raise StageError(f"the model does not answer as YOLOv5 does: expected {expected}, found {found}")
+
+
+def _rows(network: Network, height: int, width: int) -> int:
+    return sum(network.detect.na * (height // s) * (width // s) for s in network.stride)
+
+
+def _export(network: Network, request: BuildRequest, options: TorchOptions, target: Path) -> None:
+    # TorchScript's graph does not depend on the size it is traced with, and a small one is quicker. Two pictures
+    # and unequal sides: the other exporter would take a 1, or two equal numbers, for constants.
+    step = max(network.stride)
+    shape = (2, 3, 4 * step, 5 * step)
+    if options.exporter == "dynamo" and not request.dynamic:
+        shape = (request.batch, 3, request.height, request.width)
+    settings: dict[str, Any] = {
+        "input_names": ["images"],
+        "output_names": ["output0"],
+        "opset_version": options.opset,
+        "dynamo": options.exporter == "dynamo",
+    }
+    if options.exporter == "dynamo":
+        settings |= {"external_data": False, "verbose": False}
+        if request.dynamic:
+            dims = [torch.export.Dim(name, min=1, max=MOST_PIXELS // step) for name in ("rows", "columns")]
+            batch = torch.export.Dim("batch", min=1, max=65536)
+            settings["dynamic_shapes"] = {"images": {0: batch, 2: step * dims[0], 3: step * dims[1]}}
+    elif request.dynamic:
+        settings["dynamic_axes"] = {"images": {0: "batch", 2: "height", 3: "width"}, "output0": {0: "batch", 1: "rows"}}
+    try:
+        torch.onnx.export(network, (torch.zeros(shape),), str(target), **settings)
+    except Exception as err:
+        first = str(err).strip().splitlines()
+        raise StageError(
+            f"PyTorch could not export the model with `{options.exporter}` at opset {options.opset}: "
+            f"{type(err).__name__}: {first[0][:200] if first else 'no message'}",
+            hint="try the other `--torch-exporter`, or another `--torch-opset`",
+        ) from err
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Send what PyTorch prints and warns into our log: standard output belongs to results."""
+    printed = io.StringIO()
+    theirs = logging.getLogger("torch.onnx")
+    level = theirs.level
+    theirs.setLevel(logging.ERROR)
+    with tempfile.TemporaryFile() as native, warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        try:
+            with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed), _descriptor_1_to(native):
+                yield
+        finally:
+            theirs.setLevel(level)
+            native.seek(0)
+            text = native.read(1 << 14).decode(errors="replace") + printed.getvalue()
+            for line in [*text.splitlines(), *(str(w.message).replace("\n", " ") for w in warned)]:
+                log.debug("torch: %s", line)
+
+
+@contextlib.contextmanager
+def _descriptor_1_to(file: IO[bytes]) -> Iterator[None]:
+    """Redirect what native code writes: PyTorch's exporter prints the whole graph when it fails."""
+    try:
+        kept = os.dup(1)
+    except OSError:  # a process without standard output
+        yield
+        return
+    try:
+        os.dup2(file.fileno(), 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
+def _spec(
+    network: Network, checkpoint: Checkpoint, source: ModelSource, request: BuildRequest, options: TorchOptions
+) -> ModelSpec:
+    size: tuple[int | str, ...] = (request.batch, request.height, request.width)
+    rows: int | str = _rows(network, request.height, request.width)
+    if request.dynamic:
+        size, rows = ("batch", "height", "width"), "rows"
+    scaled = network.detect.anchors * torch.tensor(network.stride, dtype=torch.float32).view(-1, 1, 1)
+    return ModelSpec(
+        inputs=(TensorSpec("images", "float32", (size[0], 3, *size[1:])),),
+        outputs=(TensorSpec("output0", "float32", (size[0], rows, network.detect.no)),),
+        labels=checkpoint.labels,
+        strides=network.stride,
+        head="yolov5",
+        anchors=tuple(tuple((float(w), float(h)) for w, h in level) for level in scaled.tolist()),
+        provenance={
+            "source_sha256": source.sha256,
+            "torch": torch.__version__,
+            "yolotrt": metadata.version("yolotrt-core"),
+            "exporter": options.exporter,
+            "opset": str(options.opset),
+            **{f"checkpoint_{key}": value for key, value in checkpoint.facts.items()},
+        },
+    )
+
+
+def _finish(target: Path, spec: ModelSpec, request: BuildRequest) -> None:
+    """Set the dimensions, write the metadata, drop what would differ from machine to machine, check.
+
+    `stride`, `names`, `task`, `imgsz` are written as upstream's exporter and its readers do, as
+    Python literals; the rest is provenance.
+    """
+    model = onnx.load(str(target))
+    for value, tensor in zip((*model.graph.input, *model.graph.output), (*spec.inputs, *spec.outputs), strict=True):
+        dims = value.type.tensor_type.shape.dim
+        for dim, size in zip(dims, tensor.shape, strict=True):
+            if isinstance(size, str):
+                dim.dim_param = size
+            else:
+                dim.dim_value = size
+    for node in model.graph.node:
+        node.doc_string = ""
+        del node.metadata_props[:]  # stack traces, with the paths of this machine
+    del model.graph.metadata_props[:]
+    del model.graph.value_info[:]
+    del model.metadata_props[:]
+    facts = {
+        "stride": str(max(spec.strides)),
+        "strides": str(list(spec.strides)),
+        "names": str(dict(enumerate(spec.labels))),
+        "task": "detect",
+        "imgsz": str([request.height, request.width]),
+        "batch": str(request.batch),
+        **spec.provenance,
+    }
+    for key, value in facts.items():
+        model.metadata_props.add(key=key, value=value)
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save(model, str(target))
