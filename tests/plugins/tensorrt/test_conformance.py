@@ -6,11 +6,13 @@ that takes builds (`test_builder.py`) and a GPU.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +23,10 @@ import trt_wheels
 
 import yolotrt_tensorrt
 
+Find = Callable[..., tuple[list[trt_usage.Use], list[str]]]
+
 PLUGIN = Path(yolotrt_tensorrt.__file__).parent
 SOURCES = [(path.name, path.read_text(encoding="utf-8")) for path in sorted(PLUGIN.glob("*.py"))]
-KNOWN = trt_usage.declared(SOURCES)
 
 
 def api_of(release: trt_wheels.Release, folder: Path) -> trt_usage.Api:
@@ -42,15 +45,23 @@ def apis(tmp_path_factory: pytest.TempPathFactory) -> dict[str, trt_usage.Api]:
     return {str(r): api_of(r, tmp_path_factory.mktemp(str(r))) for r in trt_wheels.RELEASES}
 
 
-def found_in(api: trt_usage.Api, sources: list[tuple[str, str]] = SOURCES) -> tuple[list[trt_usage.Use], list[str]]:
-    known = trt_usage.declared(sources)
+@pytest.fixture(scope="session")
+def find(apis: dict[str, trt_usage.Api]) -> Find:
+    """Return `find(api, sources)` -> uses of TensorRT, and accesses on objects of unknown type."""
+    return functools.partial(found_in, list(apis.values()))
+
+
+def found_in(
+    apis: list[trt_usage.Api], api: trt_usage.Api, sources: list[tuple[str, str]] = SOURCES
+) -> tuple[list[trt_usage.Use], list[str]]:
+    known = trt_usage.declared(sources, apis)
     results = [trt_usage.uses(name, text, api, known) for name, text in sources]
     return [u for uses, _ in results for u in uses], [line for _, untyped in results for line in untyped]
 
 
 @pytest.mark.parametrize("release", [str(r) for r in trt_wheels.RELEASES])
-def test_every_use_exists_and_fits(release: str, apis: dict[str, trt_usage.Api]) -> None:
-    uses, _ = found_in(apis[release])
+def test_every_use_exists_and_fits(release: str, apis: dict[str, trt_usage.Api], find: Find) -> None:
+    uses, _ = find(apis[release])
     assert trt_usage.problems(uses, apis[release]) == []
     # What building cannot do without, so that an empty collection does not pass.
     names = {u.name for u in uses}
@@ -71,15 +82,15 @@ def test_every_use_exists_and_fits(release: str, apis: dict[str, trt_usage.Api])
     } <= names
 
 
-def test_optional_names_exist_in_some_release(apis: dict[str, trt_usage.Api]) -> None:
-    optional = {u.name for api in apis.values() for u in found_in(api)[0] if u.optional}
+def test_optional_names_exist_in_some_release(apis: dict[str, trt_usage.Api], find: Find) -> None:
+    optional = {u.name for api in apis.values() for u in find(api)[0] if u.optional}
     assert optional
     assert [n for n in sorted(optional) if all(trt_usage.lookup(api, n) is None for api in apis.values())] == []
 
 
-def test_no_use_escapes_by_an_unknown_type(apis: dict[str, trt_usage.Api]) -> None:
-    names = trt_usage.distinctive(apis.values(), KNOWN)
-    untyped = set.intersection(*(set(found_in(api)[1]) for api in apis.values()))
+def test_no_use_escapes_by_an_unknown_type(apis: dict[str, trt_usage.Api], find: Find) -> None:
+    names = trt_usage.distinctive(apis.values(), trt_usage.declared(SOURCES, apis.values()))
+    untyped = set.intersection(*(set(find(api)[1]) for api in apis.values()))
     escaped = [line for line in sorted(untyped) if line.rpartition(" .")[2] in names]
     assert escaped == [], "annotate where these objects come from, e.g. `engine: tensorrt.ICudaEngine`"
 
@@ -98,7 +109,7 @@ def test_no_use_escapes_by_an_unknown_type(apis: dict[str, trt_usage.Api]) -> No
         ("trt.OnnxParser(network)", "`OnnxParser.__init__` takes no 1 positions"),
     ],
 )
-def test_the_check_sees_mistakes(line: str, complaint: str, apis: dict[str, trt_usage.Api]) -> None:
+def test_the_check_sees_mistakes(line: str, complaint: str, apis: dict[str, trt_usage.Api], find: Find) -> None:
     text = f"""
     def build(trt, config: tensorrt.IBuilderConfig, network: tensorrt.INetworkDefinition, logger):
         builder = trt.Builder(logger)
@@ -106,23 +117,23 @@ def test_the_check_sees_mistakes(line: str, complaint: str, apis: dict[str, trt_
     """
     source = [("mistake.py", textwrap.dedent(text))]
     api = apis["tensorrt-10.3.0"]
-    said = trt_usage.problems(found_in(api, source)[0], api)
+    said = trt_usage.problems(find(api, source)[0], api)
     assert [s for s in said if complaint in s], said
 
 
-def test_the_check_sees_a_wrong_override_and_respects_a_question(apis: dict[str, trt_usage.Api]) -> None:
+def test_the_check_sees_a_wrong_override_and_respects_a_question(apis: dict[str, trt_usage.Api], find: Find) -> None:
     api = apis["tensorrt-11.4.0.106"]
     wrong = "class Monitor(trt.IProgressMonitor):\n    def step_complete(self, phase_name): ...\n"
-    said = trt_usage.problems(found_in(api, [("a.py", wrong)])[0], api)
+    said = trt_usage.problems(find(api, [("a.py", wrong)])[0], api)
     assert [s for s in said if "overridden with 2 parameters" in s], said
     guarded = """
     def aim(library, config: tensorrt.IBuilderConfig):
         if library.has("IBuilderConfig.set_compute_capability", "ComputeCapability"):
             config.set_compute_capability(library.trt.ComputeCapability.SM86, 0)
     """
-    uses: list[Any] = found_in(api, [("a.py", textwrap.dedent(guarded))])[0]
+    uses: list[Any] = find(api, [("a.py", textwrap.dedent(guarded))])[0]
     assert trt_usage.problems(uses, api) == []
     rtx = apis[str(trt_wheels.RTX_OLD)]
     wrong_call = textwrap.dedent(guarded).replace("SM86, 0", "SM86")
-    said = trt_usage.problems(found_in(rtx, [("a.py", wrong_call)])[0], rtx)
+    said = trt_usage.problems(find(rtx, [("a.py", wrong_call)])[0], rtx)
     assert [s for s in said if "set_compute_capability` takes no 1 positions" in s], said

@@ -50,16 +50,29 @@ class Use:
 
 @dataclass
 class Declared:
-    """What our own code says of types: attribute and function names to TensorRT classes."""
+    """What our own code says of types: attribute and function names to TensorRT classes.
+
+    Attributes:
+        own_names: what our classes and functions are called.
+        owners: member to the classes that have it in any release; kinds: property to its class.
+    """
 
     attributes: dict[str, str] = field(default_factory=dict)
     functions: dict[str, str] = field(default_factory=dict)
     own_names: set[str] = field(default_factory=set)
+    owners: dict[str, set[str]] = field(default_factory=dict)
+    kinds: dict[str, str] = field(default_factory=dict)
 
 
-def declared(sources: Iterable[tuple[str, str]]) -> Declared:
-    """Collect annotations that name TensorRT classes from (name, text) sources."""
+def declared(sources: Iterable[tuple[str, str]], apis: Iterable[Api]) -> Declared:
+    """Collect annotations that name TensorRT classes from (name, text) sources, and what all releases offer."""
     found = Declared()
+    for api in apis:
+        for name, cls in api["classes"].items():
+            for member, told in cls["members"].items():
+                found.owners.setdefault(member, set()).add(name)
+                if told["kind"] == "property" and told["type"] in api["classes"]:
+                    found.kinds[f"{name}.{member}"] = told["type"]
     for _, text in sources:
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.AnnAssign):
@@ -374,8 +387,14 @@ class _Reader(ast.NodeVisitor):
                 asked |= set(texts)
             elif name in ("hasattr", "getattr") and texts and (name == "hasattr" or len(node.args) == 3):
                 owner = self._quiet(node.args[0])
-                if owner is not None:
-                    asked.add(f"{owner.name}.{texts[0]}" if owner.kind != "module" else texts[0])
+                if owner is not None and owner.kind == "module":
+                    asked.add(texts[0])
+                elif owner is not None:
+                    asked.add(f"{owner.name}.{texts[0]}")
+                else:  # of a class that this release may lack altogether
+                    asked |= {f"{name}.{texts[0]}" for name in self._known.owners.get(texts[0], ())}
+        # Who asks for `config.cuda_graph_strategy` may then name `CudaGraphStrategy`.
+        asked |= {self._known.kinds[name] for name in asked if name in self._known.kinds}
         for text in asked:
             self.uses.append(Use(f"{self._name}:{function.lineno}", text, optional=True))
         return asked
