@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from store_worker import Disk
 
 from yolotrt_core.store.store import Store
 
@@ -16,30 +17,6 @@ def store(tmp_path: Path) -> Iterator[Store]:
     opened = Store(tmp_path / "store")
     yield opened
     opened.close()
-
-
-class Disk:
-    """A memory disk of its own, mounted for one test."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def remount(self, mode: str) -> None:
-        """Make it read-only, `ro`, or writable again, `rw`."""
-        subprocess.run(["mount", "-o", f"remount,{mode}", str(self.folder)], check=True)
-
-    def fill(self, leave_bytes: int = 0) -> Path:
-        """Take all space but `leave_bytes`; return the file that holds it."""
-        filler = self.folder / "filler"
-        try:
-            with filler.open("wb", buffering=0) as file:
-                while True:
-                    file.write(bytes(4096))
-        except OSError:
-            pass
-        with filler.open("r+b") as file:
-            file.truncate(max(filler.stat().st_size - leave_bytes, 0))
-        return filler
 
 
 @pytest.fixture

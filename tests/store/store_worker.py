@@ -1,4 +1,4 @@
-"""A small action to build, and the processes that build it; run as a script it is such a process."""
+"""What the tests build, on what disks, and in what processes; run as a script it is such a process."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,27 @@ def answers(*processes: subprocess.Popen[str]) -> list[Any]:
     return found
 
 
+class Disk:
+    """A memory disk of its own, mounted for one test."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def remount(self, mode: str) -> None:
+        """Make it read-only, `ro`, or writable again, `rw`."""
+        subprocess.run(["mount", "-o", f"remount,{mode}", str(self.folder)], check=True)
+
+    def fill(self, leave_bytes: int = 0) -> Path:
+        """Take all space but `leave_bytes`; return the file that holds it."""
+        filler = self.folder / "filler"
+        with suppress(OSError), filler.open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+        with filler.open("r+b") as file:
+            file.truncate(max(filler.stat().st_size - leave_bytes, 0))
+        return filler
+
+
 def _build(store: Store, settings: dict[str, Any]) -> object:
     """Build one action."""
     number = settings["number"]
@@ -102,11 +124,23 @@ def _build_endlessly(store: Store, settings: dict[str, Any]) -> object:
         number += 1
 
 
+def _nursery(store: Store, settings: dict[str, Any]) -> object:
+    """For each line, a folder and a number, fork a process that builds endlessly; tell its number and its death."""
+    for line in sys.stdin:
+        folder, number = json.loads(line)
+        child = os.fork()
+        if not child:
+            _build_endlessly(Store(Path(folder)), {"number": number})
+        print(child, flush=True)
+        os.waitpid(child, 0)
+        print("dead", flush=True)
+    return None
+
+
 def _chain(store: Store, settings: dict[str, Any]) -> object:
     """Build, again and again, an action and one that needs its output, as the pipeline does."""
     retries, builds = 0, 0
-    until = time.monotonic() + settings["seconds"]
-    while time.monotonic() < until:
+    while builds < settings["builds"]:
         number = settings["number"] + builds % 3
         try:
             first, _ = store.obtain(action(number), maker(number))
@@ -122,22 +156,23 @@ def _chain(store: Store, settings: dict[str, Any]) -> object:
             assert store.read(last.outputs["model.engine"].sha256) == content(number, "model")[::-1]
             builds += 1
         except MissingArtifactError:
+            # A file may go in the moment between two steps; the pipeline then starts over, too.
             retries += 1
     return {"builds": builds, "retries": retries}
 
 
 def _collect(store: Store, settings: dict[str, Any]) -> object:
-    """Collect, again and again, everything that is not in use."""
-    until = time.monotonic() + settings["seconds"]
+    """Collect, again and again, everything that is not in use, until a file says to stop."""
     runs, deleted = 0, 0
-    while time.monotonic() < until:
+    while not Path(settings["stop"]).exists():
         deleted += len(store.gc(0).records)
         runs += 1
+        time.sleep(0.02)
     return {"runs": runs, "deleted": deleted}
 
 
 def _hold(store: Store, settings: dict[str, Any]) -> object:
-    """Start to build, say so, and stay there until told to fail."""
+    """Start to build, say so, and stay there until told to go on."""
 
     def make(work: Path) -> Mapping[str, Json]:
         print("building", flush=True)
@@ -151,7 +186,7 @@ def _hold(store: Store, settings: dict[str, Any]) -> object:
 
 TASKS = {
     "build": _build,
-    "endless": _build_endlessly,
+    "nursery": _nursery,
     "chain": _chain,
     "collect": _collect,
     "hold": _hold,
@@ -162,8 +197,11 @@ def main() -> None:
     task, root, settings = sys.argv[1:]
     logging.basicConfig(level=logging.INFO, format="%(name)s %(levelname)s %(message)s")
     # Imported late by the store; here so that all processes begin from the same point.
-    import diskcache  # noqa: F401
     import filelock  # noqa: F401
+
+    import yolotrt_core.store.build
+    import yolotrt_core.store.disk
+    import yolotrt_core.store.gc  # noqa: F401
 
     print("ready", flush=True)
     sys.stdin.readline()

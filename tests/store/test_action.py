@@ -167,7 +167,7 @@ def _changed(**changes: object) -> bytes:
     ],
 )
 def test_damaged_record_is_refused(data: bytes) -> None:
-    with pytest.raises(ValueError):  # noqa: PT011 - many reasons, one class
+    with pytest.raises(ValueError):
         record_from_bytes(action().key, data)
 
 

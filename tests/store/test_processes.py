@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
 import random
 import signal
-import subprocess
 import time
 from pathlib import Path
 
@@ -91,55 +92,62 @@ def test_waiting_says_for_whom(store: Store) -> None:
     assert action(1).key[:12] in told[0]
 
 
-def test_killed_at_any_moment_the_store_verifies_and_builds(store: Store) -> None:
-    """SIGKILL at random moments, from opening the database to removing the work folder."""
+def test_killed_at_any_moment_the_store_verifies_and_builds(tmp_path: Path) -> None:
+    """SIGKILL at random moments, from making the database to removing the work folder."""
     chance = random.Random(20260101)
-    waiting = [_endless(store, 0)]
+    nursery = start("nursery", tmp_path)
+    go(nursery)
+    assert nursery.stdin is not None
+    assert nursery.stdout is not None
+    interrupted, orphans, unmade = 0, 0, 0
     for attempt in range(KILLS):
-        process = waiting.pop()
-        go(process)
-        if attempt + 1 < KILLS:
-            waiting.append(_endless(store, attempt + 1))  # its start is not idle time
-        time.sleep(chance.uniform(0.0, 0.04))
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
+        # Every second try is on a store that is only just being made.
+        store = Store(tmp_path / ("old" if attempt % 2 else f"new{attempt}"))
+        number = 1000 * attempt
+        nursery.stdin.write(json.dumps([str(store.root), number]) + "\n")
+        nursery.stdin.flush()
+        child = int(nursery.stdout.readline())
+        while attempt % 2 and store.find(action(number).key) is None:
+            time.sleep(0.001)
+        time.sleep(chance.uniform(0.0, 0.03))
+        os.kill(child, signal.SIGKILL)
+        assert nursery.stdout.readline() == "dead\n"
 
+        interrupted += store.work_folder.is_dir() and any(store.work_folder.iterdir())
         report = store.verify()
         assert report.ok, (attempt, report.damage)
-        number = _first(attempt)
+        orphans += report.orphans > 0
+        unmade += report.records == 0
         while store.find(action(number).key) is not None:
             number += 1
         # The one that was being made when the process died, with its work folder and its lock.
         record, from_cache = store.obtain(action(number), maker(number))
         assert not from_cache
         assert store.read(record.outputs["model.onnx"].sha256) == content(number, "model")
-    report = store.repair()
-    assert report.ok
-    assert store.verify().orphans == 0
-    for record in store.records():
-        assert record.outputs["model.onnx"].size == len(content(int(str(record.facts["number"])), "model"))
-    assert store.verify().records >= KILLS
+        assert store.verify().ok
+        store.gc(1)
+        assert store.verify().orphans == 0
+        assert list(store.work_folder.iterdir()) == []
+        store.close()
+    nursery.communicate()
+    print(f"{KILLS} kills: {interrupted} left a work folder, {orphans} a file without a row, {unmade} no record")
+    # Else the kills came too late or too early to show anything.
+    assert interrupted >= KILLS / 5
+    assert orphans >= 1
 
 
-def _first(attempt: int) -> int:
-    return attempt * 10_000
-
-
-def _endless(store: Store, attempt: int) -> subprocess.Popen[str]:
-    return start("endless", store.root, number=_first(attempt))
-
-
-def test_builds_go_on_while_others_collect(store: Store) -> None:
+def test_builds_go_on_while_others_collect(store: Store, tmp_path: Path) -> None:
     """`gc` of everything, again and again, under builds whose steps need each other's files."""
-    builders = [start("chain", store.root, number=10 * n, seconds=2.5) for n in range(2)]
-    collectors = [start("collect", store.root, seconds=2.5) for _ in range(2)]
+    stop = tmp_path / "stop"
+    builders = [start("chain", store.root, number=10 * n, builds=8) for n in range(2)]
+    collectors = [start("collect", store.root, stop=str(stop)) for _ in range(2)]
     go(*builders, *collectors)
     built = answers(*builders)
+    stop.touch()
     collected = answers(*collectors)
-    assert all(b["builds"] > 5 for b in built), built
-    # A file may go in the moment between two steps; the pipeline then starts over. It must be rare.
-    assert all(b["retries"] <= b["builds"] / 4 for b in built), built
-    assert all(c["runs"] > 2 for c in collected), collected
+    print(built, collected)
+    assert [b["builds"] for b in built] == [8, 8]
+    assert all(c["runs"] > 1 for c in collected), collected
     assert sum(c["deleted"] for c in collected) > 0
     assert store.verify().ok
     assert store.verify().orphans == 0
@@ -153,7 +161,6 @@ def test_collection_keeps_what_a_running_build_needs(store: Store) -> None:
     go(holder)
     assert holder.stdout is not None
     assert holder.stdout.readline() == "building\n"
-    time.sleep(1.1)  # records tell their age in whole seconds
     dry = store.gc(0, dry_run=True)
     report = store.gc(0)
     assert [r.key for r in dry.records] == [r.key for r in report.records] == [action(2).key]

@@ -80,12 +80,12 @@ def _build(store: Store, action: Action, make: Make, on_start: Callable[[Action]
         seconds = time.monotonic() - started
         record = _commit(store, action, work, facts, seconds)
     except BaseException as err:
-        log_path = _clean_after_failure(work, keep_log=isinstance(err, Exception))
+        # Before the folder is cleared: that may be what makes room again.
+        shown = isinstance(err, YolotrtError) and not isinstance(err, StageError)
+        trouble = None if shown else disk_error(store.root, err)
+        log_path = _clean_after_failure(work, keep_log=isinstance(err, Exception) and trouble is None)
         if isinstance(err, StageError):
             _say_where(err, action, log_path)
-        trouble = (
-            None if isinstance(err, YolotrtError) and not isinstance(err, StageError) else disk_error(store.root, err)
-        )
         if trouble is not None:
             raise trouble from err
         raise
@@ -105,7 +105,7 @@ def _commit(store: Store, action: Action, work: Path, facts: Mapping[str, Json],
         key=action.key,
         action=action.material(),
         outputs=outputs,
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        created=datetime.now(UTC).isoformat(timespec="milliseconds"),
         seconds=round(seconds, 3),
         facts=_plain(action, facts),
     )

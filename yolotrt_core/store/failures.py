@@ -65,7 +65,7 @@ def error_from_os(root: Path, err: OSError) -> ArtifactError:
 def error_from_sqlite(root: Path, err: BaseException) -> ArtifactError:
     """Say in one line what a database error means for the store at `root`."""
     text = str(err).lower()
-    if "disk is full" in text:
+    if "disk is full" in text or (("i/o" in text or "unable to open" in text) and _is_full(root)):
         return _full(root)
     if "readonly" in text:
         return _read_only(root)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -111,6 +111,18 @@ class _Collection:
             size=size,
         )
 
+    @contextmanager
+    def _tried(self, key: str, is_signed: bool) -> Iterator[bool]:
+        """Give whether nobody builds `key`; where locks cannot be tried, whether nobody says so."""
+        with ExitStack() as stack:
+            try:
+                free = stack.enter_context(tried(self._store.locks_folder, key))
+            except OSError:
+                if not self._dry_run:
+                    raise
+                free = not is_signed
+            yield free
+
     def _records(self) -> tuple[dict[str, Record], list[str]]:
         """Return the records by key, and the keys of those that are damaged."""
         records, broken = {}, []
@@ -133,6 +145,20 @@ class _Collection:
         in_use: set[str] = set()
         if not self._store.work_folder.is_dir():
             return leftovers, in_use
+        for folder in sorted(self._store.work_folder.iterdir()):
+            if not is_sha256(folder.name):
+                continue
+            owner = owner_of(folder)
+            with self._tried(folder.name, bool(owner)) as free:
+                if free and not _is_recent_log(folder, self._oldest_seconds):
+                    if not self._dry_run:
+                        # While the lock is held: a build of this key would start in this folder.
+                        shutil.rmtree(folder, ignore_errors=True)
+                    leftovers += 1
+                running = not free
+            if running:
+                in_use.update(str(digest) for digest in owner.get("inputs", ()))
+        return leftovers, in_use
         for folder in sorted(self._store.work_folder.iterdir()):
             if not is_sha256(folder.name):
                 continue
