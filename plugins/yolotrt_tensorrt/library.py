@@ -33,7 +33,7 @@ class Message:
     text: str
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Messages:
     """What TensorRT logged during a `Library.collecting` block."""
 
@@ -85,6 +85,9 @@ class Library:
             yield messages
         finally:
             self._collectors.remove(messages)
+            # A build says thousands of these: one record for all of them, or logging would slow it by a third.
+            if not self._collectors and messages.verbose and _log.isEnabledFor(logging.DEBUG):
+                _log.debug("all it said:\n%s", "\n".join(f"{m.severity} {m.text}" for m in messages.all))
 
     def failure(self, doing: str, messages: Messages, hint: str | None = None) -> StageError:
         """Make the error for a call that answered None or False."""
@@ -195,10 +198,10 @@ def _logger(trt: Any, collectors: list[Messages]) -> Any:
 
         def log(self, level: tensorrt.ILogger.Severity, text: str) -> None:
             message = Message(level.name, text)
-            for messages in collectors:
+            for messages in tuple(collectors):  # another thread may begin or end to collect
                 messages.all.append(message)
-            # An error becomes a StageError, which shows it; a warning often comes once per layer. So what
-            # TensorRT says goes to the stage's log, and only `builder` decides what users must see.
-            _log.debug("%s %s", message.severity, text)
+            # For the stage's log: errors also become a StageError, and `builder` picks the warnings to show.
+            if message.severity != "VERBOSE":
+                _log.debug("%s %s", message.severity, text)
 
     return Logger()
