@@ -13,6 +13,7 @@ import onnx
 import onnxruntime
 import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
 
 from yolotrt_core.errors import StageError
 from yolotrt_core.options import NoOptions
@@ -234,6 +235,15 @@ def test_bf16_is_valid_onnx_and_keeps_the_metadata(toy_model: WriteToy, lower: C
     # Conv and MaxPool take bfloat16 from operator set 22 on (onnx, docs/Changelog.md).
     assert graph.opset_import[0].version == 22
     assert graph.metadata_props == onnx.load(model.path).metadata_props
+
+
+def test_bf16_computes_the_same_to_its_precision(toy_model: WriteToy, lower: Callable[..., Any]) -> None:
+    """onnxruntime has no bfloat16 convolution; onnx's own reference implementation does."""
+    model = toy_model()
+    images = np.random.default_rng(9).random((1, 3, 64, 64), np.float32)
+    found = ReferenceEvaluator(lower(model, NoOptions())[0]).run(None, {"images": images})[0]
+    assert found.dtype == np.float32
+    assert 1e-5 < relative_l2(found, run(onnx.load(model.path), images)) < 5e-3
 
 
 def test_bf16_weights_are_rounded_to_nearest_even(toy_yolo: Any, toy_model: WriteToy, lower: Any) -> None:
