@@ -226,7 +226,8 @@ extern "C" __global__ void suppress(const Request* request, const Frame* frames,
   if (threadIdx.x == 0) *summary = {count, kept, 0u, 0u};
 }
 
-// The same for one image with any number of candidates, as a sequence of launches over global memory.
+// The same for one image with any number of candidates, as a sequence of launches over global memory. Pointers
+// are to what belongs to that image; `request->images` is not looked at.
 
 // Grid (size / 2048), block 1024, 16 KiB of shared memory: all steps under 2048 of the runs from `first_run` to
 // `last_run`; `size` is a multiple of 2048.
@@ -256,29 +257,28 @@ extern "C" __global__ void pad_keys(u64* keys, u32 count, u32 size) {
 }
 
 // Grid (any), block 256.
-extern "C" __global__ void order_many(const Request* request, const Element* raw, int rows, int columns, int image,
+extern "C" __global__ void order_many(const Request* request, const Element* raw, int rows, int columns,
                                       const u64* keys, u32 count, Box* boxes, int* groups) {
   Head head = {raw, rows, columns};
   Ordered all = {keys, boxes, groups, 0, count};
-  order(all, head, image, request->agnostic, blockIdx.x * 256 + threadIdx.x, gridDim.x * 256);
+  order(all, head, 0, request->agnostic, blockIdx.x * 256 + threadIdx.x, gridDim.x * 256);
 }
 
 // Grid 1, block 1024: candidates [begin, end), at most 1024. `state` is kept so far and kept in this chunk.
-extern "C" __global__ void suppress_chunk(const Request* request, const Frame* frames, const Element* raw, int rows,
-                                          int columns, int image, const u64* keys, u32 count, Box* boxes, int* groups,
+extern "C" __global__ void suppress_chunk(const Request* request, const Frame* frame, const Element* raw, int rows,
+                                          int columns, const u64* keys, u32 count, Box* boxes, int* groups,
                                           u32* removed, u32 begin, u32 end, u32* state, u32* kept_list,
-                                          Summary* summaries, Found* found, u32 room) {
+                                          Summary* summary, Found* found, u32 room) {
   __shared__ Shared shared;
   Head head = {raw, rows, columns};
   Ordered all = {keys, boxes, groups, removed, count};
   u32 before = state[0];
   u32 limit = (u32)request->max_det < room ? (u32)request->max_det : room;
-  u32 kept = suppress_range(all, begin, end, request->iou, &shared, head, frames[image], limit, before,
-                            found + (u64)image * room, kept_list);
+  u32 kept = suppress_range(all, begin, end, request->iou, &shared, head, *frame, limit, before, found, kept_list);
   if (threadIdx.x == 0) {
     state[0] = kept;
     state[1] = kept - before;
-    summaries[image] = {count, kept, 0u, 0u};
+    *summary = {count, kept, 0u, 0u};
   }
 }
 

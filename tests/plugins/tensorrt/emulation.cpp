@@ -141,53 +141,49 @@ alignas(16) unsigned long long sorted[65536];
 
 #include "kernels.cu"
 
-using fibers::launch;
+// One entry per kernel: the grid, then the kernel's own arguments. The fibers are global: one launch at a time.
+template <unsigned X, unsigned Y, class... Args>
+static void go(const unsigned* grid, void (*kernel)(Args...), Args... args) {
+  fibers::launch({grid[0], grid[1], grid[2]}, {X, Y, 1}, [=] { kernel(args...); });
+}
+#define IN const Request *request
+#define RAW const Element *raw, int rows, int columns
+#define OUT Summary *summary, Found *found, u32 room
 extern "C" {
 void sizes(int* out) {
   int all[] = {sizeof(Frame), sizeof(Request), sizeof(Found), sizeof(Summary), sizeof(Box)};
   std::memcpy(out, all, sizeof all);
 }
-void run_letterbox(const Request* request, const Frame* frames, Element* out, int batch, int height, int width) {
-  launch({(unsigned)(width + 31) / 32, (unsigned)(height + 7) / 8, (unsigned)batch}, {32, 8, 1},
-         [=] { letterbox(request, frames, out, height, width); });
+void run_letterbox(const unsigned* grid, IN, const Frame* frames, Element* out, int height, int width) {
+  go<32, 8>(grid, letterbox, request, frames, out, height, width);
 }
-void run_find(const Request* request, const u32* mask, const Element* raw, int batch, int rows, int columns, u64* keys,
-              u32* counts, u32 capacity) {
-  launch({(unsigned)(rows + 255) / 256, (unsigned)batch, 1}, {256, 1, 1},
-         [=] { find_candidates(request, mask, raw, rows, columns, keys, counts, capacity); });
+void run_find_candidates(const unsigned* grid, IN, const u32* mask, RAW, u64* keys, u32* counts, u32 capacity) {
+  go<256, 1>(grid, find_candidates, request, mask, raw, rows, columns, keys, counts, capacity);
 }
-void run_suppress(const Request* request, const Frame* frames, const Element* raw, int batch, int rows, int columns,
-                  const u64* keys, const u32* counts, u32 capacity, Box* boxes, int* groups, Summary* summaries,
-                  Found* found, u32 room) {
-  launch({(unsigned)batch, 1, 1}, {1024, 1, 1}, [=] {
-    suppress(request, frames, raw, rows, columns, keys, counts, capacity, boxes, groups, summaries, found, room);
-  });
+void run_suppress(const unsigned* grid, IN, const Frame* frames, RAW, const u64* keys, const u32* counts, u32 capacity,
+                  Box* boxes, int* groups, OUT) {
+  go<1024, 1>(grid, suppress, request, frames, raw, rows, columns, keys, counts, capacity, boxes, groups, summary,
+              found, room);
 }
-void run_sort_blocks(u64* keys, u32 size, u32 first_run, u32 last_run) {
-  launch({size / 2048, 1, 1}, {1024, 1, 1}, [=] { sort_blocks(keys, first_run, last_run); });
+void run_pad_keys(const unsigned* grid, u64* keys, u32 count, u32 size) {
+  go<256, 1>(grid, pad_keys, keys, count, size);
 }
-void run_sort_step(u64* keys, u32 size, u32 run, u32 step) {
-  launch({size / 2048, 1, 1}, {1024, 1, 1}, [=] { sort_step(keys, run, step); });
+void run_sort_blocks(const unsigned* grid, u64* keys, u32 first_run, u32 last_run) {
+  go<1024, 1>(grid, sort_blocks, keys, first_run, last_run);
 }
-void run_pad(u64* keys, u32 count, u32 size) {
-  launch({3, 1, 1}, {256, 1, 1}, [=] { pad_keys(keys, count, size); });
+void run_sort_step(const unsigned* grid, u64* keys, u32 run, u32 step) {
+  go<1024, 1>(grid, sort_step, keys, run, step);
 }
-void run_order(const Request* request, const Element* raw, int rows, int columns, int image, const u64* keys,
-               u32 count, Box* boxes, int* groups) {
-  launch({3, 1, 1}, {256, 1, 1},
-         [=] { order_many(request, raw, rows, columns, image, keys, count, boxes, groups); });
+void run_order_many(const unsigned* grid, IN, RAW, const u64* keys, u32 count, Box* boxes, int* groups) {
+  go<256, 1>(grid, order_many, request, raw, rows, columns, keys, count, boxes, groups);
 }
-void run_chunk(const Request* request, const Frame* frames, const Element* raw, int rows, int columns, int image,
-               const u64* keys, u32 count, Box* boxes, int* groups, u32* removed, u32 begin, u32 end, u32* state,
-               u32* kept_list, Summary* summaries, Found* found, u32 room) {
-  launch({1, 1, 1}, {1024, 1, 1}, [=] {
-    suppress_chunk(request, frames, raw, rows, columns, image, keys, count, boxes, groups, removed, begin, end, state,
-                   kept_list, summaries, found, room);
-  });
+void run_suppress_chunk(const unsigned* grid, IN, const Frame* frame, RAW, const u64* keys, u32 count, Box* boxes,
+                        int* groups, u32* removed, u32 begin, u32 end, u32* state, u32* kept_list, OUT) {
+  go<1024, 1>(grid, suppress_chunk, request, frame, raw, rows, columns, keys, count, boxes, groups, removed, begin,
+              end, state, kept_list, summary, found, room);
 }
-void run_rest(const Request* request, u32 begin, u32 count, const Box* boxes, const int* groups, u32* removed,
-              const u32* state, const u32* kept_list) {
-  launch({3, 1, 1}, {256, 1, 1},
-         [=] { suppress_rest(request, begin, count, boxes, groups, removed, state, kept_list); });
+void run_suppress_rest(const unsigned* grid, IN, u32 begin, u32 count, const Box* boxes, const int* groups,
+                       u32* removed, const u32* state, const u32* kept_list) {
+  go<256, 1>(grid, suppress_rest, request, begin, count, boxes, groups, removed, state, kept_list);
 }
 }

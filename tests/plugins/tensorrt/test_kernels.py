@@ -3,42 +3,29 @@
 from __future__ import annotations
 
 import ctypes
-import itertools
-import shutil
-import subprocess
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import pytest
+from fake_gpu import FakeCuda, fake_gpu, fake_kernels
+from kernel_emulation import Emulated, compiled
 
 from yolotrt_core.letterbox import geometry, letterbox, preprocess
-from yolotrt_core.types import Selection
-from yolotrt_tensorrt import layouts
-
-PLUGINS = Path(layouts.__file__).parent.parent
-SOURCES = ("kernels/prelude.cuh", "kernels/letterbox.cu", "../yolotrt_yolov5/head.cu", "kernels/suppress.cu")
-ELEMENTS = {"float32": 0, "float16": 1}
+from yolotrt_core.types import Detections, Selection
+from yolotrt_tensorrt import decoding, layouts
+from yolotrt_tensorrt.decoding import Decoding, Inputs
+from yolotrt_tensorrt.plan import Tensor
 
 
-@pytest.fixture(scope="module", params=list(ELEMENTS))
-def emulated(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[ctypes.CDLL, np.dtype]:
-    compiler = shutil.which("g++")
-    if compiler is None:
-        pytest.skip("no g++ to run the kernels on the CPU with")
-    folder = tmp_path_factory.mktemp(request.param)
-    text = "\n".join((PLUGINS / "yolotrt_tensorrt" / source).read_text() for source in SOURCES)
-    (folder / "kernels.cu").write_text(f"#define ELEMENT {ELEMENTS[request.param]}\n{text}")
-    (folder / "emulation.cpp").write_text(Path(__file__).with_name("emulation.cpp").read_text())
-    command = [compiler, "-std=c++17", "-O2", "-ffp-contract=off", "-fpermissive", "-w", "-shared", "-fPIC"]
-    subprocess.run([*command, "-o", folder / "kernels.so", folder / "emulation.cpp"], check=True)
-    return ctypes.CDLL(folder / "kernels.so"), np.dtype(request.param)
+@pytest.fixture(scope="module", params=["float32", "float16"])
+def emulated(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Emulated:
+    return compiled(request.param, tmp_path_factory.mktemp(request.param))
 
 
-def address(array: np.ndarray | None) -> ctypes.c_void_p:
-    return ctypes.c_void_p(None if array is None else array.ctypes.data)
+def grid(batch: int, target: tuple[int, int]) -> tuple[int, int, int]:
+    return (target[1] + 31) // 32, (target[0] + 7) // 8, batch
 
 
 def frames_block(shapes: list[tuple[int, ...]], arrays: list[np.ndarray], target: tuple[int, int]) -> np.ndarray:
@@ -46,9 +33,9 @@ def frames_block(shapes: list[tuple[int, ...]], arrays: list[np.ndarray], target
     return np.frombuffer(packed, layouts.FRAME).copy()
 
 
-def test_structures_have_the_sizes_of_the_kernels(emulated: tuple[ctypes.CDLL, np.dtype]) -> None:
+def test_structures_have_the_sizes_of_the_kernels(emulated: Emulated) -> None:
     sizes = np.zeros(5, np.int32)
-    emulated[0].sizes(address(sizes))
+    emulated.library.sizes(sizes.ctypes.data_as(ctypes.c_void_p))
     ours = [d.itemsize for d in (layouts.FRAME, layouts.REQUEST, layouts.FOUND, layouts.SUMMARY)]
     assert sizes.tolist() == [*ours, layouts.BOX_BYTES]
     assert len(layouts.frame_bytes((4, 6, 3), 7, (32, 32))) == layouts.FRAME.itemsize
@@ -59,21 +46,21 @@ def test_structures_have_the_sizes_of_the_kernels(emulated: tuple[ctypes.CDLL, n
 SHAPES = [(108, 192), (48, 64), (43, 64), (1, 1), (3, 2), (1, 300), (300, 1), (128, 128), (96, 128), (65, 63), (64, 64)]
 
 
-def test_letterbox_is_the_cpus_bit_for_bit(emulated: tuple[ctypes.CDLL, np.dtype]) -> None:
-    library, dtype = emulated
+def test_letterbox_is_the_cpus_bit_for_bit(emulated: Emulated) -> None:
+    dtype = emulated.dtype
     rng = np.random.default_rng(3)
     target = (64, 64)
     pictures = [rng.integers(0, 256, (*shape, 3), dtype=np.uint8) for shape in SHAPES]
     block = frames_block([p.shape for p in pictures], pictures, target)
     request = np.frombuffer(layouts.request_bytes(len(pictures), Selection()), np.uint8)
     out = np.full((len(pictures), 3, *target), 7, dtype)
-    library.run_letterbox(address(request), address(block), address(out), len(pictures), *target)
+    emulated.launch("letterbox", grid(len(pictures), target), request, block, out, *target)
     expected, _ = preprocess(pictures, target)
     np.testing.assert_array_equal(out, expected.astype(dtype))
 
 
-def test_nv12_is_opencvs_conversion_then_the_letterbox(emulated: tuple[ctypes.CDLL, np.dtype]) -> None:
-    library, dtype = emulated
+def test_nv12_is_opencvs_conversion_then_the_letterbox(emulated: Emulated) -> None:
+    dtype = emulated.dtype
     rng = np.random.default_rng(4)
     target = (64, 96)
     planes = [
@@ -82,18 +69,18 @@ def test_nv12_is_opencvs_conversion_then_the_letterbox(emulated: tuple[ctypes.CD
     block = frames_block([p.shape for p in planes], planes, target)
     request = np.frombuffer(layouts.request_bytes(len(planes), Selection()), np.uint8)
     out = np.zeros((len(planes), 3, *target), dtype)
-    library.run_letterbox(address(request), address(block), address(out), len(planes), *target)
+    emulated.launch("letterbox", grid(len(planes), target), request, block, out, *target)
     expected, _ = preprocess([cv2.cvtColor(p, cv2.COLOR_YUV2BGR_NV12) for p in planes], target)
     np.testing.assert_array_equal(out, expected.astype(dtype))
 
 
-def test_images_beyond_the_request_are_left_alone(emulated: tuple[ctypes.CDLL, np.dtype]) -> None:
-    library, dtype = emulated
+def test_images_beyond_the_request_are_left_alone(emulated: Emulated) -> None:
+    dtype = emulated.dtype
     picture = np.zeros((8, 8, 3), np.uint8)
     block = frames_block([picture.shape] * 2, [picture] * 2, (32, 32))
     request = np.frombuffer(layouts.request_bytes(1, Selection()), np.uint8)
     out = np.full((2, 3, 32, 32), 7, dtype)
-    library.run_letterbox(address(request), address(block), address(out), 2, 32, 32)
+    emulated.launch("letterbox", grid(2, (32, 32)), request, block, out, 32, 32)
     assert (out[0] == 0).all()
     assert (out[1] == 7).all()
     assert letterbox(picture, (32, 32))[0].shape == (32, 32, 3)
@@ -170,115 +157,82 @@ SELECTIONS = [
 ]
 
 
-def run(
-    emulated: tuple[ctypes.CDLL, np.dtype], raw: np.ndarray, shapes: list[tuple[int, int]], chosen: Selection
-) -> Any:
-    library, _ = emulated
-    batch, rows, columns = raw.shape
-    capacity, room, classes = 4096, 300, columns - 5
+def run(emulated: Emulated, raw: np.ndarray, shapes: list[tuple[int, int]], chosen: Selection) -> list[Detections]:
+    """Decode on the CPU through the host code of a lane."""
+    cuda = FakeCuda()
+    gpu = fake_gpu(cuda)
+    batch, classes = len(raw), raw.shape[2] - 5
     arrays = [np.zeros((*s, 3), np.uint8) for s in shapes]
     block = frames_block([a.shape for a in arrays], arrays, (64, 64))
     request = np.frombuffer(layouts.request_bytes(batch, chosen), np.uint8)
     mask = np.frombuffer(layouts.class_mask(chosen.classes, classes), np.uint32)
-    keys, counts = np.zeros((batch, capacity), np.uint64), np.zeros(batch, np.uint32)
-    boxes, groups = np.zeros((batch, capacity, 4), np.float32), np.zeros((batch, capacity), np.int32)
-    summaries, found = np.zeros(batch, layouts.SUMMARY), np.zeros((batch, room), layouts.FOUND)
-    head = (address(raw), batch, rows, columns)
-    library.run_find(address(request), address(mask), *head, address(keys), address(counts), capacity)
-    assert (counts <= capacity).all()
-    tables = (address(keys), address(counts), capacity, address(boxes), address(groups))
-    library.run_suppress(address(request), address(block), *head, *tables, address(summaries), address(found), room)
-    return summaries, found
+    inputs = Inputs(request.ctypes.data, block.ctypes.data, mask.ctypes.data, raw.ctypes.data)
+    with gpu.current():
+        output = Tensor("output0", str(emulated.dtype), raw.shape)
+        lane = Decoding(gpu, fake_kernels(emulated, cuda), output)
+        lane.reserve(chosen.max_det)
+        stream = cuda.Stream()
+        lane.enqueue(stream, inputs)
+        found = lane.collect(stream, inputs, batch, chosen.max_det)
+        lane.close()
+    assert cuda.live == 0
+    return found
 
 
-def check(summary: Any, found: np.ndarray, expected: Result) -> None:
-    count = len(expected.scores)
-    assert summary["kept"] == count + expected.truncated
-    np.testing.assert_array_equal(found["score"][:count], expected.scores)
-    np.testing.assert_array_equal(found["class_id"][:count], expected.class_ids)
-    boxes = np.stack([found[n][:count] for n in ("x1", "y1", "x2", "y2")], -1)
-    np.testing.assert_array_equal(boxes, expected.boxes)
+def check(found: Detections, expected: Result) -> None:
+    np.testing.assert_array_equal(found.scores, expected.scores)
+    np.testing.assert_array_equal(found.class_ids, expected.class_ids)
+    np.testing.assert_array_equal(found.boxes, expected.boxes)
+    assert found.truncated == expected.truncated
 
 
 @pytest.mark.parametrize("chosen", SELECTIONS, ids=str)
-def test_boxes_are_the_references_with_ties_and_crowds(
-    emulated: tuple[ctypes.CDLL, np.dtype], chosen: Selection
-) -> None:
-    dtype = emulated[1]
+def test_boxes_are_the_references_with_ties_and_crowds(emulated: Emulated, chosen: Selection) -> None:
     shapes = [(48, 64), (100, 31)]
-    for seed, crowded in itertools.product(range(2), (False, True)):
+    for seed, crowded in ((0, False), (1, True)):
         rng = np.random.default_rng(seed)
-        raw = np.stack([scene(rng, 300, 3, dtype, crowded=crowded) for _ in shapes])
-        summaries, found = run(emulated, raw, shapes, chosen)
+        raw = np.stack([scene(rng, 300, 3, emulated.dtype, crowded=crowded) for _ in shapes])
+        found = run(emulated, raw, shapes, chosen)
         for image, shape in enumerate(shapes):
-            check(summaries[image], found[image], reference(raw[image], shape, (64, 64), chosen))
+            check(found[image], reference(raw[image], shape, (64, 64), chosen))
 
 
-def test_no_candidate_gives_no_box(emulated: tuple[ctypes.CDLL, np.dtype]) -> None:
-    summaries, _ = run(emulated, np.zeros((1, 257, 6), emulated[1]), [(64, 64)], Selection())
-    assert summaries["kept"].tolist() == summaries["candidates"].tolist() == [0]
+def test_no_candidate_gives_no_box(emulated: Emulated) -> None:
+    (found,) = run(emulated, np.zeros((1, 257, 6), emulated.dtype), [(64, 64)], Selection())
+    assert len(found) == found.truncated == 0
+    assert found.boxes.shape == (0, 4)
 
 
-def test_more_than_32_classes_and_damaged_values(emulated: tuple[ctypes.CDLL, np.dtype]) -> None:
+def test_more_than_32_classes_and_damaged_values(emulated: Emulated) -> None:
     rng = np.random.default_rng(9)
-    raw = scene(rng, 200, 83, emulated[1], crowded=True)
+    raw = scene(rng, 200, 83, emulated.dtype, crowded=True)
     raw[rng.integers(0, 200, 40), rng.integers(0, 88, 40)] = np.nan
     raw[rng.integers(0, 200, 40), rng.integers(0, 88, 40)] = np.inf
     for chosen in (Selection(conf=0.3), Selection(conf=0.7, multi_label=True, classes=(3, 64, 82))):
-        summaries, found = run(emulated, raw[None], [(64, 64)], chosen)
-        check(summaries[0], found[0], reference(raw, (64, 64), (64, 64), chosen))
+        (found,) = run(emulated, raw[None], [(64, 64)], chosen)
+        check(found, reference(raw, (64, 64), (64, 64), chosen))
 
 
-def test_scratch_that_is_too_small_is_said_not_cut(emulated: tuple[ctypes.CDLL, np.dtype]) -> None:
-    library, dtype = emulated
-    raw = scene(np.random.default_rng(1), 300, 3, dtype, crowded=True)
-    request = np.frombuffer(layouts.request_bytes(1, Selection(conf=0.01, multi_label=True)), np.uint8)
-    keys, counts = np.full(64 + 8, 5, np.uint64), np.zeros(1, np.uint32)
-    library.run_find(address(request), address(None), address(raw), 1, *raw.shape, address(keys), address(counts), 64)
-    assert counts[0] > 500
-    assert (keys[64:] == 5).all()
-    summaries = np.zeros(1, layouts.SUMMARY)
-    tables = (address(keys), address(counts), 64, address(None), address(None))
-    library.run_suppress(
-        address(request), address(None), address(raw), 1, *raw.shape, *tables, address(summaries), address(None), 0
-    )
-    assert summaries["overflow"][0] == 1
-    assert summaries["candidates"][0] == counts[0]
+def test_more_boxes_than_the_usual_room_are_returned(emulated: Emulated) -> None:
+    raw = scene(np.random.default_rng(2), 900, 2, emulated.dtype)
+    raw[:, :2] = np.random.default_rng(3).uniform(0, 2000, (900, 2))
+    raw[:, 4:] = 1
+    chosen = Selection(max_det=700, multi_label=True)
+    (found,) = run(emulated, raw[None], [(64, 64)], chosen)
+    assert len(found) == 700
+    check(found, reference(raw, (64, 64), (64, 64), chosen))
 
 
-def test_any_number_of_candidates_by_several_launches(emulated: tuple[ctypes.CDLL, np.dtype]) -> None:
-    library, dtype = emulated
-    rows, classes, room = 1500, 3, 300
-    raw = scene(np.random.default_rng(5), rows, classes, dtype, crowded=True)
-    chosen = Selection(conf=0.02, iou=0.5, multi_label=True)
-    picture = np.zeros((64, 64, 3), np.uint8)
-    block = frames_block([picture.shape], [picture], (64, 64))
-    request = np.frombuffer(layouts.request_bytes(1, chosen), np.uint8)
-    size = 8192
-    keys, counts = np.zeros(size, np.uint64), np.zeros(1, np.uint32)
-    library.run_find(address(request), address(None), address(raw), 1, *raw.shape, address(keys), address(counts), size)
-    count = int(counts[0])
-    assert count > 2048
-    library.run_pad(address(keys), count, size)
-    library.run_sort_blocks(address(keys), size, 2, 2048)
-    run_length = 4096
-    while run_length <= size:
-        step = run_length // 2
-        while step >= 2048:
-            library.run_sort_step(address(keys), size, run_length, step)
-            step //= 2
-        library.run_sort_blocks(address(keys), size, run_length, run_length)
-        run_length *= 2
-    assert (np.diff(keys[:count].astype(object)) > 0).all()
-    boxes, groups = np.zeros((size, 4), np.float32), np.zeros(size, np.int32)
-    head = (address(raw), *raw.shape, 0)
-    library.run_order(address(request), *head, address(keys), count, address(boxes), address(groups))
-    removed, state, kept_list = np.zeros(size // 32, np.uint32), np.zeros(2, np.uint32), np.zeros(1024, np.uint32)
-    summaries, found = np.zeros(1, layouts.SUMMARY), np.zeros(room, layouts.FOUND)
-    tables = (address(keys), count, address(boxes), address(groups), address(removed))
-    for begin in range(0, count, 1024):
-        end = min(begin + 1024, count)
-        out = (address(state), address(kept_list), address(summaries), address(found), room)
-        library.run_chunk(address(request), address(block), *head, *tables, begin, end, *out)
-        library.run_rest(address(request), end, count, address(boxes), address(groups), address(removed), *out[:2])
-    check(summaries[0], found, reference(raw, (64, 64), (64, 64), chosen))
+def test_any_number_of_candidates_is_decoded_exactly(emulated: Emulated, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More candidates than one block sorts go through the launches that have no limit; the others do not."""
+    monkeypatch.setattr(decoding, "_FIRST_CAPACITY", 256)
+    monkeypatch.setattr(decoding, "_SCAN_BLOCKS", 3)
+    rng = np.random.default_rng(5)
+    shapes = [(64, 64), (30, 50)]
+    raw = np.stack([scene(rng, 1500, 3, emulated.dtype, crowded=True), scene(rng, 1500, 3, emulated.dtype)])
+    raw[1, 40:, 4] = 0
+    chosen = Selection(conf=0.02, iou=0.5, multi_label=True, max_det=50)
+    found = run(emulated, raw, shapes, chosen)
+    for image, shape in enumerate(shapes):
+        check(found[image], reference(raw[image], shape, (64, 64), chosen))
+    assert found[0].truncated > 0

@@ -1,0 +1,174 @@
+"""One GPU through pycuda: its primary context, its memory, its streams.
+
+Ownership rule. The primary context is retained, never made: torch, cuda-python and TensorRT in the same process
+share it. It is current only inside `Gpu.current()`, which pushes it on this thread and pops it again, so every
+public method of a session works from any thread and leaves no trace. What is allocated here is freed by its
+owner's `close`, or when the last reference goes, in either case with the context current, whatever the thread.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from yolotrt_core.errors import StageError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_log = logging.getLogger(__name__)
+
+
+@functools.cache
+def open_gpu(ordinal: int) -> Gpu:
+    """Return the GPU of a CUDA device number; one object per process and number.
+
+    Raises:
+        StageError: pycuda, the driver or the device is missing.
+    """
+    try:
+        import pycuda.driver as cuda
+    except ImportError as err:
+        raise StageError(
+            f"running a TensorRT engine needs pycuda: {err}", hint="pip install 'yolotrt-core[gpu]'"
+        ) from err
+    try:
+        cuda.init()
+        count = cuda.Device.count()
+    except cuda.Error as err:
+        raise StageError(f"no usable NVIDIA GPU: {err}", hint="`doctor` says what the driver tells") from err
+    if not 0 <= ordinal < count:
+        raise StageError(f"there is no CUDA device {ordinal}, found {count}", hint="choose with `--tensorrt-device`")
+    return Gpu(ordinal)
+
+
+class Gpu:
+    """A device and its retained primary context; get one from `open_gpu`.
+
+    Attributes:
+        name: as the driver says. capability: e.g. (9, 0). shared_bytes: most shared memory one block may use.
+    """
+
+    def __init__(self, ordinal: int) -> None:
+        import pycuda.driver as cuda
+
+        self.cuda: Any = cuda
+        device = cuda.Device(ordinal)
+        self.ordinal = ordinal
+        self.name: str = device.name()
+        self.capability: tuple[int, int] = tuple(device.compute_capability())
+        self.shared_bytes: int = device.get_attribute(cuda.device_attribute.MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)
+        version = cuda.get_driver_version()
+        self.driver = f"{version // 1000}.{version % 1000 // 10}"
+        self._context = device.retain_primary_context()
+
+    @contextmanager
+    def current(self) -> Iterator[None]:
+        """Make the context current on this thread for the block; may be nested."""
+        self._context.push()
+        try:
+            yield
+        finally:
+            self.cuda.Context.pop()
+
+    def free_bytes(self) -> int:
+        """Return how much device memory nobody uses. The context must be current."""
+        return int(self.cuda.mem_get_info()[0])
+
+
+@contextmanager
+def out_of_memory(gpu: Gpu) -> Iterator[None]:
+    """Turn CUDA's error for a full memory into Python's."""
+    try:
+        yield
+    except gpu.cuda.MemoryError as err:
+        raise MemoryError(str(err)) from err
+
+
+class DeviceMemory:
+    """Device memory that grows and never shrinks; its address changes when it grows.
+
+    Attributes:
+        address: 0 while empty. size: in bytes.
+    """
+
+    def __init__(self, gpu: Gpu, size: int = 0) -> None:
+        self._gpu = gpu
+        self._allocation: Any = None
+        self.address = 0
+        self.size = 0
+        if size:
+            self.reserve(size)
+
+    def reserve(self, size: int) -> bool:
+        """Have at least `size` bytes; return whether the memory moved. What was in it is lost then.
+
+        Raises:
+            MemoryError: the GPU has no room.
+        """
+        if size <= self.size:
+            return False
+        self.close()
+        with self._gpu.current(), out_of_memory(self._gpu):
+            self._allocation = self._gpu.cuda.mem_alloc(size)
+        self.address, self.size = int(self._allocation), size
+        return True
+
+    def close(self) -> None:
+        """Free it; it may be reserved again."""
+        allocation, self._allocation, self.address, self.size = self._allocation, None, 0, 0
+        if allocation is not None:
+            with self._gpu.current():
+                allocation.free()
+
+    def __del__(self) -> None:
+        _quietly(self.close)
+
+
+class PinnedMemory:
+    """Page-locked host memory, as bytes for NumPy: `np.asarray(memory)` keeps it alive."""
+
+    def __init__(self, gpu: Gpu, size: int) -> None:
+        self._gpu = gpu
+        self._allocation: Any = None
+        with gpu.current(), out_of_memory(gpu):
+            array = gpu.cuda.pagelocked_empty(max(1, size), np.uint8)
+        self._allocation = array.base
+        self.address: int = array.ctypes.data
+        self.__array_interface__ = {"shape": (size,), "typestr": "|u1", "data": (self.address, False), "version": 3}
+
+    def __del__(self) -> None:
+        if self._allocation is not None:
+            _quietly(self._free)
+
+    def _free(self) -> None:
+        with self._gpu.current():
+            self._allocation.free()
+
+
+def pinned_array(gpu: Gpu, shape: tuple[int, ...], dtype: Any = np.uint8) -> NDArray[Any]:
+    """Return an uninitialised array in page-locked memory, freed with the last view of it."""
+    kind = np.dtype(dtype)
+    size = int(np.prod(shape, dtype=np.int64)) * kind.itemsize
+    array: NDArray[Any] = np.asarray(PinnedMemory(gpu, size)).view(kind).reshape(shape)
+    return array
+
+
+def is_pinned(array: NDArray[Any]) -> bool:
+    """Say whether an array lies in memory of `pinned_array`."""
+    base: Any = array
+    while isinstance(base, np.ndarray):
+        base = base.base
+    return isinstance(base, PinnedMemory)
+
+
+def _quietly(free: Any) -> None:
+    try:
+        free()
+    except Exception:  # noqa: BLE001 - a destructor: at interpreter exit anything may be gone already
+        _log.debug("device memory could not be freed", exc_info=True)

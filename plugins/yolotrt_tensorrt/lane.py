@@ -1,0 +1,296 @@
+"""One batch in flight: an execution context with its stream, its buffers and its recorded graphs."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from yolotrt_core.errors import StageError
+from yolotrt_core.types import Detections, Selection
+from yolotrt_tensorrt import graphs
+from yolotrt_tensorrt.decoding import Decoding, Inputs
+from yolotrt_tensorrt.gpu import DeviceMemory, Gpu, pinned_array
+from yolotrt_tensorrt.graphs import Graph
+from yolotrt_tensorrt.layouts import FRAME, REQUEST, class_mask, frame_bytes, request_bytes
+from yolotrt_tensorrt.plan import ELEMENT_BYTES, Plan, Tensor
+from yolotrt_tensorrt.programs import Kernel
+from yolotrt_tensorrt.staging import CopyThreads, Uploads
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_log = logging.getLogger(__name__)
+
+Shape = tuple[int, int, int, int]
+STEPS = ("upload", "preprocess", "infer", "postprocess")
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """Kernels that read one output of the engine, and how many classes it has."""
+
+    output: str
+    classes: int
+    kernels: dict[str, Kernel]
+
+
+@dataclass(slots=True)
+class _Recorded:
+    """What a graph holds (`key`), and the graph once the same has run a first time without."""
+
+    key: tuple[Any, ...]
+    graph: Graph | None = None
+
+
+class Lane:
+    """One batch in flight. Used by one thread at a time, with the GPU's context current.
+
+    Attributes:
+        graph: how the engine is launched: `capture` (our recorded graph), `library` (the library's
+            own), `none`.
+    """
+
+    def __init__(self, gpu: Gpu, plan: Plan, letterbox: Kernel, copy_threads: CopyThreads, *, use_graph: bool) -> None:
+        self._gpu, self._plan, self._letterbox = gpu, plan, letterbox
+        self._stream: Any = gpu.cuda.Stream()
+        self._context, self.graph = self._new_context(use_graph)
+        self._shape: Shape | None = None
+        self._input = DeviceMemory(gpu)
+        self._outputs = {name: DeviceMemory(gpu) for name in plan.outputs}
+        self._output_shapes: dict[str, tuple[int, ...]] = {}
+        self._uploads = Uploads(gpu, copy_threads)
+        self._block = DeviceMemory(gpu)
+        self._host_block: NDArray[np.uint8] = np.empty(0, np.uint8)
+        self._decodings: dict[int, Decoding] = {}
+        self._recorded: dict[str, _Recorded] = {}
+        self._running: tuple[Decoding, Inputs] | None = None
+
+    def _new_context(self, use_graph: bool) -> tuple[Any, str]:
+        """Prefer our own capture, which takes in the kernels around the engine too."""
+        plan = self._plan
+        if use_graph and graphs.available():
+            context = plan.new_context(own_graph=False)
+            ask = getattr(context, "is_stream_capturable", None)
+            if ask is None or ask(self._stream.handle):
+                return context, "capture"
+            _log.debug("the engine cannot be recorded on a stream from outside")
+        if use_graph and plan.captures_itself:
+            return plan.new_context(own_graph=True), "library"
+        return plan.new_context(own_graph=False), "none"
+
+    def bind(self, shape: Shape) -> None:
+        """Get ready for inputs of a shape, which one of the engine's profiles takes."""
+        if shape == self._shape:
+            return
+        self._shape = None
+        plan, stream = self._plan, self._stream.handle
+        plan.set_shape(self._context, plan.profile_for(shape), shape, stream)
+        self._input.reserve(int(np.prod(shape)) * ELEMENT_BYTES[plan.image.dtype])
+        plan.set_address(self._context, plan.image.name, self._input.address)
+        for name, tensor in plan.outputs.items():
+            resolved = tuple(int(d) for d in self._context.get_tensor_shape(name))
+            self._output_shapes[name] = resolved
+            self._outputs[name].reserve(int(np.prod(resolved)) * ELEMENT_BYTES[tensor.dtype])
+            plan.set_address(self._context, name, self._outputs[name].address)
+        self._drop_decodings()
+        self._shape = shape
+
+    def infer(self, images: NDArray[np.float32]) -> Mapping[str, NDArray[Any]]:
+        """Run one batch of network inputs; see `Session.infer`."""
+        self.bind(images.shape)
+        data = np.ascontiguousarray(_narrowed(images, self._plan.image.dtype))
+        self._gpu.cuda.memcpy_htod_async(self._input.address, data, self._stream)
+        self._launch("infer", (self._shape, self._input.address), self._execute)
+        raw = {}
+        for name, tensor in self._plan.outputs.items():
+            kind = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16}[tensor.dtype]
+            raw[name] = np.empty(self._output_shapes[name], kind)
+            self._gpu.cuda.memcpy_dtoh_async(raw[name], self._outputs[name].address, self._stream)
+        self._stream.synchronize()
+        return {name: _widened(array) for name, array in raw.items()}
+
+    def submit(
+        self,
+        frames: Sequence[NDArray[np.uint8]],
+        program: Program,
+        selection: Selection,
+        shape: Shape,
+    ) -> None:
+        """Start on a batch: everything from upload to the boxes' way back; `collect` waits for it.
+
+        Args:
+            frames: at most shape[0] of them. shape: of the network input.
+        """
+        decoding, inputs = self._prepare(frames, program, selection, shape)
+        key = (shape, id(decoding), decoding.version, self._block.address, self._input.address)
+        self._launch("detect", key, lambda: self._enqueue(decoding, inputs))
+        self._running = decoding, inputs
+
+    def recover(self) -> None:
+        """Let what a failed `submit` had started come to its end, so that the buffers are free again."""
+        self._running = None
+        try:
+            self._stream.synchronize()
+        except self._gpu.cuda.Error as err:
+            _log.debug("after a failed batch: %s", err)
+
+    def collect(self, images: int, max_det: int) -> list[Detections]:
+        """Wait for what `submit` started and return the boxes of its frames."""
+        self._stream.synchronize()
+        if self._running is None:
+            raise RuntimeError("nothing was submitted")
+        decoding, inputs = self._running
+        self._running = None
+        return decoding.collect(self._stream, inputs, images, max_det)
+
+    def time_steps(
+        self,
+        frames: Sequence[NDArray[np.uint8]],
+        program: Program,
+        selection: Selection,
+        shape: Shape,
+    ) -> dict[str, float]:
+        """Run one batch step by step and return the GPU milliseconds of each of `STEPS`.
+
+        Launched one by one, without a graph around the whole: the sum is more than a detection takes.
+        """
+        event = self._gpu.cuda.Event
+        marks = [event() for _ in range(len(STEPS) + 1)]
+        marks[0].record(self._stream)
+        decoding, inputs = self._prepare(frames, program, selection, shape)
+        marks[1].record(self._stream)
+        self._enqueue_letterbox(inputs)
+        marks[2].record(self._stream)
+        self._launch("infer", (self._shape, self._input.address), self._execute)
+        marks[3].record(self._stream)
+        decoding.enqueue(self._stream, inputs)
+        marks[4].record(self._stream)
+        self._stream.synchronize()
+        return {step: a.time_till(b) for step, a, b in zip(STEPS, marks[:-1], marks[1:], strict=True)}
+
+    def time_engine(self, shape: Shape, repeats: int) -> list[float]:
+        """Return GPU milliseconds of the engine alone, one launch after another, after some warm-up."""
+        self.bind(shape)
+        event = self._gpu.cuda.Event
+        for _ in range(10):
+            self._launch("infer", (self._shape, self._input.address), self._execute)
+        marks = [event() for _ in range(repeats + 1)]
+        marks[0].record(self._stream)
+        for mark in marks[1:]:
+            self._launch("infer", (self._shape, self._input.address), self._execute)
+            mark.record(self._stream)
+        self._stream.synchronize()
+        return [a.time_till(b) for a, b in itertools.pairwise(marks)]
+
+    def _prepare(
+        self,
+        frames: Sequence[NDArray[np.uint8]],
+        program: Program,
+        selection: Selection,
+        shape: Shape,
+    ) -> tuple[Decoding, Inputs]:
+        """Start the upload, and fill the block that tells the kernels what to do."""
+        self.bind(shape)
+        decoding = self._decoding(program)
+        decoding.reserve(selection.max_det)
+        addresses = self._uploads.upload(frames, self._stream)
+        target = (shape[2], shape[3])
+        parts = [request_bytes(len(frames), selection)]
+        parts += [frame_bytes(f.shape, a, target) for f, a in zip(frames, addresses, strict=True)]
+        frames_at = REQUEST.itemsize
+        mask_at = frames_at + FRAME.itemsize * shape[0]
+        mask = class_mask(selection.classes, program.classes)
+        if self._host_block.size < mask_at + len(mask):
+            self._host_block = pinned_array(self._gpu, (mask_at + len(mask),))
+            self._block.reserve(self._host_block.size)
+        data = b"".join(parts)
+        self._host_block[: len(data)] = np.frombuffer(data, np.uint8)
+        self._host_block[mask_at : mask_at + len(mask)] = np.frombuffer(mask, np.uint8)
+        block = self._block.address
+        raw = self._outputs[program.output].address
+        return decoding, Inputs(block, block + frames_at, block + mask_at, raw)
+
+    def _decoding(self, program: Program) -> Decoding:
+        held = self._decodings.get(id(program))
+        if held is None:
+            output = self._plan.outputs[program.output]
+            shape = self._output_shapes[program.output]
+            held = Decoding(self._gpu, program.kernels, Tensor(output.name, output.dtype, shape))
+            self._decodings[id(program)] = held
+        return held
+
+    def _enqueue(self, decoding: Decoding, inputs: Inputs) -> None:
+        self._enqueue_letterbox(inputs)
+        self._execute()
+        decoding.enqueue(self._stream, inputs)
+
+    def _enqueue_letterbox(self, inputs: Inputs) -> None:
+        assert self._shape is not None  # bound by `_prepare`
+        batch, _, height, width = self._shape
+        self._gpu.cuda.memcpy_htod_async(self._block.address, self._host_block, self._stream)
+        grid = ((width + 31) // 32, (height + 7) // 8, batch)
+        self._letterbox(grid, self._stream, inputs.request, inputs.frames, self._input.address, height, width)
+
+    def _execute(self) -> None:
+        self._plan.execute(self._context, self._stream.handle)
+
+    def _launch(self, name: str, key: tuple[Any, ...], enqueue: Callable[[], None]) -> None:
+        """Run `enqueue`, or from the second time on with the same key its recording."""
+        held = self._recorded.get(name)
+        if self.graph == "capture" and held is not None and held.key == key:
+            if held.graph is None:
+                held.graph = self._record(name, enqueue)
+            if held.graph is not None:
+                held.graph.launch()
+                return
+        elif self.graph == "capture":
+            if held is not None and held.graph is not None:
+                held.graph.close()
+            self._recorded[name] = _Recorded(key)
+        enqueue()
+
+    def _record(self, name: str, enqueue: Callable[[], None]) -> Graph | None:
+        try:
+            return Graph(self._stream.handle, enqueue)
+        except StageError as err:
+            _log.warning("running without a CUDA graph: %s", err)
+            self.graph = "none"
+            return None
+
+    def _drop_decodings(self) -> None:
+        for recorded in self._recorded.values():
+            if recorded.graph is not None:
+                recorded.graph.close()
+        self._recorded.clear()
+        for decoding in self._decodings.values():
+            decoding.close()
+        self._decodings.clear()
+
+    def close(self) -> None:
+        """Wait for the GPU and free everything."""
+        self._stream.synchronize()
+        self._drop_decodings()
+        self._context = None
+        self._uploads.close()
+        for memory in (self._input, self._block, *self._outputs.values()):
+            memory.close()
+
+
+def _narrowed(images: NDArray[np.float32], dtype: str) -> NDArray[Any]:
+    if dtype == "float32":
+        return images
+    if dtype == "float16":
+        return images.astype(np.float16)
+    bits = np.ascontiguousarray(images).view(np.uint32)  # NumPy has no bfloat16; ties to even
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+
+
+def _widened(array: NDArray[Any]) -> NDArray[np.float32]:
+    if array.dtype == np.uint16:
+        return (array.astype(np.uint32) << 16).view(np.float32)
+    return array.astype(np.float32, copy=False)

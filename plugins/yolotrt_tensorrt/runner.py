@@ -1,0 +1,348 @@
+"""Runs TensorRT plans on an NVIDIA GPU: from network inputs, or from host frames to boxes.
+
+A session may be used from any number of threads. Batches run in lanes (`lane.py`), by default two, so that one is
+uploaded while the other computes. A lane is never held across the caller's own code: who finds none free finishes
+the oldest batch in flight first, whoever started it; its results wait in its ticket.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+
+from yolotrt_core.errors import StageError, UsageError
+from yolotrt_core.stages import DeviceProgram, SideCache
+from yolotrt_core.types import Detections, EngineSpec, Selection
+from yolotrt_tensorrt.gpu import Gpu, open_gpu, pinned_array
+from yolotrt_tensorrt.lane import Lane, Program
+from yolotrt_tensorrt.library import check_engine
+from yolotrt_tensorrt.plan import ELEMENT_BYTES, Plan
+from yolotrt_tensorrt.programs import load_kernels
+from yolotrt_tensorrt.staging import CopyThreads, check_frames
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from yolotrt_tensorrt import TensorRTOptions
+
+_log = logging.getLogger(__name__)
+
+
+def open_session(engine: Path, spec: EngineSpec, options: TensorRTOptions, side_cache: SideCache) -> EngineSession:
+    """Load an engine onto the GPU and get one lane ready.
+
+    Raises:
+        StageError: no GPU or pycuda, another TensorRT, another GPU, not enough memory; says which.
+    """
+    gpu = open_gpu(options.device)
+    library = check_engine(spec, options.device)
+    with gpu.current():
+        plan = Plan(engine, spec, library, gpu, side_cache)
+    return EngineSession(gpu, plan, spec, options, side_cache)
+
+
+class Ticket:
+    """A batch in flight; `result` waits for it."""
+
+    def __init__(self, session: EngineSession, lane: Lane, images: int, max_det: int) -> None:
+        self._session, self._lane = session, lane
+        self._images, self._max_det = images, max_det
+        self._lock = threading.Lock()
+        self._found: list[Detections] | None = None
+        self._error: Exception | None = None
+
+    def result(self) -> list[Detections]:
+        """Return one Detections per frame.
+
+        Raises:
+            StageError: the GPU failed on this batch.
+        """
+        self.finish()
+        if self._error is not None:
+            raise self._error
+        assert self._found is not None  # set by `finish` where no error is
+        return self._found
+
+    def finish(self) -> None:
+        """Wait for the batch and give its lane back; any thread may, and often."""
+        with self._lock:
+            if self._found is not None or self._error is not None:
+                return
+            try:
+                with self._session.gpu.current():
+                    self._found = self._lane.collect(self._images, self._max_det)
+            except Exception as err:  # noqa: BLE001 - kept for whoever asks for the result
+                self._error = _told(err)
+            self._session.release(self._lane, self)
+
+
+class EngineSession:
+    """An engine ready to run; see `yolotrt_core.stages.Session` and `DetectingSession`.
+
+    Attributes:
+        spec: the engine's spec. gpu: where it runs. plan: the loaded engine.
+    """
+
+    def __init__(self, gpu: Gpu, plan: Plan, spec: EngineSpec, options: TensorRTOptions, side_cache: SideCache) -> None:
+        self.spec, self.gpu, self.plan = spec, gpu, plan
+        self._options, self._side_cache = options, side_cache
+        self._most_lanes = options.in_flight
+        self._letterbox = load_kernels(gpu, plan.image.dtype, side_cache)["letterbox"]
+        self._programs: dict[DeviceProgram, Program] = {}
+        self._copy_threads = CopyThreads()
+        self._changed = threading.Condition()
+        self._lanes: list[Lane] = []
+        self._free: list[Lane] = []
+        self._flying: deque[Ticket] = deque()
+        self._being_made = 0
+        self._saved_for: set[tuple[int, ...]] = set()
+        self._closed = False
+        _, best, high = plan.profiles[0]
+        self._most_images: int = high[0]
+        self._target: tuple[int, int] = (best[2], best[3])
+        self._free.append(self._make_lane())
+
+    @property
+    def graph(self) -> str:
+        """How engines are launched: `capture`, `library` or `none`; see `Lane.graph`."""
+        return self._lanes[0].graph
+
+    def infer(self, images: NDArray[np.float32]) -> Mapping[str, NDArray[np.float32]]:
+        """Run one batch; see `yolotrt_core.stages.Session.infer`."""
+        if not isinstance(images, np.ndarray) or images.dtype != np.float32 or images.ndim != 4:
+            found = f"{images.dtype} {images.shape}" if isinstance(images, np.ndarray) else type(images).__name__
+            raise UsageError(f"expected float32 images of (B, 3, H, W), found {found}")
+        self.plan.profile_for(images.shape)
+        lane = self._take()
+        try:
+            with self.gpu.current():
+                raw = lane.infer(images)
+                self._save_cache(images.shape)
+        except Exception as err:
+            raise self._explained(err, images.shape[0]) from err
+        finally:
+            self.release(lane)
+        return raw
+
+    def submit(self, frames: Sequence[NDArray[np.uint8]], program: DeviceProgram, selection: Selection) -> Ticket:
+        """Start on at most one batch of frames; they must stay as they are until the result is there.
+
+        Raises:
+            UsageError: too many frames for one batch, or one that is no picture.
+        """
+        check_frames(frames)
+        if not 1 <= len(frames) <= self._most_images:
+            raise UsageError(f"one batch takes 1 to {self._most_images} frames, found {len(frames)}")
+        loaded = self._program(program)
+        batch = self._most_images if self.plan.is_static else len(frames)
+        shape = (batch, 3, *self._target)
+        lane = self._take()
+        try:
+            with self.gpu.current():
+                lane.submit(frames, loaded, selection, shape)
+        except Exception as err:
+            with self.gpu.current():
+                lane.recover()
+            self.release(lane)
+            raise self._explained(err, batch) from err
+        ticket = Ticket(self, lane, len(frames), selection.max_det)
+        with self._changed:
+            self._flying.append(ticket)
+            self._changed.notify()
+        if shape not in self._saved_for:
+            ticket.finish()
+            with self.gpu.current():
+                self._save_cache(shape)
+        return ticket
+
+    def detect(
+        self, frames: Sequence[NDArray[np.uint8]], program: DeviceProgram, selection: Selection
+    ) -> list[Detections]:
+        """Find objects on frames; see `yolotrt_core.stages.DetectingSession.detect`."""
+        if 1 <= len(frames) <= self._most_images:
+            return self.submit(frames, program, selection).result()
+        return list(self.stream(frames, program, selection))
+
+    def stream(
+        self, frames: Iterable[NDArray[np.uint8]], program: DeviceProgram, selection: Selection
+    ) -> Iterator[Detections]:
+        """Find objects on frames that keep coming; see `yolotrt_core.stages.DetectingSession.stream`."""
+        coming = iter(frames)
+        waiting: deque[Ticket] = deque()
+        failure: Exception | None = None
+        more = True
+        while more:
+            batch: list[NDArray[np.uint8]] = []
+            try:
+                for frame in islice(coming, self._most_images):
+                    batch.append(frame)
+            except Exception as err:  # noqa: BLE001 - raised below, after the results of the frames before it
+                failure, more = err, False
+            more = more and len(batch) == self._most_images
+            if batch:
+                waiting.append(self.submit(batch, program, selection))
+            while waiting and (len(waiting) >= self._most_lanes or not more):
+                yield from waiting.popleft().result()
+        if failure is not None:
+            raise failure
+
+    def pinned_frames(self, count: int, shape: tuple[int, ...]) -> list[NDArray[np.uint8]]:
+        """Return frame buffers that upload fastest; see `yolotrt_core.stages.DetectingSession`."""
+        return [pinned_array(self.gpu, shape) for _ in range(count)]
+
+    def time_steps(
+        self, frames: Sequence[NDArray[np.uint8]], program: DeviceProgram, selection: Selection
+    ) -> dict[str, float]:
+        """Return the GPU milliseconds of each step for one batch of frames; see `Lane.time_steps`."""
+        check_frames(frames)
+        loaded = self._program(program)
+        batch = self._most_images if self.plan.is_static else len(frames)
+        lane = self._take()
+        try:
+            with self.gpu.current():
+                return lane.time_steps(frames, loaded, selection, (batch, 3, *self._target))
+        finally:
+            self.release(lane)
+
+    def time_engine(self, batch: int, repeats: int) -> list[float]:
+        """Return GPU milliseconds of the engine alone, for each of `repeats` runs after a warm-up."""
+        lane = self._take()
+        try:
+            with self.gpu.current():
+                return lane.time_engine((batch, 3, *self._target), repeats)
+        finally:
+            self.release(lane)
+
+    def _program(self, program: DeviceProgram) -> Program:
+        loaded = self._programs.get(program)
+        if loaded is None:
+            output = self.plan.outputs.get(program.output)
+            if output is None or len(output.shape) != 3:
+                found = ", ".join(f"`{t.name}` {t.shape}" for t in self.plan.outputs.values())
+                raise UsageError(f"expected an output `{program.output}` of (B, rows, columns), found {found}")
+            kernels = load_kernels(self.gpu, output.dtype, self._side_cache, program)
+            loaded = self._programs.setdefault(program, Program(program.output, program.classes, kernels))
+        return loaded
+
+    def _save_cache(self, shape: tuple[int, ...]) -> None:
+        """Keep kernels compiled just in time, once for each shape: they come with its first run."""
+        if shape not in self._saved_for:
+            self._saved_for.add(shape)
+            self.plan.save_cache()
+
+    def _make_lane(self) -> Lane:
+        try:
+            with self.gpu.current():
+                lane = Lane(
+                    self.gpu, self.plan, self._letterbox, self._copy_threads, use_graph=self._options.cuda_graph
+                )
+        except Exception as err:
+            raise self._explained(err, self._most_images) from err
+        self._lanes.append(lane)
+        return lane
+
+    def _take(self) -> Lane:
+        """Return a lane for this thread alone, finishing the oldest batch in flight if there is no other."""
+        while True:
+            with self._changed:
+                if self._closed:
+                    raise UsageError("the session is closed")
+                if self._free:
+                    return self._free.pop()
+                if len(self._lanes) + self._being_made < self._most_lanes:
+                    self._being_made += 1
+                    oldest = None
+                elif self._flying:
+                    oldest = self._flying[0]
+                else:
+                    self._changed.wait()
+                    continue
+            if oldest is not None:
+                oldest.finish()
+                continue
+            try:
+                return self._make_lane()
+            except StageError as err:
+                _log.warning("running with %d batch(es) in flight: %s", len(self._lanes), err)
+                self._most_lanes = len(self._lanes)
+            finally:
+                with self._changed:
+                    self._being_made -= 1
+
+    def release(self, lane: Lane, ticket: Ticket | None = None) -> None:
+        """Take a lane back, and its ticket off the list of those in flight."""
+        with self._changed:
+            if ticket is not None and ticket in self._flying:
+                self._flying.remove(ticket)
+            self._free.append(lane)
+            self._changed.notify()
+
+    def _explained(self, err: Exception, batch: int) -> Exception:
+        if not isinstance(err, MemoryError):
+            return _told(err)
+        with self.gpu.current():
+            free = self.gpu.free_bytes()
+        each = self._bytes_per_image()
+        fits = min(batch - 1, free // each)
+        return StageError(
+            f"out of GPU memory on {self.gpu.name}: a batch of {batch} needs about {batch * each >> 20} MiB, "
+            f"{free >> 20} MiB are free",
+            hint=f"a batch of {fits} would fit: build with `--batch {fits}`"
+            if fits > 0
+            else "not one image fits: free GPU memory first",
+        )
+
+    def _bytes_per_image(self) -> int:
+        """Estimate what one more image in the batch takes: its share of the context, input, output, scratch."""
+        high = self.plan.profiles[0][2]
+        pixels = high[2] * high[3]
+        tensors = 3 * pixels * ELEMENT_BYTES[self.plan.image.dtype]
+        for output in self.plan.outputs.values():
+            columns = output.shape[-1] if output.shape[-1] > 0 else 5 + len(self.spec.model.labels)
+            # 3 anchors on 3 levels of strides 8, 16, 32 if the rows are dynamic.
+            rows = output.shape[1] if output.shape[1] > 0 else 3 * (pixels // 64 + pixels // 256 + pixels // 1024)
+            tensors += rows * columns * ELEMENT_BYTES[output.dtype]
+        return self.plan.context_bytes // high[0] + tensors + (1 << 20)
+
+    def close(self) -> None:
+        """Finish what is in flight and free everything."""
+        with self._changed:
+            if self._closed:
+                return
+            self._closed = True
+            flying = list(self._flying)
+        for ticket in flying:
+            ticket.finish()
+        with self.gpu.current():
+            for lane in self._lanes:
+                lane.close()
+            self._lanes.clear()
+            self._free.clear()
+            self._programs.clear()
+            self.plan.close()
+        self._copy_threads.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _told(err: Exception) -> Exception:
+    """Return CUDA's errors as ours; others as they are."""
+    if type(err).__module__.startswith("pycuda"):
+        return StageError(
+            f"the GPU failed: {err}", hint="the session cannot go on; see `nvidia-smi` and the kernel log"
+        )
+    return err

@@ -1,0 +1,192 @@
+"""A stand-in for pycuda and a loaded plan: device memory is host memory, kernels run on the CPU.
+
+It proves the host code (addresses, order, threads, freeing), not CUDA's: the tests in tests/gpu do that.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import threading
+import types
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from kernel_emulation import Emulated
+
+from yolotrt_core.errors import UsageError
+from yolotrt_tensorrt.gpu import Gpu
+from yolotrt_tensorrt.plan import Plan, Tensor
+from yolotrt_tensorrt.programs import _SIGNATURES, Kernel
+
+
+class FakeCuda(types.SimpleNamespace):
+    """The part of `pycuda.driver` that is used.
+
+    Attributes:
+        live: bytes of device memory allocated and not freed. limit: what the device has.
+    """
+
+    class Error(Exception):
+        pass
+
+    class MemoryError(Error):
+        pass
+
+    class device_attribute:  # noqa: N801 - pycuda's name
+        MAX_SHARED_MEMORY_PER_BLOCK_OPTIN = 1
+
+    class function_attribute:  # noqa: N801 - pycuda's name
+        MAX_DYNAMIC_SHARED_SIZE_BYTES = 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live, self.limit = 0, 1 << 40
+        self.current = threading.local()
+        self.Context = types.SimpleNamespace(pop=self._pop)
+
+    def _push(self) -> None:
+        self.current.depth = getattr(self.current, "depth", 0) + 1
+
+    def _pop(self) -> None:
+        self.current.depth -= 1
+
+    def _check(self) -> None:
+        if getattr(self.current, "depth", 0) < 1:
+            raise self.Error("no context is current on this thread")
+
+    def Device(self, ordinal: int) -> Any:
+        return types.SimpleNamespace(
+            name=lambda: "Fake GPU",
+            compute_capability=lambda: (9, 0),
+            get_attribute=lambda _: 64 << 10,
+            retain_primary_context=lambda: types.SimpleNamespace(push=self._push),
+        )
+
+    def get_driver_version(self) -> int:
+        return 13000
+
+    def mem_get_info(self) -> tuple[int, int]:
+        self._check()
+        return self.limit - self.live, self.limit
+
+    def mem_alloc(self, size: int) -> Any:
+        self._check()
+        if self.live + size > self.limit:
+            raise self.MemoryError("cuMemAlloc failed: out of memory")
+        self.live += size
+        return _Allocation(self, size)
+
+    def pagelocked_empty(self, size: int, dtype: Any) -> Any:
+        self._check()
+        array = np.empty(size, dtype)
+        owner = types.SimpleNamespace(free=self._check, array=array)
+        return types.SimpleNamespace(base=owner, ctypes=array.ctypes)
+
+    def Stream(self) -> Any:
+        self._check()
+        return types.SimpleNamespace(handle=7, synchronize=self._check)
+
+    def memcpy_htod_async(self, target: int, source: np.ndarray, stream: Any) -> None:
+        self._check()
+        ctypes.memmove(target, source.ctypes.data, source.nbytes)
+
+    def memcpy_dtoh_async(self, target: np.ndarray, source: int, stream: Any) -> None:
+        self._check()
+        ctypes.memmove(target.ctypes.data, source, target.nbytes)
+
+    def memset_d32_async(self, target: int, value: int, count: int, stream: Any) -> None:
+        self._check()
+        np.ctypeslib.as_array(ctypes.cast(target, ctypes.POINTER(ctypes.c_uint32)), (count,))[:] = value
+
+
+class _Allocation:
+    def __init__(self, cuda: FakeCuda, size: int) -> None:
+        self._cuda, self._memory = cuda, np.full(size, 0xA5, np.uint8)
+
+    def __int__(self) -> int:
+        return self._memory.ctypes.data
+
+    def free(self) -> None:
+        self._cuda._check()
+        self._cuda.live -= self._memory.size
+
+
+def fake_gpu(cuda: FakeCuda) -> Gpu:
+    """Return a `Gpu` on a fake driver."""
+    gpu = Gpu.__new__(Gpu)
+    device = cuda.Device(0)
+    gpu.cuda, gpu.ordinal, gpu.name, gpu.capability, gpu.driver = cuda, 0, "Fake GPU", (9, 0), "13.0"
+    gpu.shared_bytes = 64 << 10
+    gpu._context = device.retain_primary_context()
+    return gpu
+
+
+def fake_kernels(emulated: Emulated, cuda: FakeCuda) -> dict[str, Kernel]:
+    """Return all kernels, running on the CPU."""
+
+    def function(name: str) -> Any:
+        def call(grid: Any, block: Any, stream: Any, *args: int, shared_size: int = 0) -> None:
+            cuda._check()
+            emulated.launch(name, grid, *args)
+
+        return types.SimpleNamespace(prepared_async_call=call, set_attribute=lambda *_: None)
+
+    return {name: Kernel(function(name), block) for name, (_, block) in _SIGNATURES.items()}
+
+
+class FakePlan(Plan):
+    """A plan whose network is a function from images to raw output, both as NumPy arrays of one dtype."""
+
+    def __init__(
+        self, shape: tuple[int, ...], columns: int, network: Callable[[np.ndarray], np.ndarray], dtype: str
+    ) -> None:
+        rows = len(network(np.zeros((1, *shape[1:]), np.float32))[0])
+        self.image = Tensor("images", dtype, shape)
+        self.outputs = {"output0": Tensor("output0", dtype, (shape[0], rows, columns))}
+        self.profiles = [(shape, shape, shape)]
+        if shape[0] == -1:
+            self.profiles = [((1, *shape[1:]), (2, *shape[1:]), (4, *shape[1:]))]
+        self.context_bytes = 1 << 20
+        self.network, self.saved, self.contexts = network, 0, itertools.count()
+        self.fails: Exception | None = None
+
+    @property
+    def captures_itself(self) -> bool:
+        return False
+
+    def new_context(self, *, own_graph: bool) -> Any:
+        next(self.contexts)
+        rows, columns = self.outputs["output0"].shape[1:]
+        context = types.SimpleNamespace(addresses={}, shape=())
+        context.get_tensor_shape = lambda name: (context.shape[0], rows, columns)
+        return context
+
+    def save_cache(self) -> None:
+        self.saved += 1
+
+    def set_shape(self, context: Any, profile: int, shape: tuple[int, ...], stream: int) -> None:
+        context.shape = shape
+
+    def set_address(self, context: Any, name: str, address: int) -> None:
+        context.addresses[name] = address
+
+    def execute(self, context: Any, stream: int) -> None:
+        if self.fails is not None:
+            raise self.fails
+        images = self._at(context.addresses["images"], context.shape)
+        raw = self.network(images.astype(np.float32))
+        shape = (context.shape[0], *self.outputs["output0"].shape[1:])
+        if raw.shape != shape:
+            raise UsageError(f"the fake network gave {raw.shape}, expected {shape}")
+        self._at(context.addresses["output0"], shape)[:] = raw
+
+    def _at(self, address: int, shape: tuple[int, ...]) -> np.ndarray:
+        kind = np.dtype(self.image.dtype)
+        size = int(np.prod(shape)) * kind.itemsize
+        buffer = (ctypes.c_uint8 * size).from_address(address)
+        return np.frombuffer(buffer, kind).reshape(shape)
+
+    def close(self) -> None:
+        pass
