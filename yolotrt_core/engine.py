@@ -20,6 +20,7 @@ from yolotrt_core.types import PRECISIONS, BuildRequest, EngineSpec, ModelSource
 
 STORE_VARIABLE = "YOLOTRT_STORE"
 STRIDE = 32  # every YOLOv5 needs multiples of it; P6 models need 64, which their exporter checks
+MOST_PIXELS = 8192  # per side: exports of dynamic size are made to serve up to this
 DEFAULT_SIZE = (640, 640)
 
 
@@ -147,6 +148,8 @@ def build_request(settings: BuildSettings, source: ModelSource) -> BuildRequest:
         )
     for shape in ((1, height, width), *(s for p in profiles for s in (p.min, p.opt, p.max))):
         for side in shape[1:]:
+            if side > MOST_PIXELS:
+                raise UsageError(f"height and width must be at most {MOST_PIXELS}, found {side}")
             if side < STRIDE or side % STRIDE:
                 raise UsageError(
                     f"height and width must be multiples of {STRIDE}, found {side}",

@@ -300,6 +300,7 @@ def _parity(steps: Plan, step: Step, given: Path, out: Path, store: Store) -> Ma
 
 def _build(steps: Plan, step: Step, given: Path, out: Path, store: Store) -> Mapping[str, Json]:
     model = _model(step, given, store)
+    _refuse_sizes(step.request, max(model.spec.strides, default=1))
     spec = step.stage.build(model, _calibration(given), step.request, step.options, out, store.side_cache())
     engine = out / step.stage.engine_file
     if not engine.is_file():
@@ -310,6 +311,17 @@ def _build(steps: Plan, step: Step, given: Path, out: Path, store: Store) -> Map
     told = json.loads(facts.read_text()) if facts.is_file() else {}
     facts.unlink(missing_ok=True)
     return {"size": engine.stat().st_size, **told}
+
+
+def _refuse_sizes(request: BuildRequest, step: int) -> None:
+    """Check the profiles against the model's largest stride, which is known only after the export."""
+    for shape in (s for p in request.profiles for s in (p.min, p.opt, p.max)):
+        for side in shape[1:]:
+            if side % step:
+                raise UsageError(
+                    f"this model's height and width must be multiples of {step} pixels, a profile has {side}",
+                    hint=f"the nearest is {max(step, round(side / step) * step)}",
+                )
 
 
 _WORK = {"exporter": _export, "pass": _pass, "parity": _parity, "builder": _build}

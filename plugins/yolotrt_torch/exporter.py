@@ -48,7 +48,7 @@ def export(source: ModelSource, request: BuildRequest, options: TorchOptions, ou
     checkpoint = read_checkpoint(source.path)
     network = network_from_checkpoint(checkpoint)
     _refuse_sizes(request, max(network.stride))
-    shape = request.profiles[0].opt if request.dynamic else (request.batch, request.height, request.width)
+    shape = (request.batch, request.height, request.width)
     images = reference_images(*shape)
     with torch.inference_mode():
         answer = network(torch.from_numpy(images)).numpy()
@@ -108,7 +108,7 @@ def _refuse_sizes(request: BuildRequest, step: int) -> None:
     """Check what was asked for against the strides of the model, which only now are known."""
     sizes = {(request.height, request.width)}
     if request.dynamic:
-        sizes = {shape[1:] for profile in request.profiles for shape in (profile.min, profile.opt, profile.max)}
+        sizes |= {shape[1:] for profile in request.profiles for shape in (profile.min, profile.opt, profile.max)}
         if max(max(size) for size in sizes) > MOST_PIXELS:
             raise UsageError(f"a profile is larger than {MOST_PIXELS} pixels, the most a dynamic export accepts")
     for height, width in sorted(sizes):
