@@ -132,12 +132,13 @@ class Lane:
         self._running = decoding, inputs
 
     def recover(self) -> None:
-        """Let what a failed `submit` had started come to its end, so that the buffers are free again."""
+        """After a failed run: let what had started come to its end, and free every buffer."""
         self._running = None
         try:
             self._stream.synchronize()
         except self._gpu.cuda.Error as err:
             _log.debug("after a failed batch: %s", err)
+        self._free_buffers()
 
     def collect(self, images: int, max_det: int) -> list[Detections]:
         """Wait for what `submit` started and return the boxes of its frames."""
@@ -273,12 +274,16 @@ class Lane:
 
     def close(self) -> None:
         """Wait for the GPU and free everything."""
-        self._stream.synchronize()
-        self._drop_decodings()
+        self.recover()
         self._context = None
+
+    def _free_buffers(self) -> None:
+        self._shape = None
+        self._drop_decodings()
         self._uploads.close()
         for memory in (self._input, self._block, *self._outputs.values()):
             memory.close()
+        self._host_block = np.empty(0, np.uint8)
 
 
 def _narrowed(images: NDArray[np.float32], dtype: str) -> NDArray[Any]:

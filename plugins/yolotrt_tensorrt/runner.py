@@ -127,6 +127,8 @@ class EngineSession:
                 raw = lane.infer(images)
                 self._save_cache(images.shape)
         except Exception as err:
+            with self.gpu.current():
+                lane.recover()
             raise self._explained(err, images.shape[0]) from err
         finally:
             self.release(lane)

@@ -1,0 +1,223 @@
+"""The session's host code on a stand-in GPU: pipelining, threads, errors, memory. CUDA's part is in tests/gpu."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+from brute_force import Result, reference
+from fake_gpu import FakeCuda, FakePlan, fake_gpu, fake_kernels
+from kernel_emulation import Emulated, compiled
+
+from yolotrt_core.errors import StageError, UsageError
+from yolotrt_core.letterbox import preprocess
+from yolotrt_core.stages import DetectingSession, DeviceProgram, Session
+from yolotrt_core.types import Detections, EngineSpec, ModelSpec, Selection, TensorSpec
+from yolotrt_tensorrt import TensorRTOptions, graphs, runner
+from yolotrt_tensorrt.runner import EngineSession
+
+SIDE = 32
+CLASSES = 3
+ROWS = 40
+CHOSEN = Selection(conf=0.05, max_det=20)
+PROGRAM = DeviceProgram("output0", CLASSES, "// compiled by the test")
+SPEC = ModelSpec(
+    (TensorSpec("images", "float32", (2, 3, SIDE, SIDE)),),
+    (TensorSpec("output0", "float32", (2, ROWS, 5 + CLASSES)),),
+    ("a", "b", "c"),
+    (8, 16, 32),
+)
+
+
+def network(images: np.ndarray) -> np.ndarray:
+    """Boxes that depend on the picture: where they lie and how sure they are."""
+    rng = np.random.default_rng(0)
+    raw = np.tile(rng.uniform(0, 1, (1, ROWS, 5 + CLASSES)).astype(np.float32), (len(images), 1, 1))
+    raw[:, :, :4] *= SIDE / 2
+    raw[:, :, 0] += 10 * images[:, 0, 3, 3][:, None]
+    raw[:, :, 4] *= images.mean(axis=(1, 2, 3))[:, None]
+    return raw
+
+
+@pytest.fixture(scope="module")
+def emulated(tmp_path_factory: pytest.TempPathFactory) -> Emulated:
+    return compiled("float32", tmp_path_factory.mktemp("kernels"))
+
+
+class Opened:
+    """A session with what it stands on."""
+
+    def __init__(self, emulated: Emulated, monkeypatch: pytest.MonkeyPatch, batch: int = 2, **options: Any) -> None:
+        self.cuda = FakeCuda()
+        self.gpu = fake_gpu(self.cuda)
+        monkeypatch.setattr(runner, "load_kernels", lambda *_: fake_kernels(emulated, self.cuda))
+        monkeypatch.setattr(graphs, "available", lambda: False)
+        self.plan = FakePlan((batch, 3, SIDE, SIDE), 5 + CLASSES, network, "float32")
+        spec = EngineSpec(SPEC, "fp32", "tensorrt", {})
+        self.session = EngineSession(self.gpu, self.plan, spec, TensorRTOptions(**options), side_cache=None)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def opened(emulated: Emulated, monkeypatch: pytest.MonkeyPatch) -> Iterator[Opened]:
+    held = Opened(emulated, monkeypatch)
+    yield held
+    held.session.close()
+    assert held.cuda.live == 0
+    assert getattr(held.cuda.current, "depth", 0) == 0
+
+
+def pictures(count: int, seed: int = 0) -> list[np.ndarray]:
+    rng = np.random.default_rng(seed)
+    sizes = rng.integers(5, 60, (count, 2))
+    return [rng.integers(0, 256, (h, w, 3), dtype=np.uint8) for h, w in sizes]
+
+
+def expected(frames: list[np.ndarray]) -> list[Result]:
+    images, geometry = preprocess(frames, (SIDE, SIDE))
+    raw = network(images)
+    return [reference(r, g.source, (SIDE, SIDE), CHOSEN) for r, g in zip(raw, geometry, strict=True)]
+
+
+def same(found: list[Detections], wanted: list[Result]) -> None:
+    assert len(found) == len(wanted)
+    for ours, theirs in zip(found, wanted, strict=True):
+        np.testing.assert_array_equal(ours.boxes, theirs.boxes)
+        np.testing.assert_array_equal(ours.scores, theirs.scores)
+        np.testing.assert_array_equal(ours.class_ids, theirs.class_ids)
+        assert ours.truncated == theirs.truncated
+
+
+def test_it_is_a_session_that_detects(opened: Opened) -> None:
+    held: Session = opened.session
+    assert isinstance(held, DetectingSession)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 5])
+def test_any_number_of_frames_gives_what_the_cpu_path_gives(opened: Opened, count: int) -> None:
+    frames = pictures(count)
+    wanted = expected(frames) if frames else []
+    assert not frames or any(len(w.scores) for w in wanted)
+    same(opened.session.detect(frames, PROGRAM, CHOSEN), wanted)
+
+
+def test_pinned_frames_are_filled_in_place_and_strided_ones_copied(opened: Opened) -> None:
+    (frame,) = opened.session.pinned_frames(1, (40, 30, 3))
+    frame[:] = pictures(1)[0][0, 0]
+    strided = pictures(1, seed=4)[0][::-1, ::2]
+    same(opened.session.detect([frame, strided], PROGRAM, CHOSEN), expected([frame, strided.copy()]))
+
+
+def test_infer_gives_the_raw_output(opened: Opened) -> None:
+    images, _ = preprocess(pictures(2), (SIDE, SIDE))
+    np.testing.assert_array_equal(opened.session.infer(images)["output0"], network(images))
+
+
+def test_wrong_input_is_refused_in_words(opened: Opened) -> None:
+    with pytest.raises(UsageError, match=r"takes images of \(2, 3, 32, 32\), found \(1, 3, 32, 32\)"):
+        opened.session.infer(np.zeros((1, 3, SIDE, SIDE), np.float32))
+    with pytest.raises(UsageError, match="expected float32 images"):
+        opened.session.infer(np.zeros((2, 3, SIDE, SIDE)))  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="frame 1: a frame is uint8"):
+        opened.session.detect([pictures(1)[0], np.zeros((4, 4))], PROGRAM, CHOSEN)  # type: ignore[list-item]
+    with pytest.raises(UsageError, match="expected an output `other`"):
+        opened.session.detect(pictures(1), DeviceProgram("other", CLASSES, ""), CHOSEN)
+
+
+def test_a_stream_yields_what_came_before_its_failure(opened: Opened) -> None:
+    frames = pictures(3)
+
+    def broken() -> Iterator[np.ndarray]:
+        yield from frames
+        raise OSError("the camera was unplugged")
+
+    found = []
+    with pytest.raises(OSError, match="unplugged"):
+        found.extend(opened.session.stream(broken(), PROGRAM, CHOSEN))
+        found.append(None)
+    found = []
+    try:
+        for one in opened.session.stream(broken(), PROGRAM, CHOSEN):
+            found.append(one)
+    except OSError:
+        pass
+    same(found, expected(frames))
+
+
+def test_detecting_inside_a_stream_and_two_streams_at_once_do_not_block(opened: Opened) -> None:
+    frames = pictures(7)
+    wanted = expected(frames)
+    session = opened.session
+    streams = (session.stream(frames, PROGRAM, CHOSEN), session.stream(frames, PROGRAM, CHOSEN))
+    for index, (a, b) in enumerate(zip(*streams, strict=True)):
+        same([a, b], [wanted[index]] * 2)
+        same(session.detect(frames[:1], PROGRAM, CHOSEN), wanted[:1])
+
+
+def test_eight_threads_share_one_session(opened: Opened) -> None:
+    sets = [pictures(3, seed) for seed in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda frames: opened.session.detect(frames, PROGRAM, CHOSEN), sets))
+    for frames, ours in zip(sets, found, strict=True):
+        same(ours, expected(frames))
+
+
+def test_a_failing_request_reaches_its_caller_and_leaves_the_rest_working(opened: Opened) -> None:
+    session, frames = opened.session, pictures(2)
+    opened.plan.fails = FakeCuda.Error("an illegal memory access was encountered")
+    type(opened.plan.fails).__module__ = "pycuda._driver"
+    with pytest.raises(StageError, match="the GPU failed: an illegal"):
+        session.detect(frames, PROGRAM, CHOSEN)
+    opened.plan.fails = None
+    same(session.detect(frames, PROGRAM, CHOSEN), expected(frames))
+
+
+def test_a_full_gpu_names_the_batch_that_fits(emulated: Emulated, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = Opened(emulated, monkeypatch, batch=32)
+    opened.cuda.limit = opened.cuda.live + (3 << 20)
+    with pytest.raises(StageError, match=r"out of GPU memory on Fake GPU: a batch of 32 needs") as refused:
+        opened.session.detect(pictures(32), PROGRAM, CHOSEN)
+    assert refused.value.hint is not None
+    assert "would fit" in refused.value.hint
+    fits = int(refused.value.hint.split("batch of ")[1].split(" ")[0])
+    assert 1 <= fits <= 3
+    opened.cuda.limit = 1 << 40
+    frames = pictures(3)
+    same(opened.session.detect(frames, PROGRAM, CHOSEN), expected(frames))
+    opened.session.close()
+
+
+def test_a_dynamic_engine_runs_each_batch_at_its_own_size(emulated: Emulated, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = Opened(emulated, monkeypatch, batch=-1)
+    frames = pictures(6)
+    same(opened.session.detect(frames, PROGRAM, CHOSEN), expected(frames))
+    for count in (1, 3):
+        images, _ = preprocess(frames[:count], (SIDE, SIDE))
+        assert opened.session.infer(images)["output0"].shape[0] == count
+    with pytest.raises(UsageError, match=r"takes images of \(1, 3, 32, 32\) to \(4, 3, 32, 32\)"):
+        opened.session.infer(np.zeros((5, 3, SIDE, SIDE), np.float32))
+    opened.session.close()
+    assert opened.cuda.live == 0
+
+
+def test_memory_is_flat_and_the_jit_cache_kept_once(opened: Opened) -> None:
+    frames = pictures(2)
+    opened.session.detect(frames * 2, PROGRAM, CHOSEN)
+    before, saved = opened.cuda.live, opened.plan.saved
+    for _ in range(20):
+        opened.session.detect(frames, PROGRAM, CHOSEN)
+    assert opened.cuda.live == before
+    assert opened.plan.saved == saved == 1
+
+
+def test_no_thread_is_left_and_a_closed_session_says_so(emulated: Emulated, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = threading.active_count()
+    opened = Opened(emulated, monkeypatch)
+    with opened.session as session:
+        session.detect(pictures(2), PROGRAM, CHOSEN)
+    assert threading.active_count() == before
+    with pytest.raises(UsageError, match="closed"):
+        session.detect(pictures(1), PROGRAM, CHOSEN)
