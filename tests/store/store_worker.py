@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -13,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from yolotrt_core.errors import ArtifactError
 from yolotrt_core.store.action import Action, PluginIdentity
 from yolotrt_core.store.failures import MissingArtifactError
 from yolotrt_core.store.store import Store
@@ -171,6 +173,21 @@ def _collect(store: Store, settings: dict[str, Any]) -> object:
     return {"runs": runs, "deleted": deleted}
 
 
+def _read(store: Store, settings: dict[str, Any]) -> object:
+    """As another user: find, name and read an action's output, then fail to make another."""
+    os.setgroups([])
+    os.setgid(settings["user"])
+    os.setuid(settings["user"])
+    record, from_cache = store.obtain(action(1), maker(1), verify=True)
+    store.set_ref("mine", record.key)
+    data = store.read(record.outputs["model.onnx"].sha256)
+    try:
+        store.obtain(action(2), maker(2))
+    except ArtifactError as err:
+        told = str(err)
+    return {"from_cache": from_cache, "sha256": hashlib.sha256(data).hexdigest(), "told": told}
+
+
 def _hold(store: Store, settings: dict[str, Any]) -> object:
     """Start to build, say so, and stay there until told to go on."""
 
@@ -187,6 +204,7 @@ def _hold(store: Store, settings: dict[str, Any]) -> object:
 TASKS = {
     "build": _build,
     "nursery": _nursery,
+    "read": _read,
     "chain": _chain,
     "collect": _collect,
     "hold": _hold,

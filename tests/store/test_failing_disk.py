@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import shutil
 import sqlite3
+import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from store_worker import Disk, action, content, maker
+from store_worker import Disk, action, answers, content, go, maker, start
 
 from yolotrt_core.errors import ArtifactError, StageError
 from yolotrt_core.store.failures import ReadOnlyStoreError
@@ -196,18 +198,38 @@ def test_read_only_store_that_was_left_in_the_middle_of_writing(disk: Mount) -> 
     database.execute("SELECT * FROM Cache").fetchall()  # an open reader keeps the log from being folded in
     second, _ = filled.obtain(action(2), maker(2))
     assert (filled.cache_folder / "cache.db-wal").stat().st_size > 0
-    copy = small.folder / "copy"
-    shutil.copytree(filled.root, copy)
+    for name in ("whole", "parted"):
+        shutil.copytree(filled.root, small.folder / name)
+    (small.folder / "parted" / "cache" / "cache.db-shm").unlink()
     database.close()
     filled.close()
     small.remount("ro")
-    store = Store(copy)
-    try:
-        found = [store.find(record.key), store.find(second.key)]
-    except ArtifactError as err:
-        assert_told(err, "cannot be used")
-    else:
-        assert found == [record, second]
+    whole = Store(small.folder / "whole")
+    assert [whole.find(record.key), whole.find(second.key)] == [record, second]
+    whole.close()
+    with pytest.raises(ArtifactError) as caught:
+        Store(small.folder / "parted").find(record.key)
+    assert_told(caught.value, "write-ahead log must first be folded in")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become another user")
+def test_store_of_another_user_serves_what_it_holds() -> None:
+    # Not under `tmp_path`, which no other user may enter.
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder) / "store"
+        filled = Store(root)
+        record, _ = filled.obtain(action(1), maker(1))
+        filled.set_ref("build", record.key)
+        filled.close()
+        for path in (Path(folder), root, *root.rglob("*")):
+            path.chmod(0o755 if path.is_dir() else 0o444)
+        process = start("read", root, user=65534, key=record.key)
+        go(process)
+        found = answers(process)[0]
+        assert found["from_cache"] is True
+        assert found["sha256"] == hashlib.sha256(content(1, "model")).hexdigest()
+        assert "may not be written" in found["told"]
+        assert "exporter `torch` must be made" in found["told"]
 
 
 def test_read_only_disk_without_a_store(disk: Mount) -> None:

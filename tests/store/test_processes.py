@@ -109,7 +109,7 @@ def test_killed_at_any_moment_the_store_verifies_and_builds(tmp_path: Path) -> N
         child = int(nursery.stdout.readline())
         while attempt % 2 and store.find(action(number).key) is None:
             time.sleep(0.001)
-        time.sleep(chance.uniform(0.0, 0.03))
+        time.sleep(chance.uniform(0.0, 0.03 if attempt % 2 else 0.15))
         os.kill(child, signal.SIGKILL)
         assert nursery.stdout.readline() == "dead\n"
 

@@ -263,8 +263,8 @@ def _connect_for_reading(database: Path) -> sqlite3.Connection:
     address = database.absolute().as_uri()
     ways = ["mode=rw", "mode=ro"]
     wal = database.with_name(database.name + "-wal")
-    if not wal.exists() or not wal.stat().st_size:
-        # Only then does the main file hold everything.
+    is_whole = not wal.exists() or not wal.stat().st_size
+    if is_whole:
         ways.append("mode=ro&immutable=1")
     for way in ways:
         con = sqlite3.connect(f"{address}?{way}", uri=True, timeout=_BUSY_SECONDS, isolation_level=None)
@@ -272,8 +272,11 @@ def _connect_for_reading(database: Path) -> sqlite3.Connection:
             con.execute("SELECT count(*) FROM sqlite_master").fetchall()
         except sqlite3.OperationalError as err:
             con.close()
-            if way == ways[-1] or not ("unable to open" in str(err) or "readonly" in str(err)):
+            if "unable to open" not in str(err) and "readonly" not in str(err):
                 raise
+            if way == ways[-1]:
+                reason = str(err) if is_whole else "its write-ahead log must first be folded in where it is writable"
+                raise sqlite3.OperationalError(reason) from err
         else:
             return con
     raise AssertionError("the last way either returns or raises")

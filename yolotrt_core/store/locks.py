@@ -26,14 +26,14 @@ def locked(folder: Path, name: str, waiting_for: Callable[[], str]) -> Iterator[
     """
     from filelock import FileLock, Timeout
 
-    lock = FileLock(folder / f"{name}.lock", poll_interval=_POLL_SECONDS)
+    lock = FileLock(folder / f"{name}.lock")
     with reporting(folder.parent):
         try:
             try:
-                lock.acquire(timeout=_PATIENCE_SECONDS)
+                lock.acquire(timeout=_PATIENCE_SECONDS, poll_interval=_POLL_SECONDS)
             except Timeout:
                 log.info("waiting for %s", waiting_for())
-                lock.acquire()
+                lock.acquire(poll_interval=_POLL_SECONDS)
         except NotImplementedError as err:
             hint = f"use a local disk: {ELSEWHERE}"
             raise ArtifactError(f"the disk of `{folder}` cannot lock files", hint=hint) from err

@@ -52,7 +52,7 @@ class Store:
     def __init__(self, root: Path) -> None:
         self.root = Path(os.path.abspath(root.expanduser()))  # noqa: PTH100 - `resolve` would read the disk
         self._guard = threading.Lock()
-        self._opened: tuple[tuple[int, int], ReadingCache] | None = None
+        self._opened: tuple[tuple[int, int, int], ReadingCache] | None = None
 
     @property
     def cache_folder(self) -> Path:
@@ -258,9 +258,9 @@ class Store:
             at = database.stat()
         except FileNotFoundError:
             return None
-        identity = (at.st_dev, at.st_ino)
+        identity = (at.st_dev, at.st_ino, at.st_mtime_ns)
         with self._guard:
-            # Somebody may have deleted the folder and made another meanwhile.
+            # Somebody may have made the folder anew, and a read-only connection sees no change at all.
             if self._opened is None or self._opened[0] != identity:
                 from yolotrt_core.store.disk import ReadingCache
 
