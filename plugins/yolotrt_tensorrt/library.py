@@ -168,9 +168,12 @@ def check_plan(library: Library, runtime: tensorrt.Runtime, plan: bytes) -> None
         return
     known = library.trt.EngineInvalidityDiagnostics.__members__
     reasons = [name.lower().replace("_", " ") for name, bit in known.items() if int(mask) & int(bit)]
+    hint = "build it again on this machine, or see `doctor` for the driver"
+    if "unsupported cc" in reasons:
+        # Measured: an H100 (9.0) runs engines of 1.6.1, and 1.7.1 refuses it.
+        hint = "this release does not run on this GPU, another may: on Hopper, TensorRT-RTX 1.6 does"
     raise StageError(
-        f"{library} cannot run this engine here: {', '.join(reasons) or 'no usable GPU driver'}",
-        hint="build it again on this machine, or see `doctor` for the driver",
+        f"{library} cannot run this engine here: {', '.join(reasons) or 'no usable GPU driver'}", hint=hint
     )
 
 

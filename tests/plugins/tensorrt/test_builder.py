@@ -17,7 +17,7 @@ from trt_build import build, described, request
 from yolotrt_core.errors import StageError, UsageError
 from yolotrt_core.types import OnnxModel, ShapeRange
 from yolotrt_tensorrt import TensorRTBuilder, TensorRTOptions
-from yolotrt_tensorrt.library import RTX_MAGIC
+from yolotrt_tensorrt.library import RTX_MAGIC, load
 
 pytestmark = pytest.mark.usefixtures("installed_rtx")
 
@@ -206,6 +206,29 @@ def test_options_that_rtx_lacks_are_told(
     assert [w for w in warnings if "has no timing cache" in w]
     assert [w for w in warnings if "ignores `--tensorrt-optimization-level`" in w]
     assert side_cache.files == {}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # TensorRT-RTX's timing cache says that it is one no more
+def test_timings_are_kept_and_given_back_where_the_library_has_them(
+    convolution: Make, tmp_path: Path, side_cache: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # TensorRT-RTX takes the calls of `tensorrt` and times nothing: the exchange of files is the same.
+    loaded = load("tensorrt_rtx")
+    given: list[bytes] = []
+    create = loaded.trt.IBuilderConfig.create_timing_cache
+    monkeypatch.setattr(loaded, "installed", replace(loaded.installed, module="tensorrt"))
+    monkeypatch.setattr(
+        loaded.trt.IBuilderConfig,
+        "create_timing_cache",
+        lambda config, content: given.append(bytes(content)) or create(config, content),
+    )
+    for _ in range(2):
+        TensorRTBuilder().build(convolution(), None, request(), TensorRTOptions(), tmp_path, side_cache)
+    (kept,) = side_cache.files.values()
+    assert given == [b"", kept]
+    off = TensorRTOptions(timing_cache="off")
+    TensorRTBuilder().build(convolution(), None, request(), off, tmp_path, side_cache)
+    assert len(given) == 2
 
 
 def test_the_librarys_log_reaches_pythons(convolution: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
