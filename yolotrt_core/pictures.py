@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -100,6 +101,8 @@ def open_video(path: Path) -> Iterator[tuple[VideoFacts, Iterator[NDArray[np.uin
     Raises:
         UsageError: it cannot be opened or holds no frame.
     """
+    # Read once, when FFmpeg is first used; its complaints are the UsageError's to make.
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     import cv2
 
     with _quiet_opencv():

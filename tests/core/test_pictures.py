@@ -1,0 +1,86 @@
+"""Finding and reading pictures and videos."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from yolotrt_core import pictures
+from yolotrt_core.errors import UsageError
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    gradient = np.arange(30 * 40 * 3, dtype=np.uint8).reshape(30, 40, 3)
+    for name in ("b.png", "a.PNG", "c.bmp"):
+        cv2.imwrite(str(tmp_path / name), gradient)
+    (tmp_path / "notes.txt").write_text("x")
+    (tmp_path / "sub").mkdir()
+    cv2.imwrite(str(tmp_path / "sub" / "d.png"), gradient)
+    return tmp_path
+
+
+def test_find(folder: Path) -> None:
+    assert [p.name for p in pictures.find(str(folder))] == ["a.PNG", "b.png", "c.bmp"]
+    assert [p.name for p in pictures.find(str(folder / "*.png"))] == ["b.png"]
+    assert [p.name for p in pictures.find(str(folder / "**" / "*.png"))] == ["b.png", "d.png"]
+    assert pictures.find(str(folder / "c.bmp")) == [folder / "c.bmp"]
+    for wrong, words in {
+        str(folder / "none.png"): "there is no file or folder",
+        str(folder / "notes.txt"): "is no picture or video by its ending",
+        str(folder / "*.gif"): "matches the pattern",
+    }.items():
+        with pytest.raises(UsageError, match=words):
+            pictures.find(wrong)
+
+
+def test_a_file_with_magic_in_its_name_is_a_file(folder: Path) -> None:
+    odd = (folder / "b.png").rename(folder / "b[1].png")
+    assert pictures.find(str(odd)) == [odd]
+
+
+def test_read_gives_bgr(tmp_path: Path) -> None:
+    blue = np.zeros((4, 6, 3), np.uint8)
+    blue[:, :, 0] = 200
+    cv2.imwrite(str(tmp_path / "blue.png"), blue)
+    assert np.array_equal(pictures.read(tmp_path / "blue.png"), blue)
+    cv2.imwrite(str(tmp_path / "grey.png"), np.full((4, 6), 7, np.uint8))
+    assert pictures.read(tmp_path / "grey.png").shape == (4, 6, 3)
+
+
+def test_exif_orientation_is_followed(tmp_path: Path) -> None:
+    good, encoded = cv2.imencode(".jpg", np.zeros((20, 40, 3), np.uint8))
+    assert good
+    data = encoded.tobytes()
+    # A minimal EXIF block whose one entry says "rotate by 90 degrees" (orientation 6).
+    exif = b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"
+    segment = b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif
+    (tmp_path / "turned.jpg").write_bytes(data[:2] + segment + data[2:])
+    assert pictures.read(tmp_path / "turned.jpg").shape == (40, 20, 3)
+
+
+@pytest.mark.parametrize(("content", "words"), [(b"", "is an empty file"), (b"junk", "not a picture OpenCV can read")])
+def test_unreadable(tmp_path: Path, content: bytes, words: str, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "x.jpg").write_bytes(content)
+    with pytest.raises(UsageError, match=words):
+        pictures.read(tmp_path / "x.jpg")
+    with pytest.raises(UsageError, match="cannot read the picture"):
+        pictures.read(tmp_path / "gone.jpg")
+    (tmp_path / "x.mp4").write_bytes(content)
+    with pytest.raises(UsageError, match="is not a video OpenCV can read"), pictures.open_video(tmp_path / "x.mp4"):
+        pass
+    assert capfd.readouterr().err == ""
+
+
+def test_video_frames_come_one_by_one(tmp_path: Path) -> None:
+    path = tmp_path / "v.avi"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 5, (64, 48))
+    for level in (0, 100, 200):
+        writer.write(np.full((48, 64, 3), level, np.uint8))
+    writer.release()
+    with pictures.open_video(path) as (facts, frames):
+        assert (facts.width, facts.height, facts.fps, facts.frames) == (64, 48, 5.0, 3)
+        assert [round(float(f.mean()), -1) for f in frames] == [0, 100, 200]
