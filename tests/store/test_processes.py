@@ -81,11 +81,12 @@ def test_waiting_says_for_whom(store: Store) -> None:
     assert holder.stdout.readline() == "building\n"
     waiter = start("build", store.root, number=1)
     go(waiter)
-    time.sleep(1.6)
+    assert waiter.stderr is not None
+    told = [waiter.stderr.readline()]
     go(holder)
     assert answers(holder) == [{"from_cache": False}]
-    _, errors = waiter.communicate(timeout=30)
-    told = [line for line in errors.splitlines() if "waiting for" in line]
+    _, errors = waiter.communicate(timeout=60)
+    told += [line for line in errors.splitlines() if "waiting for" in line]
     assert len(told) == 1
     assert f"process {holder.pid}" in told[0]
     assert "exporter `torch`" in told[0]
