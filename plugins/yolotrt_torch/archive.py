@@ -11,12 +11,13 @@ from __future__ import annotations
 import io
 import mmap
 import pickletools
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -124,7 +125,7 @@ def open_archive(path: Path) -> Iterator[Archive]:
             if not head:
                 raise UsageError(f"expected a YOLOv5 checkpoint, found an empty file: `{path}`", hint=_HINT)
             if head.startswith(b"PK"):
-                with _damage(path), zipfile.ZipFile(file) as archive:
+                with _damage(path), _zip_file(file) as archive:
                     yield _open_zip(archive, path.stat().st_size)
                 return
             file.seek(0)
@@ -148,6 +149,13 @@ def _damage(path: Path) -> Iterator[None]:
         raise UsageError(f"expected a YOLOv5 checkpoint, but `{path}` cannot be read: {err}", hint=_HINT) from err
     except (zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, EOFError, NotImplementedError) as err:
         raise UsageError(f"`{path}` is truncated or damaged: {err}", hint="copy or download it again") from err
+
+
+def _zip_file(file: IO[bytes]) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(file)
+    except (ValueError, OSError, OverflowError, struct.error) as err:  # what a damaged directory can lead to
+        raise zipfile.BadZipFile(f"its directory cannot be read ({type(err).__name__})") from err
 
 
 def _open_zip(file: zipfile.ZipFile, size: int) -> Archive:
@@ -174,8 +182,8 @@ def _entry(file: zipfile.ZipFile, name: str, *, exactly: int | None = None, most
         return file.read(info)
     except KeyError as err:
         raise UsageError(f"entry `{name[:60]}` of the checkpoint is missing", hint="copy or download it again") from err
-    except (ValueError, RuntimeError, OverflowError) as err:  # an encrypted entry, an offset before the file
-        raise zipfile.BadZipFile(str(err)) from err
+    except (ValueError, RuntimeError, OverflowError, OSError, struct.error) as err:  # encrypted, outside the file ...
+        raise zipfile.BadZipFile(f"entry `{name[:60]}` cannot be read ({type(err).__name__})") from err
 
 
 def _open_legacy(data: mmap.mmap, places: dict[str, tuple[int, int]]) -> Any:
