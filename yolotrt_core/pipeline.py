@@ -7,43 +7,32 @@ a plan is walked: look up or run a step, take its outputs' digests, make the nex
 from __future__ import annotations
 
 import functools
-import json
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from yolotrt_core import log, options, parity, registry
-from yolotrt_core.errors import PluginError, StageError, UsageError, YolotrtError
+from yolotrt_core import log, options, parity, registry, work
+from yolotrt_core.calibration import DEFAULT_CALIBRATOR, CalibrationData, ChosenPictures, choose
+from yolotrt_core.errors import StageError, UsageError, YolotrtError
 from yolotrt_core.registry import Registered, Registry
-from yolotrt_core.sources import sha256_of
 from yolotrt_core.stages import ONNX_FILE, RANGES_FILE, REFERENCE_FILE
 from yolotrt_core.store.action import Action, PluginIdentity, Record
-from yolotrt_core.store.failures import DamagedArtifactError
+from yolotrt_core.store.failures import DamagedArtifactError, MissingArtifactError
 from yolotrt_core.store.store import Store
-from yolotrt_core.types import (
-    BuildRequest,
-    Calibration,
-    EngineSpec,
-    Json,
-    ModelSource,
-    ModelSpec,
-    OnnxModel,
-    from_json,
-    to_json,
-)
+from yolotrt_core.types import BuildRequest, Json, ModelSource, to_json
 
 _log = logging.getLogger(__name__)
 
-SPEC_FILE = "spec.json"
-ENGINE_SPEC_FILE = "engine.json"
+SPEC_FILE = work.SPEC_FILE
+ENGINE_SPEC_FILE = work.ENGINE_SPEC_FILE
 LOG_FILE = "stage.log"
+CALIBRATE = "calibrate"
 # Passes below this order run before a precision is chosen: every precision shares their artifact.
 PRECISION_ORDER = 50
-PARITY_BUILDER = "onnxruntime"
-_CORE_SOURCES = ("yolotrt_core.stages", "yolotrt_core.types", "yolotrt_core.options", "yolotrt_core.pipeline")
+_CORE_SOURCES = tuple(f"yolotrt_core.{name}" for name in ("stages", "types", "options", "pipeline", "work", "ranges"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,13 +68,16 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The steps of a build, in order; the last one makes the engine."""
+    """The steps of a build, in order; the last one makes the engine.
+
+    `pictures` are those the network is calibrated on, or None.
+    """
 
     source: ModelSource
     request: BuildRequest
     builder: Registered
     steps: tuple[Step, ...]
-    extras: Mapping[str, Any] = field(default_factory=dict)
+    pictures: ChosenPictures | None = None
 
 
 class Settings(Protocol):
@@ -107,11 +99,12 @@ class GivenOptions:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """Which plugins the user named; None is the automatic choice."""
+    """Which plugins the user named, None being the automatic choice, and the pictures to calibrate on."""
 
     exporter: str | None = None
     builder: str | None = None
     calibrator: str | None = None
+    calibration: CalibrationData | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,20 +136,31 @@ def plan(
         raise UsageError(f"builder `{builder.name}` does not build {request.precision}", hint=f"it builds {known}")
     exporter = stages.usable("exporter", choice.exporter) if choice.exporter else stages.select_exporter(source)
     registry.refuse_unavailable(exporter, exporter.stage.available())
-    steps = list(_steps(stages, source, request, exporter, builder, settings))
-    return Plan(source, request, builder, tuple(steps))
+    builder.stage.preflight(request, settings.resolve(builder.stage.Options, builder.name))
+    steps = list(_shared_steps(stages, source, request, exporter, settings))
+    passes = [r for r in stages.passes() if r.stage.order >= PRECISION_ORDER and _applies(r, request, settings)]
+    chosen = None
+    if any(found.stage.needs_calibration for found in passes):
+        calibrator = _calibrator(stages, request, choice)
+        chosen = _pictures(calibrator, choice)
+        steps.append(_calibrate_step(calibrator, settings, steps, chosen))
+    typed = replace(request, profiles=())
+    for found in passes:
+        inputs = _model_inputs(_last_onnx(steps))
+        if found.stage.needs_calibration:
+            inputs["ranges"] = Output(CALIBRATE, RANGES_FILE)
+        steps.append(_step(found.name, found, settings, typed, _material(typed), inputs))
+    inputs = _model_inputs(_last_onnx(steps))
+    steps.append(_step("build", builder, settings, request, _material(request), inputs))
+    return Plan(source, request, builder, tuple(steps), chosen)
 
 
-def _steps(
-    stages: Registry,
-    source: ModelSource,
-    request: BuildRequest,
-    exporter: Registered,
-    builder: Registered,
-    settings: Settings,
+def _shared_steps(
+    stages: Registry, source: ModelSource, request: BuildRequest, exporter: Registered, settings: Settings
 ) -> Iterator[Step]:
+    """Yield the steps that all precisions have in common."""
     neutral = _neutral(request)
-    shape = {k: v for k, v in _material(neutral).items() if k not in ("precision", "profiles")}
+    shape = _shape_material(neutral)
     yield _step("export", exporter, settings, neutral, shape, {"source": source.sha256})
     onnx = "export"
     for found in stages.passes():
@@ -164,16 +168,40 @@ def _steps(
             yield _step(found.name, found, settings, neutral, shape, _model_inputs(onnx))
             onnx = found.name
     yield _parity_step(stages, settings, neutral, onnx)
-    typed = replace(request, profiles=())
-    for found in stages.passes():
-        if found.stage.order >= PRECISION_ORDER and _applies(found, request, settings):
-            if found.stage.needs_calibration:
-                raise PluginError(f"pass `{found.name}` needs a calibrator, and none is installed")
-            yield _step(found.name, found, settings, typed, _material(typed), _model_inputs(onnx))
-            onnx = found.name
-    build = _step("build", builder, settings, request, _material(request), _model_inputs(onnx))
-    builder.stage.preflight(request, build.options)
-    yield build
+
+
+def _calibrator(stages: Registry, request: BuildRequest, choice: Choice) -> Registered:
+    name = choice.calibrator or DEFAULT_CALIBRATOR.get(request.precision)
+    if name is None:
+        raise UsageError(f"{request.precision} has no default calibrator", hint="name one with `--calibrator`")
+    return stages.usable("calibrator", name)
+
+
+def _pictures(calibrator: Registered, choice: Choice) -> ChosenPictures | None:
+    """Choose the calibration pictures, unless the calibrator works without."""
+    if not getattr(calibrator.stage, "needs_images", True):
+        return None
+    if choice.calibration is None:
+        raise UsageError(
+            f"calibrator `{calibrator.name}` needs pictures, but `--calib-data` was not given",
+            hint="pass `--calib-data DIR`, or build with `--precision fp16`",
+        )
+    return choose(choice.calibration)
+
+
+def _calibrate_step(
+    calibrator: Registered, settings: Settings, before: Sequence[Step], pictures: ChosenPictures | None
+) -> Step:
+    inputs = _model_inputs(_last_onnx(before))
+    if pictures is not None:
+        inputs["pictures"] = pictures.sha256
+    request = before[0].request
+    return _step(CALIBRATE, calibrator, settings, request, _shape_material(request), inputs)
+
+
+def _last_onnx(steps: Sequence[Step]) -> str:
+    """Return the label of the last step that made an ONNX."""
+    return next(step.label for step in reversed(steps) if step.kind in ("exporter", "pass"))
 
 
 def walk(steps: Plan, store: Store) -> Iterator[tuple[Step, Action | None, Record | None]]:
@@ -204,8 +232,9 @@ def run(steps: Plan, store: Store, stages: Registry, *, force: bool = False) -> 
     """
     try:
         return _run(steps, store, stages, force=force, verify=False)
-    except DamagedArtifactError as err:
-        # Only what is handed out is read on a hit; a damaged intermediate shows when it is needed.
+    except (DamagedArtifactError, MissingArtifactError) as err:
+        # Only what is handed out is read on a hit; a damaged intermediate shows when it is needed,
+        # and another process's gc may take one between two steps.
         _log.warning("%s; making it again", err)
         return _run(steps, store, stages, force=force, verify=True)
 
@@ -247,18 +276,18 @@ def _action(step: Step, done: Mapping[str, Record]) -> Action:
     )
 
 
-def _make(steps: Plan, step: Step, action: Action, store: Store, work: Path) -> Mapping[str, Json]:
+def _make(steps: Plan, step: Step, action: Action, store: Store, folder: Path) -> Mapping[str, Json]:
     """Do one step's work in its folder and return the facts for the record."""
-    given = work / "in"
+    given = folder / "in"
     given.mkdir()
     for name, sha256 in action.inputs.items():
         if isinstance(step.inputs[name], Output):
             store.copy_out(sha256, given / name)
-    log_file = work / LOG_FILE
+    log_file = folder / LOG_FILE
     try:
         with log.stage_log(log_file):
             try:
-                return _WORK[step.kind](steps, step, given, work / "out", store)
+                return work.WORK[step.kind](steps, step, given, folder / "out", store)
             except (YolotrtError, OSError, KeyboardInterrupt):
                 raise
             except Exception as err:  # a stage of anyone's may fail in any way; the log keeps the trace
@@ -268,78 +297,11 @@ def _make(steps: Plan, step: Step, action: Action, store: Store, work: Path) -> 
                     hint=f"a bug in `{step.identity.name}` of `{step.identity.dist}`: report it with the log",
                 ) from err
     except StageError as err:
-        err.stage, err.key, err.log = step.label, action.key, log_file
+        err.stage = step.label  # the store adds the key and the log
         raise
     except YolotrtError:
         log_file.unlink(missing_ok=True)  # the user's input is at fault: nothing to look up in a log
         raise
-
-
-def _export(steps: Plan, step: Step, given: Path, out: Path, store: Store) -> Mapping[str, Json]:
-    spec = step.stage.export(steps.source, step.request, step.options, out)
-    if sha256_of(steps.source.path) != steps.source.sha256:
-        raise StageError(f"`{steps.source.path}` changed while it was being exported", hint="build again")
-    _write(out / SPEC_FILE, spec)
-    return {"source": steps.source.name}
-
-
-def _pass(steps: Plan, step: Step, given: Path, out: Path, store: Store) -> Mapping[str, Json]:
-    spec, facts = step.stage.apply(_model(step, given, store), _calibration(given), step.request, step.options, out)
-    _write(out / SPEC_FILE, spec)
-    return dict(facts)
-
-
-def _parity(steps: Plan, step: Step, given: Path, out: Path, store: Store) -> Mapping[str, Json]:
-    model = _model(step, given, store)
-    spec = EngineSpec(model=model.spec, precision="fp32", builder=PARITY_BUILDER, tools=step.tools)
-    with step.stage.open(model.path, spec, step.stage.Options(), store.side_cache()) as session:
-        facts = parity.check(session, given / "reference", step.options)
-    (out / "parity.json").write_text(json.dumps(facts, indent=1) + "\n")
-    return facts
-
-
-def _build(steps: Plan, step: Step, given: Path, out: Path, store: Store) -> Mapping[str, Json]:
-    model = _model(step, given, store)
-    _refuse_sizes(step.request, max(model.spec.strides, default=1))
-    spec = step.stage.build(model, _calibration(given), step.request, step.options, out, store.side_cache())
-    engine = out / step.stage.engine_file
-    if not engine.is_file():
-        raise StageError(f"builder `{step.identity.name}` wrote no `{engine.name}`")
-    spec = replace(spec, onnx_sha256=model.sha256, engine_sha256=sha256_of(engine))
-    _write(out / ENGINE_SPEC_FILE, spec)
-    facts = out / "facts.json"
-    told = json.loads(facts.read_text()) if facts.is_file() else {}
-    facts.unlink(missing_ok=True)
-    return {"size": engine.stat().st_size, **told}
-
-
-def _refuse_sizes(request: BuildRequest, step: int) -> None:
-    """Check the profiles against the model's largest stride, which is known only after the export."""
-    for shape in (s for p in request.profiles for s in (p.min, p.opt, p.max)):
-        for side in shape[1:]:
-            if side % step:
-                raise UsageError(
-                    f"this model's height and width must be multiples of {step} pixels, a profile has {side}",
-                    hint=f"the nearest is {max(step, round(side / step) * step)}",
-                )
-
-
-_WORK = {"exporter": _export, "pass": _pass, "parity": _parity, "builder": _build}
-
-
-def _model(step: Step, given: Path, store: Store) -> OnnxModel:
-    # Stages see the name that tools expect, whatever the input is called in the key.
-    path = (given / "onnx").rename(given / ONNX_FILE)
-    spec = from_json(ModelSpec, json.loads((given / "spec").read_text()))
-    return OnnxModel(path, sha256_of(path), spec)
-
-
-def _calibration(given: Path) -> Calibration | None:
-    path = given / "ranges"
-    if not path.is_file():
-        return None
-    path = path.rename(given / RANGES_FILE)
-    return Calibration(path, sha256_of(path), str(json.loads(path.read_text())["method"]))
 
 
 def _step(
@@ -367,7 +329,7 @@ def _step(
 
 
 def _parity_step(stages: Registry, settings: Settings, request: BuildRequest, onnx: str) -> Step:
-    runner = stages.usable("builder", PARITY_BUILDER)
+    runner = stages.usable("builder", work.PARITY_BUILDER)
     chosen = settings.resolve(parity.ParityOptions, "parity")
     sources = ("yolotrt_core.parity", *runner.stage.sources)
     return Step(
@@ -402,11 +364,11 @@ def _neutral(request: BuildRequest) -> BuildRequest:
     return replace(request, precision="fp32", profiles=())
 
 
+def _shape_material(request: BuildRequest) -> dict[str, Json]:
+    return {k: v for k, v in _material(request).items() if k not in ("precision", "profiles")}
+
+
 def _material(request: BuildRequest) -> dict[str, Json]:
     shown = to_json(request)
     assert isinstance(shown, dict)
     return shown
-
-
-def _write(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(to_json(value), indent=1, sort_keys=True) + "\n", encoding="utf-8")

@@ -217,6 +217,8 @@ def _decode(hint: Any, data: Any) -> Any:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return data
+    if hint == Json:
+        return data
     if origin in (Union, types.UnionType):
         if data is None and type(None) in args:
             return None
