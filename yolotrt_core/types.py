@@ -217,13 +217,11 @@ def _decode(hint: Any, data: Any) -> Any:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return data
-    if hint == Json:
-        return data
     if origin in (Union, types.UnionType):
         if data is None and type(None) in args:
             return None
         choices = [a for a in args if a is not type(None)]
-        exact = [a for a in choices if isinstance(a, type) and type(data) is a]
+        exact = [a for a in choices if (typing.get_origin(a) or a) is type(data)]
         return _decode(exact[0] if exact else choices[0], data)
     if origin is tuple:
         if len(args) == 2 and args[1] is Ellipsis:

@@ -1,7 +1,7 @@
 """The values handed between stages survive JSON, and refuse what is not theirs."""
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from yolotrt_core.types import (
     BuildRequest,
     EngineSpec,
+    Json,
     ModelSource,
     ModelSpec,
     Selection,
@@ -72,6 +73,17 @@ def test_wrong_values_are_refused(change: dict[str, object]) -> None:
 def test_a_tuple_of_fixed_length_is_checked() -> None:
     with pytest.raises(ValueError, match="expected 3 items"):
         from_json(ShapeRange, {"min": [1, 2], "opt": [1, 2, 3], "max": [1, 2, 3]})
+
+
+def test_json_fields_are_left_as_they_are() -> None:
+    shown = {"a": [1, None, {"b": 2.5}], "c": "d"}
+    assert from_json(_WithJson, {"anything": shown, "named": {"x": [True]}}) == _WithJson(shown, {"x": [True]})
+
+
+@dataclass
+class _WithJson:
+    anything: Json
+    named: dict[str, Json]
 
 
 def test_what_has_no_json_form_is_refused() -> None:
