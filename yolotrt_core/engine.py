@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from yolotrt_core import pipeline
+from yolotrt_core.calibration import DEFAULT_PICTURES, CalibrationData
 from yolotrt_core.errors import ArtifactError, UsageError
 from yolotrt_core.options import nearest
 from yolotrt_core.pipeline import Choice, GivenOptions, Plan, StepResult
@@ -54,6 +55,8 @@ class BuildSettings:
         batch: images per inference of a static engine, or the optimum of a dynamic one.
         dynamic: batch, height and width may vary within `profiles` (made up if none is given).
         builder, exporter, calibrator: plugin names; None chooses.
+        calib_data: pictures to calibrate int8 and fp8 on: a folder, or a data set YAML (its `train`).
+        calib_images: how many of them at most. calib_seed: which, if there are more.
         flags, recipe: stage options, see `pipeline.GivenOptions`.
     """
 
@@ -66,6 +69,9 @@ class BuildSettings:
     builder: str | None = None
     exporter: str | None = None
     calibrator: str | None = None
+    calib_data: str | Path | None = None
+    calib_images: int = DEFAULT_PICTURES
+    calib_seed: int = 0
     offline: bool = False
     flags: Mapping[str, Mapping[str, str | None]] = field(default_factory=dict)
     recipe: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -127,7 +133,10 @@ def plan_build(settings: BuildSettings, *, store: Store, stages: Registry) -> Pl
         raise UsageError(f"unknown precision `{settings.precision}`", hint=nearest(settings.precision, PRECISIONS))
     source = resolve_source(settings.weights, cache_dir=weights_cache(), offline=settings.offline)
     request = build_request(settings, source)
-    choice = Choice(settings.exporter, settings.builder, settings.calibrator)
+    calibration = None
+    if settings.calib_data is not None:
+        calibration = CalibrationData(settings.calib_data, settings.calib_images, settings.calib_seed)
+    choice = Choice(settings.exporter, settings.builder, settings.calibrator, calibration)
     return pipeline.plan(stages, source, request, choice, GivenOptions(settings.flags, settings.recipe))
 
 

@@ -131,6 +131,10 @@ class Pass(Stage, Protocol):
 class Calibrator(Stage, Protocol):
     """ONNX and pictures -> the range of each activation."""
 
+    @property
+    def needs_images(self) -> bool:
+        """Whether it looks at pictures; one that lacks the attribute does. Without, `batches` is empty."""
+
     def calibrate(
         self,
         model: OnnxModel,
@@ -139,9 +143,10 @@ class Calibrator(Stage, Protocol):
         options: Any,
         out: Path,
     ) -> str:
-        """Write `out/ranges.json`; return the method's name.
+        """Write `out/ranges.json` with `yolotrt_core.ranges.write_ranges`; return the method's name.
 
         Args:
+            model: float32. Its batch need not be that of `batches`.
             batches: float32 (b, 3, H, W), RGB 0..1, letterboxed; consumed once, one in memory.
         """
 

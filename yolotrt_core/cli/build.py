@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from yolotrt_core.calibration import DEFAULT_PICTURES
 from yolotrt_core.cli.tasks import Flag, Given, given_stage_flags, make_task, stage_flags
 from yolotrt_core.engine import BuildSettings, Engine, build_engine, open_store, spec_path
 from yolotrt_core.errors import UsageError
@@ -24,7 +25,10 @@ SETTINGS = (
     Flag("precision", f"{'|'.join(PRECISIONS)} (default fp16)"),
     Flag("builder", "Builder plugin (default: tensorrt where its library is installed, else onnxruntime)"),
     Flag("exporter", "Exporter plugin (default: the one that recognises the model)"),
-    Flag("calibrator", "Calibrator plugin, for int8 and fp8"),
+    Flag("calibrator", "Calibrator plugin, for int8 and fp8 (default: mse for int8, minmax for fp8)"),
+    Flag("calib_data", "Pictures to calibrate on: a folder, or a data set YAML, whose `train` part is used"),
+    Flag("calib_images", "How many calibration pictures are used at most (default 128)"),
+    Flag("calib_seed", "Which calibration pictures are used if there are more (default 0)"),
     Flag("imgsz", "Network input in pixels: 640, or height,width as 480,640 (default: the model's own, else 640)"),
     Flag("batch", "Images per inference (default 1)"),
     Flag("dynamic", "on|off: let batch, height and width vary within the profiles (default off)"),
@@ -101,6 +105,9 @@ def build_settings(stages: Registry, given: Given) -> BuildSettings:
         builder=merged.get("builder"),
         exporter=merged.get("exporter"),
         calibrator=merged.get("calibrator"),
+        calib_data=merged.get("calib_data"),
+        calib_images=whole_number("--calib-images", merged.get("calib_images", DEFAULT_PICTURES)),
+        calib_seed=whole_number("--calib-seed", merged.get("calib_seed", 0), least=0),
         offline=bool(merged.get("offline", False)),
         flags=flags,
         recipe=recipe,

@@ -1,0 +1,172 @@
+"""Calibrators: how far each activation reaches, found on pictures or imported."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata, util
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from yolotrt_core.errors import UsageError
+from yolotrt_core.hookspecs import hookimpl
+from yolotrt_core.options import option
+from yolotrt_core.stages import Availability, Calibrator
+from yolotrt_core.types import BuildRequest, OnnxModel
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+YOLOTRT_API = 1
+
+_TENSORS = "Which tensors get a range: what convolutions read, or all, as TensorRT 8 and 10 calibration caches want"
+_WORK = ("yolotrt_calibrators.activations", "yolotrt_calibrators.collectors")
+_HISTOGRAM = (*_WORK, "yolotrt_calibrators.histogram", "yolotrt_calibrators.thresholds")
+
+
+@dataclass(frozen=True, slots=True)
+class CollectOptions:
+    """What is looked at."""
+
+    tensors: Literal["convolutions", "all"] = option("convolutions", help=_TENSORS)
+
+
+@dataclass(frozen=True, slots=True)
+class PercentileOptions:
+    """What is looked at, and how much of it the range covers."""
+
+    percent: float = option(99.999, help="Share of all values the range covers", unit="%", minimum=50, maximum=100)
+    tensors: Literal["convolutions", "all"] = option("convolutions", help=_TENSORS)
+
+
+@dataclass(frozen=True, slots=True)
+class ImportOptions:
+    """Where the ranges come from."""
+
+    file: Path | None = option(None, help="A ranges.json of this very ONNX, or a TensorRT 8 or 10 calibration cache")
+
+
+class _OnPictures:
+    """What calibrators that run the network share."""
+
+    name: ClassVar[str]
+    stage_version: ClassVar[int] = 1
+    sources: ClassVar[tuple[str, ...]] = _HISTOGRAM
+    Options: ClassVar[type] = CollectOptions
+    needs_images: ClassVar[bool] = True
+
+    def available(self) -> Availability:
+        for package, wheel in (("onnx", "onnx"), ("onnxruntime", "onnxruntime"), ("cv2", "opencv-python-headless")):
+            if util.find_spec(package) is None:
+                return Availability(False, f"{wheel} is not installed", f"pip install {wheel}")
+        return Availability(True)
+
+    def fingerprint(self, options: Any) -> Mapping[str, str]:
+        return {name: metadata.version(name) for name in ("numpy", "onnxruntime")}
+
+
+class MinMax(_OnPictures):
+    """The largest magnitude seen."""
+
+    name = "minmax"
+    sources = _WORK
+
+    def calibrate(
+        self,
+        model: OnnxModel,
+        batches: Iterator[NDArray[np.float32]],
+        request: BuildRequest,
+        options: CollectOptions,
+        out: Path,
+    ) -> str:
+        from yolotrt_calibrators import collectors
+
+        return collectors.minmax(model, batches, options.tensors, out)
+
+
+class Entropy(_OnPictures):
+    """The range whose quantized distribution tells least from the real one."""
+
+    name = "entropy"
+
+    def calibrate(
+        self,
+        model: OnnxModel,
+        batches: Iterator[NDArray[np.float32]],
+        request: BuildRequest,
+        options: CollectOptions,
+        out: Path,
+    ) -> str:
+        from yolotrt_calibrators import collectors
+
+        return collectors.entropy(model, batches, options.tensors, out)
+
+
+class Percentile(_OnPictures):
+    """The magnitude that nearly all values stay under."""
+
+    name = "percentile"
+    Options = PercentileOptions
+
+    def calibrate(
+        self,
+        model: OnnxModel,
+        batches: Iterator[NDArray[np.float32]],
+        request: BuildRequest,
+        options: PercentileOptions,
+        out: Path,
+    ) -> str:
+        from yolotrt_calibrators import collectors
+
+        return collectors.percentile(model, batches, options.tensors, options.percent, out)
+
+
+class Mse(_OnPictures):
+    """The range that costs least in squares of rounding and clipping."""
+
+    name = "mse"
+
+    def calibrate(
+        self,
+        model: OnnxModel,
+        batches: Iterator[NDArray[np.float32]],
+        request: BuildRequest,
+        options: CollectOptions,
+        out: Path,
+    ) -> str:
+        from yolotrt_calibrators import collectors
+
+        return collectors.mse(model, batches, options.tensors, out)
+
+
+class Import(_OnPictures):
+    """Ranges that were found before or elsewhere."""
+
+    name = "import"
+    sources = ("yolotrt_calibrators.activations", "yolotrt_calibrators.importing")
+    Options = ImportOptions
+    needs_images = False
+
+    def fingerprint(self, options: ImportOptions) -> Mapping[str, str]:
+        return {}
+
+    def calibrate(
+        self,
+        model: OnnxModel,
+        batches: Iterator[NDArray[np.float32]],
+        request: BuildRequest,
+        options: ImportOptions,
+        out: Path,
+    ) -> str:
+        from yolotrt_calibrators import importing
+
+        if options.file is None:
+            raise UsageError("calibrator `import` needs a file", hint="pass `--import-file FILE`")
+        return importing.import_ranges(model, options.file, out)
+
+
+@hookimpl
+def yolotrt_calibrators() -> Sequence[Calibrator]:
+    """Bring `minmax`, `entropy`, `percentile`, `mse` and `import`."""
+    return (MinMax(), Entropy(), Percentile(), Mse(), Import())

@@ -1,0 +1,218 @@
+"""Runs the network in onnxruntime and shows every activation of interest to a collector.
+
+The network is cut behind the last tensor of interest, so the box arithmetic is not run, and each
+picture runs alone: what a picture leaves behind fits the cache, and memory does not grow with the
+batch. Pictures run side by side, one thread each.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+import onnxruntime
+from numpy.typing import NDArray
+from onnx import ModelProto, NodeProto, TensorProto, helper
+
+from yolotrt_core.errors import StageError
+
+Collect = Callable[[str, NDArray[np.float32]], None]
+Scope = Literal["convolutions", "all"]
+WEIGHTED = frozenset({"Conv", "ConvTranspose"})
+# Each worker holds one picture's activations, about 60 MB for YOLOv5n at 640x640.
+_MOST_WORKERS = 8
+
+
+def targets(model: ModelProto, scope: Scope) -> list[str]:
+    """List the tensors whose range is wanted, in the graph's order.
+
+    Args:
+        scope: `convolutions`: what convolutions read, which is all that Q/DQ lowering asks for;
+            `all`: every float tensor up to the last convolutions' results, which TensorRT's own
+            choice of precision (10 and older) asks for. What is quantized already is left out.
+    """
+    made_by = {name: node for node in model.graph.node for name in node.output}
+    weights = {w.name for w in model.graph.initializer}
+    read = [n.input[0] for n in model.graph.node if n.op_type in WEIGHTED]
+    read = [t for t in dict.fromkeys(read) if t not in weights and not _is_quantized(made_by.get(t))]
+    if scope == "convolutions" or not read:
+        return read
+    heads = [n.output[0] for n in model.graph.node if n.op_type in WEIGHTED]
+    nodes = _leading_to(model, heads)
+    types = _float_tensors(model)
+    inputs = [v.name for v in model.graph.input if v.name not in weights]
+    return [t for t in [*inputs, *(o for n in nodes for o in n.output)] if t in types]
+
+
+def run(model: ModelProto, wanted: list[str], batches: Iterator[NDArray[np.float32]], collect: Collect) -> int:
+    """Run all pictures; call `collect(tensor name, values)` for each wanted tensor of each.
+
+    Args:
+        model: float32, static or dynamic. wanted: see `targets`.
+        batches: float32 (b, 3, H, W). collect: is called from several threads.
+
+    Returns:
+        How many pictures were seen.
+
+    Raises:
+        StageError: onnxruntime cannot run the network.
+    """
+    pictures = _one_by_one(batches)
+    first = next(pictures, None)
+    if first is None:
+        return 0
+    network = _open(model, wanted, first)
+    _show(network, first, collect)
+    seen = 1
+    lock = threading.Lock()
+
+    def work() -> int:
+        count = 0
+        while True:
+            with lock:
+                picture = next(pictures, None)
+            if picture is None:
+                return count
+            _show(network, picture, collect)
+            count += 1
+
+    workers = max(1, min(_MOST_WORKERS, len(os.sched_getaffinity(0))))
+    with ThreadPoolExecutor(workers) as pool:
+        running = [pool.submit(work) for _ in range(workers)]
+        try:
+            wait(running, return_when=FIRST_EXCEPTION)
+        finally:
+            with lock:
+                pictures = iter(())  # after a failure or Ctrl-C the others stop at their next picture
+        seen += sum(job.result() for job in running)
+    return seen
+
+
+@dataclass(frozen=True, slots=True)
+class _Network:
+    """The cut network, opened.
+
+    Attributes:
+        batch: how many pictures one run takes; more than 1 only where the graph forbids 1.
+    """
+
+    session: Any
+    input: str
+    outputs: list[str]
+    batch: int
+
+
+def _show(network: _Network, picture: NDArray[np.float32], collect: Collect) -> None:
+    if network.input in network.outputs:
+        collect(network.input, picture)
+    outputs = [name for name in network.outputs if name != network.input]
+    for name, values in zip(outputs, _infer(network, picture), strict=True):
+        # Of a batch that only repeats the picture, the first is enough.
+        collect(name, np.ascontiguousarray(values[:1]) if network.batch > 1 else values)
+
+
+def _infer(network: _Network, picture: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+    fed = np.repeat(picture, network.batch, axis=0) if network.batch > 1 else picture
+    outputs = [name for name in network.outputs if name != network.input]
+    try:
+        return list(network.session.run(outputs, {network.input: fed})) if outputs else []
+    except Exception as err:  # onnxruntime raises classes of its own that share no other base
+        raise StageError(f"onnxruntime cannot run the network for calibration: {_first_line(err)}") from err
+
+
+def _open(model: ModelProto, wanted: list[str], picture: NDArray[np.float32]) -> _Network:
+    """Cut and open the network for one picture a run, whatever batch it was exported with."""
+    weights = {w.name for w in model.graph.initializer}
+    inputs = [v.name for v in model.graph.input if v.name not in weights]
+    if len(inputs) != 1:
+        raise StageError(f"calibration expects a network with one input, found {', '.join(inputs) or 'none'}")
+    cut = _cut(model, wanted)
+    dim = next(v for v in cut.graph.input if v.name == inputs[0]).type.tensor_type.shape.dim[0]
+    batch = dim.dim_value if dim.HasField("dim_value") else 1
+    as_exported = _Network(_session(cut), inputs[0], wanted, batch)
+    if batch == 1:
+        return as_exported
+    dim.dim_value = 1
+    try:
+        alone = _Network(_session(cut), inputs[0], wanted, 1)
+        same = all(
+            a.shape[1:] == b.shape[1:] and np.allclose(a[:1], b, rtol=1e-3, atol=1e-4)
+            for a, b in zip(_infer(as_exported, picture), _infer(alone, picture), strict=True)
+        )
+    except StageError:
+        same = False  # a batch is written into the graph's inside
+    return alone if same else as_exported
+
+
+def _session(model: ModelProto) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    try:
+        return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    except Exception as err:  # onnxruntime raises classes of its own that share no other base
+        raise StageError(f"onnxruntime cannot load the network for calibration: {_first_line(err)}") from err
+
+
+def _cut(model: ModelProto, wanted: list[str]) -> ModelProto:
+    """Return the part of the graph that makes the wanted tensors, with these as outputs."""
+    nodes = _leading_to(model, wanted)
+    used = {name for node in nodes for name in node.input}
+    inputs = {v.name for v in model.graph.input}
+    graph = helper.make_graph(
+        nodes,
+        "calibration",
+        list(model.graph.input),
+        [helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in wanted if n not in inputs],
+        [w for w in model.graph.initializer if w.name in used],
+    )
+    return helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
+
+
+def _leading_to(model: ModelProto, tensors: list[str]) -> list[NodeProto]:
+    needed = set(tensors)
+    nodes = []
+    for node in reversed(model.graph.node):
+        if needed.intersection(node.output):
+            nodes.append(node)
+            needed.update(node.input)
+    return nodes[::-1]
+
+
+def _float_tensors(model: ModelProto) -> set[str]:
+    graph = onnx.shape_inference.infer_shapes(model).graph
+    values = [*graph.input, *graph.value_info, *graph.output]
+    return {v.name for v in values if v.type.tensor_type.elem_type == TensorProto.FLOAT}
+
+
+def _is_quantized(producer: NodeProto | None) -> bool:
+    return producer is not None and producer.op_type == "DequantizeLinear"
+
+
+def _one_by_one(batches: Iterator[NDArray[np.float32]]) -> Iterator[NDArray[np.float32]]:
+    for batch in batches:
+        for index in range(len(batch)):
+            yield batch[index : index + 1]
+
+
+def _first_line(err: BaseException) -> str:
+    return " ".join(str(err).split())[:300] or type(err).__name__
+
+
+def load(path: Path) -> ModelProto:
+    """Read the ONNX.
+
+    Raises:
+        StageError: it is missing or damaged.
+    """
+    try:
+        return onnx.load(str(path))
+    except Exception as err:  # protobuf and the file system each raise their own
+        raise StageError(f"`{path.name}` is no valid ONNX model: {_first_line(err)}") from err

@@ -1,0 +1,135 @@
+"""What the built-in calibrators do: collect over all pictures, then decide one range for each tensor."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from yolotrt_calibrators import activations, thresholds
+from yolotrt_calibrators.histogram import Histogram, NotFiniteError
+from yolotrt_core.errors import StageError
+from yolotrt_core.ranges import Ranges, write_ranges
+from yolotrt_core.stages import RANGES_FILE
+from yolotrt_core.types import OnnxModel
+
+_log = logging.getLogger(__name__)
+
+# A tensor that is zero on every picture has no range of its own; any will do.
+_RANGE_OF_ZEROS = 1.0
+Decide = Callable[[NDArray[np.int64], float], float]
+
+
+class Collector(Protocol):
+    """Gathers what one tensor's range is decided from; `observe` is called from several threads."""
+
+    def observe(self, values: NDArray[np.float32]) -> None: ...
+
+    def amax(self) -> float:
+        """Return the range; 0 if all values were zero."""
+
+
+class Extremes:
+    """Keeps the largest magnitude."""
+
+    def __init__(self) -> None:
+        self._largest = 0.0
+        self._lock = threading.Lock()
+
+    def observe(self, values: NDArray[np.float32]) -> None:
+        largest = max(float(values.max()), -float(values.min()))
+        if not np.isfinite(largest):  # NumPy's max and min hand NaN on
+            raise NotFiniteError
+        with self._lock:
+            self._largest = max(self._largest, largest)
+
+    def amax(self) -> float:
+        return self._largest
+
+
+class Decided:
+    """Keeps a histogram and decides from it at the end."""
+
+    def __init__(self, decide: Decide) -> None:
+        self._histogram = Histogram()
+        self._decide = decide
+
+    def observe(self, values: NDArray[np.float32]) -> None:
+        self._histogram.observe(values)
+
+    def amax(self) -> float:
+        if self._histogram.width == 0:
+            return 0.0
+        return self._decide(self._histogram.counts(), self._histogram.width)
+
+
+def calibrate(
+    model: OnnxModel,
+    batches: Iterator[NDArray[np.float32]],
+    scope: activations.Scope,
+    make: Callable[[], Collector],
+    method: str,
+    out: Path,
+) -> str:
+    """Collect over all pictures and write `out/ranges.json`.
+
+    Raises:
+        StageError: no pictures, onnxruntime cannot run the network, or an activation is not
+            finite (the first such tensor is named).
+    """
+    network = activations.load(model.path)
+    wanted = activations.targets(network, scope)
+    collectors = {name: make() for name in wanted}
+
+    def collect(name: str, values: NDArray[np.float32]) -> None:
+        try:
+            collectors[name].observe(values)
+        except NotFiniteError:
+            raise StageError(
+                f"the activation `{name}` has NaN or infinite values on a calibration picture",
+                hint="the model itself computes them: check the checkpoint with `--precision fp32`",
+            ) from None
+
+    if wanted and not activations.run(network, wanted, batches, collect):
+        raise StageError("calibration was given no pictures")
+    tensors = {}
+    for name, collector in collectors.items():
+        amax = collector.amax()
+        if amax <= 0:
+            _log.warning("the activation `%s` is zero on every calibration picture", name)
+        tensors[name] = amax if amax > 0 else _RANGE_OF_ZEROS
+    tools = {name: metadata.version(name) for name in ("numpy", "onnxruntime")}
+    write_ranges(out / RANGES_FILE, Ranges(model.sha256, method, tensors, tools=tools))
+    return method
+
+
+def minmax(model: OnnxModel, batches: Iterator[NDArray[np.float32]], scope: activations.Scope, out: Path) -> str:
+    """The largest magnitude seen."""
+    return calibrate(model, batches, scope, Extremes, "minmax", out)
+
+
+def percentile(
+    model: OnnxModel, batches: Iterator[NDArray[np.float32]], scope: activations.Scope, percent: float, out: Path
+) -> str:
+    """The magnitude that `percent` of all values do not exceed."""
+
+    def decide(counts: NDArray[np.int64], width: float) -> float:
+        return thresholds.percentile(counts, width, percent)
+
+    return calibrate(model, batches, scope, lambda: Decided(decide), f"percentile {percent:g}", out)
+
+
+def mse(model: OnnxModel, batches: Iterator[NDArray[np.float32]], scope: activations.Scope, out: Path) -> str:
+    """The range whose int8 rounding and clipping has the least square error."""
+    return calibrate(model, batches, scope, lambda: Decided(thresholds.least_square_error), "mse", out)
+
+
+def entropy(model: OnnxModel, batches: Iterator[NDArray[np.float32]], scope: activations.Scope, out: Path) -> str:
+    """The range whose quantized distribution diverges least (Kullback-Leibler)."""
+    return calibrate(model, batches, scope, lambda: Decided(thresholds.least_divergence), "entropy", out)

@@ -1,0 +1,155 @@
+"""Which pictures a network is calibrated on, and how they reach a calibrator: the same way on every machine."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from yolotrt_core import dataset, pictures
+from yolotrt_core.errors import StageError, UsageError
+from yolotrt_core.letterbox import preprocess
+from yolotrt_core.progress import progress
+from yolotrt_core.registry import source_digest
+from yolotrt_core.sources import sha256_of
+from yolotrt_core.types import Json, Precision
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+_log = logging.getLogger(__name__)
+
+# The best of those measured on calibration pictures; figures and script in the calibrators' README.
+DEFAULT_CALIBRATOR: dict[Precision, str] = {"int8": "mse", "fp8": "minmax"}
+DEFAULT_PICTURES = 128
+# With fewer, ranges still move enough to change which boxes are found (same README).
+ENOUGH_PICTURES = 64
+_MOST_UNREADABLE = 0.1
+_BATCH = 4
+# Whatever changes a pixel of the network's input; the size is in the key of the step itself.
+_PREPROCESSING = ("yolotrt_core.letterbox", "yolotrt_core.pictures")
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationData:
+    """What the user says about calibration pictures.
+
+    Attributes:
+        where: folder or data set YAML (its `train` part). count: how many are used at most.
+        seed: which ones, if there are more.
+    """
+
+    where: str | Path
+    count: int = DEFAULT_PICTURES
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ChosenPictures:
+    """The pictures of one calibration, in order, with the SHA-256 of each file."""
+
+    files: tuple[Path, ...]
+    names: tuple[str, ...]
+    sha256s: tuple[str, ...]
+    seed: int
+
+    @property
+    def sha256(self) -> str:
+        """Digest of the pictures in order and of the code that makes them into network input."""
+        parts = [*self.sha256s, source_digest(_PREPROCESSING, "preprocessing")]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def choose(data: CalibrationData) -> ChosenPictures:
+    """Choose pictures: all, or as many as wanted drawn with the seed from their sorted names.
+
+    Raises:
+        UsageError: nothing there, or no picture.
+    """
+    files, names, _ = dataset.list_pictures(data.where, "train")
+    # A Fisher-Yates shuffle of our own: the standard library's may differ between Python versions.
+    order = list(range(len(files)))
+    numbers = random.Random(data.seed)
+    for last in range(len(order) - 1, 0, -1):
+        other = int(numbers.random() * (last + 1))
+        order[last], order[other] = order[other], order[last]
+    chosen = order[: data.count]
+    if len(chosen) < ENOUGH_PICTURES:
+        _log.warning("only %d calibration pictures: %d are known to be enough", len(chosen), ENOUGH_PICTURES)
+    return ChosenPictures(
+        tuple(files[i] for i in chosen),
+        tuple(names[i] for i in chosen),
+        tuple(sha256_of(files[i]) for i in chosen),
+        data.seed,
+    )
+
+
+@dataclass(slots=True)
+class Batches:
+    """Chosen pictures as network input, read while they are consumed.
+
+    Attributes:
+        size: (height, width) of the network input. skipped: names of pictures that cannot be read.
+        seen: how many were handed out.
+    """
+
+    chosen: ChosenPictures
+    size: tuple[int, int]
+    skipped: list[str] = field(default_factory=list)
+    seen: int = 0
+
+    def __iter__(self) -> Iterator[NDArray[np.float32]]:
+        """Yield float32 (b, 3, H, W), RGB in 0..1.
+
+        Raises:
+            UsageError: a picture changed since it was chosen. StageError: over 10% cannot be read.
+        """
+        frames = []
+        with progress("calibrating", total=len(self.chosen.files)) as bar:
+            for number, frame in enumerate(self._frames(), 1):
+                frames.append(frame)
+                if len(frames) == _BATCH:
+                    yield preprocess(frames, self.size)[0]
+                    frames = []
+                bar.update(completed=number + len(self.skipped))
+            if frames:
+                yield preprocess(frames, self.size)[0]
+
+    def _frames(self) -> Iterator[NDArray[np.uint8]]:
+        most = len(self.chosen.files) * _MOST_UNREADABLE
+        for file, name, sha256 in zip(self.chosen.files, self.chosen.names, self.chosen.sha256s, strict=True):
+            try:
+                frame = pictures.read(file)
+            except UsageError as err:
+                self.skipped.append(name)
+                _log.warning("%s; skipped", err)
+                if len(self.skipped) > most:
+                    raise StageError(
+                        f"{len(self.skipped)} of {len(self.chosen.files)} calibration pictures cannot be read, "
+                        f"over {_MOST_UNREADABLE:.0%}; the last: {err}",
+                        hint="remove or replace them",
+                    ) from err
+                continue
+            if sha256_of(file) != sha256:
+                raise UsageError(f"`{file}` changed while it was used for calibration", hint="build again")
+            self.seen += 1
+            yield frame
+
+    def facts(self) -> dict[str, Json]:
+        """Return which pictures were used, for the record."""
+        skipped = set(self.skipped)
+        return {
+            "pictures": self.seen,
+            "skipped": _json(self.skipped),
+            "seed": self.chosen.seed,
+            "used": _json([n for n in self.chosen.names if n not in skipped]),
+        }
+
+
+def _json(names: Sequence[str]) -> list[Json]:
+    return list(names)

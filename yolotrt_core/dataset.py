@@ -1,0 +1,269 @@
+"""Reads pictures with known boxes: YOLO folders and YAML descriptions, and COCO JSON."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from yolotrt_core.errors import UsageError
+from yolotrt_core.options import nearest
+from yolotrt_core.pictures import PICTURES
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+_log = logging.getLogger(__name__)
+
+Part = Literal["train", "val", "test"]
+_LAYOUT_HINT = "expected images/ and labels/ beside each other, a data set YAML, or a COCO JSON file"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LabeledPicture:
+    """One picture and what is on it.
+
+    Attributes:
+        path: the file. name: unique in its data set, the same on every machine.
+        boxes: float64 (M, 4): cx, cy, w, h as shares of the picture, or, with `in_pixels`, x, y, w, h.
+        class_ids: int64 (M,). crowd: bool (M,): regions that count neither as found nor as missed.
+    """
+
+    path: Path
+    name: str
+    boxes: NDArray[np.float64]
+    class_ids: NDArray[np.int64]
+    crowd: NDArray[np.bool_]
+    in_pixels: bool = False
+
+    def xywh(self, height: int, width: int) -> NDArray[np.float64]:
+        """Return x, y (top left), w, h in pixels of a picture of this size."""
+        import numpy as np
+
+        if self.in_pixels or not len(self.boxes):
+            return self.boxes
+        size = np.array([width, height, width, height], np.float64)
+        scaled = self.boxes * size
+        scaled[:, :2] -= scaled[:, 2:] / 2
+        return scaled
+
+
+@dataclass(frozen=True, slots=True)
+class DataSet:
+    """Pictures in a fixed order, with the names of their classes where the data set tells them."""
+
+    path: Path
+    pictures: tuple[LabeledPicture, ...]
+    labels: tuple[str, ...] = ()
+
+    @property
+    def boxes(self) -> int:
+        return sum(len(p.class_ids) for p in self.pictures)
+
+
+def read(where: str | Path, labels: Sequence[str], part: Part = "val") -> DataSet:
+    """Read a labelled data set for a model of these classes.
+
+    Args:
+        where: a folder in YOLO layout, a YAML description (Ultralytics' form), or a COCO JSON file.
+        labels: the model's class names. part: which part of a YAML description.
+
+    Raises:
+        UsageError: nothing there, no label at all, a label line that is none, or classes the model does not have.
+    """
+    path = Path(where).expanduser()
+    if path.suffix.lower() == ".json" and path.is_file():
+        data = _read_coco(path, labels)
+    else:
+        files, named, names = list_pictures(path, part)
+        _refuse_other_classes(names, labels, path)
+        data = DataSet(path, tuple(_with_yolo_labels(f, n) for f, n in zip(files, named, strict=True)), names)
+    if not data.boxes:
+        raise UsageError(f"no labels for the {len(data.pictures)} pictures of `{where}`", hint=_LAYOUT_HINT)
+    highest = max(int(p.class_ids.max()) for p in data.pictures if len(p.class_ids))
+    if highest >= len(labels):
+        raise UsageError(
+            f"the labels of `{where}` have class {highest}, the model has classes 0 to {len(labels) - 1}",
+            hint="is this the data set the model was trained for?",
+        )
+    return data
+
+
+def list_pictures(where: str | Path, part: Part = "val") -> tuple[list[Path], list[str], tuple[str, ...]]:
+    """List the pictures of a folder or YAML description, sorted, with names that are the same on every machine.
+
+    Returns:
+        Files, their names relative to the data set, and the class names (empty if not told).
+
+    Raises:
+        UsageError: nothing there, not YAML, no such part, or no picture.
+    """
+    path = Path(where).expanduser()
+    if not path.exists():
+        raise UsageError(f"there is no data set `{where}`", hint=_LAYOUT_HINT)
+    if path.is_dir():
+        described = sorted(p for p in path.iterdir() if p.suffix.lower() in (".yaml", ".yml"))
+        if len(described) == 1 and not any(p.suffix.lower() in PICTURES for p in path.iterdir()):
+            return list_pictures(described[0], part)
+        root = path / "images" if (path / "images").is_dir() else path
+        return *_sorted_pictures([root], path), ()
+    if path.suffix.lower() not in (".yaml", ".yml"):
+        raise UsageError(f"`{where}` is no data set", hint=_LAYOUT_HINT)
+    described_as = _read_yaml(path)
+    names = described_as.get("names", ())
+    if isinstance(names, dict):
+        names = [names[key] for key in sorted(names)]
+    base = Path(str(described_as.get("path", "."))).expanduser()
+    base = base if base.is_absolute() else path.parent / base
+    places = described_as.get(part)
+    if not places:
+        raise UsageError(f"`{path}` names no pictures for `{part}`", hint=f"it has {', '.join(map(str, described_as))}")
+    places = [str(p) for p in (places if isinstance(places, list) else [places])]
+    return *_sorted_pictures([base / p for p in places], base), tuple(map(str, names))
+
+
+def _sorted_pictures(places: Iterable[Path], base: Path) -> tuple[list[Path], list[str]]:
+    found: dict[str, Path] = {}
+    for place in places:
+        for file in _pictures_at(place):
+            name = file.relative_to(base).as_posix() if file.is_relative_to(base) else file.name
+            found[name] = file
+    if not found:
+        raise UsageError(f"no picture in `{', '.join(map(str, places))}`", hint=_LAYOUT_HINT)
+    names = sorted(found)
+    return [found[n] for n in names], names
+
+
+def _pictures_at(place: Path) -> Iterator[Path]:
+    if place.is_dir():
+        yield from (p for p in place.rglob("*") if p.suffix.lower() in PICTURES)
+    elif place.suffix.lower() == ".txt" and place.is_file():
+        for line in place.read_text(encoding="utf-8").splitlines():
+            if line.strip():
+                yield Path(line.strip()) if Path(line.strip()).is_absolute() else place.parent / line.strip()
+    elif place.is_file():
+        yield place
+    else:
+        raise UsageError(f"the data set names `{place}`, which does not exist")
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        import yaml
+    except ImportError as err:
+        raise UsageError(
+            "a data set YAML needs PyYAML, which is not installed", hint="`pip install yolotrt-core[eval]`"
+        ) from err
+    try:
+        described = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as err:
+        raise UsageError(f"`{path}` is not YAML: {' '.join(str(err).split())}") from err
+    if not isinstance(described, dict):
+        raise UsageError(f"`{path}` is no data set description", hint="it needs `path`, `train`, `val`, `names`")
+    return described
+
+
+def _with_yolo_labels(picture: Path, name: str) -> LabeledPicture:
+    """Read `labels/.../NAME.txt` for `images/.../NAME.jpg`; a picture without the file has nothing on it."""
+    import numpy as np
+
+    file = _label_file(picture)
+    rows = []
+    if file.is_file():
+        for number, line in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+            if line.strip():
+                rows.append(_label_row(line, f"{file}, line {number}"))
+    table = np.array(rows, np.float64).reshape(-1, 5)
+    return LabeledPicture(picture, name, table[:, 1:], table[:, 0].astype(np.int64), np.zeros(len(table), bool))
+
+
+def _label_file(picture: Path) -> Path:
+    parts = list(picture.parts)
+    for index in range(len(parts) - 2, -1, -1):
+        if parts[index] == "images":
+            beside = Path(*parts[:index], "labels", *parts[index + 1 :]).with_suffix(".txt")
+            if beside.parent.is_dir():
+                return beside
+    return picture.with_suffix(".txt")
+
+
+def _label_row(line: str, where: str) -> list[float]:
+    """Read `class cx cy w h`, or `class x y x y ...`, the outline of a region, as the box around it."""
+    try:
+        row = [float(word) for word in line.split()]
+    except ValueError:
+        row = []
+    if len(row) < 5 or (len(row) > 5 and len(row) % 2 == 0) or row[0] < 0 or row[0] != int(row[0]):
+        raise UsageError(f"{where}: expected `class cx cy w h`, found `{line.strip()[:60]}`")
+    if len(row) > 5:
+        xs, ys = row[1::2], row[2::2]
+        row = [row[0], (min(xs) + max(xs)) / 2, (min(ys) + max(ys)) / 2, max(xs) - min(xs), max(ys) - min(ys)]
+    if not all(-0.01 <= value <= 1.01 for value in row[1:]):
+        raise UsageError(f"{where}: coordinates must be shares of the picture, 0 to 1, found `{line.strip()[:60]}`")
+    return row
+
+
+def _read_coco(path: Path, labels: Sequence[str]) -> DataSet:
+    import numpy as np
+
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        categories = {int(c["id"]): str(c["name"]) for c in data["categories"]}
+        images = sorted(data["images"], key=lambda i: str(i["file_name"]))
+        annotations: dict[Any, list[dict[str, Any]]] = {i["id"]: [] for i in images}
+        for a in data["annotations"]:
+            annotations[a["image_id"]].append(a)
+    except (OSError, ValueError, KeyError, TypeError) as err:
+        raise UsageError(f"`{path}` is no COCO annotation file: {type(err).__name__} {err}") from err
+    index = _class_index(categories, labels, path)
+    root = _image_root(path, [str(i["file_name"]) for i in images[:1]])
+    pictures = []
+    for image in images:
+        found = annotations[image["id"]]
+        boxes = np.array([a["bbox"] for a in found], np.float64).reshape(-1, 4)
+        ids = np.array([index[int(a["category_id"])] for a in found], np.int64)
+        crowd = np.array([bool(a.get("iscrowd", 0)) for a in found], bool)
+        name = str(image["file_name"])
+        pictures.append(LabeledPicture(root / name, name, boxes, ids, crowd, in_pixels=True))
+    return DataSet(path, tuple(pictures), tuple(labels))
+
+
+def _class_index(categories: dict[int, str], labels: Sequence[str], path: Path) -> dict[int, int]:
+    """Map category ids to class ids: by name, or in the order of the ids where there are equally many."""
+    by_name = {name: i for i, name in enumerate(labels)}
+    if all(name in by_name for name in categories.values()):
+        return {key: by_name[name] for key, name in categories.items()}
+    if len(categories) == len(labels):
+        _log.warning("the categories of `%s` are named differently from the model's classes: taken in order", path)
+        return {key: i for i, key in enumerate(sorted(categories))}
+    missing = next(name for name in categories.values() if name not in by_name)
+    raise UsageError(
+        f"`{path}` has {len(categories)} categories, the model {len(labels)} classes, and none is called `{missing}`",
+        hint=nearest(missing, list(labels)),
+    )
+
+
+def _image_root(path: Path, names: Sequence[str]) -> Path:
+    """Find the folder of the pictures: beside the JSON, or where COCO and its followers put them."""
+    part = path.stem.removeprefix("instances_")
+    up = path.parent.parent
+    places = [path.parent, path.parent / "images", up / "images", up / part, up / "images" / part, up]
+    for place in places:
+        if all((place / name).is_file() for name in names):
+            return place
+    raise UsageError(
+        f"the pictures of `{path}` are not where it says: no `{names[0] if names else ''}`",
+        hint="looked in " + ", ".join(f"`{p}`" for p in places),
+    )
+
+
+def _refuse_other_classes(names: Sequence[str], labels: Sequence[str], path: Path) -> None:
+    if names and len(names) != len(labels):
+        raise UsageError(
+            f"`{path}` has {len(names)} classes, the model has {len(labels)}",
+            hint="is this the data set the model was trained for?",
+        )

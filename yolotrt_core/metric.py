@@ -1,0 +1,226 @@
+"""Mean average precision as COCO defines it, by faster-coco-eval, with intervals from resampled pictures."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from yolotrt_core.errors import PluginError
+from yolotrt_core.types import Detections
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+# COCO's 0.50:0.05:0.95; its 300 is ours, as detections are asked for with `max_det` 300.
+MAX_DET = 300
+_FIRST_ID = 1  # 0 would mean "unmatched" inside COCO's evaluation
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Truth:
+    """What is on one picture.
+
+    Attributes:
+        xywh: float64 (M, 4) in pixels. class_ids: int64 (M,). crowd: bool (M,).
+        height, width: of the picture in pixels.
+    """
+
+    xywh: NDArray[np.float64]
+    class_ids: NDArray[np.int64]
+    crowd: NDArray[np.bool_]
+    height: int
+    width: int
+
+
+@dataclass(frozen=True, slots=True)
+class ClassAccuracy:
+    """Average precision of one class; boxes is how many there are of it."""
+
+    class_id: int
+    label: str
+    boxes: int
+    ap50: float
+    ap50_95: float
+
+
+@dataclass(frozen=True, slots=True)
+class Accuracy:
+    """Mean average precision, 0..1, over the classes that occur in the truth."""
+
+    map50: float
+    map50_95: float
+    classes: tuple[ClassAccuracy, ...]
+
+
+class Scored:
+    """Detections of a data set matched with its truth once; asked for figures as often as wanted."""
+
+    def __init__(self, truth: Sequence[Truth], found: Sequence[Detections], labels: Sequence[str]) -> None:
+        """Match.
+
+        Raises:
+            PluginError: faster-coco-eval is not installed.
+        """
+        try:
+            from faster_coco_eval import COCO, COCOeval_faster
+        except ImportError as err:
+            raise PluginError(
+                "mAP needs faster-coco-eval, which is not installed", hint="`pip install yolotrt-core[eval]`"
+            ) from err
+        self._labels = labels
+        self._pictures = len(truth)
+        self._count = [int(sum((t.class_ids[~t.crowd] == c).sum() for t in truth)) for c in range(len(labels))]
+        with contextlib.redirect_stdout(io.StringIO()):
+            expected = COCO(_dataset(truth, labels))
+            evaluation = COCOeval_faster(
+                expected,
+                expected.loadRes(_results(found))
+                if any(len(d) for d in found)
+                else COCO(_dataset_without_boxes(truth, labels)),
+                "bbox",
+                print_function=lambda *_: None,
+                separate_eval=True,
+            )
+            evaluation.params.maxDets = [MAX_DET]
+            evaluation.params.areaRng, evaluation.params.areaRngLbl = [[0, 1e10]], ["all"]
+            evaluation.evaluate()
+        self._evaluation = evaluation
+        self._matched = list(evaluation._evalImgs_cpp)
+
+    def accuracy(self) -> Accuracy:
+        """Return the figures for the data set as it is."""
+        per_class = self._per_class(None)
+        classes = tuple(
+            ClassAccuracy(c, self._labels[c], self._count[c], float(per_class[0, c]), float(per_class[1, c]))
+            for c in range(len(self._labels))
+            if self._count[c]
+        )
+        return Accuracy(*_means(per_class), classes)
+
+    def resampled(self, pictures: NDArray[np.int64]) -> tuple[float, float]:
+        """Return (mAP50, mAP50-95) for a data set made of these pictures, by index, some several times.
+
+        Args:
+            pictures: int64 (number of pictures,).
+        """
+        return _means(self._per_class(pictures))
+
+    def _per_class(self, pictures: NDArray[np.int64] | None) -> NDArray[np.float64]:
+        """Return float64 (2, classes): AP50 and AP50-95; -1 where the class does not occur."""
+        import numpy as np
+
+        matched = self._matched
+        if pictures is not None:
+            # The library keeps one entry for each class and picture, classes outermost.
+            chosen = pictures.tolist()
+            matched = [matched[c * self._pictures + i] for c in range(len(self._labels)) for i in chosen]
+        self._evaluation._evalImgs_cpp = matched
+        self._evaluation.accumulate()
+        precision = np.asarray(self._evaluation.eval["precision"])[:, :, :, 0, 0]  # (IoU, recall, class)
+        occurs = precision[0, 0] > -1
+        table = np.full((2, precision.shape[2]), -1.0)
+        table[0, occurs] = precision[0][:, occurs].mean(0)
+        table[1, occurs] = precision[:, :, occurs].mean((0, 1))
+        return table
+
+
+def _means(per_class: NDArray[np.float64]) -> tuple[float, float]:
+    occurs = per_class[0] > -1
+    if not occurs.any():
+        return 0.0, 0.0
+    means = per_class[:, occurs].mean(1)
+    return float(means[0]), float(means[1])
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A figure with the middle 95% of what resampled pictures give."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Bootstrap:
+    """How many resamples of the pictures, and the seed that makes them the same every time."""
+
+    resamples: int = 200
+    seed: int = 0
+
+    def draw(self, pictures: int) -> NDArray[np.int64]:
+        """Return int64 (resamples, pictures): indices drawn with replacement."""
+        import numpy as np
+
+        return np.random.default_rng(self.seed).integers(0, pictures, (self.resamples, pictures))
+
+
+def intervals(scored: Scored, pictures: int, bootstrap: Bootstrap) -> tuple[Interval, Interval]:
+    """Return mAP50 and mAP50-95 with their intervals."""
+    accuracy = scored.accuracy()
+    drawn = _resample(scored, pictures, bootstrap)
+    return _interval(accuracy.map50, drawn[:, 0]), _interval(accuracy.map50_95, drawn[:, 1])
+
+
+def differences(first: Scored, second: Scored, pictures: int, bootstrap: Bootstrap) -> tuple[Interval, Interval]:
+    """Return second minus first in mAP50 and mAP50-95, with intervals from the same resamples for both."""
+    one, other = first.accuracy(), second.accuracy()
+    drawn = _resample(second, pictures, bootstrap) - _resample(first, pictures, bootstrap)
+    return (
+        _interval(other.map50 - one.map50, drawn[:, 0]),
+        _interval(other.map50_95 - one.map50_95, drawn[:, 1]),
+    )
+
+
+def _resample(scored: Scored, pictures: int, bootstrap: Bootstrap) -> NDArray[np.float64]:
+    import numpy as np
+
+    return np.array([scored.resampled(drawn) for drawn in bootstrap.draw(pictures)]).reshape(-1, 2)
+
+
+def _interval(value: float, drawn: NDArray[np.float64]) -> Interval:
+    import numpy as np
+
+    if not len(drawn):
+        return Interval(value, value, value)
+    low, high = np.percentile(drawn, (2.5, 97.5))
+    return Interval(value, float(low), float(high))
+
+
+def _dataset(truth: Sequence[Truth], labels: Sequence[str]) -> dict[str, Any]:
+    annotations: list[dict[str, Any]] = []
+    for index, t in enumerate(truth):
+        for box, class_id, crowd in zip(t.xywh.tolist(), t.class_ids.tolist(), t.crowd.tolist(), strict=True):
+            annotations.append(
+                {
+                    "id": _FIRST_ID + len(annotations),
+                    "image_id": _FIRST_ID + index,
+                    "category_id": class_id,
+                    "bbox": box,
+                    "area": box[2] * box[3],
+                    "iscrowd": int(crowd),
+                }
+            )
+    return {**_dataset_without_boxes(truth, labels), "annotations": annotations}
+
+
+def _dataset_without_boxes(truth: Sequence[Truth], labels: Sequence[str]) -> dict[str, Any]:
+    return {
+        "images": [{"id": _FIRST_ID + i, "height": t.height, "width": t.width} for i, t in enumerate(truth)],
+        "categories": [{"id": i, "name": name} for i, name in enumerate(labels)],
+        "annotations": [],
+    }
+
+
+def _results(found: Sequence[Detections]) -> list[dict[str, Any]]:
+    results = []
+    for index, d in enumerate(found):
+        xywh = d.boxes.astype(float)
+        xywh[:, 2:] -= xywh[:, :2]
+        for box, score, class_id in zip(xywh.tolist(), d.scores.tolist(), d.class_ids.tolist(), strict=True):
+            results.append({"image_id": _FIRST_ID + index, "category_id": class_id, "bbox": box, "score": score})
+    return results

@@ -1,0 +1,124 @@
+"""What each kind of step does in its folder: hands a stage its inputs, keeps what it made, reports facts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from yolotrt_core import parity
+from yolotrt_core.calibration import Batches
+from yolotrt_core.errors import StageError, UsageError
+from yolotrt_core.ranges import with_origin
+from yolotrt_core.sources import sha256_of
+from yolotrt_core.stages import ONNX_FILE, RANGES_FILE
+from yolotrt_core.types import BuildRequest, Calibration, EngineSpec, Json, ModelSpec, OnnxModel, from_json, to_json
+
+if TYPE_CHECKING:
+    from yolotrt_core.pipeline import Plan, Step
+    from yolotrt_core.store.store import Store
+
+SPEC_FILE = "spec.json"
+ENGINE_SPEC_FILE = "engine.json"
+# The builder whose sessions check an export; whatever it opens is plain ONNX.
+PARITY_BUILDER = "onnxruntime"
+
+Work = Callable[["Plan", "Step", Path, Path, "Store"], Mapping[str, Json]]
+
+
+def _export(steps: Plan, step: Step, given: Path, out: Path, store: Store) -> Mapping[str, Json]:
+    spec = step.stage.export(steps.source, step.request, step.options, out)
+    if sha256_of(steps.source.path) != steps.source.sha256:
+        raise StageError(f"`{steps.source.path}` changed while it was being exported", hint="build again")
+    _write(out / SPEC_FILE, spec)
+    return {"source": steps.source.name}
+
+
+def _pass(steps: Plan, step: Step, given: Path, out: Path, store: Store) -> Mapping[str, Json]:
+    spec, facts = step.stage.apply(_model(step, given, store), _calibration(given), step.request, step.options, out)
+    _write(out / SPEC_FILE, spec)
+    return dict(facts)
+
+
+def _calibrate(steps: Plan, step: Step, given: Path, out: Path, store: Store) -> Mapping[str, Json]:
+    size = (step.request.height, step.request.width)
+    batches = Batches(steps.pictures, size) if steps.pictures else None
+    stream: Iterator[Any] = iter(batches) if batches else iter(())
+    method = step.stage.calibrate(_model(step, given, store), stream, step.request, step.options, out)
+    ranges = out / RANGES_FILE
+    if not ranges.is_file():
+        raise StageError(f"calibrator `{step.identity.name}` wrote no `{RANGES_FILE}`")
+    if batches is None:
+        return {"method": method}
+    with_origin(
+        ranges,
+        images={"count": batches.seen, "sha256": batches.chosen.sha256, "seed": batches.chosen.seed},
+        preprocessing={"height": size[0], "width": size[1], "letterbox": "grey 114, bilinear, RGB 0..1"},
+        tools=step.tools,
+    )
+    return {"method": method, **batches.facts()}
+
+
+def _parity(steps: Plan, step: Step, given: Path, out: Path, store: Store) -> Mapping[str, Json]:
+    model = _model(step, given, store)
+    spec = EngineSpec(model=model.spec, precision="fp32", builder=PARITY_BUILDER, tools=step.tools)
+    with step.stage.open(model.path, spec, step.stage.Options(), store.side_cache()) as session:
+        facts = parity.check(session, given / "reference", step.options)
+    (out / "parity.json").write_text(json.dumps(facts, indent=1) + "\n")
+    return facts
+
+
+def _build(steps: Plan, step: Step, given: Path, out: Path, store: Store) -> Mapping[str, Json]:
+    model = _model(step, given, store)
+    _refuse_sizes(step.request, max(model.spec.strides, default=1))
+    spec = step.stage.build(model, _calibration(given), step.request, step.options, out, store.side_cache())
+    engine = out / step.stage.engine_file
+    if not engine.is_file():
+        raise StageError(f"builder `{step.identity.name}` wrote no `{engine.name}`")
+    spec = replace(spec, onnx_sha256=model.sha256, engine_sha256=sha256_of(engine))
+    _write(out / ENGINE_SPEC_FILE, spec)
+    facts = out / "facts.json"
+    told = json.loads(facts.read_text()) if facts.is_file() else {}
+    facts.unlink(missing_ok=True)
+    return {"size": engine.stat().st_size, **told}
+
+
+def _refuse_sizes(request: BuildRequest, step: int) -> None:
+    """Check the profiles against the model's largest stride, which is known only after the export."""
+    for shape in (s for p in request.profiles for s in (p.min, p.opt, p.max)):
+        for side in shape[1:]:
+            if side % step:
+                raise UsageError(
+                    f"this model's height and width must be multiples of {step} pixels, a profile has {side}",
+                    hint=f"the nearest is {max(step, round(side / step) * step)}",
+                )
+
+
+def _model(step: Step, given: Path, store: Store) -> OnnxModel:
+    # Stages see the name that tools expect, whatever the input is called in the key.
+    path = (given / "onnx").rename(given / ONNX_FILE)
+    spec = from_json(ModelSpec, json.loads((given / "spec").read_text()))
+    return OnnxModel(path, sha256_of(path), spec)
+
+
+def _calibration(given: Path) -> Calibration | None:
+    path = given / "ranges"
+    if not path.is_file():
+        return None
+    path = path.rename(given / RANGES_FILE)
+    return Calibration(path, sha256_of(path), str(json.loads(path.read_text())["method"]))
+
+
+def _write(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(to_json(value), indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+WORK: Mapping[str, Work] = {
+    "exporter": _export,
+    "pass": _pass,
+    "calibrator": _calibrate,
+    "parity": _parity,
+    "builder": _build,
+}
