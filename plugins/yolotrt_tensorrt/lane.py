@@ -22,6 +22,7 @@ from yolotrt_tensorrt.programs import Kernel
 from yolotrt_tensorrt.staging import CopyThreads, Uploads
 
 if TYPE_CHECKING:
+    import tensorrt
     from numpy.typing import NDArray
 
 _log = logging.getLogger(__name__)
@@ -58,6 +59,7 @@ class Lane:
     def __init__(self, gpu: Gpu, plan: Plan, letterbox: Kernel, copy_threads: CopyThreads, *, use_graph: bool) -> None:
         self._gpu, self._plan, self._letterbox = gpu, plan, letterbox
         self._stream: Any = gpu.cuda.Stream()
+        self._context: tensorrt.IExecutionContext
         self._context, self.graph = self._new_context(use_graph)
         self._shape: Shape | None = None
         self._input = DeviceMemory(gpu)
@@ -70,7 +72,7 @@ class Lane:
         self._recorded: dict[str, _Recorded] = {}
         self._running: tuple[Decoding, Inputs] | None = None
 
-    def _new_context(self, use_graph: bool) -> tuple[Any, str]:
+    def _new_context(self, use_graph: bool) -> tuple[tensorrt.IExecutionContext, str]:
         """Prefer our own capture, which takes in the kernels around the engine too."""
         plan = self._plan
         if use_graph and graphs.available():

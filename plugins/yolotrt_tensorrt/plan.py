@@ -7,13 +7,16 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from yolotrt_core.errors import StageError, UsageError
 from yolotrt_core.stages import SideCache
 from yolotrt_core.types import EngineSpec
 from yolotrt_tensorrt.gpu import Gpu
 from yolotrt_tensorrt.library import Library, Messages, check_plan
+
+if TYPE_CHECKING:
+    import tensorrt
 
 _log = logging.getLogger(__name__)
 
@@ -48,9 +51,9 @@ class Plan:
         except OSError as err:
             raise UsageError(f"cannot read the engine `{path}`: {(err.strerror or str(err)).lower()}") from err
         with library.collecting() as messages:
-            self._runtime: Any = trt.Runtime(library.logger)
+            self._runtime: tensorrt.Runtime = trt.Runtime(library.logger)
             check_plan(library, self._runtime, data)
-            self.engine: Any = self._runtime.deserialize_cuda_engine(data)
+            self.engine: tensorrt.ICudaEngine = self._runtime.deserialize_cuda_engine(data)
         if self.engine is None:
             raise library.failure(f"load `{path.name}` on {gpu.name}", messages, "build it again on this machine")
         tensors = [self._tensor(self.engine.get_tensor_name(i)) for i in range(self.engine.num_io_tensors)]
@@ -63,7 +66,7 @@ class Plan:
         self.outputs = {t.name: t for t in tensors if modes[t.name] == trt.TensorIOMode.OUTPUT}
         self.profiles = self._profiles()
         self.context_bytes = int(getattr(self.engine, "device_memory_size_v2", 0))
-        self._cache: Any = None
+        self._cache: tensorrt.IRuntimeCache = None
         self._cache_sha256 = ""
         self._cache_material: Mapping[str, str] = {
             "gpu": gpu.name,
@@ -109,7 +112,7 @@ class Plan:
         ranges = sorted({f"{low}" if low == high else f"{low} to {high}" for low, _, high in self.profiles})
         raise UsageError(f"the engine takes images of {' or '.join(ranges)}, found {shape}")
 
-    def new_context(self, *, own_graph: bool) -> Any:
+    def new_context(self, *, own_graph: bool) -> tensorrt.IExecutionContext:
         """Make an execution context.
 
         Args:
@@ -129,7 +132,7 @@ class Plan:
             return MemoryError(messages.last_error())
         return self._library.failure(doing, messages)
 
-    def _make_context(self, *, own_graph: bool) -> Any:
+    def _make_context(self, *, own_graph: bool) -> tensorrt.IExecutionContext:
         if not hasattr(self.engine, "create_runtime_config"):
             return self.engine.create_execution_context()
         trt = self._library.trt
@@ -140,7 +143,7 @@ class Plan:
         if hasattr(config, "dynamic_shapes_kernel_specialization_strategy"):
             # Lazy ones arrive in the background: times drift, and a recorded graph would keep the slow kernels.
             config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
-        if hasattr(config, "create_runtime_cache"):
+        if self._library.has("IRuntimeConfig.create_runtime_cache", "IRuntimeConfig.set_runtime_cache"):
             if self._cache is None:
                 self._cache = config.create_runtime_cache()
                 kept = self._side_cache.load(_RUNTIME_CACHE, self._cache_material)
@@ -159,7 +162,7 @@ class Plan:
             self._side_cache.save(_RUNTIME_CACHE, self._cache_material, data)
             self._cache_sha256 = digest
 
-    def execute(self, context: Any, stream: int) -> None:
+    def execute(self, context: tensorrt.IExecutionContext, stream: int) -> None:
         """Put one inference on a stream.
 
         Raises:
@@ -172,7 +175,7 @@ class Plan:
                 return
         raise self._failure("run the engine", messages)
 
-    def set_shape(self, context: Any, profile: int, shape: tuple[int, ...], stream: int) -> None:
+    def set_shape(self, context: tensorrt.IExecutionContext, profile: int, shape: tuple[int, ...], stream: int) -> None:
         """Choose profile and input shape; output shapes are known afterwards.
 
         Raises:
@@ -185,7 +188,7 @@ class Plan:
             if not (done and context.set_input_shape(self.image.name, shape)) or context.infer_shapes():
                 raise self._library.failure(f"run with images of {shape}", messages)
 
-    def set_address(self, context: Any, name: str, address: int) -> None:
+    def set_address(self, context: tensorrt.IExecutionContext, name: str, address: int) -> None:
         """Say where a tensor lies on the device."""
         if not context.set_tensor_address(name, address):
             raise StageError(f"{self._library} refuses the address of tensor `{name}`")

@@ -22,6 +22,8 @@ def lay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lay]:
     """Return `lay(module, version, ...)`: put a TensorRT into an otherwise empty import path."""
     hidden = [p for p in sys.path if not (Path(p) / "tensorrt_rtx_bindings").is_dir()]
     monkeypatch.setattr(sys, "path", [str(tmp_path), *hidden])
+    for name in [n for n in sys.modules if n.split(".")[0].startswith("tensorrt")]:
+        monkeypatch.delitem(sys.modules, name)  # imported by a test before: looked up before the path is
     monkeypatch.setattr(driver, "present", lambda: False)
     # The loader's own folders may hold a real TensorRT.
     monkeypatch.setattr(installed, "_LIBRARY_FOLDERS", ())

@@ -50,14 +50,16 @@ class Use:
 
 @dataclass
 class Declared:
-    """What our own code says of types: attribute and function names to TensorRT classes.
+    """What our own code says of types: attributes and functions to TensorRT classes.
 
     Attributes:
+        attributes: of each class of ours, named `file:Class`. public: of any class, by attribute name alone.
         own_names: what our classes and functions are called.
         owners: member to the classes that have it in any release; kinds: property to its class.
     """
 
-    attributes: dict[str, str] = field(default_factory=dict)
+    attributes: dict[str, dict[str, str]] = field(default_factory=dict)
+    public: dict[str, str] = field(default_factory=dict)
     functions: dict[str, str] = field(default_factory=dict)
     own_names: set[str] = field(default_factory=set)
     owners: dict[str, set[str]] = field(default_factory=dict)
@@ -73,23 +75,33 @@ def declared(sources: Iterable[tuple[str, str]], apis: Iterable[Api]) -> Declare
                 found.owners.setdefault(member, set()).add(name)
                 if told["kind"] == "property" and told["type"] in api["classes"]:
                     found.kinds[f"{name}.{member}"] = told["type"]
-    for _, text in sources:
-        for node in ast.walk(ast.parse(text)):
-            if isinstance(node, ast.AnnAssign):
-                name = _annotated(node.annotation)
-                target = node.target
-                label = target.attr if isinstance(target, ast.Attribute) else getattr(target, "id", "")
-                found.own_names.add(label)
-                if name:
-                    found.attributes[label] = name
-            elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+    for source, text in sources:
+        tree = ast.parse(text)
+        for cls in (node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)):
+            own: dict[str, str] = {}
+            for label, name in map(_labelled, ast.walk(cls)):
+                if label:
+                    own[label] = own.get(label) or name
+            found.own_names |= own.keys()
+            found.attributes[f"{source}:{cls.name}"] = {label: name for label, name in own.items() if name}
+            found.public |= {label: name for label, name in own.items() if name and label[0] != "_"}
+        for node in ast.walk(tree):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
                 found.own_names.add(node.name)
                 name = _annotated(node.returns)
                 if name:
                     found.functions[node.name] = name
-            elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and _is_self(node.value):
-                found.own_names.add(node.attr)
     return found
+
+
+def _labelled(node: ast.AST) -> tuple[str, str]:
+    """Return the attribute that a statement in a class makes, and the TensorRT class it is annotated with."""
+    if isinstance(node, ast.AnnAssign):
+        label = node.target.attr if isinstance(node.target, ast.Attribute) else getattr(node.target, "id", "")
+        return label, _annotated(node.annotation)
+    if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and _is_self(node.value):
+        return node.attr, ""
+    return "", ""
 
 
 def uses(name: str, text: str, api: Api, known: Declared) -> tuple[list[Use], list[str]]:
@@ -175,6 +187,7 @@ class _Reader(ast.NodeVisitor):
         self._scopes: list[dict[str, Type]] = [{}]
         self._optional: list[set[str]] = [set()]
         self._self: list[Type | None] = [None]
+        self._class = [""]
 
     # Scopes
 
@@ -205,9 +218,11 @@ class _Reader(ast.NodeVisitor):
                 if isinstance(method, ast.FunctionDef) and not method.name.startswith("_"):
                     self._add(method, f"{base.name}.{method.name}", overrides=len(method.args.args))
         self._self.append(Type("instance", base.name) if base else None)
+        self._class.append(f"{self._name}:{node.name}")
         for statement in node.body:
             self.visit(statement)
         self._self.pop()
+        self._class.pop()
 
     # Statements that give names a type
 
@@ -307,8 +322,9 @@ class _Reader(ast.NodeVisitor):
         if node.attr in _MODULE_NAMES:
             return Type("module")
         if owner is None or (owner.kind == "instance" and not self._is_member(owner, node.attr)):
-            if node.attr in self._known.attributes:
-                return Type("instance", self._known.attributes[node.attr])
+            own = self._known.attributes.get(self._class[-1], {}) if _is_self(node.value) else self._known.public
+            if node.attr in own:
+                return Type("instance", own[node.attr])
             if owner is None:
                 self.untyped.append(f"{self._name}:{node.lineno}: .{node.attr}")
             return None
@@ -373,6 +389,9 @@ class _Reader(ast.NodeVisitor):
     def _add(self, node: ast.AST, dotted: str, **more: Any) -> None:
         asked = set().union(*self._optional)
         optional = any(f"{name}.".startswith(f"{dotted}.") or dotted.startswith(f"{name}.") for name in asked)
+        # A release that lacks a class has no objects of it: the name of the class itself was checked where it came in.
+        owner = dotted.rpartition(".")[0]
+        optional = optional or (bool(owner) and lookup(self._api, owner) is None)
         self.uses.append(Use(f"{self._name}:{getattr(node, 'lineno', 0)}", dotted, optional=optional, **more))
 
     def _asked(self, function: ast.FunctionDef) -> set[str]:
