@@ -1,0 +1,84 @@
+"""How long something takes: percentiles of repeated calls, several candidates shuffled in one run."""
+
+from __future__ import annotations
+
+import gc
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Wall-clock times of one thing, in milliseconds.
+
+    Attributes:
+        p50_ms, p90_ms, p99_ms: percentiles (nearest rank). best_ms, mean_ms: as named. repeats: how many calls.
+    """
+
+    p50_ms: float
+    p90_ms: float
+    p99_ms: float
+    best_ms: float
+    mean_ms: float
+    repeats: int
+
+    def per_second(self, units: int) -> float:
+        """Return how many units a second pass, each call doing `units` of them, at the median."""
+        return units * 1000.0 / self.p50_ms
+
+
+def timing(samples_ms: Sequence[float]) -> Timing:
+    """Summarise samples.
+
+    Raises:
+        ValueError: there are none.
+    """
+    if not samples_ms:
+        raise ValueError("no samples")
+    ordered = sorted(samples_ms)
+
+    def percentile(percent: int) -> float:
+        return ordered[max(0, -(-percent * len(ordered) // 100) - 1)]
+
+    mean = sum(ordered) / len(ordered)
+    return Timing(percentile(50), percentile(90), percentile(99), ordered[0], mean, len(ordered))
+
+
+def measure(call: Callable[[], object], *, repeats: int, warmup: int = 10) -> Timing:
+    """Time one call after another, without the garbage collector in between.
+
+    Args:
+        call: does the work and waits for it to be done.
+    """
+    return measure_interleaved({"": call}, repeats=repeats, warmup=warmup)[""]
+
+
+def measure_interleaved(
+    calls: Mapping[str, Callable[[], object]], *, repeats: int, warmup: int = 10, seed: int = 0
+) -> dict[str, Timing]:
+    """Time several things in turn, the order of each round shuffled, so that drift hits all alike.
+
+    Args:
+        calls: name to what does the work and waits for it. repeats: rounds, one call of each.
+    """
+    samples: dict[str, list[float]] = {name: [] for name in calls}
+    for call in calls.values():
+        for _ in range(warmup):
+            call()
+    order = list(calls)
+    shuffler = random.Random(seed)
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        for _ in range(repeats):
+            shuffler.shuffle(order)
+            for name in order:
+                begin = time.perf_counter_ns()
+                calls[name]()
+                samples[name].append((time.perf_counter_ns() - begin) / 1e6)
+    finally:
+        if collecting:
+            gc.enable()
+    return {name: timing(times) for name, times in samples.items()}
