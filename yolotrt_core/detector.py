@@ -6,7 +6,7 @@ import dataclasses
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -16,7 +16,7 @@ from yolotrt_core.errors import UsageError
 from yolotrt_core.letterbox import preprocess
 from yolotrt_core.pipeline import GivenOptions
 from yolotrt_core.registry import Registered, Registry, refuse_unavailable
-from yolotrt_core.stages import Session
+from yolotrt_core.stages import DetectingSession, DeviceDecoding, DeviceProgram, Session
 from yolotrt_core.store.store import Store
 from yolotrt_core.types import Detections, EngineSpec, Selection
 
@@ -28,11 +28,12 @@ if TYPE_CHECKING:
 class Detector:
     """Runs one engine on pictures; a context manager.
 
-    One thread at a time may call `detect`.
+    Where the session can take host frames to boxes on its own (a GPU), it does, and any number of
+    threads may share the detector. Elsewhere one thread at a time may call it.
 
     Attributes:
         spec: the engine's spec. labels: class names by class id.
-        seconds: time spent so far by step: `preprocess`, `infer`, `postprocess`.
+        seconds: time spent so far by step: `preprocess`, `infer`, `postprocess`; or `detect`.
         frames: pictures seen so far.
     """
 
@@ -45,6 +46,10 @@ class Detector:
         self._postprocessor = postprocessor
         self._options = options
         self._batch, self._size = _limits(self.spec)
+        stage = postprocessor.stage
+        self._device: tuple[DetectingSession, DeviceProgram] | None = None
+        if isinstance(session, DetectingSession) and isinstance(stage, DeviceDecoding):
+            self._device = (session, stage.device_program(self.spec.model))
 
     @classmethod
     def open(
@@ -118,13 +123,58 @@ class Detector:
         Raises:
             UsageError: a frame of another dtype or shape, or a class id the model does not have.
         """
-        beyond = [c for c in selection.classes if not 0 <= c < len(self.labels)]
-        if beyond:
-            raise UsageError(f"class {beyond[0]} does not exist: the model has classes 0 to {len(self.labels) - 1}")
-        found: list[Detections] = []
+        self._refuse_classes(selection)
+        if self._device is not None:
+            session, program = self._device
+            began = time.perf_counter()
+            found: list[Detections] = session.detect(frames, program, selection)
+            self.seconds["detect"] += time.perf_counter() - began
+            self.frames += len(frames)
+            return found
+        found = []
         for first in range(0, len(frames), self._batch):
             found += self._detect_batch(frames[first : first + self._batch], selection)
         return found
+
+    def stream(self, frames: Iterable[NDArray[np.uint8]], selection: Selection = Selection()) -> Iterator[Detections]:
+        """Find objects on frames that keep coming, in their order.
+
+        On a GPU several batches are in flight while `frames` is asked for more; an exception of
+        `frames` reaches the caller after the results of the frames before it.
+
+        Args:
+            frames: as for `detect`; consumed one by one, a batch in memory at a time.
+
+        Raises:
+            UsageError: as for `detect`.
+        """
+        self._refuse_classes(selection)
+        if self._device is not None:
+            session, program = self._device
+            for found in session.stream(frames, program, selection):
+                self.frames += 1
+                yield found
+            return
+        for batch in _batches(frames, self._batch):
+            yield from self._detect_batch(batch, selection)
+
+    def pinned_frames(self, count: int, shape: tuple[int, ...]) -> list[NDArray[np.uint8]]:
+        """Return frame buffers for a decoder or camera to fill in place; those that upload fastest here.
+
+        Args:
+            shape: (H, W, 3) for BGR, (H * 3 / 2, W) for NV12 where the session takes it.
+        """
+        import numpy as np
+
+        if self._device is not None:
+            buffers: list[NDArray[np.uint8]] = self._device[0].pinned_frames(count, shape)
+            return buffers
+        return [np.empty(shape, np.uint8) for _ in range(count)]
+
+    def _refuse_classes(self, selection: Selection) -> None:
+        beyond = [c for c in selection.classes if not 0 <= c < len(self.labels)]
+        if beyond:
+            raise UsageError(f"class {beyond[0]} does not exist: the model has classes 0 to {len(self.labels) - 1}")
 
     def _detect_batch(self, frames: Sequence[NDArray[np.uint8]], selection: Selection) -> list[Detections]:
         import numpy as np
@@ -157,6 +207,25 @@ class Detector:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _batches(frames: Iterable[NDArray[np.uint8]], size: int) -> Iterator[list[NDArray[np.uint8]]]:
+    """Group frames; those before an exception come out before it is raised."""
+    source = iter(frames)
+    while True:
+        batch: list[NDArray[np.uint8]] = []
+        try:
+            while len(batch) < size:
+                batch.append(next(source))
+        except StopIteration:
+            if batch:
+                yield batch
+            return
+        except BaseException:
+            if batch:
+                yield batch
+            raise
+        yield batch
 
 
 def _limits(spec: EngineSpec) -> tuple[int, tuple[int, int]]:
