@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 from collections import Counter
@@ -15,7 +16,7 @@ from yolotrt_core.interrupt import Interrupt, interruptible
 from yolotrt_core.progress import Bar, progress
 from yolotrt_core.stages import SideCache
 from yolotrt_core.types import BuildRequest, EngineSpec, Json, ModelSpec, OnnxModel, TensorSpec
-from yolotrt_tensorrt import TensorRTBuilder, installed, layers, targets
+from yolotrt_tensorrt import TensorRTBuilder, driver, installed, layers, targets
 from yolotrt_tensorrt.library import Library, Messages, load
 from yolotrt_tensorrt.profiles import add_profiles
 
@@ -64,7 +65,9 @@ def build(
     library = load(options.module)
     tools = installed.fingerprint(options)
     trt = library.trt
-    with library.collecting() as messages, interruptible() as interrupt, progress("TensorRT", total=1.0) as bar:
+    # What is bound to a GPU is built on it, whatever device the caller's other libraries have made current.
+    device = driver.current(options.device) if "gpu" in tools else contextlib.nullcontext()
+    with device, library.collecting() as messages, interruptible() as interrupt, progress("TensorRT", 1.0) as bar:
         try:
             builder = trt.Builder(library.logger)
         except TypeError as err:  # pybind11's word for a factory that answered null
@@ -85,6 +88,7 @@ def build(
             if interrupt.requested:
                 raise KeyboardInterrupt
             raise library.failure("build the engine", messages, _hint(messages, options))
+        bar.update(completed=1.0)
         (out / TensorRTBuilder.engine_file).write_bytes(plan)
         if cache is not None:
             side_cache.save(TIMING_CACHE, tools, bytes(config.get_timing_cache().serialize()))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import functools
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,6 +57,41 @@ def gpu(device: int) -> Gpu:
     Raises:
         StageError: no driver, or no such device.
     """
+    cuda = _cuda()
+    count = ctypes.c_int()
+    _check(cuda.cuDeviceGetCount(ctypes.byref(count)))
+    if device >= count.value:
+        raise StageError(f"there is no CUDA device {device}, found {count.value} of them")
+    handle, major, minor = _handle(cuda, device), ctypes.c_int(), ctypes.c_int()
+    name = ctypes.create_string_buffer(256)
+    _check(cuda.cuDeviceGetName(name, len(name), handle))
+    _check(cuda.cuDeviceGetAttribute(ctypes.byref(major), _CAPABILITY_MAJOR, handle))
+    _check(cuda.cuDeviceGetAttribute(ctypes.byref(minor), _CAPABILITY_MINOR, handle))
+    return Gpu(name.value.decode(errors="replace"), f"{major.value}.{minor.value}")
+
+
+@contextmanager
+def current(device: int) -> Iterator[None]:
+    """Make a device the one that libraries use in this thread, by its primary context.
+
+    Raises:
+        StageError: no driver, no such device, or no room on it for a context.
+    """
+    cuda = _cuda()
+    handle, context = _handle(cuda, device), ctypes.c_void_p()
+    _check(cuda.cuDevicePrimaryCtxRetain(ctypes.byref(context), handle))
+    try:
+        _check(cuda.cuCtxPushCurrent_v2(context))
+        try:
+            yield
+        finally:
+            cuda.cuCtxPopCurrent_v2(ctypes.byref(context))
+    finally:
+        cuda.cuDevicePrimaryCtxRelease_v2(handle)
+
+
+@functools.cache
+def _cuda() -> ctypes.CDLL:
     try:
         cuda = ctypes.CDLL("libcuda.so.1")
     except OSError as err:
@@ -62,18 +99,16 @@ def gpu(device: int) -> Gpu:
             "this needs an NVIDIA GPU, and no driver was found (`libcuda.so.1`)",
             hint="on a machine without a GPU, build with `tensorrt_rtx`: pip install tensorrt-rtx-cu13",
         ) from err
-    code = cuda.cuInit(0)
-    count = ctypes.c_int()
-    if code == 0:
-        code = cuda.cuDeviceGetCount(ctypes.byref(count))
+    _check(cuda.cuInit(0))
+    return cuda
+
+
+def _handle(cuda: ctypes.CDLL, device: int) -> ctypes.c_int:
+    handle = ctypes.c_int()
+    _check(cuda.cuDeviceGet(ctypes.byref(handle), device))
+    return handle
+
+
+def _check(code: int) -> None:
     if code:
         raise StageError(f"the NVIDIA driver reports CUDA error {code}", hint="look at `nvidia-smi`")
-    if device >= count.value:
-        raise StageError(f"there is no CUDA device {device}, found {count.value} of them")
-    handle, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
-    name = ctypes.create_string_buffer(256)
-    cuda.cuDeviceGet(ctypes.byref(handle), device)
-    cuda.cuDeviceGetName(name, len(name), handle)
-    cuda.cuDeviceGetAttribute(ctypes.byref(major), _CAPABILITY_MAJOR, handle)
-    cuda.cuDeviceGetAttribute(ctypes.byref(minor), _CAPABILITY_MINOR, handle)
-    return Gpu(name.value.decode(errors="replace"), f"{major.value}.{minor.value}")

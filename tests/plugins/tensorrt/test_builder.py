@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from trt_build import build, described, request
 
 from yolotrt_core.errors import StageError, UsageError
 from yolotrt_core.types import OnnxModel, ShapeRange
-from yolotrt_tensorrt import TensorRTBuilder, TensorRTOptions
+from yolotrt_tensorrt import TensorRTBuilder, TensorRTOptions, builder
 from yolotrt_tensorrt.library import RTX_MAGIC, load
 
 pytestmark = pytest.mark.usefixtures("installed_rtx")
@@ -229,6 +230,30 @@ def test_timings_are_kept_and_given_back_where_the_library_has_them(
     off = TensorRTOptions(timing_cache="off")
     TensorRTBuilder().build(convolution(), None, request(), off, tmp_path, side_cache)
     assert len(given) == 2
+
+
+def test_progress_rises_to_the_end(convolution: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[float] = []
+    texts: list[str] = []
+
+    class Recorder:
+        def update(
+            self, *, completed: float | None = None, total: float | None = None, text: str | None = None
+        ) -> None:
+            done.extend([] if completed is None else [completed])
+            texts.extend([] if text is None else [text])
+
+    @contextlib.contextmanager
+    def recording(text: str, total: float | None = None) -> Iterator[Recorder]:
+        yield Recorder()
+
+    monkeypatch.setattr(builder, "progress", recording)
+    build(convolution(), request(), tmp_path)
+    assert done == sorted(done)
+    assert done[0] < 0.1
+    assert done[-1] == 1.0
+    assert len(set(done)) > 10
+    assert "TensorRT: Building engine" in texts
 
 
 def test_the_librarys_log_reaches_pythons(convolution: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
