@@ -1,0 +1,44 @@
+"""Engines for the GPU tests: found ready in YOLOTRT_GPU_ENGINES (a folder per variant), else built."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from yolotrt_core.engine import build, read_engine_spec
+from yolotrt_core.types import EngineSpec
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "plugins" / "tensorrt"))  # brute_force.py
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "fp32-b1": {"precision": "fp32", "flags": {"tensorrt": {"tf32": "off"}}},
+    "fp16-b1": {"precision": "fp16"},
+    "fp16-b8": {"precision": "fp16", "batch": 8},
+    "fp16-b8-dyn": {"precision": "fp16", "batch": 8, "dynamic": True},
+    "fp16-b32": {"precision": "fp16", "batch": 32},
+}
+
+
+@pytest.fixture(scope="session")
+def engine(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, EngineSpec]]:
+    """YOLOv5n as an engine of one of `VARIANTS`: its path and spec."""
+    ready = os.environ.get("YOLOTRT_GPU_ENGINES")
+    built = tmp_path_factory.mktemp("engines")
+
+    @functools.cache
+    def find(variant: str) -> tuple[Path, EngineSpec]:
+        if ready:
+            (path,) = (Path(ready) / variant).glob("*.engine")
+        else:
+            settings = {"builder": "tensorrt", **VARIANTS[variant]}
+            weights = data / "weights" / "yolov5n.pt"
+            path = build(weights, out=built / variant, store=built / "store", **settings).path
+        return path, read_engine_spec(path)
+
+    return find

@@ -1,0 +1,245 @@
+"""Engines on a GPU, from host frames to boxes: against the CPU's decoding and upstream's answers."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from brute_force import Result, reference
+
+from yolotrt_core.errors import StageError, UsageError
+from yolotrt_core.letterbox import preprocess
+from yolotrt_core.types import Detections, EngineSpec, Selection
+from yolotrt_tensorrt import TensorRTOptions
+from yolotrt_tensorrt.runner import EngineSession, open_session
+from yolotrt_yolov5.device import device_program
+
+pytestmark = pytest.mark.gpu
+
+Engine = Callable[[str], tuple[Path, EngineSpec]]
+SINGLE = Selection(conf=0.25, iou=0.45, max_det=1000)
+MULTI = Selection(conf=0.001, iou=0.6, multi_label=True, max_det=300)
+
+
+class MemoryCache:
+    """A side cache in memory that says what was asked of it."""
+
+    def __init__(self) -> None:
+        self.held: dict[tuple[str, str], bytes] = {}
+        self.found = 0
+
+    def load(self, name: str, material: Any) -> bytes | None:
+        kept = self.held.get((name, repr(sorted(material.items()))))
+        self.found += kept is not None
+        return kept
+
+    def save(self, name: str, material: Any, data: bytes) -> None:
+        self.held[name, repr(sorted(material.items()))] = data
+
+
+CACHE = MemoryCache()
+
+
+@contextmanager
+def opened(engine: Engine, variant: str, **options: Any) -> Iterator[EngineSession]:
+    path, spec = engine(variant)
+    with open_session(path, spec, TensorRTOptions(**options), CACHE) as session:
+        yield session
+
+
+@pytest.fixture(scope="module")
+def frames(data: Path) -> list[np.ndarray]:
+    return [cv2.imread(str(f)) for f in sorted((data / "coco" / "images" / "val").glob("*.jpg"))]
+
+
+def same(found: Detections, expected: Detections | Result) -> None:
+    np.testing.assert_array_equal(found.scores, expected.scores)
+    np.testing.assert_array_equal(found.class_ids, expected.class_ids)
+    np.testing.assert_array_equal(found.boxes, expected.boxes)
+    assert found.truncated == expected.truncated
+
+
+def detect(session: EngineSession, frames: list[np.ndarray], chosen: Selection = SINGLE) -> list[Detections]:
+    return session.detect(frames, device_program(session.spec.model), chosen)
+
+
+@pytest.mark.parametrize("variant", ["fp32-b1", "fp16-b1"])
+def test_detect_is_infer_and_brute_force(engine: Engine, frames: list[np.ndarray], variant: str) -> None:
+    with opened(engine, variant) as session:
+        for frame in frames[:12]:
+            images, _ = preprocess([frame], (640, 640))
+            raw = session.infer(images)["output0"]
+            for chosen in (SINGLE, MULTI):
+                (found,) = detect(session, [frame], chosen)
+                same(found, reference(raw[0], frame.shape[:2], (640, 640), chosen))
+
+
+def test_fp32_gives_upstreams_boxes(engine: Engine, frames: list[np.ndarray], data: Path) -> None:
+    answers = np.load(data / "reference" / "yolov5n_detections_val.npz")
+    names = sorted(f.stem for f in (data / "coco" / "images" / "val").glob("*.jpg"))
+    worst, boxes = 0.0, 0
+    with opened(engine, "fp32-b1") as session:
+        for name, found in zip(names, detect(session, frames), strict=True):
+            expected = answers[f"{name}/c25"]
+            assert len(found) == len(expected), name
+            unmatched = list(range(len(expected)))
+            for box, score, class_id in zip(found.boxes, found.scores, found.class_ids, strict=True):
+                far = [np.abs(expected[i, :4] - box).max() + 1e3 * (expected[i, 5] != class_id) for i in unmatched]
+                nearest = int(np.argmin(far))
+                worst = max(worst, far[nearest])
+                assert abs(expected[unmatched[nearest], 4] - score) < 1e-3
+                unmatched.pop(nearest)
+                boxes += 1
+    assert boxes == 315
+    assert worst <= 0.05
+
+
+def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    low, high = np.maximum(a[:, None, :2], b[None, :, :2]), np.minimum(a[:, None, 2:], b[None, :, 2:])
+    inter = np.clip(high - low, 0, None).prod(-1)
+    areas = [(c[:, 2:] - c[:, :2]).prod(-1) for c in (a, b)]
+    return np.asarray(inter / (areas[0][:, None] + areas[1][None, :] - inter))
+
+
+@pytest.mark.parametrize("variant", ["fp16-b1", "fp16-b8", "fp16-b8-dyn", "fp16-b32"])
+def test_fp16_finds_every_sure_box_of_fp32(engine: Engine, frames: list[np.ndarray], variant: str) -> None:
+    with opened(engine, "fp32-b1") as session:
+        sure = detect(session, frames, Selection(conf=0.3))
+    with opened(engine, variant) as session:
+        found = detect(session, frames, Selection(conf=0.25))
+    misses = []
+    for index, (wanted, ours) in enumerate(zip(sure, found, strict=True)):
+        overlap = iou(wanted.boxes, ours.boxes) * (wanted.class_ids[:, None] == ours.class_ids[None, :])
+        best = overlap.max(axis=1, initial=0)
+        misses += [(index, float(s), float(b)) for s, b in zip(wanted.scores, best, strict=True) if b < 0.95]
+    assert misses == []
+
+
+def test_with_and_without_graph_and_pinned_are_the_same(engine: Engine, frames: list[np.ndarray]) -> None:
+    with opened(engine, "fp16-b1", cuda_graph=False) as session:
+        assert session.graph == "none"
+        plain = [detect(session, [f])[0] for f in frames[:16]]
+    with opened(engine, "fp16-b1") as session:
+        assert session.graph in ("capture", "library")
+        for round_ in range(3):
+            for frame, expected in zip(frames, plain, strict=False):
+                source = frame
+                if round_ == 2:
+                    (source,) = session.pinned_frames(1, frame.shape)
+                    source[:] = frame
+                same(detect(session, [source])[0], expected)
+
+
+def test_selection_may_change_between_calls(engine: Engine, frames: list[np.ndarray]) -> None:
+    with opened(engine, "fp16-b1") as session:
+        images, _ = preprocess(frames[:1], (640, 640))
+        raw = session.infer(images)["output0"][0]
+        choices = [SINGLE, MULTI, Selection(classes=(0,)), Selection(conf=0.001, agnostic=True, max_det=2000), SINGLE]
+        for chosen in [*choices, *choices]:
+            (found,) = detect(session, frames[:1], chosen)
+            same(found, reference(raw, frames[0].shape[:2], (640, 640), chosen))
+
+
+def test_batches_of_any_size_give_what_single_frames_give(engine: Engine, frames: list[np.ndarray]) -> None:
+    for variant in ("fp16-b8", "fp16-b8-dyn"):
+        with opened(engine, variant) as session:
+            whole = detect(session, frames[:21])
+            for count in (1, 3, 8, 5, 1):
+                for ours, theirs in zip(detect(session, frames[:count]), whole, strict=False):
+                    assert len(ours) == len(theirs)
+                    np.testing.assert_allclose(ours.boxes, theirs.boxes, atol=0.5)
+                    np.testing.assert_allclose(ours.scores, theirs.scores, atol=0.01)
+
+
+def test_dynamic_shapes_and_refusals(engine: Engine) -> None:
+    with opened(engine, "fp16-b8-dyn") as session:
+        rng = np.random.default_rng(0)
+        for shape in [(1, 3, 640, 640), (3, 3, 320, 640), (8, 3, 640, 640), (3, 3, 320, 640), (1, 3, 352, 320)]:
+            images = rng.random(shape, dtype=np.float32)
+            first = session.infer(images)["output0"]
+            assert first.shape == (shape[0], 3 * (shape[2] * shape[3]) * 21 // 1024, 85)
+            np.testing.assert_array_equal(session.infer(images)["output0"], first)
+        with pytest.raises(UsageError, match="the engine takes images of"):
+            session.infer(np.zeros((9, 3, 640, 640), np.float32))
+        with pytest.raises(UsageError, match="expected float32 images"):
+            session.infer(np.zeros((1, 3, 640, 640), np.float16))  # type: ignore[arg-type]
+
+
+def test_eight_threads_and_torch_share_the_gpu(engine: Engine, frames: list[np.ndarray]) -> None:
+    torch = pytest.importorskip("torch")
+    with opened(engine, "fp16-b1") as session:
+        alone = [detect(session, [f])[0] for f in frames[:24]]
+
+        def work(seed: int) -> float:
+            order = np.random.default_rng(seed).permutation(24)
+            matrix = torch.ones(512, 512, device="cuda") if torch.cuda.is_available() else torch.ones(8, 8)
+            for index in order:
+                same(detect(session, [frames[index]])[0], alone[index])
+                matrix = matrix @ matrix / matrix.shape[0]
+            return float(matrix.mean())
+
+        with ThreadPoolExecutor(8) as pool:
+            assert list(pool.map(work, range(8))) == [1.0] * 8
+
+
+def test_a_full_gpu_names_the_batch_that_fits(engine: Engine, frames: list[np.ndarray]) -> None:
+    with opened(engine, "fp16-b32") as session:
+        gpu = session.gpu
+        with gpu.current():
+            hog = []
+            while gpu.free_bytes() > 400 << 20:
+                hog.append(gpu.cuda.mem_alloc(min(8 << 30, gpu.free_bytes() - (200 << 20))))
+        try:
+            with pytest.raises(StageError, match=r"out of GPU memory .* a batch of 32 needs about") as refused:
+                detect(session, frames[:32])
+            assert "would fit" in str(refused.value.hint) or "free GPU memory" in str(refused.value.hint)
+        finally:
+            with gpu.current():
+                for block in hog:
+                    block.free()
+        assert sum(map(len, detect(session, frames[:32]))) > 100
+
+
+def test_second_start_finds_kernels_and_runtime_cache(engine: Engine, frames: list[np.ndarray]) -> None:
+    with opened(engine, "fp16-b1") as session:
+        first = detect(session, frames[:1])[0]
+    before = CACHE.found
+    with opened(engine, "fp16-b1") as session:
+        same(detect(session, frames[:1])[0], first)
+    names = {name for name, _ in CACHE.held}
+    assert "kernels.cubin" in names
+    assert CACHE.found - before >= len(names)
+
+
+def test_memory_is_flat_over_a_hundred_thousand_frames(engine: Engine, frames: list[np.ndarray]) -> None:
+    psutil = pytest.importorskip("psutil")
+    process = psutil.Process()
+    with opened(engine, "fp16-b32") as session:
+        pinned = session.pinned_frames(32, (480, 640, 3))
+        for target, source in zip(pinned, frames, strict=False):
+            target[:] = cv2.resize(source, (640, 480))
+
+        def endless() -> Iterator[np.ndarray]:
+            while True:
+                yield from pinned
+
+        program = device_program(session.spec.model)
+        results = session.stream(endless(), program, SINGLE)
+        marks = []
+        for _ in range(11):
+            for _, _ in zip(range(10_000), results, strict=False):
+                pass
+            gc.collect()
+            with session.gpu.current():
+                marks.append((process.memory_info().rss >> 20, session.gpu.free_bytes() >> 20))
+        results.close()
+    host, device = zip(*marks[1:], strict=True)
+    assert max(host) - min(host) <= 16
+    assert max(device) - min(device) <= 4
