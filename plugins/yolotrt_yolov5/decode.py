@@ -33,6 +33,151 @@ Float32 arithmetic may decide step 5 wherever its IoU is further from `iou` than
 
 Steps 1 to 4 and 6 to 7 follow ultralytics/yolov5 v7.0, utils/general.py, `non_max_suppression` and
 `scale_boxes`. Step 5 differs on purpose: upstream separates classes by adding class * 7680 to the
-coordinates in float32, which loses up to 16 bits of them, keeps at most 30000 candidates and stops
-after a time limit.
+coordinates in float32, which leaves steps of 1/16 pixel for the last of 80 classes, keeps at most
+30000 candidates and stops after a time limit.
 """
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from yolotrt_core.errors import UsageError
+from yolotrt_core.letterbox import boxes_to_source
+from yolotrt_core.nms import nms
+from yolotrt_core.types import Detections, Geometry, ModelSpec, Selection
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+OUTPUT = "output0"
+
+
+class Candidates(NamedTuple):
+    """What of one image may become a detection, by ascending row, then class.
+
+    Attributes:
+        boxes: float32 (rows, 4), x1 y1 x2 y2 in input pixels. box_of: (n,) index into `boxes`.
+        scores: float32 (n,). class_ids: (n,).
+    """
+
+    boxes: NDArray[np.float32]
+    box_of: NDArray[np.intp]
+    scores: NDArray[np.float32]
+    class_ids: NDArray[np.intp]
+
+    def only(self, which: NDArray[Any]) -> Candidates:
+        """Return the candidates of these indices, or where this mask is true."""
+        return Candidates(self.boxes, self.box_of[which], self.scores[which], self.class_ids[which])
+
+
+def decode(
+    raw: Mapping[str, NDArray[Any]], spec: ModelSpec, geometry: Sequence[Geometry], selection: Selection
+) -> list[Detections]:
+    """Turn a batch's raw output into one Detections per image, as the module describes.
+
+    Args:
+        raw: "output0" -> float32 or float16 (B, N, 5 + C); cx, cy, w, h in input pixels,
+            objectness and class scores.
+        spec: the network; its labels are the C classes.
+        geometry: where each of the B images lies in its input.
+
+    Raises:
+        UsageError: an output of another name, rank, width or dtype, or a threshold outside 0..1.
+    """
+    output = _checked_output(raw, spec, len(geometry))
+    _check(selection)
+    # Overflow and NaN are what garbage rows give; they are filtered out by value.
+    with np.errstate(all="ignore"):
+        return [_decode_image(rows, placed, selection) for rows, placed in zip(output, geometry, strict=True)]
+
+
+def _checked_output(raw: Mapping[str, NDArray[Any]], spec: ModelSpec, images: int) -> NDArray[Any]:
+    output = raw.get(OUTPUT)
+    if output is None:
+        found = ", ".join(f"`{name}`" for name in raw) or "none"
+        raise UsageError(f"a YOLOv5 detection head has the output `{OUTPUT}`, found {found}")
+    width = 5 + len(spec.labels)
+    if output.ndim != 3 or output.shape[2] != width:
+        raise UsageError(
+            f"output `{OUTPUT}` of a YOLOv5 head with {len(spec.labels)} classes has the shape (images, boxes, "
+            f"{width}), found {tuple(output.shape)}",
+            hint="segmentation models and other heads are not supported; for a detection model give its own labels",
+        )
+    if output.dtype not in (np.float32, np.float16):
+        raise UsageError(f"output `{OUTPUT}` of a YOLOv5 head is float32 or float16, found {output.dtype}")
+    if len(output) != images:
+        raise UsageError(f"output `{OUTPUT}` is of {len(output)} images, but {images} were placed in the input")
+    return output
+
+
+def _check(selection: Selection) -> None:
+    for name, value in (("conf", selection.conf), ("iou", selection.iou)):
+        if not 0 <= value <= 1:
+            raise UsageError(f"`{name}` is a number from 0 to 1, found {value:g}")
+    if selection.max_det < 0:
+        raise UsageError(f"`max_det` is a whole number from 0 on, found {selection.max_det}")
+
+
+def _decode_image(rows: NDArray[Any], placed: Geometry, selection: Selection) -> Detections:
+    found = _candidates(rows, selection)
+    if selection.agnostic:
+        found = _best_of_each_box(found, selection.iou)
+    groups = None if selection.agnostic else found.class_ids
+    kept = nms(found.boxes.take(found.box_of, axis=0), found.scores, groups, selection.iou)
+    chosen = found.only(kept[: selection.max_det])
+    return Detections(
+        boxes=boxes_to_source(chosen.boxes.take(chosen.box_of, axis=0), placed),
+        scores=chosen.scores,
+        class_ids=chosen.class_ids.astype(np.int64, copy=False),
+        truncated=len(kept) - len(chosen.scores),
+    )
+
+
+def _candidates(rows: NDArray[Any], selection: Selection) -> Candidates:
+    """Do steps 1 to 3 for one image's rows, (N, 5 + C)."""
+    conf = np.float32(selection.conf)
+    # `conf` must not be rounded to float16 with the output.
+    likely = np.flatnonzero(rows[:, 4].astype(np.float32, copy=False) > conf)
+    rows = rows.take(likely, axis=0).astype(np.float32, copy=False)
+    half = rows[:, 2:4] / np.float32(2)
+    boxes: NDArray[np.float32] = np.concatenate((rows[:, :2] - half, rows[:, :2] + half), axis=1)
+    if not np.isfinite(boxes).all():
+        sound = np.isfinite(boxes).all(axis=1)
+        rows, boxes = rows[sound], boxes[sound]
+    scores = rows[:, 5:] * rows[:, 4:5]
+    classes = scores.shape[1]
+    if selection.multi_label and classes > 1:
+        flat = np.flatnonzero(scores > conf)
+        box_of, class_ids = np.divmod(flat, classes)
+        found = Candidates(boxes, box_of, scores.ravel().take(flat), class_ids)
+        if not np.isfinite(found.scores).all():
+            found = found.only(np.isfinite(found.scores))
+    else:
+        best = scores.argmax(axis=1) if classes else np.zeros(0, dtype=np.intp)
+        every = np.arange(len(best))
+        if not np.isfinite(scores[every, best]).all():  # the largest of a row is NaN where one is NaN
+            best = np.where(np.isfinite(scores), scores, -1).argmax(axis=1)
+        found = Candidates(boxes, every, scores[every, best], best)
+        found = found.only((found.scores > conf) & np.isfinite(found.scores))
+    if selection.classes:
+        found = found.only(np.isin(found.class_ids, selection.classes))
+    return found
+
+
+def _best_of_each_box(found: Candidates, iou: float) -> Candidates:
+    """Drop candidates that a better class of the very same box suppresses in any case.
+
+    What suppresses the best one suppresses the others, and where nothing does, it does. Without it
+    `agnostic` with `multi_label` would compare every box with its own copies.
+    """
+    if iou >= 1 or len(found.scores) < 2:
+        return found
+    order = np.lexsort((found.class_ids, -found.scores, found.box_of))
+    first = np.ones(len(order), dtype=np.bool_)
+    first[1:] = found.box_of[order[1:]] != found.box_of[order[:-1]]
+    no_area = np.logical_or.reduce(found.boxes[:, 2:] <= found.boxes[:, :2], axis=1)
+    first |= no_area[found.box_of[order]]
+    return found.only(np.sort(order[first]))
