@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import mmap
 import pickletools
+import re
 import struct
 import zipfile
 import zlib
@@ -250,7 +251,8 @@ def describe(head: bytes, start: bytes) -> str:
         return "a TensorFlow Lite file"
     if head.startswith(b"\x89HDF\r\n\x1a\n"):
         return "an HDF5 file (Keras weights?)"
-    if head[:1] == b"\x08" and any(word in start for word in (b"onnx", b"ONNX", b"pytorch", b"\x12\x07", b"tf2onnx")):
+    # A ModelProto: its first field, the IR version, is a small number; the tag of a later field follows.
+    if re.match(rb"\x08[\x01-\x1f][\x12\x1a\x22\x28\x32\x3aB]", head):
         return "an ONNX file"
     text = start.decode("utf-8", "ignore")
     if text and len(text.encode()) > len(start) - 4 and all(c.isprintable() or c in "\r\n\t" for c in text):

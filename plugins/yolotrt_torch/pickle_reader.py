@@ -107,7 +107,9 @@ def read_pickle(stream: IO[bytes]) -> Any:
                 machine.stack.append(argument)
             elif code.name not in ("PROTO", "FRAME"):
                 raise DamagedPickle(f"the pickle has an instruction `{code.name}` that PyTorch does not write")
-        return machine.stack[-1]
+        if len(machine.stack) != 1 or machine.stack[0] is _MARK:
+            raise DamagedPickle("the pickle is damaged (it does not end with one value)")
+        return machine.stack[0]
     except (
         ValueError,  # also UnicodeDecodeError, and what pickletools says of bytes that are no instruction
         TypeError,
