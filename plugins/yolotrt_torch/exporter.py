@@ -41,8 +41,9 @@ def export(source: ModelSource, request: BuildRequest, options: TorchOptions, ou
     decoding is made constant, so comparing the ONNX with it checks those steps as well.
 
     Raises:
-        UsageError: not a YOLOv5 detection checkpoint; a size that its strides do not divide.
-        StageError: PyTorch could not export it, or its output is not YOLOv5's.
+        UsageError: not a YOLOv5 detection checkpoint, or its output is not YOLOv5's; a size that its
+            strides do not divide.
+        StageError: PyTorch could not export it.
     """
     _refuse_options(options)
     checkpoint = read_checkpoint(source.path)
@@ -125,7 +126,7 @@ def _refuse_answer(answer: NDArray[np.float32], network: Network, shape: tuple[i
     expected = (batch, _rows(network, height, width), network.detect.no)
     if answer.shape != expected or not np.isfinite(answer).all():
         found = "numbers that are not finite" if answer.shape == expected else f"an output of shape {answer.shape}"
-        raise StageError(f"the model does not answer as YOLOv5 does: expected {expected}, found {found}")
+        raise UsageError(f"the model does not answer as YOLOv5 does: expected {expected}, found {found}")
 
 
 def _rows(network: Network, height: int, width: int) -> int:
