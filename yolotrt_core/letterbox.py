@@ -49,18 +49,33 @@ def placement(geometry: Geometry) -> tuple[int, int, int, int]:
     return left, top, width, height
 
 
-def letterbox(frame: NDArray[np.uint8], target: tuple[int, int]) -> tuple[NDArray[np.uint8], Geometry]:
-    """Fit a picture into the network input without changing its shape.
+def preprocess(
+    frames: Sequence[NDArray[np.uint8]], target: tuple[int, int], out: NDArray[np.float32] | None = None
+) -> tuple[NDArray[np.float32], list[Geometry]]:
+    """Make the network input from pictures of any sizes.
+
+    Every value is byte / 255 as float32 division rounds it, the same as NumPy's
+    `frame.astype(np.float32) / 255`; multiplying by 1 / 255 would be off by one unit in the last place.
 
     Args:
-        frame: uint8 (H, W, 3), BGR as OpenCV reads it. target: (height, width).
+        frames: uint8 (H, W, 3) each, BGR as OpenCV reads them.
+        target: (height, width) of the network input in pixels.
+        out: float32 (len(frames), 3, height, width) to fill, or None for a new one.
 
     Returns:
-        uint8 (height, width, 3), BGR, and the geometry to move boxes back with.
+        float32 (B, 3, height, width), RGB in 0..1, and one geometry per picture.
 
     Raises:
-        UsageError: another dtype or rank, or a picture without pixels.
+        UsageError: a frame of another dtype or rank, or without pixels.
     """
+    import numpy as np
+
+    if out is None:
+        out = np.empty((len(frames), 3, *target), dtype=np.float32)
+    return out, [_fill(image, frame, target) for image, frame in zip(out, frames, strict=True)]
+
+
+def _fill(image_chw: NDArray[np.float32], frame: NDArray[np.uint8], target: tuple[int, int]) -> Geometry:
     import cv2
     import numpy as np
 
@@ -68,39 +83,17 @@ def letterbox(frame: NDArray[np.uint8], target: tuple[int, int]) -> tuple[NDArra
         raise UsageError(f"a frame is uint8 (H, W, 3) in BGR, found {frame.dtype} {tuple(frame.shape)}")
     placed = geometry((frame.shape[0], frame.shape[1]), target)
     left, top, width, height = placement(placed)
+    right, bottom = left + width, top + height
+    fitted = np.ascontiguousarray(frame)
     if (width, height) != (frame.shape[1], frame.shape[0]):
-        frame = np.asarray(cv2.resize(frame, (width, height), interpolation=cv2.INTER_LINEAR), dtype=np.uint8)
-    bottom, right = target[0] - height - top, target[1] - width - left
-    if bottom or right or top or left:
-        bordered = cv2.copyMakeBorder(frame, top, bottom, left, right, cv2.BORDER_CONSTANT, value=(FILL, FILL, FILL))
-        frame = np.asarray(bordered, dtype=np.uint8)
-    return frame, placed
-
-
-def preprocess(
-    frames: Sequence[NDArray[np.uint8]], target: tuple[int, int], out: NDArray[np.float32] | None = None
-) -> tuple[NDArray[np.float32], list[Geometry]]:
-    """Make the network input from pictures of any sizes.
-
-    Args:
-        frames: uint8 (H, W, 3) BGR each. target: (height, width) of the network input.
-        out: float32 (len(frames), 3, height, width) to fill, or None for a new one.
-
-    Returns:
-        float32 (B, 3, height, width), RGB in 0..1, and one geometry per picture.
-    """
-    import cv2
-    import numpy as np
-
-    if out is None:
-        out = np.empty((len(frames), 3, *target), dtype=np.float32)
-    geometries = []
-    for index, frame in enumerate(frames):
-        fitted, placed = letterbox(frame, target)
-        geometries.append(placed)
-        for channel in range(3):
-            cv2.multiply(fitted[:, :, 2 - channel], 1.0, dst=out[index, channel], scale=1 / 255, dtype=cv2.CV_32F)
-    return out, geometries
+        fitted = np.asarray(cv2.resize(fitted, (width, height), interpolation=cv2.INTER_LINEAR), dtype=np.uint8)
+    # Grey goes only where no picture will be: filling all of it first costs a third of the time.
+    grey, full = np.float32(FILL) / np.float32(255), np.float32(255)
+    image_chw[:, :top] = image_chw[:, bottom:] = grey
+    image_chw[:, top:bottom, :left] = image_chw[:, top:bottom, right:] = grey
+    for channel, plane in zip((2, 1, 0), cv2.split(fitted), strict=True):
+        np.divide(plane, full, out=image_chw[channel, top:bottom, left:right])
+    return placed
 
 
 def boxes_to_source(boxes_xyxy: NDArray[np.float32], geometry: Geometry) -> NDArray[np.float32]:
