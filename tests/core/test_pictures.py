@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -69,10 +71,24 @@ def test_unreadable(tmp_path: Path, content: bytes, words: str, capfd: pytest.Ca
         pictures.read(tmp_path / "x.jpg")
     with pytest.raises(UsageError, match="cannot read the picture"):
         pictures.read(tmp_path / "gone.jpg")
-    (tmp_path / "x.mp4").write_bytes(content)
-    with pytest.raises(UsageError, match="is not a video OpenCV can read"), pictures.open_video(tmp_path / "x.mp4"):
-        pass
     assert capfd.readouterr().err == ""
+
+
+def test_an_unreadable_video_is_one_error_without_ffmpegs_own_words(tmp_path: Path) -> None:
+    (tmp_path / "x.mp4").write_bytes(b"junk")
+    code = (  # a process of its own, since FFmpeg's verbosity is fixed at its first use
+        "import pathlib, sys\n"
+        "from yolotrt_core import errors, pictures\n"
+        "try:\n"
+        "    with pictures.open_video(pathlib.Path(sys.argv[1])):\n"
+        "        pass\n"
+        "except errors.UsageError as err:\n"
+        "    print(err)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "x.mp4")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert "is not a video OpenCV can read" in done.stdout
+    assert done.stderr == ""
 
 
 def test_video_frames_come_one_by_one(tmp_path: Path) -> None:

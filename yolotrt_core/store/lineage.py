@@ -45,11 +45,12 @@ def inputs_of(record: Record) -> dict[str, str]:
     return {name: str(digest) for name, digest in inputs.items()} if isinstance(inputs, dict) else {}
 
 
-def makers(records: Iterable[Record]) -> dict[str, Record]:
-    """Return output digest to the record that made it; of several, the youngest."""
-    made: dict[str, Record] = {}
-    for record in sorted(records, key=lambda r: r.created):
-        made.update((blob.sha256, record) for blob in record.outputs.values())
+def makers(records: Iterable[Record]) -> dict[str, list[Record]]:
+    """Return output digest to the records that made it, the youngest first."""
+    made: dict[str, list[Record]] = {}
+    for record in sorted(records, key=lambda r: r.created, reverse=True):
+        for sha256 in {blob.sha256 for blob in record.outputs.values()}:
+            made.setdefault(sha256, []).append(record)
     return made
 
 
@@ -64,10 +65,9 @@ def lineage(records: Iterable[Record], record: Record) -> Lineage:
     def walk(current: Record, above: frozenset[str]) -> Lineage:
         inputs: dict[str, Lineage | str] = {}
         for name, digest in inputs_of(current).items():
-            maker = made.get(digest)
             # A stage may return its input unchanged, and then seems to have made it.
-            known = maker is not None and maker.key not in above
-            inputs[name] = walk(maker, above | {maker.key}) if maker is not None and known else digest
+            maker = next((m for m in made.get(digest, ()) if m.key not in above), None)
+            inputs[name] = walk(maker, above | {maker.key}) if maker is not None else digest
         return Lineage(current, inputs)
 
     return walk(record, frozenset({record.key}))
