@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 # The best of those measured on calibration pictures; figures and script in the calibrators' README.
-DEFAULT_CALIBRATOR: dict[Precision, str] = {"int8": "mse", "fp8": "minmax"}
+DEFAULT_CALIBRATOR: dict[Precision, str] = {"int8": "percentile", "fp8": "minmax"}
 DEFAULT_PICTURES = 128
 # With fewer, ranges still move enough to change which boxes are found (same README).
 ENOUGH_PICTURES = 64

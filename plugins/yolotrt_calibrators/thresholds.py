@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 LEVELS = 127  # codes of symmetric int8 on one side of zero
 _KL_BINS = 2048
 _KL_LEVELS = 128
+_KL_CLIPPED = 1e-4
 # Fractions of the largest magnitude that are tried first; then as many again around the best.
 _MSE_STEPS = 48
 
@@ -56,13 +57,15 @@ def _square_error(counts: NDArray[np.float64], centres: NDArray[np.float64], ama
 
 
 def least_divergence(counts: NDArray[np.int64], width: float) -> float:
-    """Return the range whose 128-level histogram tells least from the clipped one (Kullback-Leibler).
+    """Return the range whose 128-level histogram tells least from the whole one (Kullback-Leibler).
 
     Source: S. Migacz, "8-bit inference with TensorRT", GTC 2017: 2048 bins; for each threshold from
-    128 bins on, P is the histogram with what lies beyond added to its last bin, Q the histogram cut
-    there, merged to 128 levels and spread evenly over the bins that are not empty; least KL(P || Q).
-    Differences: levels have bounds at equal fractions of the threshold rather than a longer last one,
-    and the first bin, where the rectified half of an activation piles up, is given its neighbour's count.
+    128 bins on, P is the histogram and Q what is left of it below the threshold, merged to 128 levels
+    and each spread evenly over its bins in use; least KL(P || Q). Two details decide how well it works
+    on SiLU networks. What lies beyond the threshold is kept apart in P, and Q gives it 1e-4 counts, as
+    onnxruntime 1.32's smoothing does in effect: clipping then costs what it clips, where adding it to the
+    last bin makes it nearly free. And the first bin, where half of a SiLU's values pile up, is given its
+    neighbour's count, as NVIDIA's pytorch-quantization 2.1 does.
     """
     last = int(np.flatnonzero(counts)[-1]) + 1
     merged = -(-last // _KL_BINS)
@@ -71,36 +74,31 @@ def least_divergence(counts: NDArray[np.int64], width: float) -> float:
         return last * width
     bins[0] = bins[1]
     thresholds = np.arange(_KL_LEVELS, len(bins) + 1)
-    divergence = _divergences(bins, thresholds)
+    divergence = divergences(bins, thresholds)
     return float(min(thresholds[int(np.argmin(divergence))] * merged, last) * width)
 
 
-def _divergences(bins: NDArray[np.float64], thresholds: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return KL(P || Q) for each threshold.
+def divergences(bins: NDArray[np.float64], thresholds: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return KL(P || Q) for each threshold, a number of bins; see `least_divergence`.
 
-    With P = p / total and Q constant over the bins in use of a level, the sum over bins becomes one
-    over levels: sum p log p - sum over levels (p of the level) * log(q per bin of the level).
+    Q is constant over the bins in use of a level, so the sum over bins, p log(p / q), becomes
+    sum p log p, less a sum over levels of the level's mass times log q: cumulative sums give both.
     """
 
     def summed(values: NDArray[np.float64]) -> NDArray[np.float64]:
         return np.concatenate([[0.0], np.cumsum(values)])
 
-    safe = np.where(bins > 0, bins, 1.0)
-    mass, in_use, plogp = summed(bins), summed((bins > 0).astype(np.float64)), summed(bins * np.log(safe))
-    total = mass[-1]
+    mass, in_use, p_log_p = summed(bins), summed((bins > 0).astype(np.float64)), summed(bins * _log(bins))
+    total, kept = mass[-1], mass[thresholds]
+    clipped = total - kept
     edges = np.arange(_KL_LEVELS + 1)[None, :] * thresholds[:, None] // _KL_LEVELS
     level_mass, level_bins = np.diff(mass[edges], axis=1), np.diff(in_use[edges], axis=1)
-    kept = mass[thresholds]
-    outside = total - kept
-    last = bins[thresholds - 1]
-    clipped = last + outside
-    # P's last bin holds the outliers too; where it was empty, Q has nothing there but must explain it: its
-    # share is then spread over the level as if the bin were in use, which is what smoothing would do.
-    p_terms = plogp[thresholds] - last * np.log(np.where(last > 0, last, 1.0))
-    p_terms += np.where(clipped > 0, clipped * np.log(np.where(clipped > 0, clipped, 1.0)), 0.0)
-    level_bins[:, -1] += (last == 0) & (outside > 0)
-    q = np.where(level_mass > 0, level_mass, 1e-9 * kept[:, None]) / np.maximum(level_bins, 1) / kept[:, None]
-    p_mass = level_mass.copy()
-    p_mass[:, -1] += outside
-    cross = (p_mass * np.log(q)).sum(1)
-    return np.asarray(p_terms / total - np.log(total) - cross / total)
+    log_q = _log(level_mass) - np.log(np.maximum(level_bins, 1)) - np.log(kept + _KL_CLIPPED)[:, None]
+    p_terms = p_log_p[thresholds] + clipped * _log(clipped)
+    q_terms = (level_mass * log_q).sum(1) + clipped * (np.log(_KL_CLIPPED) - np.log(kept + _KL_CLIPPED))
+    return np.asarray((p_terms - q_terms) / total - np.log(total))
+
+
+def _log(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the logarithm, 0 for 0, as x log x wants it."""
+    return np.log(np.where(values > 0, values, 1.0))

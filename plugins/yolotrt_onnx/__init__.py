@@ -1,4 +1,4 @@
-"""ONNX -> ONNX passes: `simplify`, `fp16`, `bf16`."""
+"""ONNX -> ONNX passes: `simplify`, `fp16`, `bf16`, `int8`, `fp8`."""
 
 from __future__ import annotations
 
@@ -34,6 +34,41 @@ class Fp16Options:
         "fp32", help="Type of the network's output; half resolves 0.5 pixels from 512 on"
     )
     decode: Literal["fp32", "fp16"] = option("fp32", help="Type of the box arithmetic behind the last convolutions")
+
+
+_STEM = "Quantize the convolution that reads the picture"
+_HEAD = "Quantize the last convolutions, whose results become boxes and scores"
+_SHORTCUTS = "Let residual additions read the quantized shortcut; fuses where no activation stands before them"
+_CONCATS = "Scales of tensors that are joined: each its own, or one for all"
+_WEIGHTS = "One weight scale for each output channel, or for the whole tensor"
+_KEEP = "Modules kept in floating point, as model.2.cv1,model.23"
+_BASE = "Type of everything that is not quantized; box arithmetic stays fp32"
+
+
+@dataclass(frozen=True, slots=True)
+class Int8Options:
+    """What int8 covers; defaults were measured, see the calibrators' README."""
+
+    stem: bool = option(True, help=_STEM)
+    head: bool = option(False, help=_HEAD)
+    shortcuts: bool = option(False, help=_SHORTCUTS)
+    concats: Literal["own", "shared"] = option("own", help=_CONCATS)
+    weights: Literal["channel", "tensor"] = option("channel", help=_WEIGHTS)
+    keep: str | None = option(None, help=_KEEP)
+    base: Literal["fp16", "fp32"] = option("fp16", help=_BASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Fp8Options:
+    """What FP8 (E4M3) covers; TensorRT has no FP8 kernel for windows as large as the stem's."""
+
+    stem: bool = option(False, help=_STEM)
+    head: bool = option(False, help=_HEAD)
+    shortcuts: bool = option(False, help=_SHORTCUTS)
+    concats: Literal["own", "shared"] = option("own", help=_CONCATS)
+    weights: Literal["channel", "tensor"] = option("channel", help=_WEIGHTS)
+    keep: str | None = option(None, help=_KEEP)
+    base: Literal["fp16", "fp32"] = option("fp16", help=_BASE)
 
 
 class SimplifyPass:
@@ -127,9 +162,68 @@ class Bf16Pass:
         return fp16.apply_bf16(model, out)
 
 
+class Int8Pass:
+    """Symmetric int8 by Q/DQ nodes at the convolutions, from calibrated ranges."""
+
+    name: ClassVar[str] = "int8"
+    stage_version: ClassVar[int] = 1
+    sources: ClassVar[tuple[str, ...]] = (
+        "yolotrt_onnx.graph",
+        "yolotrt_onnx.retype",
+        "yolotrt_onnx.qdq",
+        "yolotrt_onnx.quantized",
+    )
+    Options: ClassVar[type] = Int8Options
+    order: ClassVar[int] = 50
+    needs_calibration: ClassVar[bool] = True
+
+    def available(self) -> Availability:
+        return _available()
+
+    def fingerprint(self, options: Int8Options) -> Mapping[str, str]:
+        return _versions("onnx", "numpy")
+
+    def applies(self, request: BuildRequest, options: Int8Options) -> bool:
+        return request.precision == "int8"
+
+    def apply(
+        self, model: OnnxModel, calibration: Calibration | None, request: BuildRequest, options: Int8Options, out: Path
+    ) -> tuple[ModelSpec, Mapping[str, Json]]:
+        from yolotrt_onnx import quantized
+
+        return quantized.apply(model, calibration, "int8", options, out)
+
+
+class Fp8Pass:
+    """FP8 (E4M3) by Q/DQ nodes at the convolutions, from calibrated ranges."""
+
+    name: ClassVar[str] = "fp8"
+    stage_version: ClassVar[int] = 1
+    sources: ClassVar[tuple[str, ...]] = Int8Pass.sources
+    Options: ClassVar[type] = Fp8Options
+    order: ClassVar[int] = 50
+    needs_calibration: ClassVar[bool] = True
+
+    def available(self) -> Availability:
+        return _available()
+
+    def fingerprint(self, options: Fp8Options) -> Mapping[str, str]:
+        return _versions("onnx", "numpy", "ml_dtypes")
+
+    def applies(self, request: BuildRequest, options: Fp8Options) -> bool:
+        return request.precision == "fp8"
+
+    def apply(
+        self, model: OnnxModel, calibration: Calibration | None, request: BuildRequest, options: Fp8Options, out: Path
+    ) -> tuple[ModelSpec, Mapping[str, Json]]:
+        from yolotrt_onnx import quantized
+
+        return quantized.apply(model, calibration, "fp8", options, out)
+
+
 @hookimpl
 def yolotrt_passes() -> Sequence[Pass]:
-    return (SimplifyPass(), Fp16Pass(), Bf16Pass())
+    return (SimplifyPass(), Fp16Pass(), Bf16Pass(), Int8Pass(), Fp8Pass())
 
 
 def _available() -> Availability:

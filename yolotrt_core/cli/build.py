@@ -25,7 +25,7 @@ SETTINGS = (
     Flag("precision", f"{'|'.join(PRECISIONS)} (default fp16)"),
     Flag("builder", "Builder plugin (default: tensorrt where its library is installed, else onnxruntime)"),
     Flag("exporter", "Exporter plugin (default: the one that recognises the model)"),
-    Flag("calibrator", "Calibrator plugin, for int8 and fp8 (default: mse for int8, minmax for fp8)"),
+    Flag("calibrator", "Calibrator plugin, for int8 and fp8 (default: percentile for int8, minmax for fp8)"),
     Flag("calib_data", "Pictures to calibrate on: a folder, or a data set YAML, whose `train` part is used"),
     Flag("calib_images", "How many calibration pictures are used at most (default 128)"),
     Flag("calib_seed", "Which calibration pictures are used if there are more (default 0)"),

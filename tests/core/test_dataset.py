@@ -1,0 +1,158 @@
+"""Data sets in the forms people have them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from yolotrt_core import dataset
+from yolotrt_core.errors import UsageError
+
+LABELS = ("cat", "dog")
+
+
+@pytest.fixture
+def yolo(tmp_path: Path) -> Path:
+    """Two pictures of 40x20 in YOLO layout, one with two boxes and one with none."""
+    for name in ("a", "b"):
+        for kind in ("images", "labels"):
+            (tmp_path / kind / "val").mkdir(parents=True, exist_ok=True)
+        assert cv2.imwrite(str(tmp_path / "images" / "val" / f"{name}.jpg"), np.zeros((20, 40, 3), np.uint8))
+    (tmp_path / "labels" / "val" / "a.txt").write_text("0 0.5 0.5 0.5 0.5\n1 0.25 0.25 0.1 0.2\n")
+    return tmp_path
+
+
+def _yaml(root: Path, text: str) -> Path:
+    path = root / "set.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_a_folder_in_yolo_layout(yolo: Path) -> None:
+    data = dataset.read(yolo, LABELS)
+    assert [p.name for p in data.pictures] == ["images/val/a.jpg", "images/val/b.jpg"]
+    np.testing.assert_allclose(data.pictures[0].xywh(20, 40), [[10, 5, 20, 10], [8, 3, 4, 4]])
+    assert data.pictures[0].class_ids.tolist() == [0, 1]
+    assert len(data.pictures[1].class_ids) == 0
+    assert data.boxes == 2
+
+
+@pytest.mark.parametrize("place", ["images/val", "images"])
+def test_a_folder_of_pictures_finds_its_labels(yolo: Path, place: str) -> None:
+    assert dataset.read(yolo / place, LABELS).boxes == 2
+
+
+@pytest.mark.parametrize("names", ["names: [cat, dog]", "names:\n  0: cat\n  1: dog"])
+def test_a_description(yolo: Path, names: str) -> None:
+    described = _yaml(yolo, f"path: .\ntrain: images/val\nval: images/val\n{names}\n")
+    data = dataset.read(described, LABELS)
+    assert (data.boxes, data.labels) == (2, LABELS)
+    assert dataset.read(yolo, LABELS).boxes == 2  # the folder of one description is that description
+
+
+def test_a_description_with_a_list_file(yolo: Path) -> None:
+    (yolo / "val.txt").write_text("images/val/a.jpg\n")
+    data = dataset.read(_yaml(yolo, "val: val.txt\nnames: [cat, dog]\n"), LABELS)
+    assert [p.name for p in data.pictures] == ["images/val/a.jpg"]
+
+
+def test_an_outline_is_taken_as_its_box(yolo: Path) -> None:
+    (yolo / "labels" / "val" / "b.txt").write_text("1 0.1 0.2 0.5 0.2 0.5 0.6\n")
+    box = dataset.read(yolo, LABELS).pictures[1].boxes
+    np.testing.assert_allclose(box, [[0.3, 0.4, 0.4, 0.4]])
+
+
+def _coco(root: Path, categories: list[dict[str, object]], **changes: object) -> Path:
+    annotations = [
+        {"id": 1, "image_id": 7, "category_id": 18, "bbox": [10, 5, 20, 10], "iscrowd": 0},
+        {"id": 2, "image_id": 7, "category_id": 17, "bbox": [8, 3, 4, 4], "iscrowd": 1},
+    ]
+    images = [{"id": 7, "file_name": "a.jpg", "height": 20, "width": 40}]
+    path = root / "instances_val.json"
+    path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories} | changes))
+    return path
+
+
+def test_coco_json(yolo: Path) -> None:
+    place = yolo / "images" / "val"
+    data = dataset.read(_coco(place, [{"id": 17, "name": "cat"}, {"id": 18, "name": "dog"}]), LABELS)
+    picture = data.pictures[0]
+    np.testing.assert_array_equal(picture.xywh(20, 40), [[10, 5, 20, 10], [8, 3, 4, 4]])
+    assert picture.class_ids.tolist() == [1, 0]
+    assert picture.crowd.tolist() == [False, True]
+    assert picture.path.is_file()
+
+
+def test_coco_json_beside_the_pictures_folder(yolo: Path) -> None:
+    (yolo / "annotations").mkdir()
+    path = _coco(yolo / "annotations", [{"id": 17, "name": "cat"}, {"id": 18, "name": "dog"}])
+    assert dataset.read(path, LABELS).pictures[0].path == yolo / "images" / "val" / "a.jpg"
+
+
+def test_coco_categories_of_other_names_go_in_order(yolo: Path, caplog: pytest.LogCaptureFixture) -> None:
+    place = yolo / "images" / "val"
+    data = dataset.read(_coco(place, [{"id": 18, "name": "B"}, {"id": 17, "name": "A"}]), LABELS)
+    assert data.pictures[0].class_ids.tolist() == [1, 0]
+    assert "taken in order" in caplog.text
+
+
+def test_coco_categories_the_model_lacks(yolo: Path) -> None:
+    categories = [{"id": 17, "name": "cat"}, {"id": 18, "name": "dog"}, {"id": 19, "name": "cow"}]
+    with pytest.raises(UsageError, match="has 3 categories, the model 2 classes, and none is called `cow`"):
+        dataset.read(_coco(yolo, categories), LABELS)
+
+
+def test_labels_of_another_class_count(yolo: Path) -> None:
+    (yolo / "labels" / "val" / "b.txt").write_text("7 0.5 0.5 0.1 0.1\n")
+    with pytest.raises(UsageError, match="have class 7, the model has classes 0 to 1"):
+        dataset.read(yolo, LABELS)
+    with pytest.raises(UsageError, match="has 3 classes, the model has 2"):
+        dataset.read(_yaml(yolo, "val: images/val\nnames: [cat, dog, cow]\n"), LABELS)
+
+
+def test_an_empty_label_folder(yolo: Path) -> None:
+    (yolo / "labels" / "val" / "a.txt").unlink()
+    with pytest.raises(UsageError, match="no labels for the 2 pictures"):
+        dataset.read(yolo, LABELS)
+
+
+@pytest.mark.parametrize("line", ["cat 0.5 0.5 0.1 0.1", "0 0.5 0.5 0.1", "0.5 0.5 0.5 0.1 0.1", "-1 0.5 0.5 0.1 0.1",
+                                  "0 320 240 50 60", "0 nan 0.5 0.1 0.1"])  # fmt: skip
+def test_a_line_that_is_no_label(yolo: Path, line: str) -> None:
+    (yolo / "labels" / "val" / "b.txt").write_text(f"0 0.5 0.5 0.1 0.1\n{line}\n")
+    with pytest.raises(UsageError, match=r"b\.txt, line 2"):
+        dataset.read(yolo, LABELS)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("just words", "is no data set description"),
+        ("a: [", "is not YAML"),
+        ("names: [cat, dog]", "names no pictures for `val`"),
+        ("val: nowhere\nnames: [cat, dog]", "which does not exist"),
+        ("val: 3\nnames: [cat, dog]", "which does not exist"),
+    ],
+)
+def test_a_description_that_is_none(yolo: Path, text: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        dataset.read(_yaml(yolo, text), LABELS)
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", '{"images": []}', '{"images": [{}], "annotations": [], "categories": []}']
+)
+def test_json_that_is_no_coco(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "x.json"
+    path.write_text(content)
+    with pytest.raises(UsageError, match="is no COCO annotation file"):
+        dataset.read(path, LABELS)
+
+
+def test_nothing_there(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="there is no data set"):
+        dataset.read(tmp_path / "nowhere", LABELS)
