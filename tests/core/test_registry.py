@@ -13,8 +13,9 @@ import pytest
 from fake_stages import FakeBuilder, FakeExporter, fake_plugin
 from yolotrt_core.errors import PluginError, UsageError
 from yolotrt_core.hookspecs import hookimpl
-from yolotrt_core.options import option
+from yolotrt_core.options import NoOptions, option
 from yolotrt_core.registry import OWN_DIST, PluginSource, Registry, source_digest
+from yolotrt_core.stages import Availability
 from yolotrt_core.types import ModelSource
 
 
@@ -121,6 +122,34 @@ def test_a_hook_that_raises_is_told() -> None:
             raise RuntimeError("no luck")
 
     assert _broken(Raises()) == "hook for kind `exporter` failed: RuntimeError: no luck"
+
+
+def test_a_calibrator_is_swapped_in_by_name() -> None:
+    class Widest:
+        name = "widest"
+        stage_version = 1
+        sources = ("yolotrt_core.parity",)
+        Options = NoOptions
+
+        def available(self) -> Availability:
+            return Availability(True)
+
+        def fingerprint(self, options: Any) -> dict[str, str]:
+            return {}
+
+        def calibrate(self, *given: Any) -> str:
+            return "widest"
+
+    class Plugin:
+        YOLOTRT_API = 1
+
+        @hookimpl
+        def yolotrt_calibrators(self) -> Sequence[Any]:
+            return [Widest()]
+
+    registry = Registry.of(fake_plugin(), Plugin())
+    assert registry.broken == []
+    assert registry.usable("calibrator", "widest").stage.calibrate() == "widest"
 
 
 def test_a_stage_that_lacks_members_is_told() -> None:
