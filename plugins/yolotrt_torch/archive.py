@@ -40,6 +40,7 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     "ByteStorage": np.dtype("u1"),
     "BoolStorage": np.dtype("?"),
 }
+AN_ONNX = "an ONNX file"
 _HINT = "pass the `.pt` file that YOLOv5's training wrote"
 
 
@@ -241,7 +242,8 @@ def _refuse(path: Path, head: bytes, data: mmap.mmap) -> None:
         read_pickle(io.BytesIO(start))
     except (ValueError, OverflowError, DamagedPickle) as err:
         found = describe(head, start[:4096])
-        raise UsageError(f"expected a YOLOv5 checkpoint, found {found}: `{path}`", hint=_HINT) from err
+        hint = "pass the `.pt` file that it was exported from" if found == AN_ONNX else _HINT
+        raise UsageError(f"expected a YOLOv5 checkpoint, found {found}: `{path}`", hint=hint) from err
     raise UsageError(f"expected a YOLOv5 checkpoint, found a pickle that PyTorch did not write: `{path}`", hint=_HINT)
 
 
@@ -253,7 +255,7 @@ def describe(head: bytes, start: bytes) -> str:
         return "an HDF5 file (Keras weights?)"
     # A ModelProto: its first field, the IR version, is a small number; the tag of a later field follows.
     if re.match(rb"\x08[\x01-\x1f][\x12\x1a\x22\x28\x32\x3aB]", head):
-        return "an ONNX file"
+        return AN_ONNX
     text = start.decode("utf-8", "ignore")
     if text and len(text.encode()) > len(start) - 4 and all(c.isprintable() or c in "\r\n\t" for c in text):
         return "a text file"

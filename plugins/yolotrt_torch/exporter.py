@@ -228,7 +228,7 @@ def _spec(
 
 
 def _finish(target: Path, spec: ModelSpec, request: BuildRequest) -> None:
-    """Set the dimensions, write the metadata, drop what would differ from machine to machine, check.
+    """Set dimensions, write the metadata, drop what would differ from machine to machine, check.
 
     `stride`, `names`, `task`, `imgsz` are written as upstream's exporter and its readers do, as
     Python literals; the rest is provenance.
@@ -241,6 +241,7 @@ def _finish(target: Path, spec: ModelSpec, request: BuildRequest) -> None:
                 dim.dim_param = size
             else:
                 dim.dim_value = size
+    _constants_to_initializers(model.graph)
     for node in model.graph.node:
         node.doc_string = ""
         del node.metadata_props[:]  # stack traces, with the paths of this machine
@@ -260,3 +261,12 @@ def _finish(target: Path, spec: ModelSpec, request: BuildRequest) -> None:
         model.metadata_props.add(key=key, value=value)
     onnx.checker.check_model(model, full_check=True)
     onnx.save(model, str(target))
+
+
+def _constants_to_initializers(graph: onnx.GraphProto) -> None:
+    """Make constants that are written as nodes what they are, as the other exporter does."""
+    constants = [node for node in graph.node if node.op_type == "Constant" and node.attribute[0].name == "value"]
+    for node in constants:
+        graph.initializer.add().CopyFrom(node.attribute[0].t)
+        graph.initializer[-1].name = node.output[0]
+        graph.node.remove(node)

@@ -28,7 +28,7 @@ ALLOWED = re.compile(
     """,
     re.VERBOSE | re.ASCII,
 )
-_FORWARDS = ("forward", "forward_fuse")  # methods that segmentation checkpoints refer to
+_FORWARDS = ("forward", "forward_fuse", "fuseforward")  # methods that segmentation and fused checkpoints refer to
 MOST_INSTRUCTIONS = 20_000_000  # the largest official checkpoint has 0.2 million
 MOST_COPIES = 1_000_000  # items copied by calls: else one long list, named often, would fill the memory
 

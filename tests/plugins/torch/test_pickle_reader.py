@@ -66,9 +66,10 @@ def test_every_road_to_a_name_is_guarded(program: bytes) -> None:
         read(program)
 
 
-def test_getattr_reaches_the_forward_methods_only() -> None:
+@pytest.mark.parametrize("name", ["forward", "forward_fuse", "fuseforward"])
+def test_getattr_reaches_the_forward_methods_only(name: str) -> None:
     start = b"\x80\x02c__builtin__\ngetattr\ncmodels.yolo\nDetect\n"
-    assert isinstance(read(start + b"X\x07\x00\x00\x00forward\x86R."), Stub)
+    assert isinstance(read(start + b"X" + struct.pack("<I", len(name)) + name.encode() + b"\x86R."), Stub)
     with pytest.raises(RefusedGlobal, match="__init__"):
         read(start + b"X\x08\x00\x00\x00__init__\x86R.")
 

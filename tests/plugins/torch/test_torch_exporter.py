@@ -83,7 +83,8 @@ def test_the_static_graph_of_yolov5n_is_small(data: Path, tmp_path: Path) -> Non
     onnxsim = pytest.importorskip("onnxsim")
     export(data / "weights" / "yolov5n.pt", tmp_path, BuildRequest("fp32", 1, 640, 640))
     simplified, valid = onnxsim.simplify(str(tmp_path / "model.onnx"))
-    assert valid and len(simplified.graph.node) <= 242
+    assert valid
+    assert len(simplified.graph.node) <= len(onnx.load(str(tmp_path / "model.onnx")).graph.node) <= 230
 
 
 def test_the_reference_is_the_network_before_any_folding(checkpoint: Path, tmp_path: Path) -> None:
@@ -128,8 +129,7 @@ def test_dynamic_graph_needs_few_nodes_more(modern: Path, tmp_path: Path) -> Non
     counts = []
     for name, request in (("static", STATIC), ("dynamic", DYNAMIC)):
         export(modern, tmp_path / name, request)
-        nodes = onnx.load(str(tmp_path / name / "model.onnx")).graph.node
-        counts.append(len([n for n in nodes if n.op_type != "Constant"]))
+        counts.append(len(onnx.load(str(tmp_path / name / "model.onnx")).graph.node))
     assert counts[1] - counts[0] <= 2 * 6
 
 
