@@ -1,0 +1,111 @@
+"""Run by another Python that has PyPI's `yolov5` 7.0.14: saves checkpoints of its models and their own answers.
+
+    PEER_PYTHON upstream_checkpoints.py FOLDER
+
+Writes `NAME.pt` and `NAME.npz` (`images`, `output0`) into FOLDER. Its licence is AGPL: nothing of it is
+copied here, and the project never imports it.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from torch import nn
+
+warnings.filterwarnings("ignore")
+import yolov5  # noqa: E402
+
+PACKAGE = Path(yolov5.__file__).parent
+sys.path.insert(0, str(PACKAGE))  # so that classes are named `models.yolo...`, as upstream's own training does
+from models import yolo  # noqa: E402
+
+HUB = [
+    "yolov3", "yolov3-spp", "yolov3-tiny", "yolov5-bifpn", "yolov5-fpn", "yolov5-p2", "yolov5-p34", "yolov5-p6",
+    "yolov5-p7", "yolov5-panet", "yolov5n6", "yolov5s-LeakyReLU",
+]  # fmt: skip
+
+
+def main(folder: Path) -> None:
+    """Save one checkpoint of each architecture and of each form."""
+    for name in HUB:
+        save(folder, name, model_of(PACKAGE / "models/hub" / f"{name}.yaml"), size=(256, 384))
+    nano = PACKAGE / "models/yolov5n.yaml"
+    save(folder, "v4", model_of(fourth_release()))
+    save(folder, "v4-fused-legacy-half", fused(model_of(fourth_release())), legacy=True, half=True)
+    save(folder, "v3-activations-legacy", third_release_activations(model_of(fourth_release())), legacy=True)
+    save(folder, "half", model_of(nano), half=True)
+    save(folder, "fused", fused(model_of(nano)))
+    save(folder, "ema", model_of(nano), wrap=lambda m: {"model": model_of(nano, seed=9), "ema": m, "updates": 3})
+    save(folder, "bare", model_of(nano), wrap=lambda m: m)
+
+
+def model_of(config: Any, seed: int = 1) -> Any:
+    """Build a narrow model of a yaml, with norms that matter."""
+    if isinstance(config, Path):
+        config = yaml.safe_load(config.read_text())
+    torch.manual_seed(seed)
+    model = yolo.DetectionModel({**config, "nc": 4, "width_multiple": 0.25, "depth_multiple": 0.33})
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 1.5)
+            module.weight.data.uniform_(0.5, 1.5)
+            module.bias.data.normal_(0, 0.1)
+    model.names = {i: f"kind {i}" for i in range(4)}
+    return model.eval()
+
+
+def fourth_release() -> dict[str, Any]:
+    """The v4 architecture: Focus, BottleneckCSP, SPP, in the layout of today's yaml."""
+    config = yaml.safe_load((PACKAGE / "models/yolov5n.yaml").read_text())
+    backbone, head = config["backbone"], config["head"]
+    backbone[0] = [-1, 1, "Focus", [64, 3]]
+    backbone[8:] = [[-1, 1, "SPP", [1024, [5, 9, 13]]], [-1, 3, "BottleneckCSP", [1024, False]]]
+    backbone[7] = [-1, 1, "Conv", [1024, 3, 2]]
+    for line in backbone + head:
+        line[2] = "BottleneckCSP" if line[2] == "C3" else line[2]
+    return config
+
+
+def third_release_activations(model: Any) -> Any:
+    for module in model.modules():
+        if type(module).__name__ == "BottleneckCSP":
+            module.act = nn.LeakyReLU(0.1, inplace=True)
+        elif isinstance(getattr(module, "act", None), nn.SiLU):
+            module.act = nn.Hardswish()
+        if isinstance(module, nn.BatchNorm2d):
+            module.eps = 1e-4
+    return model
+
+
+def fused(model: Any) -> Any:
+    return model.fuse()
+
+
+def save(
+    folder: Path,
+    name: str,
+    model: Any,
+    *,
+    size: tuple[int, int] = (160, 224),
+    half: bool = False,
+    legacy: bool = False,
+    wrap: Callable[[Any], Any] = lambda m: {"epoch": -1, "model": m, "ema": None, "best_fitness": np.float64(0.5)},
+) -> None:
+    if half:
+        model = model.half().float()
+    images = np.random.default_rng(0).random((2, 3, *size), dtype=np.float32)
+    with torch.no_grad():
+        answer = model(torch.from_numpy(images))[0].numpy()
+    np.savez(folder / f"{name}.npz", images=images, output0=answer)
+    torch.save(wrap(model.half() if half else model), folder / f"{name}.pt", _use_new_zipfile_serialization=not legacy)
+
+
+main(Path(sys.argv[1]))
