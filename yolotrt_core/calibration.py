@@ -61,8 +61,13 @@ class ChosenPictures:
     @property
     def sha256(self) -> str:
         """Digest of the pictures in order and of the code that makes them into network input."""
-        parts = [*self.sha256s, source_digest(_PREPROCESSING, "preprocessing")]
-        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+        return digest_of_pictures(self.sha256s)
+
+
+def digest_of_pictures(sha256s: Sequence[str]) -> str:
+    """Return one digest for files in this order and for the code that makes them into network input."""
+    parts = [*sha256s, source_digest(_PREPROCESSING, "preprocessing")]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def choose(data: CalibrationData) -> ChosenPictures:

@@ -1,0 +1,75 @@
+"""`evaluate` as users start it, on the embedded model and its bundled picture."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+import yolotrt_core
+from yolotrt_core.sources import sample_path
+
+from .conftest import Run
+
+_SCHEMA = Path(yolotrt_core.__file__).parent / "schemas" / "evaluate.json"
+_FP32 = ("--builder", "onnxruntime", "--precision", "fp32")
+
+
+@pytest.fixture
+def labelled(run: Run, warm: Path, tmp_path: Path) -> Path:
+    """The bundled picture, labelled with what fp32 finds on it."""
+    place = tmp_path / "set"
+    (place / "images").mkdir(parents=True)
+    shutil.copy(sample_path(), place / "images" / "sample.jpg")
+    ran = run("detect", "sample", *_FP32, "--format", "yolo", "--out", "found", store=warm / "store")
+    assert ran.code == 0, ran.err
+    found = (tmp_path / "here" / "found" / "labels" / "sample.txt").read_text()
+    (place / "labels").mkdir()
+    lines = [" ".join(line.split()[:5]) for line in found.splitlines()]
+    assert lines
+    (place / "labels" / "sample.txt").write_text("\n".join(lines) + "\n")
+    return place
+
+
+def test_its_own_labels_are_found_again(run: Run, warm: Path, labelled: Path) -> None:
+    ran = run("evaluate", "--data", str(labelled), *_FP32, "--json", "--bootstrap", "3", store=warm / "store")
+    assert ran.code == 0, ran.err
+    document = json.loads(ran.out)
+    jsonschema.validate(document, json.loads(_SCHEMA.read_text()))
+    assert document["map50"]["value"] == pytest.approx(1.0)
+    assert document["map50_95"]["value"] > 0.95  # the labels are rounded to 6 digits
+    assert document["against"] is None
+
+
+def test_two_precisions_are_compared(run: Run, warm: Path, labelled: Path) -> None:
+    arguments = ("--data", str(labelled), "--builder", "onnxruntime", "--against", "fp32", "--bootstrap", "3")
+    ran = run("evaluate", *arguments, "--json", store=warm / "store")
+    assert ran.code == 0, ran.err
+    document = json.loads(ran.out)
+    jsonschema.validate(document, json.loads(_SCHEMA.read_text()))
+    assert document["engine"]["precision"] == "fp16"
+    assert document["against"]["engine"]["precision"] == "fp32"
+    assert abs(document["against"]["difference"]["map50"]["value"]) < 0.05
+    table = run("evaluate", *arguments, store=warm / "store")
+    assert "not distinguishable from noise" in table.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "`evaluate` needs labelled pictures"),
+        (("--data", "nowhere"), "there is no data set `nowhere`"),
+        (("--data", ".", "--part", "half"), "`--part` expects train, val or test, found `half`"),
+        (("--data", ".", "--bootstrap", "x"), "`--bootstrap` expects a whole number"),
+        (("--data", ".", "--engine", "none.onnx"), "there is no engine file `none.onnx`"),
+    ],
+)
+def test_refusals(run: Run, warm: Path, arguments: tuple[str, ...], message: str) -> None:
+    ran = run("evaluate", *arguments, *(() if "--engine" in arguments else _FP32), store=warm / "store")
+    assert ran.code == 2
+    assert ran.out == ""
+    assert message in ran.err
+    assert "Traceback" not in ran.err

@@ -1,0 +1,82 @@
+"""The official YOLOv5n on COCO pictures, against figures of an independent run with pycocotools."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from yolotrt_core import dataset
+from yolotrt_core.detector import Detector
+from yolotrt_core.errors import UsageError
+from yolotrt_core.evaluate import SELECTION, Judge
+from yolotrt_core.metric import Bootstrap
+from yolotrt_core.predictions import predict
+from yolotrt_core.registry import Registry
+from yolotrt_core.store.store import Store
+from yolotrt_core.types import Detections
+
+
+@pytest.fixture(scope="module")
+def stages() -> Registry:
+    return Registry.discover()
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    opened = Store(tmp_path_factory.mktemp("evaluate") / "store")
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(scope="module")
+def detector(data: Path, stages: Registry, store: Store) -> Iterator[Detector]:
+    weights = data / "weights" / "yolov5n.pt"
+    with Detector.open(weights, store=store, stages=stages, precision="fp32", builder="onnxruntime") as opened:
+        yield opened
+
+
+@pytest.mark.slow
+def test_fp32_has_the_known_accuracy(data: Path, detector: Detector, stages: Registry, store: Store) -> None:
+    """0.5004 / 0.3357: onnxruntime, upstream's letterbox and thresholds, pycocotools 2.0.11."""
+    judge = Judge(dataset.read(data / "coco", detector.labels), store, stages, bootstrap=Bootstrap(0))
+    result = judge.evaluate(detector)
+    assert (result.pictures, result.boxes) == (64, 440)
+    assert result.map50.value == pytest.approx(0.5004, abs=0.0005)
+    assert result.map50_95.value == pytest.approx(0.3357, abs=0.0005)
+    again = judge.evaluate(detector)
+    assert again.accuracy == result.accuracy
+    assert again.predictions == result.predictions
+
+
+def test_predictions_come_back_bit_for_bit(
+    data: Path, detector: Detector, stages: Registry, store: Store, tmp_path: Path
+) -> None:
+    files = sorted((data / "coco" / "images" / "val").iterdir())[:3]
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"no picture")
+    listed = [*files, *files[:2], broken, *files[:2], *files]
+    first = predict(detector, listed, SELECTION, store=store, stages=stages)
+    again = predict(detector, listed, SELECTION, store=store, stages=stages)
+    assert (first.from_cache, again.from_cache) == (False, True)
+    assert [i for i, f in enumerate(first.found) if f is None] == [5]
+    direct = detector.detect([cv2.imread(str(f)) for f in files], SELECTION)
+    for index, expected in zip(first.read[:3], direct, strict=True):
+        for found in (first.found[index], again.found[index]):
+            assert isinstance(found, Detections)
+            np.testing.assert_array_equal(found.boxes, expected.boxes)
+            np.testing.assert_array_equal(found.scores, expected.scores)
+            np.testing.assert_array_equal(found.class_ids, expected.class_ids)
+
+
+def test_too_many_unreadable_pictures(
+    data: Path, detector: Detector, stages: Registry, store: Store, tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"no picture")
+    good = sorted((data / "coco" / "images" / "val").iterdir())[0]
+    with pytest.raises(UsageError, match="1 of 2 pictures cannot be read"):
+        predict(detector, [good, broken], SELECTION, store=store, stages=stages)

@@ -1,0 +1,124 @@
+"""mAP where it can be worked out by hand, and resampling against data sets that were really resampled."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from yolotrt_core.metric import Bootstrap, Scored, Truth, differences, intervals
+from yolotrt_core.types import Detections
+
+LABELS = ("cat", "dog", "cow")
+
+
+def _truth(boxes: list[list[float]], classes: list[int], crowd: list[bool] | None = None) -> Truth:
+    return Truth(
+        np.array(boxes, np.float64).reshape(-1, 4),
+        np.array(classes, np.int64),
+        np.array(crowd or [False] * len(classes), bool),
+        100,
+        100,
+    )
+
+
+def _found(rows: list[tuple[list[float], float, int]]) -> Detections:
+    return Detections(
+        np.array([r[0] for r in rows], np.float32).reshape(-1, 4),
+        np.array([r[1] for r in rows], np.float32),
+        np.array([r[2] for r in rows], np.int64),
+    )
+
+
+def test_perfect_and_absent() -> None:
+    truth = [_truth([[10, 10, 20, 20]], [0]), _truth([[50, 50, 10, 10]], [1])]
+    found = [_found([([10, 10, 30, 30], 0.9, 0)]), _found([])]
+    accuracy = Scored(truth, found, LABELS).accuracy()
+    assert [(c.label, c.boxes, c.ap50, c.ap50_95) for c in accuracy.classes] == [("cat", 1, 1, 1), ("dog", 1, 0, 0)]
+    assert (accuracy.map50, accuracy.map50_95) == (0.5, 0.5)
+
+
+def test_a_false_positive_that_scores_higher_halves_precision() -> None:
+    truth = [_truth([[10, 10, 20, 20]], [0])]
+    found = [_found([([60, 60, 80, 80], 0.9, 0), ([10, 10, 30, 30], 0.8, 0)])]
+    assert Scored(truth, found, LABELS).accuracy().map50 == pytest.approx(0.5)
+
+
+def test_an_overlap_of_three_quarters_passes_half_of_the_thresholds() -> None:
+    """IoU 15/20 = 0.75 meets 0.50 to 0.75: six of ten thresholds."""
+    truth = [_truth([[0, 0, 20, 20]], [0])]
+    found = [_found([([0, 0, 20, 15], 0.9, 0)])]
+    accuracy = Scored(truth, found, LABELS).accuracy()
+    assert accuracy.map50 == 1
+    assert accuracy.map50_95 == pytest.approx(0.6)
+
+
+def test_a_crowd_counts_neither_way() -> None:
+    truth = [_truth([[0, 0, 20, 20], [40, 40, 50, 50]], [0, 0], [False, True])]
+    found = [_found([([0, 0, 20, 20], 0.8, 0), ([45, 45, 85, 85], 0.9, 0)])]
+    accuracy = Scored(truth, found, LABELS).accuracy()
+    assert accuracy.map50 == 1
+    assert accuracy.classes[0].boxes == 1
+
+
+def test_nothing_found_at_all() -> None:
+    accuracy = Scored([_truth([[0, 0, 20, 20]], [2])], [_found([])], LABELS).accuracy()
+    assert (accuracy.map50, accuracy.map50_95) == (0, 0)
+
+
+@pytest.fixture(scope="module")
+def random_set() -> tuple[list[Truth], list[Detections]]:
+    """Thirty pictures, boxes found with jitter, some missed, some made up."""
+    random = np.random.default_rng(5)
+    truth, found = [], []
+    for _ in range(30):
+        count = int(random.integers(0, 6))
+        corners = random.random((count, 2)) * 60
+        sizes = 10 + random.random((count, 2)) * 30
+        classes = random.integers(0, 2, count)
+        truth.append(_truth(np.hstack([corners, sizes]).tolist(), classes.tolist()))
+        jitter = random.normal(0, 2, (count, 4))
+        boxes = np.hstack([corners, corners + sizes]) + jitter
+        rows = [(b.tolist(), float(random.random()), int(c)) for b, c in zip(boxes, classes, strict=True)]
+        rows += [([1.0, 1.0, 30.0, 30.0], float(random.random()), int(random.integers(0, 2)))]
+        found.append(_found(sorted(rows, key=lambda r: -r[1])))
+    return truth, found
+
+
+def test_a_resample_is_the_data_set_of_those_pictures(random_set: tuple[list[Truth], list[Detections]]) -> None:
+    truth, found = random_set
+    scored = Scored(truth, found, LABELS)
+    before = scored.accuracy()
+    for drawn in Bootstrap(5, seed=3).draw(len(truth)):
+        really = Scored([truth[i] for i in drawn], [found[i] for i in drawn], LABELS).accuracy()
+        assert scored.resampled(drawn) == pytest.approx((really.map50, really.map50_95), abs=1e-9)
+    assert scored.accuracy() == before
+
+
+def test_intervals_hold_the_value_and_repeat(random_set: tuple[list[Truth], list[Detections]]) -> None:
+    truth, found = random_set
+    scored = Scored(truth, found, LABELS)
+    first, again = (intervals(scored, len(truth), Bootstrap(50, seed=1)) for _ in range(2))
+    assert first == again
+    for interval in first:
+        assert interval.low < interval.value < interval.high
+
+
+def test_an_engine_against_itself_differs_by_nothing(random_set: tuple[list[Truth], list[Detections]]) -> None:
+    truth, found = random_set
+    one, same = Scored(truth, found, LABELS), Scored(truth, found, LABELS)
+    for interval in differences(one, same, len(truth), Bootstrap(20)):
+        assert (interval.value, interval.low, interval.high) == (0, 0, 0)
+
+
+def test_a_clearly_worse_engine_is_more_than_noise(random_set: tuple[list[Truth], list[Detections]]) -> None:
+    truth, found = random_set
+    worse = [Detections(d.boxes + 12, d.scores, d.class_ids) for d in found]
+    one, other = Scored(truth, found, LABELS), Scored(truth, worse, LABELS)
+    _, difference = differences(one, other, len(truth), Bootstrap(50))
+    assert difference.high < 0
+
+
+def test_without_resamples_there_is_no_width(random_set: tuple[list[Truth], list[Detections]]) -> None:
+    truth, found = random_set
+    interval, _ = intervals(Scored(truth, found, LABELS), len(truth), Bootstrap(0))
+    assert interval.low == interval.value == interval.high

@@ -1,0 +1,162 @@
+"""`evaluate`: mean average precision of an engine on labelled pictures, alone or against another."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from yolotrt_core import dataset
+from yolotrt_core.cli import build
+from yolotrt_core.cli.detect import selection_from
+from yolotrt_core.cli.tables import print_table
+from yolotrt_core.cli.tasks import Flag, Given, make_task, stage_flags
+from yolotrt_core.detector import Detector
+from yolotrt_core.engine import BuildSettings, open_store
+from yolotrt_core.errors import UsageError
+from yolotrt_core.evaluate import SELECTION, Comparison, Evaluation, Judge
+from yolotrt_core.metric import Bootstrap, Interval
+from yolotrt_core.registry import KINDS, Registry
+from yolotrt_core.store.store import Store
+from yolotrt_core.types import PRECISIONS, Json, to_json
+
+_OWN = (
+    Flag("data", "Labelled pictures: a folder in YOLO layout, a data set YAML, or a COCO JSON file"),
+    Flag("part", "train|val|test: which part of a data set YAML (default val)"),
+    Flag("engine", "Engine file made by `build`, instead of --weights"),
+    Flag("against", f"Compare with this: an engine file, or {'|'.join(PRECISIONS)} of the same model"),
+    Flag("conf", "Least score, 0 to 1 (default 0.001)"),
+    Flag("iou", "Overlap over which the lower-scored box goes, 0 to 1 (default 0.6)"),
+    Flag("multi_label", "on|off: a box may count for several classes (default on)"),
+    Flag("max_det", "Most detections for one picture (default 300)"),
+    Flag("bootstrap", "Resamples of the pictures for the 95% intervals, 0 for none (default 200)"),
+    Flag("seed", "Which resamples (default 0)"),
+    Flag("json", "Print one JSON document, see yolotrt_core/schemas/evaluate.json", switch=True),
+)
+RESERVED = tuple("--" + f.name.replace("_", "-") for f in _OWN)
+_PARTS: tuple[dataset.Part, ...] = ("train", "val", "test")
+
+
+def task(stages: Registry) -> Any:
+    """Make the `evaluate` task."""
+    summary = (
+        "Judge an engine by mAP on labelled pictures, with intervals; compare two engines.\n\n"
+        "Runs an engine file, or builds one for a model with the first builder that can run here.\n\n"
+        "Example: evaluate --weights yolov5n.pt --precision int8 --calib-data train/ --data coco.yaml --against fp32"
+    )
+    flags = [*_OWN, *build.SETTINGS, *build.PARITY_FLAGS, *stage_flags(stages, KINDS)]
+    return make_task("evaluate", summary, flags, lambda given: _evaluate(stages, given))
+
+
+def _evaluate(stages: Registry, given: Given) -> None:
+    if not given["data"]:
+        raise UsageError("`evaluate` needs labelled pictures", hint="pass `--data DIR_OR_YAML`")
+    part = given["part"] or "val"
+    if part not in _PARTS:
+        raise UsageError(f"`--part` expects train, val or test, found `{part}`")
+    settings = build.build_settings(stages, given)
+    store = open_store(build.path_from_text(given["store"]))
+    bootstrap = Bootstrap(
+        build.whole_number("--bootstrap", given["bootstrap"] or 200, least=0),
+        build.whole_number("--seed", given["seed"] or 0, least=0),
+    )
+    with contextlib.ExitStack() as stack:
+        first = stack.enter_context(_open(settings, given["engine"], store, stages))
+        data = dataset.read(given["data"], first.labels, part)
+        judge = Judge(data, store, stages, _selection(given), bootstrap)
+        result = judge.evaluate(first)
+        rival = comparison = None
+        if given["against"]:
+            second = stack.enter_context(_open_rival(settings, given, store, stages))
+            if second.labels != first.labels:
+                raise UsageError("the two engines have different classes: nothing to compare")
+            rival = judge.evaluate(second)
+            comparison = judge.compare(rival, result)
+    if given["json"]:
+        print(json.dumps(document(judge, result, rival, comparison), indent=2))
+    else:
+        _report(result, rival, comparison)
+
+
+def _selection(given: Mapping[str, Any]) -> Any:
+    defaults = {"conf": SELECTION.conf, "iou": SELECTION.iou, "multi_label": "on", "max_det": SELECTION.max_det}
+    return selection_from({k: given[k] if given.get(k) is not None else v for k, v in defaults.items()})
+
+
+def _open(settings: BuildSettings, engine: str | None, store: Store, stages: Registry) -> Detector:
+    chosen = {f: getattr(settings, f) for f in settings.__slots__ if f != "weights"}
+    return Detector.open(settings.weights, engine=engine, store=store, stages=stages, **chosen)
+
+
+def _open_rival(settings: BuildSettings, given: Given, store: Store, stages: Registry) -> Detector:
+    wanted = given["against"]
+    if wanted not in PRECISIONS:
+        return _open(replace(settings, weights=None), wanted, store, stages)
+    if given["engine"]:
+        raise UsageError(f"`--against {wanted}` needs `--weights`: an engine cannot be built from an engine")
+    return _open(replace(settings, precision=wanted), None, store, stages)
+
+
+def document(judge: Judge, result: Evaluation, rival: Evaluation | None, comparison: Comparison | None) -> Json:
+    """Return what `evaluate --json` prints; its form is in yolotrt_core/schemas/evaluate.json."""
+    against: Json = None
+    if rival is not None and comparison is not None:
+        against = {
+            **_figures(rival),
+            "difference": {
+                "map50": to_json(comparison.map50),
+                "map50_95": to_json(comparison.map50_95),
+                "more_than_noise": comparison.more_than_noise,
+            },
+        }
+    return {
+        "schema": 1,
+        "data": str(judge.data.path),
+        "pictures": result.pictures,
+        "boxes": result.boxes,
+        "skipped": list(result.skipped),
+        "selection": to_json(judge.selection),
+        "bootstrap": to_json(judge.bootstrap),
+        **_figures(result),
+        "against": against,
+    }
+
+
+def _figures(result: Evaluation) -> dict[str, Json]:
+    return {
+        "engine": {
+            "builder": result.spec.builder,
+            "precision": result.spec.precision,
+            "tools": to_json(result.spec.tools),
+            "sha256": result.spec.engine_sha256,
+        },
+        "map50": to_json(result.map50),
+        "map50_95": to_json(result.map50_95),
+        "classes": to_json(result.accuracy.classes),
+        "predictions": result.predictions,
+    }
+
+
+def _report(result: Evaluation, rival: Evaluation | None, comparison: Comparison | None) -> None:
+    rows = [(c.label, str(c.boxes), f"{c.ap50:.4f}", f"{c.ap50_95:.4f}") for c in result.accuracy.classes]
+    print_table(("class", "boxes", "AP50", "AP50-95"), rows)
+    print()
+    shown = [_row(f"{result.spec.builder} {result.spec.precision}", result.map50, result.map50_95)]
+    if rival is not None and comparison is not None:
+        shown.append(_row(f"{rival.spec.builder} {rival.spec.precision}", rival.map50, rival.map50_95))
+        shown.append(_row("difference", comparison.map50, comparison.map50_95, sign="+"))
+    print_table(("engine", "mAP50", "95%", "mAP50-95", "95%"), shown)
+    skipped = f", {len(result.skipped)} unreadable ones left out" if result.skipped else ""
+    print(f"\n{result.pictures} pictures, {result.boxes} boxes{skipped}")
+    if comparison is not None:
+        verdict = "more than noise" if comparison.more_than_noise else "not distinguishable from noise"
+        print(f"the difference in mAP50-95 is {verdict} on these pictures")
+
+
+def _row(name: str, *figures: Interval, sign: str = "") -> tuple[str, ...]:
+    cells = [name]
+    for f in figures:
+        cells += [f"{f.value:{sign}.4f}", f"{f.low:{sign}.4f} to {f.high:{sign}.4f}"]
+    return tuple(cells)

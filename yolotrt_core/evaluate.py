@@ -1,0 +1,113 @@
+"""How good an engine is on labelled pictures, and whether another one is better or worse than by chance."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from yolotrt_core import metric
+from yolotrt_core.dataset import DataSet
+from yolotrt_core.detector import Detector
+from yolotrt_core.errors import UsageError
+from yolotrt_core.metric import Accuracy, Bootstrap, Interval, Scored, Truth
+from yolotrt_core.predictions import Predictions, predict
+from yolotrt_core.registry import Registry
+from yolotrt_core.store.store import Store
+from yolotrt_core.types import Detections, EngineSpec, Selection
+
+# What upstream's val.py asks for: nearly all candidates, since the metric ranks them itself.
+SELECTION = Selection(conf=0.001, iou=0.6, multi_label=True, max_det=metric.MAX_DET)
+
+_BOOTSTRAP = Bootstrap()
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """One engine on one data set.
+
+    Attributes:
+        spec: the engine. pictures, boxes: how many were judged. skipped: names that cannot be read.
+        map50, map50_95: with the middle 95% of resampled pictures. accuracy: the same by class.
+        predictions: key of the artifact that holds the detections.
+    """
+
+    spec: EngineSpec
+    pictures: int
+    boxes: int
+    skipped: tuple[str, ...]
+    map50: Interval
+    map50_95: Interval
+    accuracy: Accuracy
+    predictions: str
+    scored: Scored
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Second engine minus first, judged on the same resampled pictures.
+
+    A difference is more than noise if its interval leaves out 0.
+    """
+
+    map50: Interval
+    map50_95: Interval
+
+    @property
+    def more_than_noise(self) -> bool:
+        return not self.map50_95.low <= 0 <= self.map50_95.high
+
+
+@dataclass(frozen=True, slots=True)
+class Judge:
+    """Evaluates engines the same way, one after the other."""
+
+    data: DataSet
+    store: Store
+    stages: Registry
+    selection: Selection = SELECTION
+    bootstrap: Bootstrap = _BOOTSTRAP
+
+    def evaluate(self, detector: Detector) -> Evaluation:
+        """Run an engine on all pictures and score it.
+
+        Raises:
+            UsageError: over 10% of the pictures cannot be read.
+            PluginError: the metric's library is not installed.
+        """
+        files = [p.path for p in self.data.pictures]
+        predicted = predict(detector, files, self.selection, store=self.store, stages=self.stages)
+        truth, found = self._judged(predicted)
+        scored = Scored(truth, found, detector.labels)
+        map50, map50_95 = metric.intervals(scored, len(truth), self.bootstrap)
+        return Evaluation(
+            spec=detector.spec,
+            pictures=len(truth),
+            boxes=sum(int((~t.crowd).sum()) for t in truth),
+            skipped=tuple(p.name for p, f in zip(self.data.pictures, predicted.found, strict=True) if f is None),
+            map50=map50,
+            map50_95=map50_95,
+            accuracy=scored.accuracy(),
+            predictions=predicted.record.key,
+            scored=scored,
+        )
+
+    def compare(self, first: Evaluation, second: Evaluation) -> Comparison:
+        """Judge the second against the first, by the same resamples of the pictures.
+
+        Raises:
+            UsageError: they were not made on the same pictures.
+        """
+        if (first.pictures, first.skipped) != (second.pictures, second.skipped):
+            raise UsageError("the two evaluations are of different pictures")
+        return Comparison(*metric.differences(first.scored, second.scored, first.pictures, self.bootstrap))
+
+    def _judged(self, predicted: Predictions) -> tuple[list[Truth], list[Detections]]:
+        truth, found = [], []
+        for picture, (height, width), detections in zip(
+            self.data.pictures, predicted.sizes, predicted.found, strict=True
+        ):
+            if detections is None:
+                continue
+            boxes = picture.xywh(height, width)
+            truth.append(Truth(boxes, picture.class_ids, picture.crowd, height, width))
+            found.append(detections)
+        return truth, found

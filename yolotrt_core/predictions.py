@@ -1,0 +1,147 @@
+"""What an engine finds on a list of pictures, kept in the store so that no picture is run twice."""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from yolotrt_core import pictures
+from yolotrt_core.calibration import digest_of_pictures
+from yolotrt_core.detector import Detector
+from yolotrt_core.errors import UsageError
+from yolotrt_core.progress import Bar, progress
+from yolotrt_core.registry import Registry, source_digest
+from yolotrt_core.sources import sha256_of
+from yolotrt_core.store.action import Action, Record
+from yolotrt_core.store.store import Store
+from yolotrt_core.types import Detections, Json, Selection, to_json
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+_log = logging.getLogger(__name__)
+
+FILE = "predictions.npz"
+_MOST_UNREADABLE = 0.1
+_CORE = ("yolotrt_core.predictions", "yolotrt_core.detector", "yolotrt_core.letterbox", "yolotrt_core.nms")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Predictions:
+    """Detections of one engine.
+
+    Attributes:
+        found: by index into the list of pictures; None for one that cannot be read.
+        sizes: (height, width) in pixels of each; (0, 0) for one that cannot be read.
+        record: the artifact that holds them. from_cache: whether no picture was run.
+    """
+
+    found: tuple[Detections | None, ...]
+    sizes: tuple[tuple[int, int], ...]
+    record: Record
+    from_cache: bool
+
+    @property
+    def read(self) -> list[int]:
+        """Indices of the pictures that could be read."""
+        return [i for i, f in enumerate(self.found) if f is not None]
+
+
+def predict(
+    detector: Detector, files: Sequence[Path], selection: Selection, *, store: Store, stages: Registry
+) -> Predictions:
+    """Run an engine on pictures, or take what the store holds of this engine, these pictures and thresholds.
+
+    Raises:
+        UsageError: over 10% of the pictures cannot be read.
+        StageError: the engine failed.
+    """
+    builder = stages.get("builder", detector.spec.builder)
+    head = stages.postprocessor(detector.spec.model.head)
+    spec = detector.spec
+    action = Action(
+        stage="predict",
+        plugin=builder.identity,
+        request={"selection": to_json(selection)},
+        options={},
+        inputs={
+            "engine": spec.engine_sha256 or spec.onnx_sha256,
+            "pictures": digest_of_pictures([sha256_of(f) for f in files]),
+        },
+        tools={**spec.tools, "postprocessor": head.identity.source_sha256},
+        core_sha256=source_digest(_CORE, "the core"),
+    )
+
+    def make(folder: Path) -> Mapping[str, Json]:
+        reading = _Reading(files)
+        with progress("evaluating", total=len(files)) as bar:
+            found = list(detector.stream(reading.frames(bar), selection))
+        _save(folder / "out" / FILE, reading, found)
+        return {"pictures": len(found), "skipped": [str(files[i].name) for i in reading.skipped]}
+
+    record, from_cache = store.obtain(action, make, verify=True)
+    return _load(store.read(record.outputs[FILE].sha256), len(files), record, from_cache)
+
+
+@dataclass(slots=True)
+class _Reading:
+    """Reads files one by one, noting sizes and what cannot be read."""
+
+    files: Sequence[Path]
+    indices: list[int] = field(default_factory=list)
+    sizes: list[tuple[int, int]] = field(default_factory=list)
+    skipped: list[int] = field(default_factory=list)
+
+    def frames(self, bar: Bar) -> Iterator[NDArray[np.uint8]]:
+        for index, file in enumerate(self.files):
+            try:
+                frame = pictures.read(file)
+            except UsageError as err:
+                self.skipped.append(index)
+                _log.warning("%s; skipped", err)
+                if len(self.skipped) > len(self.files) * _MOST_UNREADABLE:
+                    raise UsageError(
+                        f"{len(self.skipped)} of {len(self.files)} pictures cannot be read, "
+                        f"over {_MOST_UNREADABLE:.0%}; the last: {err}",
+                        hint="remove or replace them",
+                    ) from err
+                continue
+            self.indices.append(index)
+            self.sizes.append((frame.shape[0], frame.shape[1]))
+            yield frame
+            bar.update(completed=index + 1)
+
+
+def _save(path: Path, reading: _Reading, found: Sequence[Detections]) -> None:
+    import numpy as np
+
+    np.savez_compressed(
+        path,
+        indices=np.array(reading.indices, np.int64),
+        sizes=np.array(reading.sizes, np.int64).reshape(-1, 2),
+        counts=np.array([len(d) for d in found], np.int64),
+        truncated=np.array([d.truncated for d in found], np.int64),
+        boxes=np.concatenate([np.zeros((0, 4), np.float32), *(d.boxes for d in found)]),
+        scores=np.concatenate([np.zeros(0, np.float32), *(d.scores for d in found)]),
+        class_ids=np.concatenate([np.zeros(0, np.int64), *(d.class_ids for d in found)]),
+    )
+
+
+def _load(data: bytes, count: int, record: Record, from_cache: bool) -> Predictions:
+    import numpy as np
+
+    found: list[Detections | None] = [None] * count
+    sizes = [(0, 0)] * count
+    with np.load(io.BytesIO(data), allow_pickle=False) as held:
+        bounds = np.cumsum(held["counts"])[:-1]
+        parts = [np.split(held[name], bounds) for name in ("boxes", "scores", "class_ids")]
+        for place, index in enumerate(held["indices"].tolist()):
+            boxes, scores, class_ids = (part[place] for part in parts)
+            found[index] = Detections(boxes, scores, class_ids, int(held["truncated"][place]))
+            sizes[index] = (int(held["sizes"][place][0]), int(held["sizes"][place][1]))
+    return Predictions(tuple(found), tuple(sizes), record, from_cache)
