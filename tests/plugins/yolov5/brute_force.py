@@ -22,16 +22,16 @@ def candidates(rows: np.ndarray, selection: Selection) -> list[Candidate]:
     found = []
     with np.errstate(all="ignore"):
         for index in np.flatnonzero(rows[:, 4].astype(np.float32) > conf):
-            cx, cy, width, height, objectness, *classes = rows[index].astype(np.float32)
+            cx, cy, width, height, objectness = rows[index, :5].astype(np.float32)
             half_width, half_height = np.float32(width / np.float32(2)), np.float32(height / np.float32(2))
             corners = (cx - half_width, cy - half_height, cx + half_width, cy + half_height)
             if not all(np.isfinite(corners)):
                 continue
-            scores = [np.float32(objectness * score) for score in classes]
-            good = [(-s, c) for c, s in enumerate(scores) if np.isfinite(s) and s > conf]
+            scores = objectness * rows[index, 5:].astype(np.float32)
+            good = [(-scores[c], c) for c in np.flatnonzero(np.isfinite(scores) & (scores > conf))]
             if good and not selection.multi_label:
                 good = [min(good)]
-            found += [Candidate(-s, int(index), c, corners) for s, c in good]
+            found += [Candidate(-s, int(index), int(c), corners) for s, c in good]
     if selection.classes:
         found = [f for f in found if f.class_id in selection.classes]
     return sorted(found, key=lambda f: (-f.score, f.row, f.class_id))
@@ -41,6 +41,7 @@ def kept(found: list[Candidate], selection: Selection, offset: float | None = No
     """Return what greedy suppression keeps, best first.
 
     Args:
+        found: in the order to take them in.
         offset: None for float64 within each class; else as upstream does it: all classes together,
             `class * offset` added to the coordinates, everything in float32.
     """

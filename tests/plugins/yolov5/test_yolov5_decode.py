@@ -74,7 +74,7 @@ def scene(random: np.random.Generator, images: int, rows: int, classes: int, obj
 @pytest.mark.parametrize("agnostic", [False, True])
 @pytest.mark.parametrize("conf", [0.001, 0.25])
 def test_crowded_scenes(classes: int, multi_label: bool, agnostic: bool, conf: float) -> None:
-    raw = scene(np.random.default_rng(classes), 2, 300, classes, 25)
+    raw = scene(np.random.default_rng(classes), 2, 300 if classes < 300 else 100, classes, 25)
     selection = Selection(conf=conf, iou=0.5, multi_label=multi_label, agnostic=agnostic, max_det=10_000)
     found = check(raw, selection, [(480, 640), (1333, 750)])
     assert all(len(f) for f in found)
@@ -91,11 +91,11 @@ def test_each_image_of_a_batch_is_as_if_alone() -> None:
 
 
 def test_says_how_many_max_det_cut_off() -> None:
-    raw = scene(np.random.default_rng(1), 1, 2000, 20, 100)
+    raw = scene(np.random.default_rng(1), 1, 1000, 20, 100)
     base = Selection(conf=0.001, iou=0.6, multi_label=True, max_det=100_000)
     (everything,) = check(raw, base)
     assert everything.truncated == 0
-    assert len(everything) > 1000
+    assert len(everything) > 500
     for most in (0, 1, 300, len(everything) - 1, len(everything)):
         (some,) = check(raw, dataclasses.replace(base, max_det=most))
         assert len(some) == most
@@ -104,17 +104,15 @@ def test_says_how_many_max_det_cut_off() -> None:
 
 
 def test_more_candidates_than_upstreams_cap_of_30000() -> None:
-    random = np.random.default_rng(2)
+    # Boxes side by side: every class of every box is kept.
     raw = np.empty((1, 800, 5 + 50), np.float32)
-    raw[0, :, :2] = random.uniform(0, 640, (800, 2))
-    raw[0, :, 2:4] = random.uniform(5, 60, (800, 2))
-    raw[0, :, 4:] = random.uniform(0.5, 1, (800, 51))
-    selection = Selection(conf=0.001, iou=0.6, multi_label=True, max_det=50_000)
-    (found,) = decode(raw, selection)
-    expected = kept(candidates(raw[0], selection), selection)
-    assert len(expected) > 30_000
-    assert found.class_ids.tolist() == [f.class_id for f in expected]
-    np.testing.assert_array_equal(found.scores, [f.score for f in expected])
+    raw[0, :, :2] = np.stack(np.mgrid[:40, :20], axis=-1).reshape(-1, 2) * 16
+    raw[0, :, 2:4] = 15
+    raw[0, :, 4:] = np.random.default_rng(2).uniform(0.5, 1, (800, 51))
+    (found,) = decode(raw, Selection(conf=0.001, iou=0.6, multi_label=True, max_det=1000))
+    scores = (raw[0, :, 4:5] * raw[0, :, 5:]).ravel()
+    assert found.truncated == scores.size - 1000 == 39_000
+    np.testing.assert_array_equal(found.scores, np.sort(scores)[::-1][:1000])
 
 
 def test_best_class_is_chosen_before_the_class_filter() -> None:
