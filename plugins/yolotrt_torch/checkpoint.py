@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from yolotrt_core.errors import UsageError
 from yolotrt_torch.archive import Archive, open_archive
-from yolotrt_torch.pickle_reader import RefusedGlobal, Stub, TensorRef
+from yolotrt_torch.pickle_reader import RefusedGlobal, Stub, TensorRef, printable, printable_errors
 
 DETECTORS = ("Model", "DetectionModel")  # v3 to v6.1, and later
 PLAIN_FORM = "yolotrt"  # key of checkpoints that hold plain data only, as yolotrt's own training saves them
@@ -49,7 +49,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
             pickle that names what no such checkpoint needs.
     """
     try:
-        with open_archive(path) as archive:
+        with printable_errors(), open_archive(path) as archive:
             return _checkpoint(archive)
     except RefusedGlobal as err:
         if err.name.startswith("ultralytics."):
@@ -184,7 +184,7 @@ def _labels(names: Any, nc: Any) -> tuple[str, ...]:
         given = {int(k) if isinstance(k, str) and k.isdecimal() else k: v for k, v in names.items()}
     elif isinstance(names, (list, tuple)):
         given = dict(enumerate(names))
-    return tuple(str(given.get(i, i)) for i in range(count))
+    return tuple(printable(str(given.get(i, i))) for i in range(count))
 
 
 def _plain(value: Any, depth: int = 0) -> Any:

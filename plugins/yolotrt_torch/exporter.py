@@ -156,7 +156,7 @@ def _export(network: Network, request: BuildRequest, options: TorchOptions, targ
         settings["dynamic_axes"] = {"images": {0: "batch", 2: "height", 3: "width"}, "output0": {0: "batch", 1: "rows"}}
     try:
         torch.onnx.export(network, (torch.zeros(shape),), str(target), **settings)
-    except Exception as err:
+    except Exception as err:  # PyTorch raises dozens of kinds here, down to bare RuntimeError
         first = str(err).strip().splitlines()
         raise StageError(
             f"PyTorch could not export the model with `{options.exporter}` at opset {options.opset}: "

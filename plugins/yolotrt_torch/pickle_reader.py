@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import pickletools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import IO, Any
 
@@ -72,7 +73,7 @@ class RefusedGlobal(UsageError):  # noqa: N818 - says what it is
     """The pickle names something that no YOLOv5 checkpoint needs; `name` is the name."""
 
     def __init__(self, name: str) -> None:
-        name = "".join(c if c.isprintable() else "?" for c in name[:120])
+        name = printable(name[:120])
         super().__init__(
             f"refused: the pickle wants `{name}`, which no YOLOv5 checkpoint needs; nothing was executed",
             hint="do not load this file with other tools unless you trust its origin",
@@ -82,6 +83,22 @@ class RefusedGlobal(UsageError):  # noqa: N818 - says what it is
 
 class DamagedPickle(UsageError):  # noqa: N818 - says what it is
     """The bytes are no pickle that PyTorch writes."""
+
+
+def printable(text: str) -> str:
+    """Replace what would break the line or steer a terminal: texts of a file end up in messages."""
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
+@contextmanager
+def printable_errors() -> Iterator[None]:
+    """Keep every UsageError of the block on one line, whatever names the file put into it."""
+    try:
+        yield
+    except UsageError as err:
+        if printable(err.message) == err.message:
+            raise
+        raise UsageError(printable(err.message), hint=err.hint) from err
 
 
 def read_pickle(stream: IO[bytes]) -> Any:

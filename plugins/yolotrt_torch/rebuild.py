@@ -13,7 +13,7 @@ from yolotrt_core.errors import UsageError
 from yolotrt_torch import layers
 from yolotrt_torch.checkpoint import Checkpoint
 from yolotrt_torch.network import ACTIVATIONS, Network
-from yolotrt_torch.pickle_reader import Stub
+from yolotrt_torch.pickle_reader import Stub, printable_errors
 
 # What must agree between a layer of ours and the file's, by class, where the file says it.
 _COMPARED: Mapping[str, tuple[str, ...]] = {
@@ -37,6 +37,11 @@ def network_from_checkpoint(checkpoint: Checkpoint) -> Network:
     Raises:
         UsageError: the yaml, the modules and the weights do not belong together.
     """
+    with printable_errors():
+        return _network(checkpoint)
+
+
+def _network(checkpoint: Checkpoint) -> Network:
     with torch.device("meta"):  # no memory, no random weights: all of them come from the file
         network = Network(checkpoint.config)
         state = {k: v for k, v in checkpoint.state.items() if k.rpartition(".")[2] not in _DERIVED}

@@ -130,6 +130,7 @@ def test_fused_checkpoints_have_no_norms(image: torch.Tensor, tmp_path: Path) ->
         (["a"], ("a", "1", "2")),
         (["a", "b", "c", "d"], ("a", "b", "c")),
         ([0, True, "ü"], ("0", "True", "ü")),
+        (["a\nb", "\x1b[2J", "c"], ("a?b", "?[2J", "c")),
     ],
 )
 def test_names_as_list_or_dict(names: Any, labels: tuple[str, ...], tmp_path: Path) -> None:
@@ -222,6 +223,22 @@ def test_a_model_that_is_not_its_yaml_is_refused(edit: str, tmp_path: Path) -> N
     path = layout.save(tmp_path / "m.pt", config, network=layout.lively(layout.MODERN), edit=change)
     with pytest.raises(UsageError, match=message):
         network_from_checkpoint(read_checkpoint(path))
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda m: setattr(m.model[6], "mode", "a\nb\x1b[2J"),
+        lambda m: m.model[5].register_parameter("w\n\x1b[2J", nn.Parameter(torch.ones(1))),
+        lambda m: m.yaml["backbone"].__setitem__(1, [-1, 1, "Ghost\n\x1b[2J", [8]]),
+    ],
+)
+def test_texts_of_a_file_cannot_break_a_message(edit: Edit, tmp_path: Path) -> None:
+    config = {**layout.MODERN, "backbone": [list(line) for line in layout.MODERN["backbone"]]}
+    path = layout.save(tmp_path / "m.pt", config, network=layout.lively(layout.MODERN), edit=edit)
+    with pytest.raises(UsageError) as caught:
+        network_from_checkpoint(read_checkpoint(path))
+    assert caught.value.message.isprintable()
 
 
 class _Command:
