@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import glob
 import os
+import re
+import urllib.parse
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +20,10 @@ if TYPE_CHECKING:
 
 PICTURES = frozenset({".bmp", ".jpeg", ".jpg", ".jp2", ".png", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm"})
 VIDEOS = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv"})
+
+
+_CAMERA = re.compile(r"camera:(\d{1,3})")
+_STREAMS = ("rtsp://", "rtsps://", "rtmp://", "http://", "https://", "udp://")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +64,19 @@ def find(path: str) -> list[Path]:
     raise UsageError(f"there is no file or folder `{path}`")
 
 
+def is_live(source: str) -> bool:
+    """Tell a camera (`camera:0`) or stream address (`rtsp://...`) from a path."""
+    return bool(_CAMERA.fullmatch(source)) or source.lower().startswith(_STREAMS)
+
+
+def live_name(source: str) -> str:
+    """Return a file name for what a live source gives; addresses may hold passwords, so only the host stays."""
+    camera = _CAMERA.fullmatch(source)
+    if camera:
+        return f"camera-{camera[1]}"
+    return "stream-" + re.sub(r"[^\w.-]", "_", urllib.parse.urlsplit(source).hostname or "unknown")
+
+
 def is_video(path: Path) -> bool:
     """Tell a video from a picture, by the ending."""
     return path.suffix.lower() in VIDEOS
@@ -92,8 +111,11 @@ def read(path: Path) -> NDArray[np.uint8]:
 
 
 @contextmanager
-def open_video(path: Path) -> Iterator[tuple[VideoFacts, Iterator[NDArray[np.uint8]]]]:
+def open_video(source: Path | str) -> Iterator[tuple[VideoFacts, Iterator[NDArray[np.uint8]]]]:
     """Open a video.
+
+    Args:
+        source: a file, or a live source as `is_live` tells them.
 
     Yields:
         Its facts, and its frames: uint8 (H, W, 3) BGR each, one in memory at a time.
@@ -106,22 +128,29 @@ def open_video(path: Path) -> Iterator[tuple[VideoFacts, Iterator[NDArray[np.uin
     import cv2
 
     with _quiet_opencv():
-        capture = cv2.VideoCapture(str(path))
+        camera = _CAMERA.fullmatch(str(source))
+        capture = cv2.VideoCapture(int(camera[1]) if camera else str(source))
     try:
         if not capture.isOpened():
-            raise UsageError(f"`{path}` is not a video OpenCV can read", hint="is the file complete, its codec known?")
+            if is_live(str(source)):
+                raise UsageError(
+                    f"cannot open the live source `{live_name(str(source))}`", hint="is it there, and free?"
+                )
+            raise UsageError(
+                f"`{source}` is not a video OpenCV can read", hint="is the file complete, its codec known?"
+            )
         facts = VideoFacts(
             width=int(capture.get(cv2.CAP_PROP_FRAME_WIDTH)),
             height=int(capture.get(cv2.CAP_PROP_FRAME_HEIGHT)),
             fps=capture.get(cv2.CAP_PROP_FPS) or 25.0,
             frames=max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT))),
         )
-        yield facts, _frames(capture, path)
+        yield facts, _frames(capture, source)
     finally:
         capture.release()
 
 
-def _frames(capture: Any, path: Path) -> Iterator[NDArray[np.uint8]]:
+def _frames(capture: Any, source: Path | str) -> Iterator[NDArray[np.uint8]]:
     count = 0
     while True:
         good, frame = capture.read()
@@ -130,7 +159,7 @@ def _frames(capture: Any, path: Path) -> Iterator[NDArray[np.uint8]]:
         count += 1
         yield frame
     if count == 0:
-        raise UsageError(f"the video `{path}` holds no frame that can be read")
+        raise UsageError(f"the video `{source}` holds no frame that can be read")
 
 
 @contextmanager

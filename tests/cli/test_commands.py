@@ -243,3 +243,36 @@ def test_a_reader_that_goes_away_is_no_error(warm: Path) -> None:
     )
     assert "Traceback" not in done.stderr
     assert done.stderr == ""
+
+
+def test_a_stream_address(run: Run, warm: Path, tmp_path: Path) -> None:
+    import functools
+    import http.server
+    import threading
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *told: object) -> None:
+            return
+
+    picture = cv2.imread(str(sample_path()))
+    writer = cv2.VideoWriter(str(tmp_path / "f.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 10, picture.shape[1::-1])
+    for _ in range(5):
+        writer.write(picture)
+    writer.release()
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(tmp_path)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        address = f"http://user:secret@127.0.0.1:{server.server_port}/f.avi"
+        common = ("--builder", "onnxruntime", "--max-frames", "3", "--json")
+        ran = run("detect", address, *common, store=warm / "store")
+        assert ran.code == 0, ran.err
+        images = _valid(ran.out, "detect")["images"]
+        assert [i["frame"] for i in images] == [0, 1, 2]
+        assert "secret" not in ran.out + ran.err
+        gone = run("detect", address.replace("f.avi", "g.avi"), *common, store=warm / "store")
+        assert gone.code == 2
+        assert "cannot open the live source `stream-127.0.0.1`" in gone.err
+        assert "secret" not in gone.err
+    finally:
+        server.shutdown()
+        server.server_close()

@@ -1,0 +1,266 @@
+"""Detect on pictures, videos and live sources, and write what was found.
+
+Reading runs ahead on threads and writing behind on others, so that the engine is what one waits for.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from yolotrt_core import pictures, results
+from yolotrt_core.annotate import annotate
+from yolotrt_core.detector import Detector
+from yolotrt_core.errors import ArtifactError, UsageError
+from yolotrt_core.prefetch import prefetched
+from yolotrt_core.progress import Bar
+from yolotrt_core.results import Found
+from yolotrt_core.types import Detections, Json, Selection, to_json
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+_log = logging.getLogger(__name__)
+
+Format = Literal["json", "coco", "yolo"]
+_MOST_WAITING = 32  # pictures drawn but not yet written, so that a slow disk does not fill the memory
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What was found in one file.
+
+    Attributes:
+        path: the file. written: the annotated copy. classes: class id to how often. truncated: boxes
+            that `max_det` cut off. frames: 1 for a picture.
+    """
+
+    path: Path
+    written: Path
+    classes: Counter[int]
+    truncated: int
+    frames: int
+
+
+class DetectionRun:
+    """One run over any number of files; `finish` writes the results file.
+
+    Attributes:
+        summaries: one for each file that could be read, in order. entries: the content of the
+            results file. unread: the error of each file that could not be read.
+    """
+
+    def __init__(self, detector: Detector, selection: Selection, form: Format, out: Path) -> None:
+        self.summaries: list[Summary] = []
+        self.entries: list[Json] = []
+        self.unread: list[UsageError] = []
+        self._detector, self._selection, self._form, self._out = detector, selection, form, out
+        self._names: Counter[str] = Counter()
+
+    def pictures(self, paths: Sequence[Path], bar: Bar) -> None:
+        """Detect on pictures; one that cannot be read is noted, and the run goes on."""
+        read: deque[tuple[Path, NDArray[np.uint8]]] = deque()
+
+        def frames() -> Iterator[NDArray[np.uint8]]:
+            for path, frame in prefetched(paths, _read):
+                if isinstance(frame, UsageError):
+                    self._note(frame)
+                else:
+                    read.append((path, frame))
+                    yield frame
+
+        with _Writer() as writer:
+            for number, detections in enumerate(self._detector.stream(frames(), self._selection)):
+                path, frame = read.popleft()
+                found = self._keep(path, None, frame, detections)
+                target = self._target(path, path.suffix)
+                writer.submit(_draw, target, frame, detections, self._detector.labels)
+                classes = Counter(int(c) for c in detections.class_ids)
+                self.summaries.append(Summary(path, target, classes, detections.truncated, 1))
+                if self._form == "yolo":
+                    self._write_labels(target, results.as_yolo(found))
+                bar.update(completed=number + 1)
+
+    def video(self, source: str | Path, bar: Bar, most_frames: int | None = None) -> None:
+        """Detect on a video file or a live source; one that cannot be opened is noted."""
+        name = Path(source) if isinstance(source, Path) else Path(pictures.live_name(source))
+        try:
+            with pictures.open_video(source) as (facts, frames):
+                self._video(name, facts, _limited(frames, most_frames), bar)
+        except UsageError as err:
+            self._note(err)
+
+    def _video(self, path: Path, facts: pictures.VideoFacts, frames: Iterable[NDArray[np.uint8]], bar: Bar) -> None:
+        target = self._target(path, ".mp4")
+        classes: Counter[int] = Counter()
+        truncated = count = 0
+        waiting: deque[NDArray[np.uint8]] = deque()
+
+        def kept() -> Iterator[NDArray[np.uint8]]:
+            for frame in prefetched(frames, _same, threads=1, ahead=8):
+                waiting.append(frame)
+                yield frame
+
+        with _VideoWriter(target, facts.fps) as film:
+            for number, detections in enumerate(self._detector.stream(kept(), self._selection)):
+                frame = waiting.popleft()
+                found = self._keep(path, number, frame, detections)
+                film.write(annotate(frame, detections, self._detector.labels))
+                classes.update(int(c) for c in detections.class_ids)
+                truncated += detections.truncated
+                count = number + 1
+                if self._form == "yolo":
+                    self._write_labels(target.with_name(f"{target.stem}_{number}"), results.as_yolo(found))
+                bar.update(text=f"{path.name} frame {count}" + (f" of {facts.frames}" if facts.frames else ""))
+        self.summaries.append(Summary(path, target, classes, truncated, count))
+
+    def finish(self) -> None:
+        """Write the results file; without any readable file there is none."""
+        if self._form == "yolo" or not self.summaries:
+            return
+        coco = self._form == "coco"
+        target = self._out / ("predictions.json" if coco else "detections.json")
+        content = self.entries if coco else self.document()
+        target.write_text(json.dumps(content, indent=None if coco else 1) + "\n", encoding="utf-8")
+
+    def document(self) -> dict[str, Json]:
+        """Return the results in yolotrt's own form, see yolotrt_core/schemas/detect.json."""
+        spec = self._detector.spec
+        return {
+            "schema": 1,
+            "engine": {"builder": spec.builder, "precision": spec.precision, "tools": to_json(spec.tools)},
+            "labels": list(self._detector.labels),
+            "selection": to_json(self._selection),
+            "out": str(self._out),
+            "milliseconds_per_frame": self.milliseconds(),
+            "images": self.entries,
+        }
+
+    def milliseconds(self) -> dict[str, Json]:
+        """Return the detector's time for one frame by step."""
+        frames = max(1, self._detector.frames)
+        return {step: round(1000 * seconds / frames, 3) for step, seconds in self._detector.seconds.items()}
+
+    def refuse_unread(self, asked: int) -> None:
+        """Raise for the files that could not be read, after all else is done.
+
+        Raises:
+            UsageError: one or more could not.
+        """
+        if not self.unread:
+            return
+        first = self.unread[0]
+        if asked == 1:
+            raise first
+        raise UsageError(f"{len(self.unread)} of {asked} files could not be read; the first: {first}")
+
+    def _note(self, err: UsageError) -> None:
+        _log.warning("%s", err)
+        self.unread.append(err)
+
+    def _keep(self, path: Path, number: int | None, frame: NDArray[np.uint8], detections: Detections) -> Found:
+        found = Found(path, number, frame.shape[0], frame.shape[1], detections)
+        if self._form == "coco":
+            self.entries += results.as_coco(found)
+        else:
+            self.entries.append(results.as_json(found, self._detector.labels))
+        return found
+
+    def _target(self, path: Path, suffix: str) -> Path:
+        """Name the annotated copy after its source; files of one name from several folders are numbered."""
+        self._out.mkdir(parents=True, exist_ok=True)
+        self._names[path.stem + suffix] += 1
+        count = self._names[path.stem + suffix]
+        return self._out / (path.stem + (f"-{count}" if count > 1 else "") + suffix)
+
+    def _write_labels(self, target: Path, text: str) -> None:
+        labels = self._out / "labels"
+        labels.mkdir(exist_ok=True)
+        (labels / f"{target.stem}.txt").write_text(text, encoding="utf-8")
+
+
+class _Writer:
+    """Draws and writes pictures on threads; the first failure is raised by the next call."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(thread_name_prefix="yolotrt-write")
+        self._waiting: deque[Future[None]] = deque()
+
+    def submit(self, work: Any, *arguments: Any) -> None:
+        while len(self._waiting) >= _MOST_WAITING or (self._waiting and self._waiting[0].done()):
+            self._waiting.popleft().result()
+        self._waiting.append(self._pool.submit(work, *arguments))
+
+    def __enter__(self) -> _Writer:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        try:
+            while self._waiting:
+                future = self._waiting.popleft()
+                if kind is None:
+                    future.result()
+        finally:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+class _VideoWriter:
+    """Writes annotated frames; opened at the first one, whose size it takes."""
+
+    def __init__(self, target: Path, fps: float) -> None:
+        self._target, self._fps = target, fps
+        self._writer: Any = None
+        self._lock = threading.Lock()
+
+    def write(self, frame: NDArray[np.uint8]) -> None:
+        import cv2
+
+        with self._lock:
+            if self._writer is None:
+                size = (frame.shape[1], frame.shape[0])
+                self._writer = cv2.VideoWriter(str(self._target), cv2.VideoWriter.fourcc(*"mp4v"), self._fps, size)
+                if not self._writer.isOpened():
+                    raise ArtifactError(f"cannot write the video `{self._target}`", hint="choose another `--out`")
+            self._writer.write(frame)
+
+    def __enter__(self) -> _VideoWriter:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._writer is not None:
+            self._writer.release()
+
+
+def _read(path: Path) -> tuple[Path, NDArray[np.uint8] | UsageError]:
+    try:
+        return path, pictures.read(path)
+    except UsageError as err:
+        return path, err
+
+
+def _same(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return frame
+
+
+def _limited(frames: Iterable[NDArray[np.uint8]], most: int | None) -> Iterator[NDArray[np.uint8]]:
+    for number, frame in enumerate(frames):
+        if most is not None and number >= most:
+            return
+        yield frame
+
+
+def _draw(target: Path, frame: NDArray[np.uint8], found: Detections, labels: Sequence[str]) -> None:
+    import cv2
+
+    good, encoded = cv2.imencode(target.suffix, annotate(frame, found, labels))
+    if not good:
+        raise ArtifactError(f"OpenCV cannot write `{target.suffix}` pictures")
+    target.write_bytes(encoded.tobytes())
