@@ -101,7 +101,8 @@ class Exporter(Stage, Protocol):
         The ONNX has float32 input `images` (B, 3, H, W) and is valid for `onnx.checker`. Its
         metadata_props hold `stride`, `names`, `task`, `imgsz` and provenance.
         `reference.npz` holds a fixed input under `images` and the framework's own output for it
-        under each output's name, float32: the pipeline compares the ONNX with it.
+        under each output's name, float32: the pipeline compares the ONNX with it. A framework that
+        computes with integers also states there, under `tolerance`, how far the ONNX may be.
         """
 
 

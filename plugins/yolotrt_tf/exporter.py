@@ -1,0 +1,218 @@
+"""TensorFlow model -> ONNX in the project's layout, with TensorFlow's own answer beside it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+import warnings
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import ModelProto
+
+from yolotrt_core.errors import StageError, UsageError
+from yolotrt_core.labels import metadata_of
+from yolotrt_core.reference import reference_images
+from yolotrt_core.rows import Known, Rows, find_rows
+from yolotrt_core.stages import ONNX_FILE, REFERENCE_FILE
+from yolotrt_core.types import BuildRequest, ModelSource, ModelSpec, TensorSpec
+from yolotrt_tf import graph as edit
+from yolotrt_tf.formats import NAMES, Format, recognise
+from yolotrt_tf.labels import labels_of
+
+if TYPE_CHECKING:
+    from yolotrt_tf import TfOptions
+    from yolotrt_tf.network import Network
+
+log = logging.getLogger(__name__)
+
+# How far a box centre may lie outside its cells, in cells: rounding of float32, of 8-bit integers.
+_SLACK, _QUANTIZED_SLACK = 0.02, 1.0
+# TensorFlow Lite rounds between its integers otherwise than Q/DQ nodes do: 0.4% of the output on small networks.
+_ROUNDED_TOLERANCE = 0.05
+
+
+def export(source: ModelSource, request: BuildRequest, options: TfOptions, out: Path) -> ModelSpec:
+    """Write `out/model.onnx` and `out/reference.npz` for a TensorFlow model.
+
+    Batch may be free; height and width are those of the request, which a model that fixes them must share.
+
+    Raises:
+        UsageError: no TensorFlow model, not YOLOv5's output, or made for another size.
+        StageError: tf2onnx could not convert it.
+    """
+    form = _form(source.path)
+    known = Known(
+        _strides(options.strides),
+        None if options.rows == "auto" else options.rows,
+        None if options.units == "auto" else options.units,
+    )
+    size = (request.height, request.width)
+    # A free batch is tried with more than one picture, or a graph that mixes them up would pass.
+    images = reference_images(max(request.batch, 2) if request.dynamic else request.batch, *size)
+    with _quiet():
+        from yolotrt_tf.network import load
+
+        network = load(source.path, form, options)
+        _refuse_size(network, request)
+        answer = _answer(network, images)
+        rows = find_rows(answer, size, known, _QUANTIZED_SLACK if network.rounded else _SLACK)
+        model = _convert(network, source.path, request, options)
+    log.debug("%s: %s", NAMES[form], rows)
+    edit.number_names(model)
+    edit.rewrite_resizes(model)
+    edit.arrange_rows(model, rows, size)
+    spec = _spec(source, form, request, options, rows, answer.shape)
+    _finish(model, spec, request, out / ONNX_FILE)
+    arrays = {"images": images, "output0": rows.to_project(answer, *size)}
+    if network.rounded:
+        arrays["tolerance"] = np.array(_ROUNDED_TOLERANCE, np.float64)
+    np.savez(out / REFERENCE_FILE, **arrays)  # type: ignore[arg-type]
+    return spec
+
+
+def _form(path: Path) -> Format:
+    form = recognise(path)
+    if form == "savedmodel_pb":
+        raise UsageError(f"`{path}` is one file of a SavedModel", hint=f"pass its folder, `{path.parent}`")
+    if form is None:
+        known = ", ".join(NAMES[f] for f in ("savedmodel", "keras", "hdf5", "graphdef", "tflite"))
+        raise UsageError(f"`{path}` is no TensorFlow model that is known: {known}")
+    return form
+
+
+def _strides(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    if not re.fullmatch(r"[1-9]\d{0,3}(,[1-9]\d{0,3}){0,7}", text.replace(" ", "")):
+        raise UsageError(f"`--tf-strides` expects pixels per cell of each level, as 8,16,32, found `{text}`")
+    return tuple(int(part) for part in text.split(","))
+
+
+def _refuse_size(network: Network, request: BuildRequest) -> None:
+    _, height, width = network.shape
+    for fixed, asked in ((height, request.height), (width, request.width)):
+        if fixed not in (None, asked):
+            raise UsageError(
+                f"the model is made for pictures of {height or 'any'} x {width or 'any'} pixels, "
+                f"and {request.height} x {request.width} was asked for",
+                hint=f"pass `--imgsz {height or request.height},{width or request.width}`",
+            )
+
+
+def _answer(network: Network, images: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Run TensorFlow, one picture at a time where the model is made so."""
+    pictures = np.ascontiguousarray(images.transpose(0, 2, 3, 1))
+    step = network.shape[0] or len(pictures)
+    if len(pictures) % step:
+        raise UsageError(
+            f"the model is made for batches of {step}, and {len(pictures)} was asked for", hint=f"pass `--batch {step}`"
+        )
+    try:
+        return np.concatenate([network.run(pictures[at : at + step]) for at in range(0, len(pictures), step)])
+    except Exception as err:  # TensorFlow raises its own, and ValueError, and RuntimeError
+        raise StageError(f"TensorFlow could not run the model: {' '.join(str(err).split())[:300]}") from err
+
+
+def _convert(network: Network, path: Path, request: BuildRequest, options: TfOptions) -> ModelProto:
+    from yolotrt_tf.convert import onnx_from_network
+
+    batch = None if request.dynamic else request.batch
+    model = onnx_from_network(network, path, (batch, request.height, request.width), options.opset)
+    given, wanted = model.graph.input, model.graph.output
+    edit.rename_interface(model, {given[0].name: "images", wanted[0].name: "output0"})
+    if network.graph is None and (network.shape[0] != batch):
+        edit.set_batch(model, "batch" if batch is None else batch)
+    if network.input_quantization is not None:
+        edit.quantize_input(model, network.input_quantization.scale, network.input_quantization.zero_point)
+    if network.output_quantization is not None:
+        edit.dequantize_output(model, network.output_quantization.scale, network.output_quantization.zero_point)
+    if network.rounded and options.quantized == "float":
+        edit.drop_rounding(model)
+    return model
+
+
+def _spec(
+    source: ModelSource,
+    form: Format,
+    request: BuildRequest,
+    options: TfOptions,
+    rows: Rows,
+    answer: tuple[int, ...],
+) -> ModelSpec:
+    batch: int | str = "batch" if request.dynamic else request.batch
+    return ModelSpec(
+        inputs=(TensorSpec("images", "float32", (batch, 3, request.height, request.width)),),
+        outputs=(TensorSpec("output0", "float32", (batch, *answer[1:])),),
+        labels=labels_of(source.path, form, answer[2] - 5, options.names),
+        strides=tuple(sorted(rows.strides)),
+        head="yolov5",
+        provenance={
+            "source_sha256": source.sha256,
+            "tensorflow": _tensorflow_version(),
+            "tf2onnx": metadata.version("tf2onnx"),
+            "yolotrt": metadata.version("yolotrt-core"),
+            "format": NAMES[form],
+            "opset": str(options.opset),
+            "source_rows": f"{rows.order}-major, {rows.units}, strides {','.join(map(str, rows.strides))}",
+        },
+    )
+
+
+def _finish(model: ModelProto, spec: ModelSpec, request: BuildRequest, target: Path) -> None:
+    """Set dimensions and metadata, check, write; equal models give equal bytes."""
+    for value, tensor in zip((*model.graph.input, *model.graph.output), (*spec.inputs, *spec.outputs), strict=True):
+        edit.set_shape(value, tensor.shape)
+    del model.graph.value_info[:]
+    del model.metadata_props[:]
+    model.graph.name = "yolov5"
+    for key, text in metadata_of(spec, request).items():
+        model.metadata_props.add(key=key, value=text)
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as err:
+        raise StageError(
+            f"the model was converted to invalid ONNX: {' '.join(str(err).split())[:300]}",
+            hint="try another `--tf-opset`, or another format of the model",
+        ) from err
+    target.write_bytes(model.SerializeToString(deterministic=True))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Send what TensorFlow logs and warns to our log, which the stage keeps."""
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        import yolotrt_tf.network  # noqa: F401 - imports TensorFlow, which sets up its loggers
+
+        theirs = [logging.getLogger(name) for name in ("tensorflow", "absl", "tf2onnx")]
+        taken = _Taken()
+        kept = [(logger, logger.handlers[:], logger.propagate) for logger in theirs]
+        for logger in theirs:
+            logger.handlers, logger.propagate = [taken], False
+        try:
+            yield
+        finally:
+            for logger, handlers, propagate in kept:
+                logger.handlers, logger.propagate = handlers, propagate
+            for warning in warned:
+                log.debug("TensorFlow: %s", " ".join(str(warning.message).split()))
+
+
+def _tensorflow_version() -> str:
+    import tensorflow as tf
+
+    return str(tf.__version__)
+
+
+class _Taken(logging.Handler):
+    """Passes records of other loggers on to ours."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        log.debug("TensorFlow: %s", " ".join(record.getMessage().split()))

@@ -1,0 +1,93 @@
+"""Class names and what else an ONNX file says of itself, for exporters of any framework."""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from yolotrt_core.errors import UsageError
+from yolotrt_core.types import BuildRequest, ModelSpec
+
+
+def labels_from_file(path: Path) -> tuple[str, ...]:
+    """Read class names: a text file with one a line, or YAML with `names` (list, or number to name).
+
+    Raises:
+        UsageError: the file cannot be read or holds no names.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as err:
+        raise UsageError(f"cannot read the class names in `{path}`: {err}") from err
+    if path.suffix.lower() in (".yaml", ".yml"):
+        names = labels_from_yaml(text)
+    else:
+        names = tuple(line.strip() for line in text.splitlines() if line.strip())
+    if not names:
+        raise UsageError(f"`{path}` has no class names", hint="write one a line, or YAML with `names: [first, second]`")
+    return names
+
+
+def labels_from_yaml(text: str) -> tuple[str, ...] | None:
+    """Return the `names` of a YAML text, or None.
+
+    Raises:
+        UsageError: not YAML, or PyYAML is not installed.
+    """
+    try:
+        import yaml
+    except ImportError as err:
+        raise UsageError("class names in YAML need PyYAML, which is not installed", hint="pip install pyyaml") from err
+    try:
+        found = yaml.safe_load(text)
+    except yaml.YAMLError as err:
+        raise UsageError(f"the class names are not YAML: {' '.join(str(err).split())}") from err
+    return labels_in_order(found.get("names")) if isinstance(found, Mapping) else None
+
+
+def labels_in_order(names: Any) -> tuple[str, ...] | None:
+    """Return names given as a list or as a mapping from number (or its digits); None for anything else."""
+    if isinstance(names, (list, tuple)):
+        return tuple(str(name) for name in names)
+    if isinstance(names, Mapping) and sorted(map(str, names)) == sorted(map(str, range(len(names)))):
+        by_number = {int(number): str(name) for number, name in names.items()}
+        return tuple(by_number[number] for number in range(len(names)))
+    return None
+
+
+def numbered_labels(classes: int) -> tuple[str, ...]:
+    """Return stand-ins for names that nobody knows."""
+    return tuple(f"class{number}" for number in range(classes))
+
+
+def metadata_of(spec: ModelSpec, request: BuildRequest) -> dict[str, str]:
+    """Return what an exporter writes into an ONNX file's metadata_props.
+
+    `stride`, `names`, `task`, `imgsz` are Python literals, as upstream's exporter writes and its readers
+    expect them; the rest is provenance.
+
+    Source:
+        ultralytics/yolov5 v7.0, export.py, export_onnx.
+    """
+    return {
+        "stride": str(max(spec.strides)),
+        "strides": str(list(spec.strides)),
+        "names": str(dict(enumerate(spec.labels))),
+        "task": "detect",
+        "imgsz": str([request.height, request.width]),
+        "batch": str(request.batch),
+        **spec.provenance,
+    }
+
+
+def literal(text: str | None) -> Any:
+    """Read one metadata value, a Python literal or JSON; None if it is neither."""
+    for read in (ast.literal_eval, json.loads):
+        try:
+            return read(text or "")
+        except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+            continue
+    return None

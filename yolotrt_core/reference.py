@@ -1,0 +1,27 @@
+"""The fixed pictures on which an exported ONNX is compared with its framework."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+def reference_images(batch: int, height: int, width: int) -> NDArray[np.float32]:
+    """Make pictures with coarse and fine structure, the same every time.
+
+    Returns:
+        float32 (batch, 3, height, width) in 0..1; each picture of the batch is another one.
+    """
+    import numpy as np
+
+    random = np.random.default_rng(5)
+    images = np.zeros((batch, 3, height, width), dtype=np.float32)
+    # Blocks of a quarter of the picture down to single pixels; coarse ones weigh most, as in photographs.
+    for level, weight in ((4, 0.45), (16, 0.3), (64, 0.15), (max(height, width), 0.1)):
+        rows, columns = np.arange(height) * level // max(height, level), np.arange(width) * level // max(width, level)
+        blocks = random.random((batch, 3, level, level), dtype=np.float32)
+        images += np.float32(weight) * blocks[:, :, rows[:, None], columns]
+    return np.clip(images, 0, 1, out=images)

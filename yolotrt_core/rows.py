@@ -1,0 +1,152 @@
+"""How the rows of a YOLOv5 output lie, found by what they hold, for exporters of any framework.
+
+The project's layout is (B, N, 5 + C) with cx, cy, w, h in input pixels and rows ordered by level
+(finest first), anchor, y, x. TensorFlow exports count boxes in fractions of the picture and put a
+cell's anchors side by side; others differ again.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from yolotrt_core.errors import UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+Order = Literal["anchor", "cell"]
+Units = Literal["pixels", "normalised"]
+
+_STRIDES = (4, 8, 16, 32, 64, 128)
+_MOST_ANCHORS = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """A layout of rows.
+
+    Attributes:
+        strides: pixels per cell of each level, in the order of the rows.
+        anchors: boxes of one cell.
+        order: within a level, `anchor` is anchor, y, x; `cell` is y, x, anchor.
+        units: `pixels` of the input, or `normalised` by its width and height.
+    """
+
+    strides: tuple[int, ...]
+    anchors: int
+    order: Order
+    units: Units
+
+    def permutation(self, height: int, width: int) -> NDArray[np.int64] | None:
+        """Return for each row of the project's layout which row of this one it is; None if they agree."""
+        import numpy as np
+
+        parts, first = {}, 0
+        for stride in self.strides:
+            shape = (height // stride, width // stride)
+            index = first + np.arange(self.anchors * shape[0] * shape[1])
+            first += len(index)
+            if self.order == "cell":
+                index = index.reshape(*shape, self.anchors).transpose(2, 0, 1).ravel()
+            parts[stride] = index
+        moved = np.concatenate([parts[stride] for stride in sorted(parts)])
+        return None if np.array_equal(moved, np.arange(first)) else moved
+
+    def scale(self, height: int, width: int) -> tuple[float, float, float, float] | None:
+        """Return what turns cx, cy, w, h into pixels; None if they are."""
+        return None if self.units == "pixels" else (width, height, width, height)
+
+    def to_project(self, output: NDArray[Any], height: int, width: int) -> NDArray[np.float32]:
+        """Bring an output (B, N, 5 + C) of this layout to the project's."""
+        import numpy as np
+
+        moved = self.permutation(height, width)
+        rows = np.array(output if moved is None else output[:, moved], dtype=np.float32)
+        scale = self.scale(height, width)
+        if scale is not None:
+            rows[..., :4] *= np.array(scale, dtype=np.float32)
+        return rows
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What is known of a layout beforehand; None is to be found."""
+
+    strides: tuple[int, ...] | None = None
+    order: Order | None = None
+    units: Units | None = None
+
+
+def find_rows(output: NDArray[Any], size: tuple[int, int], known: Known = Known(), slack: float = 0.02) -> Rows:
+    """Find the layout of a network's answer to any picture.
+
+    YOLOv5 moves a box's centre by -0.5 to 1.5 cells from its cell's corner, so each row says where its
+    cell is; only the right layout puts every row where it belongs.
+
+    Args:
+        output: float (B, N, 5 + C). size: (height, width) of the input in pixels.
+        slack: how far a centre may be out, in cells; quantized networks need about 1.
+
+    Raises:
+        UsageError: not YOLOv5's rows, or not in the layout that was declared.
+
+    Source:
+        ultralytics/yolov5 v7.0, models/yolo.py and models/tf.py, Detect and TFDetect.
+    """
+    import numpy as np
+
+    if output.ndim != 3 or output.shape[2] < 6:
+        raise UsageError(f"expected YOLOv5's output (batch, rows, 5 + classes), found shape {tuple(output.shape)}")
+    if not np.isfinite(output).all():
+        raise UsageError("the model answers a picture with numbers that are not finite")
+    rows = output.shape[1]
+    for strides, anchors in _levels(rows, size, known.strides):
+        for order, units in itertools.product(
+            (known.order,) if known.order else ("anchor", "cell"),
+            (known.units,) if known.units else ("pixels", "normalised"),
+        ):
+            candidate = Rows(strides, anchors, order, units)
+            if _fits(output, candidate, size, slack):
+                return candidate
+    declared = [f"{k} {v}" for k, v in (("strides", known.strides), ("rows", known.order), ("units", known.units)) if v]
+    raise UsageError(
+        f"the {rows} rows of the output are not YOLOv5's boxes on an input of {size[0]} x {size[1]}"
+        + (f" with {', '.join(declared)}" if declared else " in any known order, units and strides"),
+        hint="the model must end with YOLOv5's decoded boxes (cx, cy, w, h, objectness, class scores), without NMS",
+    )
+
+
+def _levels(rows: int, size: tuple[int, int], known: Sequence[int] | None) -> Iterator[tuple[tuple[int, ...], int]]:
+    """Yield the strides and anchors that give so many rows; YOLOv5's own first."""
+    runs = [_STRIDES[a:b] for a, b in itertools.combinations(range(len(_STRIDES) + 1), 2)]
+    runs.sort(key=lambda run: run != (8, 16, 32))
+    for run in [tuple(known)] if known else [*runs, *(run[::-1] for run in runs if len(run) > 1)]:
+        if any(side % stride for side in size for stride in run):
+            continue
+        anchors, rest = divmod(rows, sum((size[0] // stride) * (size[1] // stride) for stride in run))
+        if not rest and 1 <= anchors <= _MOST_ANCHORS:
+            yield run, anchors
+
+
+def _fits(output: NDArray[Any], layout: Rows, size: tuple[int, int], slack: float) -> bool:
+    import numpy as np
+
+    boxes = layout.to_project(output[..., :4], *size)
+    first = 0
+    for stride in sorted(layout.strides):
+        cells = (size[0] // stride, size[1] // stride)
+        count = layout.anchors * cells[0] * cells[1]
+        level = boxes[:, first : first + count].reshape(-1, layout.anchors, *cells, 4) / stride
+        first += count
+        y, x = np.mgrid[: cells[0], : cells[1]]
+        for place, corner in ((level[..., 0], x), (level[..., 1], y)):
+            offset = place - corner
+            if offset.min() < -0.5 - slack or offset.max() > 1.5 + slack:
+                return False
+        if level[..., 2:].min() < -slack:
+            return False
+    return True
