@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections.abc import Iterable, Iterator, Sequence
@@ -64,13 +65,24 @@ class DataSet:
     def boxes(self) -> int:
         return sum(len(p.class_ids) for p in self.pictures)
 
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all labels in order; the pictures themselves are not in it."""
+        digest = hashlib.sha256()
+        for p in self.pictures:
+            digest.update(f"{len(p.class_ids)} {p.in_pixels}\n".encode())
+            for values in (p.boxes, p.class_ids, p.crowd):
+                digest.update(values.tobytes())
+        return digest.hexdigest()
 
-def read(where: str | Path, labels: Sequence[str], part: Part = "val") -> DataSet:
+
+def read(where: str | Path, labels: Sequence[str], part: Part = "val", *, labels_needed: bool = True) -> DataSet:
     """Read a labelled data set for a model of these classes.
 
     Args:
         where: a folder in YOLO layout, a YAML description (Ultralytics' form), or a COCO JSON file.
         labels: the model's class names. part: which part of a YAML description.
+        labels_needed: whether pictures without any label are an error.
 
     Raises:
         UsageError: nothing there, no label at all, a label line that is none, or classes the model does not have.
@@ -82,6 +94,8 @@ def read(where: str | Path, labels: Sequence[str], part: Part = "val") -> DataSe
         files, named, names = list_pictures(path, part)
         _refuse_other_classes(names, labels, path)
         data = DataSet(path, tuple(_with_yolo_labels(f, n) for f, n in zip(files, named, strict=True)), names)
+    if not data.boxes and not labels_needed:
+        return data
     if not data.boxes:
         raise UsageError(f"no labels for the {len(data.pictures)} pictures of `{where}`", hint=_LAYOUT_HINT)
     highest = max(int(p.class_ids.max()) for p in data.pictures if len(p.class_ids))

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from yolotrt_core import pipeline
 from yolotrt_core.calibration import DEFAULT_PICTURES, CalibrationData
@@ -18,6 +18,9 @@ from yolotrt_core.registry import Registry
 from yolotrt_core.sources import resolve_source, sha256_of
 from yolotrt_core.store.store import Store
 from yolotrt_core.types import PRECISIONS, BuildRequest, EngineSpec, ModelSource, Precision, ShapeRange, from_json
+
+if TYPE_CHECKING:
+    from yolotrt_core.gate import Verdict
 
 STORE_VARIABLE = "YOLOTRT_STORE"
 STRIDE = 32  # every YOLOv5 needs multiples of it; P6 models need 64, which their exporter checks
@@ -32,12 +35,14 @@ class Engine:
     Attributes:
         path: the engine file; `<path>.json` beside it holds the spec. spec: what is in it.
         key: its key in the store. steps: every stage with its record and whether it ran.
+        verdict: what the gate found; None for what it does not judge (fp32, or `gate.check` is off).
     """
 
     path: Path
     spec: EngineSpec
     key: str
     steps: tuple[StepResult, ...]
+    verdict: Verdict | None = None
 
     @property
     def from_cache(self) -> bool:
@@ -57,6 +62,7 @@ class BuildSettings:
         builder, exporter, calibrator: plugin names; None chooses.
         calib_data: pictures to calibrate int8 and fp8 on: a folder, or a data set YAML (its `train`).
         calib_images: how many of them at most. calib_seed: which, if there are more.
+        eval_data: pictures to judge the engine on, see `gate`. max_drop: largest loss of mAP50-95.
         flags, recipe: stage options, see `pipeline.GivenOptions`.
     """
 
@@ -72,6 +78,8 @@ class BuildSettings:
     calib_data: str | Path | None = None
     calib_images: int = DEFAULT_PICTURES
     calib_seed: int = 0
+    eval_data: str | Path | None = None
+    max_drop: float | None = None
     offline: bool = False
     flags: Mapping[str, Mapping[str, str | None]] = field(default_factory=dict)
     recipe: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -113,10 +121,19 @@ def build_engine(
     settings: BuildSettings, *, store: Store, stages: Registry, out: Path | None = None, force: bool = False
 ) -> Engine:
     """Do what `build` says, for callers that hold settings, store and plugins already."""
+    from yolotrt_core import gate  # it opens engines, which may build them first
+
     planned = plan_build(settings, store=store, stages=stages)
     results = pipeline.run(planned, store, stages, force=force)
     last = results[-1]
     name = f"{planned.source.name}-{settings.precision}"
+    data = gate.GateData(settings.eval_data, settings.max_drop, _calibration(settings))
+    given = GivenOptions(settings.flags, settings.recipe)
+    verdict = gate.judge(planned, results, data, given, store=store, stages=stages)
+    refused = f"{name}-{planned.builder.name}-refused"
+    if verdict is not None and not verdict.passed:
+        store.set_ref(refused, last.record.key)
+    gate.refuse(verdict, settings.precision, last.record.key)
     folder = out if out is not None else Path("engines") / name
     engine_file = planned.builder.stage.engine_file
     path = folder / f"{name}{Path(engine_file).suffix}"
@@ -124,7 +141,8 @@ def build_engine(
     hand_out(store, last.record.outputs[engine_file].sha256, path)
     hand_out(store, last.record.outputs[pipeline.ENGINE_SPEC_FILE].sha256, spec_path(path))
     store.set_ref(f"{name}-{planned.builder.name}", last.record.key)
-    return Engine(path, spec, last.record.key, tuple(results))
+    store.remove_ref(refused)
+    return Engine(path, spec, last.record.key, tuple(results), verdict)
 
 
 def plan_build(settings: BuildSettings, *, store: Store, stages: Registry) -> Plan:
@@ -133,11 +151,14 @@ def plan_build(settings: BuildSettings, *, store: Store, stages: Registry) -> Pl
         raise UsageError(f"unknown precision `{settings.precision}`", hint=nearest(settings.precision, PRECISIONS))
     source = resolve_source(settings.weights, cache_dir=weights_cache(), offline=settings.offline)
     request = build_request(settings, source)
-    calibration = None
-    if settings.calib_data is not None:
-        calibration = CalibrationData(settings.calib_data, settings.calib_images, settings.calib_seed)
-    choice = Choice(settings.exporter, settings.builder, settings.calibrator, calibration)
+    choice = Choice(settings.exporter, settings.builder, settings.calibrator, _calibration(settings))
     return pipeline.plan(stages, source, request, choice, GivenOptions(settings.flags, settings.recipe))
+
+
+def _calibration(settings: BuildSettings) -> CalibrationData | None:
+    if settings.calib_data is None:
+        return None
+    return CalibrationData(settings.calib_data, settings.calib_images, settings.calib_seed)
 
 
 def build_request(settings: BuildSettings, source: ModelSource) -> BuildRequest:

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from yolotrt_core.calibration import DEFAULT_PICTURES
-from yolotrt_core.cli.tasks import Flag, Given, given_stage_flags, make_task, stage_flags
+from yolotrt_core.cli.tasks import Flag, Given, given_stage_flags, make_task, option_help, stage_flags
 from yolotrt_core.engine import BuildSettings, Engine, build_engine, open_store, spec_path
 from yolotrt_core.errors import UsageError
+from yolotrt_core.gate import GateOptions
 from yolotrt_core.options import nearest, option_fields, refuse_unknown
 from yolotrt_core.parity import ParityOptions
 from yolotrt_core.registry import KINDS, Registry
@@ -38,6 +39,8 @@ SETTINGS = (
         "(default: batch 1 to 8, half to full size)",
         repeatable=True,
     ),
+    Flag("eval_data", "Pictures to judge the engine on before it is handed out: a folder, data set YAML or COCO JSON"),
+    Flag("max_drop", "Largest loss of mAP50-95 against fp32 on labelled --eval-data (default 0.005)"),
     Flag("recipe", "TOML file with a table per stage, and [build] for these flags; a flag wins over it"),
     Flag(
         "store", "Artifact store folder (default: YOLOTRT_STORE, else artifacts/ of the clone, else the user's cache)"
@@ -49,8 +52,12 @@ _OWN = (
     Flag("force", "Run every stage again", switch=True),
     Flag("json", "Print one JSON document, see yolotrt_core/schemas/build.json", switch=True),
 )
+# Options of what the core itself does in a build, by recipe table.
+_CORE_OPTIONS = {"parity": ParityOptions, "gate": GateOptions}
 PARITY_FLAGS = tuple(
-    Flag(f"parity_{f.name}", f"{f.help} (default {f.default:g})") for f in option_fields(ParityOptions, "parity")
+    Flag(f"{prefix}_{f.name}", option_help(f))
+    for prefix, options in _CORE_OPTIONS.items()
+    for f in option_fields(options, prefix)
 )
 RESERVED = tuple("--" + f.name.replace("_", "-") for f in (*SETTINGS, *_OWN, *PARITY_FLAGS))
 _ON_OFF = {"on": True, "off": False}
@@ -88,9 +95,10 @@ def build_settings(stages: Registry, given: Given) -> BuildSettings:
     merged = {k.replace("-", "_"): v for k, v in table.items()}
     merged |= {f.name: given[f.name] for f in SETTINGS if given.get(f.name) not in (None, False, [])}
     flags = given_stage_flags(stages, given)
-    parity = {f.name.removeprefix("parity_"): given[f.name] for f in PARITY_FLAGS if given.get(f.name) is not None}
-    if parity:
-        flags["parity"] = parity
+    for flag in PARITY_FLAGS:
+        if given.get(flag.name) is not None:
+            prefix, _, name = flag.name.partition("_")
+            flags.setdefault(prefix, {})[name] = given[flag.name]
     profiles = tuple(profile_from_text(str(p)) for p in merged.get("profile", []))
     dynamic = switch("--dynamic", merged.get("dynamic", "on" if profiles else "off"))
     if profiles and not dynamic:
@@ -108,6 +116,8 @@ def build_settings(stages: Registry, given: Given) -> BuildSettings:
         calib_data=merged.get("calib_data"),
         calib_images=whole_number("--calib-images", merged.get("calib_images", DEFAULT_PICTURES)),
         calib_seed=whole_number("--calib-seed", merged.get("calib_seed", 0), least=0),
+        eval_data=merged.get("eval_data"),
+        max_drop=_share("--max-drop", merged["max_drop"]) if "max_drop" in merged else None,
         offline=bool(merged.get("offline", False)),
         flags=flags,
         recipe=recipe,
@@ -127,7 +137,7 @@ def read_recipe(path: Path, stages: Registry) -> Mapping[str, Mapping[str, Any]]
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as err:
         raise UsageError(f"the recipe `{path}` is not TOML: {err}") from err
     names = {name for named in stages.stages.values() for name in named}
-    refuse_unknown(recipe, ["build", "detect", "parity", *sorted(names)], f"in the recipe `{path}`")
+    refuse_unknown(recipe, ["build", "detect", *_CORE_OPTIONS, *sorted(names)], f"in the recipe `{path}`")
     for name, table in recipe.items():
         if not isinstance(table, dict):
             raise UsageError(f"`{name}` in the recipe `{path}` is not a table", hint=f"write [{name}] above its keys")
@@ -145,6 +155,7 @@ def document(engine: Engine) -> Json:
         "builder": engine.spec.builder,
         "precision": engine.spec.precision,
         "tools": to_json(engine.spec.tools),
+        "gate": to_json({"key": engine.verdict.key, **engine.verdict.facts}) if engine.verdict else None,
         "steps": [
             {
                 "step": s.step.label,
@@ -188,6 +199,16 @@ def whole_number(flag: str, value: Any, least: int = 1) -> int:
     if isinstance(value, bool) or not re.fullmatch(r"\d{1,9}", str(value)) or int(value) < least:
         raise UsageError(f"`{flag}` expects a whole number of at least {least}, found `{value}`")
     return int(value)
+
+
+def _share(flag: str, value: Any) -> float:
+    try:
+        share = float(value)
+    except (TypeError, ValueError):
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise UsageError(f"`{flag}` expects a number from 0 to 1, found `{value}`")
+    return share
 
 
 def switch(flag: str, value: Any) -> bool:

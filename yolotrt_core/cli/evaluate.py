@@ -57,6 +57,8 @@ def _evaluate(stages: Registry, given: Given) -> None:
     if part not in _PARTS:
         raise UsageError(f"`--part` expects train, val or test, found `{part}`")
     settings = build.build_settings(stages, given)
+    # Judging is what this command is for: a second judge before it would only hide the figures.
+    settings = replace(settings, flags={**settings.flags, "gate": {"check": "off"}})
     store = open_store(build.path_from_text(given["store"]))
     bootstrap = Bootstrap(
         build.whole_number("--bootstrap", given["bootstrap"] or 200, least=0),

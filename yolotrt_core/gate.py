@@ -1,0 +1,367 @@
+"""Is a lowered engine still the model it was made from? Asked after every build below fp32, before it is handed out.
+
+With labels, mAP decides; without, agreement with what the fp32 network finds. The engine itself is
+run where it can run here; elsewhere the typed ONNX it was built from, in onnxruntime.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from yolotrt_core import dataset
+from yolotrt_core.calibration import CalibrationData, choose, digest_of_pictures
+from yolotrt_core.detector import Detector
+from yolotrt_core.errors import GateError, UsageError
+from yolotrt_core.evaluate import Judge
+from yolotrt_core.metric import Bootstrap
+from yolotrt_core.options import key_material, option
+from yolotrt_core.pipeline import ENGINE_SPEC_FILE, SPEC_FILE, Output, Plan, Settings, StepResult
+from yolotrt_core.predictions import predict
+from yolotrt_core.registry import Registered, Registry, source_digest
+from yolotrt_core.sources import sample_path, sha256_of
+from yolotrt_core.stages import ONNX_FILE
+from yolotrt_core.store.action import Action
+from yolotrt_core.store.store import Store
+from yolotrt_core.types import Detections, EngineSpec, Json, ModelSpec, Selection, from_json
+from yolotrt_core.work import PARITY_BUILDER
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+_log = logging.getLogger(__name__)
+
+_CORE = tuple(f"yolotrt_core.{n}" for n in ("gate", "evaluate", "metric", "dataset", "predictions", "detector", "nms"))
+_VERDICT_FILE = "verdict.json"
+# A box counts as the same if it is of one class and overlaps as COCO's loosest threshold asks.
+_SAME_IOU = 0.5
+_SELECTION = Selection()
+
+
+@dataclass(frozen=True, slots=True)
+class GateOptions:
+    """What an engine must keep of its fp32 model to be handed out."""
+
+    check: bool = option(True, help="Compare every engine below fp32 with the fp32 model before it is handed out")
+    agreement: float = option(
+        0.8, help="Least share of boxes that engine and fp32 model have in common", minimum=0.0, maximum=1.0
+    )
+    drift: float = option(0.1, help="Largest mean difference in score of the boxes in common", minimum=0.0, maximum=1.0)
+    images: int = option(32, help="How many pictures are compared where there are no labels", minimum=1)
+
+
+@dataclass(frozen=True, slots=True)
+class GateData:
+    """What the user gives an engine to be judged on.
+
+    Attributes:
+        eval_data: folder, YAML or COCO JSON; labelled or not. max_drop: largest loss of mAP50-95
+            against fp32; None: 0.005 if there are labels. calibration: stands in for eval_data.
+    """
+
+    eval_data: str | Path | None = None
+    max_drop: float | None = None
+    calibration: CalibrationData | None = None
+
+
+DEFAULT_MAX_DROP = 0.005
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the gate found.
+
+    Attributes:
+        passed: whether the engine may be handed out. text: one line for people.
+        facts: the figures, for the record. key: of the record. from_cache: whether nothing was run.
+    """
+
+    passed: bool
+    text: str
+    facts: Mapping[str, Json]
+    key: str
+    from_cache: bool
+
+
+def judge(
+    planned: Plan, results: Sequence[StepResult], data: GateData, settings: Settings, *, store: Store, stages: Registry
+) -> Verdict | None:
+    """Judge the engine of a build against the fp32 network of the same build.
+
+    Returns:
+        The verdict, or None where there is nothing to judge: an fp32 engine, or the check is off.
+
+    Raises:
+        UsageError: `max_drop` without labels, or pictures that cannot be used.
+    """
+    options: GateOptions = settings.resolve(GateOptions, "gate")
+    build = next(r for r in results if r.step.kind == "builder")
+    reference, typed = (_onnx_of(results, kind) for kind in ("parity", "builder"))
+    if not options.check or reference is None or typed is None or reference is typed:
+        return None
+    runner = stages.usable("builder", PARITY_BUILDER)
+    runnable = planned.builder.stage.runnable().ok
+    if not runnable and planned.request.precision not in runner.stage.precisions:
+        _log.warning("the %s engine was not checked: nothing here can run it", planned.request.precision)
+        return None
+    case = _Case(planned, build, reference, typed, runner, runnable, settings, store, stages)
+    files, labelled, origin = _pictures(data, options, case.labels)
+    action = Action(
+        stage="gate",
+        plugin=planned.builder.identity,
+        request={"max_drop": data.max_drop if data.max_drop is not None else DEFAULT_MAX_DROP} if labelled else {},
+        options=key_material(options, "gate"),
+        inputs={
+            "engine": build.record.outputs[planned.builder.stage.engine_file].sha256,
+            "onnx": typed.record.outputs[ONNX_FILE].sha256,
+            "reference": reference.record.outputs[ONNX_FILE].sha256,
+            "pictures": digest_of_pictures([sha256_of(f) for f in files]),
+            **({"labels": labelled.digest} if labelled else {}),
+        },
+        tools={**runner.stage.fingerprint(runner.stage.Options()), "ran": "engine" if runnable else "onnx"},
+        core_sha256=source_digest(_CORE, "the core"),
+    )
+
+    def make(folder: Path) -> Mapping[str, Json]:
+        facts = _by_map(case, labelled, data) if labelled else _by_agreement(case, files, options)
+        facts = {"pictures_from": origin, "ran": case.ran, **facts}
+        (folder / "out" / _VERDICT_FILE).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        return facts
+
+    record, from_cache = store.obtain(action, make)
+    facts = record.facts
+    return Verdict(bool(facts["passed"]), _text(facts), facts, record.key, from_cache)
+
+
+def refuse(verdict: Verdict | None, precision: str, key: str) -> None:
+    """Log a verdict, and raise if the engine may not be handed out.
+
+    Raises:
+        GateError: it failed; says where the engine is kept.
+    """
+    if verdict is None:
+        return
+    if verdict.passed:
+        _log.info("gate      %s", verdict.text)
+        return
+    raise GateError(
+        f"the {precision} engine is not the model any more: {verdict.text}",
+        hint=f"it stays in the store as {key[:12]}; try another `--calibrator`, more pictures or `--precision fp16`; "
+        "`--gate-check off` hands it out as it is",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Case:
+    """The two networks to compare and how to open them."""
+
+    planned: Plan
+    build: StepResult
+    reference: StepResult
+    typed: StepResult
+    runner: Registered
+    runnable: bool
+    settings: Settings
+    store: Store
+    stages: Registry
+
+    @property
+    def ran(self) -> str:
+        return "the engine" if self.runnable else f"its typed ONNX in {self.runner.name}"
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return self._spec(self.reference).labels
+
+    def open_reference(self, folder: Path) -> Detector:
+        return self._open_onnx(self.reference, folder / "reference.onnx")
+
+    def open_lowered(self, folder: Path) -> Detector:
+        if not self.runnable:
+            return self._open_onnx(self.typed, folder / "lowered.onnx")
+        outputs = self.build.record.outputs
+        stage = self.planned.builder.stage
+        path = folder / stage.engine_file
+        self.store.copy_out(outputs[stage.engine_file].sha256, path)
+        spec = from_json(EngineSpec, json.loads(self.store.read(outputs[ENGINE_SPEC_FILE].sha256)))
+        return self._detector(self.planned.builder, path, spec)
+
+    def _open_onnx(self, made: StepResult, path: Path) -> Detector:
+        outputs = made.record.outputs
+        self.store.copy_out(outputs[ONNX_FILE].sha256, path)
+        sha256 = outputs[ONNX_FILE].sha256
+        tools = dict(self.runner.stage.fingerprint(self.runner.stage.Options()))
+        precision = "fp32" if made is self.reference else self.planned.request.precision
+        spec = EngineSpec(self._spec(made), precision, self.runner.name, tools, self.planned.request.profiles)
+        return self._detector(self.runner, path, replace(spec, onnx_sha256=sha256, engine_sha256=sha256))
+
+    def _spec(self, made: StepResult) -> ModelSpec:
+        return from_json(ModelSpec, json.loads(self.store.read(made.record.outputs[SPEC_FILE].sha256)))
+
+    def _detector(self, builder: Registered, path: Path, spec: EngineSpec) -> Detector:
+        postprocessor = self.stages.postprocessor(spec.model.head)
+        chosen = self.settings.resolve(postprocessor.stage.Options, postprocessor.name)
+        options = self.settings.resolve(builder.stage.Options, builder.name)
+        return Detector(builder.stage.open(path, spec, options, self.store.side_cache()), postprocessor, chosen)
+
+
+@dataclass(frozen=True, slots=True)
+class _Labelled:
+    data: dataset.DataSet
+    digest: str
+
+
+def _onnx_of(results: Sequence[StepResult], kind: str) -> StepResult | None:
+    """Return the step that made the ONNX which the step of this kind read."""
+    reader = next((r.step for r in results if r.step.kind == kind), None)
+    if reader is None:
+        return None
+    given = reader.inputs["onnx"]
+    return next(r for r in results if isinstance(given, Output) and r.step.label == given.step)
+
+
+def _pictures(data: GateData, options: GateOptions, labels: Sequence[str]) -> tuple[list[Path], _Labelled | None, str]:
+    """Return the pictures to judge on, their labels if mAP decides, and where they are from."""
+    if data.eval_data is not None:
+        found = dataset.read(data.eval_data, labels, labels_needed=data.max_drop is not None)
+        files = [p.path for p in found.pictures]
+        if found.boxes:
+            return files, _Labelled(found, found.digest), f"{len(files)} evaluation pictures with labels"
+        return files[: options.images], None, f"{len(files[: options.images])} evaluation pictures"
+    if data.max_drop is not None:
+        raise UsageError("`--max-drop` needs labelled pictures", hint="pass them with `--eval-data`")
+    if data.calibration is not None:
+        chosen = choose(data.calibration)
+        files = list(chosen.files[: options.images])
+        return files, None, f"{len(files)} calibration pictures"
+    return [sample_path()], None, "the bundled picture"
+
+
+def _by_map(case: _Case, labelled: _Labelled, data: GateData) -> dict[str, Json]:
+    evaluator = Judge(labelled.data, case.store, case.stages, bootstrap=Bootstrap())
+    with tempfile.TemporaryDirectory(prefix="yolotrt-") as folder:
+        with case.open_reference(Path(folder)) as detector:
+            reference = evaluator.evaluate(detector)
+        with case.open_lowered(Path(folder)) as detector:
+            lowered = evaluator.evaluate(detector)
+    drop = reference.map50_95.value - lowered.map50_95.value
+    change = evaluator.compare(reference, lowered).map50_95
+    limit = data.max_drop if data.max_drop is not None else DEFAULT_MAX_DROP
+    return {
+        "by": "map50_95",
+        "passed": drop <= limit,
+        "fp32": reference.map50_95.value,
+        "lowered": lowered.map50_95.value,
+        "drop": drop,
+        "drop_low": -change.high,
+        "drop_high": -change.low,
+        "max_drop": limit,
+    }
+
+
+def _by_agreement(case: _Case, files: Sequence[Path], options: GateOptions) -> dict[str, Json]:
+    with tempfile.TemporaryDirectory(prefix="yolotrt-") as folder:
+        with case.open_reference(Path(folder)) as detector:
+            reference = predict(detector, files, _SELECTION, store=case.store, stages=case.stages)
+        with case.open_lowered(Path(folder)) as detector:
+            lowered = predict(detector, files, _SELECTION, store=case.store, stages=case.stages)
+    expected = [d for d in reference.found if d is not None]
+    found = [d for d in lowered.found if d is not None]
+    agreement = agree(expected, found)
+    # One box more or less is no verdict on a picture with three.
+    slack = max(1.0, (1 - options.agreement) * agreement.boxes)
+    passed = agreement.boxes - agreement.common <= slack and agreement.drift <= options.drift
+    return {
+        "by": "agreement",
+        "passed": passed,
+        "fp32_boxes": agreement.expected,
+        "boxes": agreement.found,
+        "matched": agreement.matched,
+        "agreement": agreement.share,
+        "score_drift": agreement.drift,
+        "least_agreement": options.agreement,
+        "most_drift": options.drift,
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """How far two sets of detections are the same.
+
+    Attributes:
+        expected, found: how many boxes each has. matched: pairs of one class that overlap by half or more.
+        drift: mean absolute difference in score of the pairs, 0..1.
+    """
+
+    expected: int
+    found: int
+    matched: int
+    drift: float
+
+    @property
+    def boxes(self) -> int:
+        """Boxes of both sides together."""
+        return self.expected + self.found
+
+    @property
+    def common(self) -> int:
+        """Those of them that are in a pair."""
+        return 2 * self.matched
+
+    @property
+    def share(self) -> float:
+        """Share in common, 0..1; 1 where there is nothing to find."""
+        return self.common / self.boxes if self.boxes else 1.0
+
+
+def agree(expected: Sequence[Detections], found: Sequence[Detections]) -> Agreement:
+    """Compare detections picture by picture; each box is in at most one pair, the best-scored choose first."""
+    matched, drift = 0, 0.0
+    for one, other in zip(expected, found, strict=True):
+        pairs = _pairs(one, other)
+        matched += len(pairs)
+        drift += sum(abs(float(one.scores[i]) - float(other.scores[j])) for i, j in pairs)
+    totals = (sum(map(len, expected)), sum(map(len, found)))
+    return Agreement(*totals, matched, drift / matched if matched else 0.0)
+
+
+def _pairs(one: Detections, other: Detections) -> list[tuple[int, int]]:
+    overlaps = _overlaps(one.boxes, other.boxes)
+    overlaps[one.class_ids[:, None] != other.class_ids[None, :]] = 0
+    pairs = []
+    for i in range(len(one)):
+        if len(other) and overlaps[i].max() >= _SAME_IOU:
+            j = int(overlaps[i].argmax())
+            pairs.append((i, j))
+            overlaps[:, j] = 0
+    return pairs
+
+
+def _overlaps(one: NDArray[np.float32], other: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return the IoU of every box (M, 4) with every other (N, 4): float64 (M, N)."""
+    import numpy as np
+
+    a, b = one.astype(np.float64)[:, None], other.astype(np.float64)[None, :]
+    inner = np.clip(np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2]), 0, None).prod(-1)
+    union = (a[..., 2:] - a[..., :2]).prod(-1) + (b[..., 2:] - b[..., :2]).prod(-1) - inner
+    return np.asarray(np.divide(inner, union, out=np.zeros_like(inner), where=union > 0))
+
+
+def _text(facts: Mapping[str, Json]) -> str:
+    where = f"on {facts['pictures_from']}, run as {facts['ran']}"
+    if facts["by"] == "map50_95":
+        return (
+            f"mAP50-95 {facts['lowered']:.4f}, fp32 {facts['fp32']:.4f}, a loss of {facts['drop']:.4f} "
+            f"({facts['max_drop']:g} allowed) {where}"
+        )
+    return (
+        f"{facts['matched']} of {facts['fp32_boxes']} fp32 boxes found, {facts['boxes']} boxes in all, "
+        f"agreement {facts['agreement']:.3f} (at least {facts['least_agreement']:g}), "
+        f"scores differ by {facts['score_drift']:.3f} {where}"
+    )
