@@ -65,7 +65,7 @@ class DetectionRun:
         self._detector, self._selection, self._form, self._out = detector, selection, form, out
         self._names: Counter[str] = Counter()
 
-    def pictures(self, paths: Sequence[Path], bar: Bar) -> None:
+    def stills(self, paths: Sequence[Path], bar: Bar) -> None:
         """Detect on pictures; one that cannot be read is noted, and the run goes on."""
         read: deque[tuple[Path, NDArray[np.uint8]]] = deque()
 

@@ -51,6 +51,21 @@ class Detector:
         if isinstance(session, DetectingSession) and isinstance(stage, DeviceDecoding):
             self._device = (session, stage.device_program(self.spec.model))
 
+    @property
+    def session(self) -> Session:
+        """The engine as its builder opened it; for measuring."""
+        return self._session
+
+    @property
+    def program(self) -> DeviceProgram | None:
+        """What decodes on the device, where the session detects by itself."""
+        return self._device[1] if self._device else None
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """(height, width) in pixels that frames are fitted into."""
+        return self._size
+
     @classmethod
     def open(
         cls,

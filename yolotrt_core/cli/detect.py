@@ -98,7 +98,7 @@ def _run(run: DetectionRun, source: str, paths: list[Path], most_frames: int | N
     still = [p for p in paths if not pictures.is_video(p)]
     if still:
         with progress("detecting", total=len(still)) as bar:
-            run.pictures(still, bar)
+            run.stills(still, bar)
     for path in paths:
         if pictures.is_video(path):
             with progress(path.name) as bar:

@@ -1,0 +1,177 @@
+"""How fast engines are here: alone, and from host frames to boxes; several in one shuffled run."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import resource
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from yolotrt_core.bench import Timing, measure_interleaved, timing
+from yolotrt_core.detector import Detector
+from yolotrt_core.progress import progress
+from yolotrt_core.stages import TimedSession
+from yolotrt_core.types import Json, Selection
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+_ROUNDS = 5  # the engine's runs are split, so that drift of clocks and neighbours hits all candidates alike
+_WARMUP_SECONDS = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One engine to time, with the batch it is given."""
+
+    name: str
+    detector: Detector
+    batch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """What was measured of a candidate.
+
+    Attributes:
+        engine: the engine alone; by the device's clock where there is one. end_to_end: host frames
+            to host boxes, wall clock. steps_ms: median of each step; on a device launched one by
+            one, so that their sum is more than a detection takes. graph: how a device launches it.
+    """
+
+    name: str
+    batch: int
+    engine: Timing
+    end_to_end: Timing
+    steps_ms: Mapping[str, float]
+    graph: str | None
+
+    @property
+    def images_per_second(self) -> float:
+        return self.end_to_end.per_second(self.batch)
+
+
+def measure_speed(candidates: Sequence[Candidate], frame_size: tuple[int, int], repeats: int) -> list[Speed]:
+    """Time every candidate on the same made-up frames.
+
+    Args:
+        frame_size: (height, width) of the host frames in pixels.
+        repeats: calls of each kind and candidate.
+    """
+    most = max(c.batch for c in candidates)
+    frames = _frames(most, frame_size)
+    selection = Selection()
+    with progress("timing engines", total=3) as bar:
+        engine = _engine_times(candidates, repeats)
+        bar.update(completed=1, text="timing frames to boxes")
+        calls: dict[str, Callable[[], object]] = {}
+        for c in candidates:
+            calls[c.name] = _detecting(c, frames, selection)
+        end_to_end = measure_interleaved(calls, repeats=repeats, warmup=3)
+        bar.update(completed=2, text="timing steps")
+        steps = {c.name: _steps(c, frames[: c.batch], selection) for c in candidates}
+        bar.update(completed=3)
+    return [Speed(c.name, c.batch, engine[c.name], end_to_end[c.name], steps[c.name], _graph(c)) for c in candidates]
+
+
+def _detecting(c: Candidate, frames: Sequence[NDArray[np.uint8]], selection: Selection) -> Callable[[], object]:
+    return lambda: c.detector.detect(frames[: c.batch], selection)
+
+
+def _engine_times(candidates: Sequence[Candidate], repeats: int) -> dict[str, Timing]:
+    samples: dict[str, list[float]] = {c.name: [] for c in candidates}
+    runs = {c.name: _engine_run(c) for c in candidates}
+    order = list(runs)
+    shuffler = random.Random(0)
+    for _ in range(_ROUNDS):
+        shuffler.shuffle(order)
+        for name in order:
+            samples[name] += runs[name](-(-repeats // _ROUNDS))
+    return {name: timing(times) for name, times in samples.items()}
+
+
+def _engine_run(c: Candidate) -> Callable[[int], list[float]]:
+    """Return what runs the engine alone `n` times and gives the milliseconds of each."""
+    session = c.detector.session
+    if isinstance(session, TimedSession):
+        timed = session
+        return lambda n: timed.time_engine(c.batch, n)
+    import numpy as np
+
+    images = np.random.default_rng(0).random((c.batch, 3, *c.detector.input_size), dtype=np.float32)
+    until = time.perf_counter() + _WARMUP_SECONDS
+    while time.perf_counter() < until:
+        session.infer(images)
+
+    def run(n: int) -> list[float]:
+        marks = [time.perf_counter()]
+        for _ in range(n):
+            session.infer(images)
+            marks.append(time.perf_counter())
+        return [1000 * (b - a) for a, b in itertools.pairwise(marks)]
+
+    return run
+
+
+def _steps(c: Candidate, frames: Sequence[NDArray[np.uint8]], selection: Selection) -> dict[str, float]:
+    session, program = c.detector.session, c.detector.program
+    if isinstance(session, TimedSession) and program is not None:
+        rounds = [session.time_steps(frames, program, selection) for _ in range(9)]
+        return {step: sorted(r[step] for r in rounds)[4] for step in rounds[0]}
+    spent = c.detector.seconds
+    before = dict(spent)
+    for _ in range(3):
+        c.detector.detect(frames, selection)
+    return {step: 1000 * (spent[step] - before.get(step, 0.0)) / 3 for step in spent}
+
+
+def _graph(c: Candidate) -> str | None:
+    session = c.detector.session
+    return session.graph if isinstance(session, TimedSession) else None
+
+
+def _frames(count: int, size: tuple[int, int]) -> list[NDArray[np.uint8]]:
+    """Make frames with structure, so that decoders and suppression have something to do."""
+    import numpy as np
+
+    random_numbers = np.random.default_rng(0)
+    frames = []
+    for _ in range(count):
+        coarse = random_numbers.integers(0, 256, (-(-size[0] // 16), -(-size[1] // 16), 3), dtype=np.uint8)
+        frames.append(np.ascontiguousarray(np.kron(coarse, np.ones((16, 16, 1), np.uint8))[: size[0], : size[1]]))
+    return frames
+
+
+def machine_facts() -> dict[str, Json]:
+    """Return what figures depend on: processor, GPU with its clocks now, peak memory of this process."""
+    facts: dict[str, Json] = {
+        "peak_host_memory_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        "processor": _processor(),
+        "gpu": None,
+    }
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return facts
+    fields = ("name", "driver_version", "clocks.sm", "clocks.mem", "memory.used", "temperature.gpu")
+    command = [program, f"--query-gpu={','.join(fields)}", "--format=csv,noheader"]
+    try:
+        asked = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return facts
+    first = asked.stdout.splitlines()[0].split(", ") if asked.stdout else []
+    facts["gpu"] = dict(zip((f.replace(".", "_") for f in fields), first, strict=False))
+    return facts
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:  # noqa: PTH123 - read line by line, stopped early
+            return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
+    except OSError:
+        return "unknown"
