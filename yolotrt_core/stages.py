@@ -222,6 +222,26 @@ class DetectingSession(Protocol):
     def pinned_frames(self, count: int, shape: tuple[int, ...]) -> list[NDArray[np.uint8]]:
         """Return frame buffers that upload fastest, for a decoder or camera to fill in place."""
 
+    def pinned_copy(self, frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Return a copy in such a buffer: a thread that decodes takes this off the thread that detects."""
+
+
+@runtime_checkable
+class TimedSession(Protocol):
+    """What a session on a GPU may offer beside `DetectingSession`: the device's own clock."""
+
+    @property
+    def graph(self) -> str:
+        """How the engine is launched: by a CUDA graph (`capture`, `library`) or `none`."""
+
+    def time_engine(self, batch: int, repeats: int) -> list[float]:
+        """Return device milliseconds of the engine alone, for each of `repeats` runs after a warm-up."""
+
+    def time_steps(
+        self, frames: Sequence[NDArray[np.uint8]], program: DeviceProgram, selection: Selection
+    ) -> dict[str, float]:
+        """Return device milliseconds of each step of one batch, launched one by one."""
+
 
 @runtime_checkable
 class DeviceDecoding(Protocol):

@@ -42,7 +42,12 @@ class TensorRTOptions:
         "detailed", help="How much of its layers the engine tells profilers and `inspect`"
     )
     cuda_graph: bool = option(True, help="Replay recorded CUDA graphs instead of launching kernels", in_key=False)
-    in_flight: int = option(2, help="Most batches on the GPU at once, each with a context", minimum=1, in_key=False)
+    in_flight: int = option(
+        3,
+        help="Most batches on the GPU at once; one of them waits, uploaded",
+        minimum=1,
+        in_key=False,
+    )
 
 
 class TensorRTBuilder:

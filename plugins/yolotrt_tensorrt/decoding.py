@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from yolotrt_core.types import Detections
-from yolotrt_tensorrt.gpu import DeviceMemory, Gpu, pinned_array
+from yolotrt_tensorrt.gpu import DeviceMemory, Gpu, PinnedPool
 from yolotrt_tensorrt.layouts import BOX_BYTES, FOUND, FRAME, GROUP_BYTES, KEY_BYTES, SUMMARY
 from yolotrt_tensorrt.plan import ELEMENT_BYTES, Tensor
 from yolotrt_tensorrt.programs import Kernel
@@ -42,9 +42,9 @@ class Decoding:
         version: changes whenever an address or size changes that a recorded graph would hold.
     """
 
-    def __init__(self, gpu: Gpu, kernels: dict[str, Kernel], output: Tensor) -> None:
+    def __init__(self, gpu: Gpu, pool: PinnedPool, kernels: dict[str, Kernel], output: Tensor) -> None:
         """Args: output: with the real shape, (B, rows, columns)."""
-        self._gpu, self._kernels = gpu, kernels
+        self._gpu, self._pool, self._kernels = gpu, pool, kernels
         self._batch, self._rows, self._columns = output.shape
         self._row_bytes = self._columns * ELEMENT_BYTES[output.dtype]
         most = _MOST_CAPACITY
@@ -76,7 +76,7 @@ class Decoding:
         self._found_offset = self._batch * SUMMARY.itemsize
         size = self._found_offset + self._batch * room * FOUND.itemsize
         self._results.reserve(size)
-        self._host: NDArray[np.uint8] = pinned_array(self._gpu, (size,))
+        self._host: NDArray[np.uint8] = self._pool.array((size,))
         self._summaries = self._host[: self._found_offset].view(SUMMARY)
         found = self._host[self._found_offset :]
         self._found_f32 = found.view(np.float32).reshape(self._batch, room, 6)

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
+from collections import defaultdict, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _log = logging.getLogger(__name__)
+
+# Sizes are rounded up, so that frames of nearly one size share memory.
+_POOL_STEP = 1 << 18
 
 
 @functools.cache
@@ -130,17 +135,16 @@ class DeviceMemory:
         _quietly(self.close)
 
 
-class PinnedMemory:
-    """Page-locked host memory, as bytes for NumPy: `np.asarray(memory)` keeps it alive."""
+class _Pinned:
+    """One allocation of page-locked host memory."""
 
     def __init__(self, gpu: Gpu, size: int) -> None:
         self._gpu = gpu
         self._allocation: Any = None
         with gpu.current(), out_of_memory(gpu):
-            array = gpu.cuda.pagelocked_empty(max(1, size), np.uint8)
+            array = gpu.cuda.pagelocked_empty(size, np.uint8)
         self._allocation = array.base
         self.address: int = array.ctypes.data
-        self.__array_interface__ = {"shape": (size,), "typestr": "|u1", "data": (self.address, False), "version": 3}
 
     def __del__(self) -> None:
         if self._allocation is not None:
@@ -151,20 +155,60 @@ class PinnedMemory:
             self._allocation.free()
 
 
-def pinned_array(gpu: Gpu, shape: tuple[int, ...], dtype: Any = np.uint8) -> NDArray[Any]:
-    """Return an uninitialised array in page-locked memory, freed with the last view of it."""
-    kind = np.dtype(dtype)
-    size = int(np.prod(shape, dtype=np.int64)) * kind.itemsize
-    array: NDArray[Any] = np.asarray(PinnedMemory(gpu, size)).view(kind).reshape(shape)
-    return array
+class _Lent:
+    """Pinned memory as NumPy sees it; goes back to its pool with the last view."""
+
+    def __init__(self, pool: PinnedPool, memory: _Pinned, size: int, lent: int) -> None:
+        self._pool, self._memory, self._size = pool, memory, size
+        self.__array_interface__ = {"shape": (lent,), "typestr": "|u1", "data": (memory.address, False), "version": 3}
+
+    def __del__(self) -> None:
+        _quietly(lambda: self._pool.take_back(self._memory, self._size))
+
+
+class PinnedPool:
+    """Page-locked memory, used again: getting it from the driver takes longer than filling it.
+
+    Takes no lock, since arrays may go, and come back here, at any point of any thread.
+    """
+
+    def __init__(self, gpu: Gpu) -> None:
+        self._gpu = gpu
+        self._free: defaultdict[int, deque[_Pinned]] = defaultdict(deque)
+        self._closed = False
+
+    def array(self, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+        """Return an uninitialised uint8 array; its memory comes back with the last view of it.
+
+        Raises:
+            MemoryError: the host has no more to lock.
+        """
+        lent = math.prod(shape)
+        size = max(1, -(-lent // _POOL_STEP)) * _POOL_STEP
+        try:
+            memory = self._free[size].pop()
+        except IndexError:
+            memory = _Pinned(self._gpu, size)
+        array: NDArray[np.uint8] = np.asarray(_Lent(self, memory, size, lent)).reshape(shape)
+        return array
+
+    def take_back(self, memory: _Pinned, size: int) -> None:
+        """Keep memory for the next array; after `close` it is freed instead."""
+        if not self._closed:
+            self._free[size].append(memory)
+
+    def close(self) -> None:
+        """Free what is not lent, and what is as soon as it comes back."""
+        self._closed = True
+        self._free.clear()
 
 
 def is_pinned(array: NDArray[Any]) -> bool:
-    """Say whether an array lies in memory of `pinned_array`."""
+    """Say whether an array lies in memory of a `PinnedPool`."""
     base: Any = array
     while isinstance(base, np.ndarray):
         base = base.base
-    return isinstance(base, PinnedMemory)
+    return isinstance(base, _Lent)
 
 
 def _quietly(free: Any) -> None:

@@ -14,7 +14,7 @@ from yolotrt_core.errors import StageError
 from yolotrt_core.types import Detections, Selection
 from yolotrt_tensorrt import graphs
 from yolotrt_tensorrt.decoding import Decoding, Inputs
-from yolotrt_tensorrt.gpu import DeviceMemory, Gpu, pinned_array
+from yolotrt_tensorrt.gpu import DeviceMemory, Gpu, PinnedPool
 from yolotrt_tensorrt.graphs import Graph
 from yolotrt_tensorrt.layouts import FRAME, REQUEST, class_mask, frame_bytes, request_bytes
 from yolotrt_tensorrt.plan import ELEMENT_BYTES, Plan, Tensor
@@ -40,6 +40,17 @@ class Program:
     kernels: dict[str, Kernel]
 
 
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What all lanes of a session share."""
+
+    gpu: Gpu
+    plan: Plan
+    letterbox: Kernel
+    pool: PinnedPool
+    copy_threads: CopyThreads
+
+
 @dataclass(slots=True)
 class _Recorded:
     """What a graph holds (`key`), and the graph once the same has run a first time without."""
@@ -56,8 +67,9 @@ class Lane:
             own), `none`.
     """
 
-    def __init__(self, gpu: Gpu, plan: Plan, letterbox: Kernel, copy_threads: CopyThreads, *, use_graph: bool) -> None:
-        self._gpu, self._plan, self._letterbox = gpu, plan, letterbox
+    def __init__(self, shared: Shared, *, use_graph: bool) -> None:
+        gpu, plan = shared.gpu, shared.plan
+        self._gpu, self._plan, self._letterbox, self._pool = gpu, plan, shared.letterbox, shared.pool
         self._stream: Any = gpu.cuda.Stream()
         self._context: tensorrt.IExecutionContext
         self._context, self.graph = self._new_context(use_graph)
@@ -65,12 +77,13 @@ class Lane:
         self._input = DeviceMemory(gpu)
         self._outputs = {name: DeviceMemory(gpu) for name in plan.outputs}
         self._output_shapes: dict[str, tuple[int, ...]] = {}
-        self._uploads = Uploads(gpu, copy_threads)
+        self._uploads = Uploads(gpu, shared.pool, shared.copy_threads)
         self._block = DeviceMemory(gpu)
         self._host_block: NDArray[np.uint8] = np.empty(0, np.uint8)
         self._decodings: dict[int, Decoding] = {}
         self._recorded: dict[str, _Recorded] = {}
         self._running: tuple[Decoding, Inputs] | None = None
+        self.computed: Any = gpu.cuda.Event(gpu.cuda.event_flags.DISABLE_TIMING)
 
     def _new_context(self, use_graph: bool) -> tuple[tensorrt.IExecutionContext, str]:
         """Prefer our own capture, which takes in the kernels around the engine too."""
@@ -116,22 +129,33 @@ class Lane:
         self._stream.synchronize()
         return {name: _widened(array) for name, array in raw.items()}
 
-    def submit(
-        self,
-        frames: Sequence[NDArray[np.uint8]],
-        program: Program,
-        selection: Selection,
-        shape: Shape,
+    def prepare(
+        self, frames: Sequence[NDArray[np.uint8]], program: Program, selection: Selection, shape: Shape
     ) -> None:
-        """Start on a batch: everything from upload to the boxes' way back; `collect` waits for it.
+        """Start on a batch with the upload of its frames; `launch` does the rest.
 
         Args:
             frames: at most shape[0] of them. shape: of the network input.
         """
-        decoding, inputs = self._prepare(frames, program, selection, shape)
-        key = (shape, id(decoding), decoding.version, self._block.address, self._input.address)
+        self._running = self._prepare(frames, program, selection, shape)
+
+    def launch(self, after: Any = None) -> None:
+        """Start on everything behind the upload, up to the boxes' way back; `collect` waits for it.
+
+        Args:
+            after: event of another lane that the GPU waits for first, or None.
+        """
+        decoding, inputs = self._prepared()
+        if after is not None:
+            self._stream.wait_for_event(after)
+        key = (self._shape, id(decoding), decoding.version, self._block.address, self._input.address)
         self._launch("detect", key, lambda: self._enqueue(decoding, inputs))
-        self._running = decoding, inputs
+        self.computed.record(self._stream)
+
+    def _prepared(self) -> tuple[Decoding, Inputs]:
+        if self._running is None:
+            raise RuntimeError("nothing was prepared")
+        return self._running
 
     def recover(self) -> None:
         """After a failed run: let what had started come to its end, and free every buffer."""
@@ -143,11 +167,9 @@ class Lane:
         self._free_buffers()
 
     def collect(self, images: int, max_det: int) -> list[Detections]:
-        """Wait for what `submit` started and return the boxes of its frames."""
+        """Wait for what `launch` started and return the boxes of its frames."""
         self._stream.synchronize()
-        if self._running is None:
-            raise RuntimeError("nothing was submitted")
-        decoding, inputs = self._running
+        decoding, inputs = self._prepared()
         self._running = None
         return decoding.collect(self._stream, inputs, images, max_det)
 
@@ -209,7 +231,7 @@ class Lane:
         mask_at = frames_at + FRAME.itemsize * shape[0]
         mask = class_mask(selection.classes, program.classes)
         if self._host_block.size < mask_at + len(mask):
-            self._host_block = pinned_array(self._gpu, (mask_at + len(mask),))
+            self._host_block = self._pool.array((mask_at + len(mask),))
             self._block.reserve(self._host_block.size)
         data = b"".join(parts)
         self._host_block[: len(data)] = np.frombuffer(data, np.uint8)
@@ -223,7 +245,7 @@ class Lane:
         if held is None:
             output = self._plan.outputs[program.output]
             shape = self._output_shapes[program.output]
-            held = Decoding(self._gpu, program.kernels, Tensor(output.name, output.dtype, shape))
+            held = Decoding(self._gpu, self._pool, program.kernels, Tensor(output.name, output.dtype, shape))
             self._decodings[id(program)] = held
         return held
 

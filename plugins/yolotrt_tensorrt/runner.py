@@ -1,7 +1,7 @@
 """Runs TensorRT plans on an NVIDIA GPU: from network inputs, or from host frames to boxes.
 
-A session may be used from any number of threads. Batches run in lanes (`lane.py`), by default two, so that one is
-uploaded while the other computes. A lane is never held across the caller's own code: who finds none free finishes
+A session may be used from any number of threads. Batches run in lanes (`lane.py`), by default three, so that one is
+uploaded while others compute. A lane is never held across the caller's own code: who finds none free finishes
 the oldest batch in flight first, whoever started it; its results wait in its ticket.
 """
 
@@ -14,15 +14,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from yolotrt_core.errors import StageError, UsageError
 from yolotrt_core.stages import DeviceProgram, SideCache
 from yolotrt_core.types import Detections, EngineSpec, Selection
-from yolotrt_tensorrt.gpu import Gpu, open_gpu, pinned_array
-from yolotrt_tensorrt.lane import Lane, Program
+from yolotrt_tensorrt.gpu import Gpu, PinnedPool, open_gpu
+from yolotrt_tensorrt.lane import Lane, Program, Shared
 from yolotrt_tensorrt.library import check_engine
 from yolotrt_tensorrt.plan import ELEMENT_BYTES, Plan
 from yolotrt_tensorrt.programs import load_kernels
@@ -52,9 +52,10 @@ def open_session(engine: Path, spec: EngineSpec, options: TensorRTOptions, side_
 class Ticket:
     """A batch in flight; `result` waits for it."""
 
-    def __init__(self, session: EngineSession, lane: Lane, images: int, max_det: int) -> None:
+    def __init__(self, session: EngineSession, lane: Lane, frames: Sequence[NDArray[np.uint8]], max_det: int) -> None:
         self._session, self._lane = session, lane
-        self._images, self._max_det = images, max_det
+        # Held until they are uploaded: pinned memory that nobody holds is lent to the next.
+        self._frames, self._max_det = frames, max_det
         self._lock = threading.Lock()
         self._found: list[Detections] | None = None
         self._error: Exception | None = None
@@ -78,9 +79,10 @@ class Ticket:
                 return
             try:
                 with self._session.gpu.current():
-                    self._found = self._lane.collect(self._images, self._max_det)
+                    self._found = self._lane.collect(len(self._frames), self._max_det)
             except Exception as err:  # noqa: BLE001 - kept for whoever asks for the result
                 self._error = _told(err)
+            self._frames = ()
             self._session.release(self._lane, self)
 
 
@@ -95,9 +97,14 @@ class EngineSession:
         self.spec, self.gpu, self.plan = spec, gpu, plan
         self._options, self._side_cache = options, side_cache
         self._most_lanes = options.in_flight
-        self._letterbox = load_kernels(gpu, plan.image.dtype, side_cache)["letterbox"]
+        self._pool = PinnedPool(gpu)
+        letterbox = load_kernels(gpu, plan.image.dtype, side_cache)["letterbox"]
+        self._shared = Shared(gpu, plan, letterbox, self._pool, CopyThreads())
         self._programs: dict[DeviceProgram, Program] = {}
-        self._copy_threads = CopyThreads()
+        # Batches that compute at once, oldest first: one more waits, with its frames uploaded, or they would all
+        # end together and leave the GPU with nothing to do until the next are there.
+        self._computing: deque[Any] = deque(maxlen=max(1, options.in_flight - 1))
+        self._order = threading.Lock()
         self._changed = threading.Condition()
         self._lanes: list[Lane] = []
         self._free: list[Lane] = []
@@ -149,13 +156,17 @@ class EngineSession:
         lane = self._take()
         try:
             with self.gpu.current():
-                lane.submit(frames, loaded, selection, shape)
+                lane.prepare(frames, loaded, selection, shape)
+                with self._order:
+                    full = len(self._computing) == self._computing.maxlen
+                    lane.launch(self._computing[0] if full else None)
+                    self._computing.append(lane.computed)
         except Exception as err:
             with self.gpu.current():
                 lane.recover()
             self.release(lane)
             raise self._explained(err, batch) from err
-        ticket = Ticket(self, lane, len(frames), selection.max_det)
+        ticket = Ticket(self, lane, frames, selection.max_det)
         with self._changed:
             self._flying.append(ticket)
             self._changed.notify()
@@ -198,7 +209,14 @@ class EngineSession:
 
     def pinned_frames(self, count: int, shape: tuple[int, ...]) -> list[NDArray[np.uint8]]:
         """Return frame buffers that upload fastest; see `yolotrt_core.stages.DetectingSession`."""
-        return [pinned_array(self.gpu, shape) for _ in range(count)]
+        return [self._pool.array(shape) for _ in range(count)]
+
+    def pinned_copy(self, frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Return a copy that uploads fastest; see `yolotrt_core.stages.DetectingSession`."""
+        check_frames([frame])
+        copy = self._pool.array(frame.shape)
+        np.copyto(copy, frame)
+        return copy
 
     def time_steps(
         self, frames: Sequence[NDArray[np.uint8]], program: DeviceProgram, selection: Selection
@@ -243,9 +261,7 @@ class EngineSession:
     def _make_lane(self) -> Lane:
         try:
             with self.gpu.current():
-                lane = Lane(
-                    self.gpu, self.plan, self._letterbox, self._copy_threads, use_graph=self._options.cuda_graph
-                )
+                lane = Lane(self._shared, use_graph=self._options.cuda_graph)
         except Exception as err:
             raise self._explained(err, self._most_images) from err
         self._lanes.append(lane)
@@ -330,7 +346,8 @@ class EngineSession:
             self._free.clear()
             self._programs.clear()
             self.plan.close()
-        self._copy_threads.close()
+        self._shared.copy_threads.close()
+        self._pool.close()
 
     def __enter__(self) -> Self:
         return self

@@ -10,16 +10,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from yolotrt_core.errors import UsageError
-from yolotrt_tensorrt.gpu import DeviceMemory, Gpu, is_pinned, pinned_array
+from yolotrt_tensorrt.gpu import DeviceMemory, Gpu, PinnedPool, is_pinned
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _ALIGNMENT = 256
 # One thread copies into pinned memory at about 10 GB/s, eight at 25, and PCIe 5 takes 50; the driver's own way
-# from pageable memory does 13. A piece is long enough to be worth handing to a thread.
+# from pageable memory does 13. So threads pay for whole batches, not for one frame, where waking them costs more.
 _THREADS = 8
 _PIECE_BYTES = 1 << 20
+_STAGED_FROM_BYTES = 16 << 20
 
 
 class CopyThreads:
@@ -52,8 +53,8 @@ def _copy(copies: list[tuple[NDArray[np.uint8], NDArray[np.uint8]]]) -> None:
 class Uploads:
     """Where one lane's frames lie on the device, and how they get there."""
 
-    def __init__(self, gpu: Gpu, threads: CopyThreads) -> None:
-        self._gpu, self._threads = gpu, threads
+    def __init__(self, gpu: Gpu, pool: PinnedPool, threads: CopyThreads) -> None:
+        self._gpu, self._pool, self._threads = gpu, pool, threads
         self._device = DeviceMemory(gpu)
         self._staging: NDArray[np.uint8] = np.empty(0, np.uint8)
 
@@ -73,9 +74,10 @@ class Uploads:
             total += -(-frame.nbytes // _ALIGNMENT) * _ALIGNMENT
         self._device.reserve(total)
         base = self._device.address
+        direct = total < _STAGED_FROM_BYTES or not self._threads.enabled
         staged = []
         for frame, offset in zip(frames, offsets, strict=True):
-            if frame.flags.c_contiguous and (not self._threads.enabled or is_pinned(frame)):
+            if frame.flags.c_contiguous and (direct or is_pinned(frame)):
                 self._gpu.cuda.memcpy_htod_async(base + offset, frame, stream)
             else:
                 staged.append((frame, offset))
@@ -86,7 +88,7 @@ class Uploads:
     def _through_staging(self, staged: list[tuple[NDArray[np.uint8], int]], total: int, stream: Any) -> None:
         """Copy in pieces, each on its way as soon as it and those before it are in pinned memory."""
         if self._staging.size < total:
-            self._staging = pinned_array(self._gpu, (total,))
+            self._staging = self._pool.array((total,))
         waiting = [(self._threads.submit(copies), begin, end) for copies, begin, end in self._pieces(staged)]
         for copied, begin, end in waiting:
             copied.result()

@@ -15,7 +15,7 @@ from yolotrt_core.stages import DeviceProgram
 from yolotrt_core.types import Detections, ModelSpec, Selection, TensorSpec
 from yolotrt_tensorrt import decoding as decoding_module
 from yolotrt_tensorrt.decoding import Decoding, Inputs
-from yolotrt_tensorrt.gpu import DeviceMemory, Gpu, open_gpu
+from yolotrt_tensorrt.gpu import DeviceMemory, Gpu, PinnedPool, open_gpu
 from yolotrt_tensorrt.layouts import FRAME, REQUEST, class_mask, frame_bytes, request_bytes
 from yolotrt_tensorrt.plan import Tensor
 from yolotrt_tensorrt.programs import load_kernels
@@ -114,7 +114,7 @@ def decoded(gpu: Gpu, raw: np.ndarray, shapes: list[tuple[int, int]], chosen: Se
         gpu.cuda.memcpy_htod(memory.address, np.ascontiguousarray(raw))
         frames = block.address + REQUEST.itemsize
         inputs = Inputs(block.address, frames, frames + batch * FRAME.itemsize, memory.address)
-        decoding = Decoding(gpu, kernels, Tensor("output0", str(raw.dtype), (batch, rows, columns)))
+        decoding = Decoding(gpu, PinnedPool(gpu), kernels, Tensor("output0", str(raw.dtype), (batch, rows, columns)))
         decoding.reserve(chosen.max_det)
         decoding.enqueue(stream, inputs)
         stream.synchronize()

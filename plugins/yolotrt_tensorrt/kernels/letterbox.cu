@@ -70,11 +70,13 @@ __device__ inline Bgr resized(const Frame& frame, const unsigned char* rows, int
     out.r = (a.r + b.r + c.r + d.r + 2) >> 2;
     return out;
   }
+  if (frame.width == frame.fit_width && frame.height == frame.fit_height) return pixel(frame, rows, y, x);
   Tap across = tap(x, frame.scale_x, frame.width, true), down = tap(y, frame.scale_y, frame.height, false);
+  // A pixel of no weight need not be read: 1920x1080 into 640 wants one pixel of nine.
   a = pixel(frame, rows, down.first, across.first);
-  b = pixel(frame, rows, down.first, across.second);
-  c = pixel(frame, rows, down.second, across.first);
-  d = pixel(frame, rows, down.second, across.second);
+  b = across.weight_second ? pixel(frame, rows, down.first, across.second) : a;
+  c = down.weight_second ? pixel(frame, rows, down.second, across.first) : a;
+  d = !across.weight_second ? c : down.weight_second ? pixel(frame, rows, down.second, across.second) : b;
   out.b = blend(a.b, b.b, c.b, d.b, across, down);
   out.g = blend(a.g, b.g, c.g, d.g, across, down);
   out.r = blend(a.r, b.r, c.r, d.r, across, down);

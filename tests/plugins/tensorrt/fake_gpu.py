@@ -26,6 +26,7 @@ class FakeCuda(types.SimpleNamespace):
 
     Attributes:
         live: bytes of device memory allocated and not freed. limit: what the device has.
+        pinned: allocations of host memory not freed.
     """
 
     class Error(Exception):
@@ -42,7 +43,7 @@ class FakeCuda(types.SimpleNamespace):
 
     def __init__(self) -> None:
         super().__init__()
-        self.live, self.limit = 0, 1 << 40
+        self.live, self.limit, self.pinned = 0, 1 << 40, 0
         self.current = threading.local()
         self.Context = types.SimpleNamespace(pop=self._pop)
 
@@ -81,12 +82,25 @@ class FakeCuda(types.SimpleNamespace):
     def pagelocked_empty(self, size: int, dtype: Any) -> Any:
         self._check()
         array = np.empty(size, dtype)
-        owner = types.SimpleNamespace(free=self._check, array=array)
+        self.pinned += 1
+
+        def free() -> None:
+            self._check()
+            self.pinned -= 1
+
+        owner = types.SimpleNamespace(free=free, array=array)
         return types.SimpleNamespace(base=owner, ctypes=array.ctypes)
 
     def Stream(self) -> Any:
         self._check()
-        return types.SimpleNamespace(handle=7, synchronize=self._check)
+        return types.SimpleNamespace(handle=7, synchronize=self._check, wait_for_event=lambda _: self._check())
+
+    class event_flags:  # noqa: N801 - pycuda's name
+        DISABLE_TIMING = 2
+
+    def Event(self, flags: int = 0) -> Any:
+        self._check()
+        return types.SimpleNamespace(record=lambda _: self._check())
 
     def memcpy_htod_async(self, target: int, source: np.ndarray, stream: Any) -> None:
         self._check()

@@ -11,10 +11,11 @@ from brute_force import Result, reference
 from fake_gpu import FakeCuda, fake_gpu, fake_kernels
 from kernel_emulation import Emulated, compiled
 
-from yolotrt_core.letterbox import letterbox, preprocess
+from yolotrt_core.letterbox import preprocess
 from yolotrt_core.types import Detections, Selection
 from yolotrt_tensorrt import decoding, layouts
 from yolotrt_tensorrt.decoding import Decoding, Inputs
+from yolotrt_tensorrt.gpu import PinnedPool
 from yolotrt_tensorrt.plan import Tensor
 
 
@@ -82,7 +83,6 @@ def test_images_beyond_the_request_are_left_alone(emulated: Emulated) -> None:
     emulated.launch("letterbox", grid(2, (32, 32)), request, block, out, 32, 32)
     assert (out[0] == 0).all()
     assert (out[1] == 7).all()
-    assert letterbox(picture, (32, 32))[0].shape == (32, 32, 3)
 
 
 def scene(rng: np.random.Generator, rows: int, classes: int, dtype: np.dtype, *, crowded: bool = False) -> np.ndarray:
@@ -117,7 +117,7 @@ def run(emulated: Emulated, raw: np.ndarray, shapes: list[tuple[int, int]], chos
     inputs = Inputs(request.ctypes.data, block.ctypes.data, mask.ctypes.data, raw.ctypes.data)
     with gpu.current():
         output = Tensor("output0", str(emulated.dtype), raw.shape)
-        lane = Decoding(gpu, fake_kernels(emulated, cuda), output)
+        lane = Decoding(gpu, PinnedPool(gpu), fake_kernels(emulated, cuda), output)
         lane.reserve(chosen.max_det)
         stream = cuda.Stream()
         lane.enqueue(stream, inputs)

@@ -111,6 +111,26 @@ def test_pinned_frames_are_filled_in_place_and_strided_ones_copied(opened: Opene
     same(opened.session.detect([frame, strided], PROGRAM, CHOSEN), expected([frame, strided.copy()]))
 
 
+def test_pinned_memory_is_lent_again_only_when_nobody_holds_it(opened: Opened) -> None:
+    session, frames = opened.session, pictures(4)
+    wanted = expected(frames)
+    for frame in frames:
+        copy = session.pinned_copy(frame)
+        np.testing.assert_array_equal(copy, frame)
+        same(session.detect([copy, frame], PROGRAM, CHOSEN), expected([frame, frame]))
+    del copy
+    before = opened.cuda.pinned
+    found = list(session.stream((session.pinned_copy(f) for f in frames * 5), PROGRAM, CHOSEN))
+    same(found, wanted * 5)
+    # Two in each of three lanes, and the two that are gathered.
+    assert opened.cuda.pinned - before <= 8
+    held = session.pinned_copy(frames[0])
+    session.close()
+    np.testing.assert_array_equal(held, frames[0])
+    del held
+    assert opened.cuda.pinned == 0
+
+
 def test_infer_gives_the_raw_output(opened: Opened) -> None:
     images, _ = preprocess(pictures(2), (SIDE, SIDE))
     np.testing.assert_array_equal(opened.session.infer(images)["output0"], network(images))
