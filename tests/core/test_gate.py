@@ -1,0 +1,219 @@
+"""The gate: agreement worked out by hand, and builds that are handed out or held back."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from fake_stages import FakeBuilder, FakePass, FakePostprocessor, FakeSession, fake_plugin
+from yolotrt_core import gate
+from yolotrt_core.engine import BuildSettings, Engine, build_engine
+from yolotrt_core.errors import GateError, UsageError
+from yolotrt_core.hookspecs import hookimpl
+from yolotrt_core.registry import Registry
+from yolotrt_core.stages import ONNX_FILE, Availability
+from yolotrt_core.store.store import Store
+from yolotrt_core.types import Detections
+
+
+def _found(*rows: tuple[list[float], float, int]) -> Detections:
+    return Detections(
+        np.array([r[0] for r in rows], np.float32).reshape(-1, 4),
+        np.array([r[1] for r in rows], np.float32),
+        np.array([r[2] for r in rows], np.int64),
+    )
+
+
+A, B, FAR = [0, 0, 10, 10], [0, 0, 10, 8], [50, 50, 60, 60]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "share", "drift"),
+    [
+        (_found((A, 0.9, 0)), _found((A, 0.8, 0)), 1.0, 0.1),
+        (_found((A, 0.9, 0)), _found((B, 0.9, 0)), 1.0, 0.0),
+        (_found((A, 0.9, 0)), _found((A, 0.9, 1)), 0.0, 0.0),
+        (_found((A, 0.9, 0)), _found((FAR, 0.9, 0)), 0.0, 0.0),
+        (_found((A, 0.9, 0), (FAR, 0.5, 0)), _found((A, 0.9, 0)), 2 / 3, 0.0),
+        (_found((A, 0.9, 0)), _found((A, 0.9, 0), (B, 0.7, 0)), 2 / 3, 0.0),  # one pair for each box
+        (_found(), _found(), 1.0, 0.0),
+        (_found(), _found((A, 0.9, 0)), 0.0, 0.0),
+        (_found((A, 0.9, 0)), _found(), 0.0, 0.0),
+    ],
+)
+def test_agreement(one: Detections, other: Detections, share: float, drift: float) -> None:
+    result = gate.agree([one], [other])
+    assert result.share == pytest.approx(share)
+    assert result.drift == pytest.approx(drift, abs=1e-6)
+
+
+def test_agreement_adds_up_over_pictures() -> None:
+    result = gate.agree([_found((A, 0.9, 0)), _found((A, 0.5, 0))], [_found((A, 0.7, 0)), _found()])
+    assert (result.expected, result.found, result.matched) == (2, 1, 1)
+    assert result.share == pytest.approx(2 / 3)
+
+
+class _Lossy(FakePass):
+    """Multiplies the network, and so every score, by a factor."""
+
+    def __init__(self, factor: float) -> None:
+        self.factor = factor
+        self.stage_version = int(factor * 1e6)  # so that another factor is another artifact
+
+    def apply(self, model: Any, calibration: Any, request: Any, options: Any, out: Path) -> Any:
+        (out / ONNX_FILE).write_text(json.dumps(json.loads(model.path.read_text()) * self.factor))
+        return model.spec, {}
+
+
+class _Elsewhere(FakeBuilder):
+    """A builder whose engines cannot run here."""
+
+    name = "elsewhere"
+    priority = 40
+
+    def runnable(self) -> Availability:
+        return Availability(False, "no such device")
+
+    def open(self, engine: Path, spec: Any, options: Any, side_cache: Any) -> FakeSession:
+        raise AssertionError("cannot run here")
+
+
+class _Thresholded(FakePostprocessor):
+    """Keeps a box only if it scores more than asked for."""
+
+    def decode(self, raw: Any, spec: Any, geometry: Any, selection: Any, options: Any) -> list[Detections]:
+        found = super().decode(raw, spec, geometry, selection, options)
+        return [d if d.scores[0] > selection.conf else _found() for d in found]
+
+
+def _stages(factor: float, *more: Any) -> Registry:
+    plugin = fake_plugin()
+
+    class Plugin(type(plugin)):  # type: ignore[misc]
+        @hookimpl
+        def yolotrt_passes(self) -> Any:
+            return [_Lossy(factor)]
+
+        @hookimpl
+        def yolotrt_builders(self) -> Any:
+            return [FakeBuilder(), *more]
+
+        @hookimpl
+        def yolotrt_postprocessors(self) -> Any:
+            return [_Thresholded()]
+
+    return Registry.of(Plugin())
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    opened = Store(tmp_path / "store")
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Four grey pictures: the fake network scores each with its mean."""
+    for kind in ("images", "labels"):
+        (tmp_path / "set" / kind).mkdir(parents=True)
+    for number in range(4):
+        frame = np.full((32, 64, 3), 200 + number, np.uint8)
+        assert cv2.imwrite(str(tmp_path / "set" / "images" / f"{number}.png"), frame)
+    return tmp_path / "set"
+
+
+def _build(stages: Registry, store: Store, tmp_path: Path, precision: str = "fp16", **settings: Any) -> Engine:
+    weights = tmp_path / "model.txt"
+    weights.write_text("1 1")
+    wanted = BuildSettings(weights=weights, imgsz=(32, 64), precision=precision, **settings)  # type: ignore[arg-type]
+    return build_engine(wanted, store=store, stages=stages, out=tmp_path / "out")
+
+
+def test_a_faithful_engine_is_handed_out_with_its_verdict(store: Store, tmp_path: Path) -> None:
+    engine = _build(_stages(0.99), store, tmp_path)
+    assert engine.verdict is not None
+    assert engine.verdict.passed
+    assert engine.verdict.facts["pictures_from"] == "the bundled picture"
+    assert engine.verdict.facts["ran"] == "the engine"
+    again = _build(_stages(0.99), store, tmp_path)
+    assert again.verdict is not None
+    assert (again.verdict.key, again.verdict.from_cache) == (engine.verdict.key, True)
+
+
+def test_an_engine_that_finds_nothing_is_held_back_and_kept(store: Store, tmp_path: Path, pictures: Path) -> None:
+    with pytest.raises(GateError, match="0 of 4 fp32 boxes found") as refused:
+        _build(_stages(0.1), store, tmp_path, eval_data=pictures / "images")
+    assert refused.value.exit_code == 6
+    assert not (tmp_path / "out").exists()
+    key = store.refs()["model-fp16-onnxruntime-refused"]
+    assert store.find(key) is not None
+    assert key[:12] in str(refused.value.hint)
+    with pytest.raises(GateError):  # from the record, without running anything
+        _build(_stages(0.1), store, tmp_path, eval_data=pictures / "images")
+
+
+def test_it_can_be_handed_out_all_the_same(store: Store, tmp_path: Path) -> None:
+    engine = _build(_stages(0.1), store, tmp_path, flags={"gate": {"check": "off"}})
+    assert engine.verdict is None
+    assert engine.path.is_file()
+
+
+def test_scores_that_drift_are_held_back(store: Store, tmp_path: Path, pictures: Path) -> None:
+    with pytest.raises(GateError, match=r"scores differ by 0\.15"):
+        _build(_stages(0.8), store, tmp_path, eval_data=pictures / "images")
+    passed = _build(_stages(0.8), store, tmp_path, eval_data=pictures / "images", flags={"gate": {"drift": "0.3"}})
+    assert passed.verdict is not None
+    assert passed.verdict.passed
+
+
+def test_fp32_is_not_judged(store: Store, tmp_path: Path) -> None:
+    assert _build(_stages(0.1), store, tmp_path, precision="fp32").verdict is None
+
+
+def test_an_engine_that_cannot_run_here_is_judged_by_its_graph(store: Store, tmp_path: Path, pictures: Path) -> None:
+    stages = _stages(0.99, _Elsewhere())
+    engine = _build(stages, store, tmp_path, builder="elsewhere")
+    assert engine.verdict is not None
+    assert engine.verdict.facts["ran"] == "its typed ONNX in onnxruntime"
+    with pytest.raises(GateError, match="run as its typed ONNX in onnxruntime"):
+        _build(_stages(0.1, _Elsewhere()), store, tmp_path, builder="elsewhere", eval_data=pictures / "images")
+
+
+def test_with_labels_the_loss_of_map_decides(store: Store, tmp_path: Path, pictures: Path) -> None:
+    for number in range(4):
+        (pictures / "labels" / f"{number}.txt").write_text("0 0.5 0.5 1 1\n")
+    engine = _build(_stages(0.5), store, tmp_path, eval_data=pictures)
+    assert engine.verdict is not None
+    assert engine.verdict.facts["by"] == "map50_95"
+    assert engine.verdict.facts["drop"] == 0
+    with pytest.raises(GateError, match=r"mAP50-95 0\.0000, fp32 1\.0000, a loss of 1\.0000 \(0\.2 allowed\)"):
+        _build(_stages(1e-4), store, tmp_path, eval_data=pictures, max_drop=0.2)
+
+
+def test_max_drop_without_labels(store: Store, tmp_path: Path, pictures: Path) -> None:
+    with pytest.raises(UsageError, match="no labels for the 4 pictures"):
+        _build(_stages(0.99), store, tmp_path, eval_data=pictures, max_drop=0.1)
+    with pytest.raises(UsageError, match="`--max-drop` needs labelled pictures"):
+        _build(_stages(0.99), store, tmp_path, max_drop=0.1)
+
+
+def test_changed_pictures_are_judged_anew(
+    store: Store, tmp_path: Path, pictures: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = _build(_stages(0.99), store, tmp_path, eval_data=pictures / "images")
+    shutil.copy(pictures / "images" / "0.png", pictures / "images" / "9.png")
+    with caplog.at_level(logging.INFO):
+        second = _build(_stages(0.99), store, tmp_path, eval_data=pictures / "images")
+    assert first.verdict is not None
+    assert second.verdict is not None
+    assert first.verdict.key != second.verdict.key
+    assert "5 of 5 fp32 boxes found" in caplog.text
