@@ -104,10 +104,9 @@ def boxes_to_source(boxes_xyxy: NDArray[np.float32], geometry: Geometry) -> NDAr
     """
     import numpy as np
 
-    left, top = geometry.pad
+    (left, top), (height, width) = geometry.pad, geometry.source
     moved = boxes_xyxy - np.array([left, top, left, top], dtype=np.float32)
     moved /= np.float32(geometry.scale)
-    height, width = geometry.source
-    np.clip(moved[:, 0::2], 0, width, out=moved[:, 0::2])
-    np.clip(moved[:, 1::2], 0, height, out=moved[:, 1::2])
+    np.maximum(moved, 0, out=moved)
+    np.minimum(moved, np.array([width, height, width, height], dtype=np.float32), out=moved)
     return moved

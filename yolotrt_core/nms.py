@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 # The first three are the best of 60 combinations on COCO images at confidence 0.001, where half or
 # double of any one costs about 5%.
+_FEW = 64  # up to here the definition itself is fastest
 _HEAD = 64  # boxes settled among themselves in one step
 _ALL = 140  # so few are settled in one step without a remainder
 _BUCKET = 600  # groups are gathered until they hold so many boxes
@@ -52,6 +53,8 @@ def nms(
 
     if not len(scores):
         return np.empty(0, dtype=np.intp)
+    if len(scores) <= _FEW:
+        return _few(boxes_xyxy, scores, groups, iou)
     order = _best_first(scores)
     grouped = np.zeros(len(order), dtype=np.intp) if groups is None else groups.take(order)
     columns = _columns(boxes_xyxy.take(order, axis=0), iou)
@@ -68,6 +71,21 @@ def nms(
         kept += _greedy(columns[:, start:stop], grouped[start:stop], by_bucket[start:stop], iou)
         start = stop
     return order.take(np.sort(np.concatenate(kept)))
+
+
+def _few(
+    boxes_xyxy: NDArray[np.float32], scores: NDArray[np.float32], groups: NDArray[np.integer[Any]] | None, iou: float
+) -> NDArray[np.intp]:
+    """Do the work of `nms` in one step."""
+    import numpy as np
+
+    order = np.argsort(-scores, kind="stable")
+    corners = boxes_xyxy.take(order, axis=0).T.astype(np.float64)
+    over = _iou_float64(corners[:, :, None], corners[:, None]) > iou
+    if groups is not None:
+        grouped = groups.take(order)
+        over &= grouped[:, None] == grouped
+    return order.take(_settle(over))
 
 
 def _best_first(scores: NDArray[np.float32]) -> NDArray[np.intp]:
@@ -92,9 +110,7 @@ def _columns(boxes_xyxy: NDArray[np.float32], iou: float) -> Floats:
     import numpy as np
 
     corners = boxes_xyxy.T.astype(np.float64)
-    sides = corners[2:] - corners[:2]
-    np.maximum(sides, 0, out=sides)
-    area = sides[0] * sides[1]
+    area = _area(corners[2:] - corners[:2])
     # Outside of these the float32 products could overflow or vanish, or the band be too narrow.
     moderate = iou >= 1e-3 and np.abs(corners).max() < 1e15 and not ((area > 0) & (area < 1e-30)).any()
     columns = np.empty((7, len(area)), dtype=np.float32 if moderate else np.float64)
@@ -119,13 +135,7 @@ def _greedy(
         head, head_groups = columns[:, :size], groups[:size]
         over = _overlaps(head, head, iou)
         over &= head_groups[:, None] == head_groups
-        over &= _earlier()[:size, :size]
-        # Kept is what nothing kept overlaps. Substituting that into itself settles at least the best
-        # unsettled box each time, in practice chains of a few.
-        keep = ~any_of(over, axis=0)
-        while (keep != (again := ~any_of(over[keep], axis=0))).any():
-            keep = again
-        best = keep.nonzero()[0]
+        best = _settle(over)
         kept.append(ranks.take(best))
         if size == len(ranks):
             break
@@ -139,6 +149,25 @@ def _greedy(
         rest = alive[0] if len(alive) == 1 else np.concatenate(alive)
         columns, groups, ranks = columns.take(rest, axis=1), groups.take(rest), ranks.take(rest)
     return kept
+
+
+def _settle(over: NDArray[np.bool_]) -> NDArray[np.intp]:
+    """Return the indices of the kept ones of a few boxes.
+
+    Args:
+        over: [i, j] -> boxes i and j overlap too much; sorted best first. Overwritten.
+    """
+    import numpy as np
+
+    over &= _earlier()[: len(over), : len(over)]
+    # Kept is what nothing kept overlaps. Substituting that into itself settles at least the best
+    # unsettled box each time, in practice chains of a few.
+    any_of = np.logical_or.reduce
+    keep = ~any_of(over, axis=0)
+    while (again := ~any_of(over[keep], axis=0)).tobytes() != keep.tobytes():
+        keep = again
+    best: NDArray[np.intp] = keep.nonzero()[0]
+    return best
 
 
 @cache
@@ -190,14 +219,23 @@ def _memory(dtype: np.dtype[Any], *shape: int) -> Floats:
 
 
 def _iou_float64(a: Floats, b: Floats) -> NDArray[np.float64]:
-    """Return the IoU of each pair; corners are (4, k), at least one box of a pair has an area."""
+    """Return the IoU of boxes by its definition; corners are (4, ...) each and may broadcast."""
     import numpy as np
 
-    a, b = a.astype(np.float64), b.astype(np.float64)
-    inter = np.maximum(np.minimum(a[2], b[2]) - np.maximum(a[0], b[0]), 0)
-    inter *= np.maximum(np.minimum(a[3], b[3]) - np.maximum(a[1], b[1]), 0)
-    area_a = np.maximum(a[2] - a[0], 0) * np.maximum(a[3] - a[1], 0)
-    area_b = np.maximum(b[2] - b[0], 0) * np.maximum(b[3] - b[1], 0)
-    union = area_a + area_b - inter
-    overlap: NDArray[np.float64] = inter / union
-    return overlap
+    a, b = a.astype(np.float64, copy=False), b.astype(np.float64, copy=False)
+    inter = _area(np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2]))
+    union = _area(a[2:] - a[:2]) + _area(b[2:] - b[:2])
+    union -= inter
+    # Without any area the union is 0, and so is the IoU; no other union is as small as this.
+    np.maximum(union, 5e-324, out=union)
+    inter /= union
+    return inter
+
+
+def _area(sides: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Multiply width and height, (2, ...), neither counting less than 0; overwrites them."""
+    import numpy as np
+
+    np.maximum(sides, 0, out=sides)
+    area: NDArray[np.float64] = sides[0] * sides[1]
+    return area

@@ -158,10 +158,12 @@ def _candidates(rows: NDArray[Any], selection: Selection) -> Candidates:
     else:
         best = scores.argmax(axis=1) if classes else np.zeros(0, dtype=np.intp)
         every = np.arange(len(best))
-        if not np.isfinite(scores[every, best]).all():  # the largest of a row is NaN where one is NaN
-            best = np.where(np.isfinite(scores), scores, -1).argmax(axis=1)
-        found = Candidates(boxes, every, scores[every, best], best)
-        found = found.only((found.scores > conf) & np.isfinite(found.scores))
+        highest = scores[every, best]
+        if not np.isfinite(highest).all():  # one NaN or infinity hides the other classes of its row
+            scores = np.where(np.isfinite(scores), scores, -1)
+            best = scores.argmax(axis=1)
+            highest = scores[every, best]
+        found = Candidates(boxes, every, highest, best).only(highest > conf)
     if selection.classes:
         found = found.only(np.isin(found.class_ids, selection.classes))
     return found
