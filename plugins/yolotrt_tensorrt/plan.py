@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from yolotrt_core.errors import StageError, UsageError
 from yolotrt_core.stages import SideCache
 from yolotrt_core.types import EngineSpec
-from yolotrt_tensorrt.gpu import Gpu
+from yolotrt_tensorrt.gpu import DeviceMemory, Gpu
 from yolotrt_tensorrt.library import Library, Messages, check_plan
 
 if TYPE_CHECKING:
@@ -122,7 +122,10 @@ class Plan:
             MemoryError: the GPU has no room for it. StageError: anything else.
         """
         with self._library.collecting() as messages:
-            context = self._make_context(own_graph=own_graph)
+            context = self._make_context(own_graph=own_graph, own_memory=False)
+            if context is None and any("USER_MANAGED" in text for text in messages.errors):
+                # Built to be recorded from outside (TensorRT-RTX, REQUIRE_USER_ALLOCATION): its memory is ours to give.
+                context = self._make_context(own_graph=own_graph, own_memory=True)
         if context is None:
             raise self._failure("make an execution context", messages)
         return context
@@ -150,7 +153,15 @@ class Plan:
                 if kept and self._cache.deserialize(kept):
                     self._cache_sha256 = hashlib.sha256(kept).hexdigest()
             config.set_runtime_cache(self._cache)
-        return self.engine.create_execution_context(config)
+        if not own_memory:
+            return self.engine.create_execution_context(config)
+        config.set_execution_context_allocation_strategy(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+        context = self.engine.create_execution_context(config)
+        if context is not None:
+            memory = DeviceMemory(self._gpu, max(1, self.context_bytes))
+            context.set_device_memory(memory.address, memory.size)
+            self._context_memory.append(memory)
+        return context
 
     def save_cache(self) -> None:
         """Keep the kernels that were compiled just in time, so that the next start does not compile them."""
@@ -196,3 +207,5 @@ class Plan:
     def close(self) -> None:
         """Unload the engine; its contexts must be gone."""
         self._cache = self.engine = self._runtime = None
+        for memory in self._context_memory:
+            memory.close()

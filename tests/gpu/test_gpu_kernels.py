@@ -178,6 +178,35 @@ def test_a_hundred_thousand_candidates_lose_nothing(gpu: Gpu) -> None:
     np.testing.assert_array_equal(found.scores, best[order])
 
 
+def test_a_recorded_graph_replays_the_decoding(gpu: Gpu) -> None:
+    from yolotrt_tensorrt import graphs
+    from yolotrt_tensorrt.graphs import Graph
+
+    if not graphs.available():
+        pytest.skip("cuda-python is not installed: pip install cuda-python")
+    rng = np.random.default_rng(14)
+    raws = [scene(rng, 700, 4, "float32", 200, 100)[None] for _ in range(3)]
+    chosen = Selection(conf=0.3)
+    kernels = load_kernels(gpu, "float32", NoCache(), program(9))
+    packed = request_bytes(1, chosen) + frame_bytes((640, 640, 3), 0, (640, 640)) + class_mask((), 4)
+    with gpu.current():
+        stream = gpu.cuda.Stream()
+        block, memory = DeviceMemory(gpu, len(packed)), DeviceMemory(gpu, raws[0].nbytes)
+        gpu.cuda.memcpy_htod(block.address, np.frombuffer(packed, np.uint8))
+        frames = block.address + REQUEST.itemsize
+        inputs = Inputs(block.address, frames, frames + FRAME.itemsize, memory.address)
+        decoding = Decoding(gpu, PinnedPool(gpu), kernels, Tensor("output0", "float32", raws[0].shape))
+        decoding.enqueue(stream, inputs)
+        graph = Graph(stream.handle, lambda: decoding.enqueue(stream, inputs))
+        for raw in raws:
+            gpu.cuda.memcpy_htod(memory.address, raw)
+            graph.launch()
+            stream.synchronize()
+            same(decoding.collect(stream, inputs, 1, 300)[0], raw[0], (640, 640), chosen)
+        graph.close()
+        decoding.close()
+
+
 def test_a_source_that_does_not_compile_says_why(gpu: Gpu) -> None:
     from yolotrt_core.errors import StageError
 
