@@ -1,0 +1,149 @@
+"""Upstream's own TensorFlow exports of YOLOv5n against the checkpoint they came from, on 64 COCO pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from yolotrt_core.dataset import read
+from yolotrt_core.engine import build
+from yolotrt_core.letterbox import preprocess
+from yolotrt_core.metric import Scored, Truth
+from yolotrt_core.registry import Registry
+from yolotrt_core.store.store import Store
+from yolotrt_core.types import Detections, ModelSpec, Selection, TensorSpec
+
+pytestmark = [pytest.mark.tf, pytest.mark.slow]
+
+Found = Mapping[str, list[Detections]]
+
+FEW, MANY = Selection(), Selection(conf=0.001, iou=0.6, multi_label=True)
+
+
+def _detected(weights: Path, data: Path, folder: Path) -> Found:
+    """Return what an fp32 engine of this model finds, as `few` and `many` for each picture in order."""
+    stages, store = Registry.discover(), Store(folder / "store")
+    engine = build(weights, precision="fp32", builder="onnxruntime", imgsz=(640, 640), store=store, out=folder / "out")
+    found: Found = {"few": [], "many": []}
+    spec, decode = engine.spec.model, stages.postprocessor("yolov5").stage
+    builder = stages.get("builder", "onnxruntime").stage
+    with builder.open(engine.path, engine.spec, builder.Options(), store.side_cache()) as session:
+        for picture in sorted((data / "coco" / "images" / "val").glob("*.jpg")):
+            images, geometry = preprocess([cv2.imread(str(picture))], (640, 640))
+            raw = session.infer(images)
+            for name, selection in (("few", FEW), ("many", MANY)):
+                found[name].extend(decode.decode(raw, spec, geometry, selection, decode.Options()))
+    return found
+
+
+@pytest.fixture(scope="module")
+def found(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Found]:
+    """What each TensorFlow model finds."""
+    names = ("yolov5n_saved_model", "yolov5n_fp16.tflite")
+    return {name: _detected(data / "tf" / name, data, tmp_path_factory.mktemp("tf")) for name in names}
+
+
+@pytest.fixture(scope="module")
+def upstream(data: Path) -> Mapping[str, list[NDArray[np.float32]]]:
+    """What upstream's own code finds with the checkpoint: rows x1 y1 x2 y2 score class."""
+    pictures = sorted(p.stem for p in (data / "coco" / "images" / "val").glob("*.jpg"))
+    with np.load(data / "reference" / "yolov5n_detections_val.npz") as arrays:
+        return {
+            name: [np.asarray(arrays[f"{picture}/{key}"]) for picture in pictures]
+            for name, key in (("few", "c25"), ("many", "c001"))
+        }
+
+
+def _farthest(ours: Detections, theirs: NDArray[np.float32]) -> float:
+    """Return the largest distance of a corner to its own box of the same class, in pixels; inf without one."""
+    left, farthest = set(range(len(theirs))), 0.0 if len(ours) == len(theirs) else np.inf
+    for box, class_id in zip(ours.boxes, ours.class_ids, strict=True):
+        apart = {i: float(np.abs(theirs[i, :4] - box).max()) for i in left if theirs[i, 5] == class_id}
+        if not apart:
+            return np.inf
+        nearest = min(apart, key=lambda i: apart[i])
+        farthest = max(farthest, apart[nearest])
+        left.remove(nearest)
+    return farthest
+
+
+def test_the_saved_model_finds_what_the_checkpoint_does(
+    found: Mapping[str, Found], upstream: Mapping[str, list[NDArray[np.float32]]]
+) -> None:
+    pairs = list(zip(found["yolov5n_saved_model"]["few"], upstream["few"], strict=True))
+    assert sum(len(ours) for ours, _ in pairs) == 315
+    worst = max(_farthest(ours, theirs) for ours, theirs in pairs)
+    print(f"315 boxes, none farther than {worst:.5f} pixels")
+    assert worst <= 0.1
+    for ours, theirs in pairs:
+        np.testing.assert_allclose(np.sort(ours.scores), np.sort(theirs[:, 4]), atol=1e-5)
+
+
+def test_half_precision_weights_find_what_they_find_in_tensorflow_lite(
+    data: Path, found: Mapping[str, Found], upstream: Mapping[str, list[NDArray[np.float32]]]
+) -> None:
+    """Rounding the weights moves boxes by less than a pixel, but swaps near-equal candidates on a few pictures.
+
+    There TensorFlow Lite itself must find what we do.
+    """
+    import warnings
+
+    from yolotrt_core.rows import Rows
+
+    few = found["yolov5n_fp16.tflite"]["few"]
+    apart = [_farthest(ours, theirs) for ours, theirs in zip(few, upstream["few"], strict=True)]
+    other = [index for index, pixels in enumerate(apart) if pixels > 1.0]
+    worst = max(pixels for pixels in apart if pixels <= 1.0)
+    print(f"{64 - len(other)} pictures with the same boxes within {worst:.3f} pixels")
+    assert len(other) <= 3
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import tensorflow as tf
+
+        lite = tf.lite.Interpreter(str(data / "tf" / "yolov5n_fp16.tflite"))
+    lite.allocate_tensors()
+    stages = Registry.discover()
+    decode = stages.postprocessor("yolov5").stage
+    rows = Rows((8, 16, 32), 3, "cell", "normalised")  # as the README of the test data has it
+    spec = ModelSpec(
+        (TensorSpec("images", "float32", (1, 3, 640, 640)),),
+        (TensorSpec("output0", "float32", (1, 25200, 85)),),
+        tuple(map(str, range(80))),
+        (8, 16, 32),
+    )
+    pictures = sorted((data / "coco" / "images" / "val").glob("*.jpg"))
+    for index in other:
+        images, geometry = preprocess([cv2.imread(str(pictures[index]))], (640, 640))
+        lite.set_tensor(lite.get_input_details()[0]["index"], np.ascontiguousarray(images.transpose(0, 2, 3, 1)))
+        lite.invoke()
+        raw = rows.to_project(lite.get_tensor(lite.get_output_details()[0]["index"]), 640, 640)
+        (truth,) = decode.decode({"output0": raw}, spec, geometry, FEW, decode.Options())
+        theirs = np.concatenate([truth.boxes, truth.scores[:, None], truth.class_ids[:, None]], axis=1)
+        assert _farthest(few[index], theirs) <= 0.05
+
+
+@pytest.mark.parametrize("name", ["yolov5n_saved_model", "yolov5n_fp16.tflite"])
+def test_the_same_accuracy_as_the_checkpoint(
+    name: str, data: Path, found: Mapping[str, Found], upstream: Mapping[str, list[NDArray[np.float32]]]
+) -> None:
+    labels = [f"class{i}" for i in range(80)]
+    pictures = read(data / "coco" / "images" / "val", labels).pictures
+    truth = []
+    for picture in pictures:
+        height, width = cv2.imread(str(picture.path)).shape[:2]
+        boxes = picture.xywh(height, width)
+        truth.append(Truth(boxes, picture.class_ids, np.zeros(len(boxes), bool), height, width))
+    checkpoint = [
+        Detections(rows[:, :4].astype(np.float32), rows[:, 4].astype(np.float32), rows[:, 5].astype(np.int64))
+        for rows in upstream["many"]
+    ]
+    want = Scored(truth, checkpoint, labels).accuracy()
+    have = Scored(truth, found[name]["many"], labels).accuracy()
+    print(f"{name}: mAP50-95 {have.map50_95:.5f}, checkpoint {want.map50_95:.5f}")
+    assert want.map50_95 > 0.3
+    assert abs(have.map50_95 - want.map50_95) <= 0.002
