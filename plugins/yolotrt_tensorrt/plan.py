@@ -66,6 +66,7 @@ class Plan:
         self.outputs = {t.name: t for t in tensors if modes[t.name] == trt.TensorIOMode.OUTPUT}
         self.profiles = self._profiles()
         self.context_bytes = int(getattr(self.engine, "device_memory_size_v2", 0))
+        self._context_memory: list[DeviceMemory] = []
         self._cache: tensorrt.IRuntimeCache = None
         self._cache_sha256 = ""
         self._cache_material: Mapping[str, str] = {
@@ -135,7 +136,7 @@ class Plan:
             return MemoryError(messages.last_error())
         return self._library.failure(doing, messages)
 
-    def _make_context(self, *, own_graph: bool) -> tensorrt.IExecutionContext:
+    def _make_context(self, *, own_graph: bool, own_memory: bool) -> tensorrt.IExecutionContext:
         if not hasattr(self.engine, "create_runtime_config"):
             return self.engine.create_execution_context()
         trt = self._library.trt
