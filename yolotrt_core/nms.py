@@ -81,7 +81,11 @@ def _few(
 
     order = np.argsort(-scores, kind="stable")
     corners = boxes_xyxy.take(order, axis=0).T.astype(np.float64)
-    over = _iou_float64(corners[:, :, None], corners[:, None]) > iou
+    left_top, right_bottom = corners[:2], corners[2:]
+    area = _area(right_bottom - left_top)
+    sides = np.minimum(right_bottom[:, :, None], right_bottom[:, None])
+    sides -= np.maximum(left_top[:, :, None], left_top[:, None])
+    over = _iou(_area(sides), area[:, None] + area) > iou
     if groups is not None:
         grouped = groups.take(order)
         over &= grouped[:, None] == grouped
@@ -199,7 +203,9 @@ def _overlaps(first: Floats, second: Floats, iou: float) -> NDArray[np.bool_]:
     sure = inter > first[6, :, None]
     if np.count_nonzero(over) != np.count_nonzero(sure):
         i, j = np.nonzero(over > sure)
-        over[i, j] = _iou_float64(first[:4, i], second[:4, j]) > iou
+        a, b = first[:4, i].astype(np.float64), second[:4, j].astype(np.float64)
+        sides = np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2])
+        over[i, j] = _iou(_area(sides), _area(a[2:] - a[:2]) + _area(b[2:] - b[:2])) > iou
     return over
 
 
@@ -218,17 +224,14 @@ def _memory(dtype: np.dtype[Any], *shape: int) -> Floats:
     return held[: count * dtype.itemsize].view(dtype).reshape(2, *shape)
 
 
-def _iou_float64(a: Floats, b: Floats) -> NDArray[np.float64]:
-    """Return the IoU of boxes by its definition; corners are (4, ...) each and may broadcast."""
+def _iou(inter: NDArray[np.float64], areas: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return intersection over union; `areas` are the sums of both areas. Overwrites its arguments."""
     import numpy as np
 
-    a, b = a.astype(np.float64, copy=False), b.astype(np.float64, copy=False)
-    inter = _area(np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2]))
-    union = _area(a[2:] - a[:2]) + _area(b[2:] - b[:2])
-    union -= inter
+    areas -= inter
     # Without any area the union is 0, and so is the IoU; no other union is as small as this.
-    np.maximum(union, 5e-324, out=union)
-    inter /= union
+    np.maximum(areas, 5e-324, out=areas)
+    inter /= areas
     return inter
 
 

@@ -39,6 +39,7 @@ coordinates in float32, which leaves steps of 1/16 pixel for the last of 80 clas
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -59,18 +60,16 @@ class Candidates(NamedTuple):
     """What of one image may become a detection, by ascending row, then class.
 
     Attributes:
-        boxes: float32 (rows, 4), x1 y1 x2 y2 in input pixels. box_of: (n,) index into `boxes`.
-        scores: float32 (n,). class_ids: (n,).
+        boxes: float32 (n, 4), x1 y1 x2 y2 in input pixels. scores: float32 (n,). class_ids: (n,).
     """
 
     boxes: NDArray[np.float32]
-    box_of: NDArray[np.intp]
     scores: NDArray[np.float32]
     class_ids: NDArray[np.intp]
 
-    def only(self, which: NDArray[Any]) -> Candidates:
-        """Return the candidates of these indices, or where this mask is true."""
-        return Candidates(self.boxes, self.box_of[which], self.scores[which], self.class_ids[which])
+    def only(self, which: NDArray[np.intp]) -> Candidates:
+        """Return the candidates of these indices."""
+        return Candidates(self.boxes.take(which, axis=0), self.scores.take(which), self.class_ids.take(which))
 
 
 def decode(
@@ -100,6 +99,8 @@ def _checked_output(raw: Mapping[str, NDArray[Any]], spec: ModelSpec, images: in
         found = ", ".join(f"`{name}`" for name in raw) or "none"
         raise UsageError(f"a YOLOv5 detection head has the output `{OUTPUT}`, found {found}")
     width = 5 + len(spec.labels)
+    if not spec.labels:
+        raise UsageError("a YOLOv5 detection head has at least one class, but the model names none")
     if output.ndim != 3 or output.shape[2] != width:
         raise UsageError(
             f"output `{OUTPUT}` of a YOLOv5 head with {len(spec.labels)} classes has the shape (images, boxes, "
@@ -123,13 +124,10 @@ def _check(selection: Selection) -> None:
 
 def _decode_image(rows: NDArray[Any], placed: Geometry, selection: Selection) -> Detections:
     found = _candidates(rows, selection)
-    if selection.agnostic:
-        found = _best_of_each_box(found, selection.iou)
-    groups = None if selection.agnostic else found.class_ids
-    kept = nms(found.boxes.take(found.box_of, axis=0), found.scores, groups, selection.iou)
+    kept = nms(found.boxes, found.scores, None if selection.agnostic else found.class_ids, selection.iou)
     chosen = found.only(kept[: selection.max_det])
     return Detections(
-        boxes=boxes_to_source(chosen.boxes.take(chosen.box_of, axis=0), placed),
+        boxes=boxes_to_source(chosen.boxes, placed),
         scores=chosen.scores,
         class_ids=chosen.class_ids.astype(np.int64, copy=False),
         truncated=len(kept) - len(chosen.scores),
@@ -140,46 +138,59 @@ def _candidates(rows: NDArray[Any], selection: Selection) -> Candidates:
     """Do steps 1 to 3 for one image's rows, (N, 5 + C)."""
     conf = np.float32(selection.conf)
     # `conf` must not be rounded to float16 with the output.
-    likely = np.flatnonzero(rows[:, 4].astype(np.float32, copy=False) > conf)
-    rows = rows.take(likely, axis=0).astype(np.float32, copy=False)
+    likely: NDArray[np.bool_] = rows[:, 4].astype(np.float32, copy=False) > conf
+    rows = rows.take(likely.nonzero()[0], axis=0).astype(np.float32, copy=False)
     half = rows[:, 2:4] / np.float32(2)
     boxes: NDArray[np.float32] = np.concatenate((rows[:, :2] - half, rows[:, :2] + half), axis=1)
-    if not np.isfinite(boxes).all():
-        sound = np.isfinite(boxes).all(axis=1)
-        rows, boxes = rows[sound], boxes[sound]
+    if not _all_finite(boxes):
+        sound = np.isfinite(boxes).all(axis=1).nonzero()[0]
+        rows, boxes = rows.take(sound, axis=0), boxes.take(sound, axis=0)
     scores = rows[:, 5:] * rows[:, 4:5]
-    classes = scores.shape[1]
-    if selection.multi_label and classes > 1:
-        flat = np.flatnonzero(scores > conf)
-        box_of, class_ids = np.divmod(flat, classes)
-        found = Candidates(boxes, box_of, scores.ravel().take(flat), class_ids)
-        if not np.isfinite(found.scores).all():
-            found = found.only(np.isfinite(found.scores))
-    else:
-        best = scores.argmax(axis=1) if classes else np.zeros(0, dtype=np.intp)
-        every = np.arange(len(best))
-        highest = scores[every, best]
-        if not np.isfinite(highest).all():  # one NaN or infinity hides the other classes of its row
-            scores = np.where(np.isfinite(scores), scores, -1)
-            best = scores.argmax(axis=1)
-            highest = scores[every, best]
-        found = Candidates(boxes, every, highest, best).only(highest > conf)
+    if selection.multi_label and scores.shape[1] > 1:
+        return _every_class(boxes, scores, conf, selection)
+    best = scores.argmax(axis=1)
+    highest = scores[np.arange(len(best)), best]
+    if not _all_finite(highest):  # one NaN or infinity hides the other classes of its row
+        scores = np.where(np.isfinite(scores), scores, np.float32(-1))
+        best = scores.argmax(axis=1)
+        highest = scores[np.arange(len(best)), best]
+    keep: NDArray[np.bool_] = highest > conf
     if selection.classes:
-        found = found.only(np.isin(found.class_ids, selection.classes))
+        keep &= np.isin(best, selection.classes)
+    return Candidates(boxes, highest, best).only(keep.nonzero()[0])
+
+
+def _every_class(
+    boxes: NDArray[np.float32], scores: NDArray[np.float32], conf: np.float32, selection: Selection
+) -> Candidates:
+    flat = np.flatnonzero(scores > conf)
+    highest = scores.ravel().take(flat)
+    if not _all_finite(highest):
+        finite = np.isfinite(highest)
+        flat, highest = flat[finite], highest[finite]
+    box_of, class_ids = np.divmod(flat, scores.shape[1])
+    if selection.classes:
+        wanted = np.isin(class_ids, selection.classes)
+        box_of, class_ids, highest = box_of[wanted], class_ids[wanted], highest[wanted]
+    found = Candidates(boxes.take(box_of, axis=0), highest, class_ids)
+    if selection.agnostic and selection.iou < 1:
+        return found.only(_best_of_each_box(found, box_of))
     return found
 
 
-def _best_of_each_box(found: Candidates, iou: float) -> Candidates:
-    """Drop candidates that a better class of the very same box suppresses in any case.
+def _best_of_each_box(found: Candidates, box_of: NDArray[np.intp]) -> NDArray[np.intp]:
+    """Return the candidates that no better class of the very same box suppresses in any case.
 
-    What suppresses the best one suppresses the others, and where nothing does, it does. Without it
-    `agnostic` with `multi_label` would compare every box with its own copies.
+    What suppresses the best one suppresses the others, and where nothing does, it does, as long as
+    the box has an area. So `agnostic` with `multi_label` need not compare boxes with their copies.
     """
-    if iou >= 1 or len(found.scores) < 2:
-        return found
-    order = np.lexsort((found.class_ids, -found.scores, found.box_of))
-    first = np.ones(len(order), dtype=np.bool_)
-    first[1:] = found.box_of[order[1:]] != found.box_of[order[:-1]]
-    no_area = np.logical_or.reduce(found.boxes[:, 2:] <= found.boxes[:, :2], axis=1)
-    first |= no_area[found.box_of[order]]
-    return found.only(np.sort(order[first]))
+    order = np.lexsort((found.class_ids, -found.scores, box_of))
+    later = np.zeros(len(order), dtype=np.bool_)
+    later[1:] = box_of[order[1:]] == box_of[order[:-1]]
+    later &= np.logical_and.reduce(found.boxes[:, 2:] > found.boxes[:, :2], axis=1).take(order)
+    return np.sort(order[~later])
+
+
+def _all_finite(values: NDArray[np.float32]) -> bool:
+    """Say whether no value is NaN or infinite; also False where only their sum overflows."""
+    return math.isfinite(np.add.reduce(values, axis=None))

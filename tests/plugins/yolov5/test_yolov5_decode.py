@@ -276,6 +276,11 @@ def test_refuses_outputs_of_other_heads(raw: dict[str, np.ndarray], says: str) -
         STAGE.decode(raw, spec_of(3), [geometry(INPUT, INPUT)], Selection(), STAGE.Options())
 
 
+def test_refuses_a_model_without_classes() -> None:
+    with pytest.raises(UsageError, match="at least one class"):
+        decode(np.zeros((1, 1, 5), np.float32), Selection())
+
+
 @pytest.mark.parametrize(
     ("selection", "says"),
     [
