@@ -8,7 +8,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from brute_force import reference
+from head_reference import reference
 
 from yolotrt_core.letterbox import preprocess
 from yolotrt_core.stages import DeviceProgram

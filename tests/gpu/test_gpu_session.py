@@ -12,7 +12,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from brute_force import Result, reference
+from head_reference import Result, reference
 
 from yolotrt_core.errors import StageError, UsageError
 from yolotrt_core.letterbox import preprocess

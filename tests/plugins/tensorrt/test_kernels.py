@@ -7,8 +7,8 @@ import ctypes
 import cv2
 import numpy as np
 import pytest
-from brute_force import Result, reference
 from fake_gpu import FakeCuda, fake_gpu, fake_kernels
+from head_reference import Result, reference
 from kernel_emulation import Emulated, compiled
 
 from yolotrt_core.letterbox import preprocess

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from brute_force import Result, reference
 from fake_gpu import FakeCuda, FakePlan, fake_gpu, fake_kernels
+from head_reference import Result, reference
 from kernel_emulation import Emulated, compiled
 
 from yolotrt_core.errors import StageError, UsageError
