@@ -14,7 +14,7 @@ import pytest
 from yolotrt_core.engine import build, read_engine_spec
 from yolotrt_core.types import EngineSpec
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "plugins" / "tensorrt"))  # brute_force.py
+sys.path.insert(0, str(Path(__file__).parent.parent / "plugins" / "tensorrt"))  # head_reference.py
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "fp32-b1": {"precision": "fp32", "flags": {"tensorrt": {"tf32": "off"}}},
