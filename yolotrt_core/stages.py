@@ -106,6 +106,17 @@ class Exporter(Stage, Protocol):
         """
 
 
+@runtime_checkable
+class SizedExporter(Protocol):
+    """What an exporter may offer beside `Exporter`, for models that are made for one size."""
+
+    def native_size(self, source: ModelSource) -> tuple[int, int] | None:
+        """Return the (height, width) a model is made for where `--imgsz` says nothing, or None.
+
+        Asked before every build, so it must be quick; what is wrong with a file is for `export` to say.
+        """
+
+
 class Pass(Stage, Protocol):
     """ONNX -> ONNX."""
 
@@ -127,6 +138,18 @@ class Pass(Stage, Protocol):
         self, model: OnnxModel, calibration: Calibration | None, request: BuildRequest, options: Any, out: Path
     ) -> tuple[ModelSpec, Mapping[str, Json]]:
         """Write `out/model.onnx`; return its spec and facts for the record (node counts ...)."""
+
+
+@runtime_checkable
+class QuantizingPass(Protocol):
+    """What a pass that quantizes may offer beside `Pass`: layer by layer, for sensitivity and mixed precision.
+
+    Its options then have the fields `keep` (str or None), names of layers that stay in floating point,
+    separated by commas, and `base`, of which `fp32` leaves everything else as precise as the model.
+    """
+
+    def layers(self, model: OnnxModel, options: Any) -> tuple[str, ...]:
+        """Return the names of the layers it would quantize, in the graph's order; each fits `keep`."""
 
 
 class Calibrator(Stage, Protocol):

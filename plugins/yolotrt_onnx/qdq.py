@@ -106,6 +106,22 @@ def named_convolutions(model: ModelProto, names: Iterable[str]) -> set[str]:
     return found
 
 
+def layer_names(model: ModelProto, nodes: Iterable[str]) -> list[str]:
+    """Return the YOLO module of each of these convolutions, e.g. `model.2.cv1`, in the graph's order.
+
+    Each name means this convolution and no other to `named_convolutions`.
+    """
+    wanted = set(nodes)
+    modules = {n.name: module_name(n) for n in model.graph.node if n.op_type == "Conv"}
+    found = []
+    for node, module in modules.items():
+        short = module.removesuffix(".conv")
+        alone = sum(f"{m}.".startswith(f"{short}.") for m in modules.values()) == 1
+        if node in wanted:
+            found.append(short if alone else module)
+    return found
+
+
 def quantize(model: ModelProto, amax: Mapping[str, float], plan: Plan) -> dict[str, Any]:
     """Put Q/DQ nodes into a float32 graph of operator set 19 or higher, in place.
 

@@ -59,6 +59,18 @@ def apply(
     return spec_of(graph, model.spec), facts
 
 
+def layers(model: OnnxModel, form: str, options: Int8Options | Fp8Options) -> tuple[str, ...]:
+    """Return the modules whose convolutions `apply` would quantize; none of a graph that brings its own Q/DQ nodes."""
+    graph = load(model.path)
+    lift_constants(graph)
+    if qdq.is_quantized(graph):
+        return ()
+    kept = _plan(graph, form, options).kept
+    weights = {w.name for w in graph.graph.initializer}
+    nodes = [n.name for n in graph.graph.node if n.op_type == "Conv" and n.name not in kept and n.input[1] in weights]
+    return tuple(qdq.layer_names(graph, nodes))
+
+
 def _plan(graph: ModelProto, form: str, options: Int8Options | Fp8Options) -> qdq.Plan:
     kept = set(qdq.named_convolutions(graph, [w.strip() for w in (options.keep or "").split(",") if w.strip()]))
     if not options.stem:

@@ -1,0 +1,322 @@
+"""What it costs to quantize each layer alone: the order in which layers are given back to floating point.
+
+Each layer in turn is quantized in an otherwise float32 network, which runs on a few of the
+calibration pictures; never on pictures that an engine is judged on. Each layer's figures are an
+artifact of their own, so that an interrupted measurement goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from yolotrt_core import pictures, pipeline
+from yolotrt_core.calibration import digest_of_pictures
+from yolotrt_core.detector import Detector
+from yolotrt_core.errors import StageError, UsageError
+from yolotrt_core.gate import agree
+from yolotrt_core.options import key_material, option
+from yolotrt_core.pipeline import Plan, Settings, Step
+from yolotrt_core.progress import progress
+from yolotrt_core.registry import Registered, Registry, source_digest
+from yolotrt_core.sources import sha256_of
+from yolotrt_core.stages import ONNX_FILE, RANGES_FILE, QuantizingPass, Session
+from yolotrt_core.store.action import Action, Record
+from yolotrt_core.store.store import Store
+from yolotrt_core.types import (
+    Calibration,
+    Detections,
+    EngineSpec,
+    Json,
+    ModelSpec,
+    OnnxModel,
+    Selection,
+    from_json,
+)
+from yolotrt_core.work import PARITY_BUILDER
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+_log = logging.getLogger(__name__)
+
+_CORE = tuple(f"yolotrt_core.{n}" for n in ("sensitivity", "gate", "detector", "letterbox", "nms", "pictures"))
+_FIGURES_FILE = "damage.json"
+# Low enough that single layers change something: surer boxes hardly ever come and go by one layer.
+_SELECTION = Selection(conf=0.05)
+
+
+@dataclass(frozen=True, slots=True)
+class SensitivityOptions:
+    """How the layers are measured, and whether a build gives them back."""
+
+    images: int = option(8, help="How many of the calibration pictures each layer is measured on", minimum=1)
+    search: bool = option(
+        True, help="Leave the layers that suffer most in fp16 where an int8 or fp8 engine loses more than --max-drop"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class LayerDamage:
+    """What quantizing one layer does.
+
+    Attributes:
+        layer: YOLO module, e.g. `model.2.cv1`. error: relative L2 error of the raw output, the mean over its
+            columns. agreement: share of boxes (score over 0.05) in common with float32, 0..1.
+            drift: mean difference in score of these. seconds: how long the measurement took.
+    """
+
+    layer: str
+    error: float
+    agreement: float
+    drift: float
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Sensitivity:
+    """The layers of a network, the most damaged first.
+
+    Attributes:
+        precision: `int8` or `fp8`. pictures: how many were run. from_cache: whether nothing was run.
+    """
+
+    precision: str
+    layers: tuple[LayerDamage, ...]
+    pictures: int
+    from_cache: bool
+
+
+def measure(planned: Plan, settings: Settings, *, store: Store, stages: Registry) -> Sensitivity:
+    """Measure every layer that a build of this plan would quantize.
+
+    Args:
+        planned: a plan of precision int8 or fp8; its steps up to the lowering are run if they must.
+
+    Raises:
+        UsageError: a precision without layers to choose from, a network that is quantized already, or
+            no calibration pictures. StageError: a stage failed.
+    """
+    lowering = lowering_step(planned)
+    if lowering is None:
+        raise UsageError(
+            f"{planned.request.precision} quantizes no layers", hint="layers are measured for int8 and fp8"
+        )
+    if planned.pictures is None:
+        raise UsageError("sensitivity is measured on pictures", hint="pass `--calib-data DIR`")
+    before = replace(planned, steps=planned.steps[: planned.steps.index(lowering)])
+    results = {r.step.label: r.record for r in pipeline.run(before, store, stages)}
+    options = settings.resolve(SensitivityOptions, "sensitivity")
+    files = planned.pictures.files[: options.images]
+    case = _Case(planned, lowering, results, files, settings, store, stages)
+    with tempfile.TemporaryDirectory(prefix="yolotrt-") as folder:
+        names = case.layers(Path(folder))
+        if not names:
+            raise UsageError(
+                "there is no layer to quantize", hint="a model that brings its own Q/DQ nodes stays as it is"
+            )
+        found, cached = [], True
+        with progress("measuring layers", total=len(names)) as bar:
+            for number, name in enumerate(names, 1):
+                record, from_cache = case.damage(name, names)
+                cached &= from_cache
+                figures = {k: float(str(record.facts[k])) for k in ("error", "agreement", "drift")}
+                found.append(LayerDamage(layer=name, seconds=record.seconds, **figures))
+                bar.update(completed=number)
+    ranked = sorted(found, key=lambda d: (-d.error, d.agreement, -d.drift))
+    return Sensitivity(planned.request.precision, tuple(ranked), len(files), cached)
+
+
+def lowering_step(planned: Plan) -> Step | None:
+    """Return the step that quantizes layer by layer, or None."""
+    return next((s for s in planned.steps if s.kind == "pass" and isinstance(s.stage, QuantizingPass)), None)
+
+
+class _Watched:
+    """A session whose raw outputs are kept, or compared with those of another."""
+
+    def __init__(self, session: Session, reference: Sequence[Mapping[str, NDArray[Any]]] | None = None) -> None:
+        self._session = session
+        self._reference = iter(reference) if reference is not None else None
+        self.outputs: list[Mapping[str, NDArray[Any]]] = []
+        self._squares: dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]] = {}
+
+    @property
+    def spec(self) -> EngineSpec:
+        return self._session.spec
+
+    def infer(self, images: NDArray[np.float32]) -> Mapping[str, NDArray[Any]]:
+        raw = self._session.infer(images)
+        if self._reference is None:
+            self.outputs.append(raw)
+        else:
+            for name, expected in next(self._reference).items():
+                self._add(name, expected, raw[name])
+        return raw
+
+    def _add(self, name: str, expected: NDArray[Any], found: NDArray[Any]) -> None:
+        import numpy as np
+
+        axes = tuple(range(expected.ndim - 1))
+        wrong = np.square(found - expected, dtype=np.float64).sum(axes)
+        size = np.square(expected, dtype=np.float64).sum(axes)
+        before = self._squares.get(name, (np.zeros_like(wrong), np.zeros_like(size)))
+        self._squares[name] = (before[0] + wrong, before[1] + size)
+
+    @property
+    def error(self) -> float:
+        """Relative L2 error, the mean over the columns of all outputs.
+
+        A whole row's norm would be that of its pixel coordinates alone.
+        """
+        import numpy as np
+
+        wrong, size = (np.concatenate([np.atleast_1d(s[i]) for s in self._squares.values()]) for i in (0, 1))
+        return float(np.sqrt(wrong / np.where(size > 0, size, 1)).mean())
+
+    def close(self) -> None:
+        self._session.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+@dataclass(slots=True)
+class _Reference:
+    frames: list[NDArray[np.uint8]]
+    outputs: list[Mapping[str, NDArray[Any]]]
+    found: list[Detections]
+
+
+@dataclass(slots=True)
+class _Case:
+    """One network, its ranges, and the pictures its layers are measured on."""
+
+    planned: Plan
+    lowering: Step
+    records: Mapping[str, Record]
+    files: Sequence[Path]
+    settings: Settings
+    store: Store
+    stages: Registry
+    _reference: _Reference | None = field(default=None)
+
+    def layers(self, folder: Path) -> tuple[str, ...]:
+        names: tuple[str, ...] = self.lowering.stage.layers(self._model(folder), self.lowering.options)
+        return names
+
+    def damage(self, name: str, names: Sequence[str]) -> tuple[Record, bool]:
+        """Return the record of measuring the layer `name` of all `names`."""
+        kept = [n.strip() for n in (self.lowering.options.keep or "").split(",") if n.strip()]
+        alone = replace(self.lowering.options, keep=",".join([*kept, *(n for n in names if n != name)]), base="fp32")
+        runner = self._runner
+        spec = self._spec
+        post = self.stages.postprocessor(spec.head)
+        action = Action(
+            stage="sensitivity",
+            plugin=self.lowering.identity,
+            request={"layer": name},
+            options=key_material(alone, self.lowering.prefix),
+            inputs={
+                "onnx": self._digest("onnx"),
+                "ranges": self._digest("ranges"),
+                "pictures": digest_of_pictures([sha256_of(f) for f in self.files]),
+            },
+            tools={
+                **self.lowering.tools,
+                **runner.stage.fingerprint(runner.stage.Options()),
+                "postprocessor": post.identity.source_sha256,
+            },
+            core_sha256=source_digest(_CORE, "the core"),
+        )
+
+        def make(folder: Path) -> Mapping[str, Json]:
+            figures = self._measure(folder, alone)
+            (folder / "out" / _FIGURES_FILE).write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+            return figures
+
+        return self.store.obtain(action, make)
+
+    def _measure(self, folder: Path, alone: Any) -> dict[str, Json]:
+        reference = self._expected()
+        work = folder / "in"
+        work.mkdir()
+        model = self._model(work)
+        ranges = work / RANGES_FILE
+        self.store.copy_out(self._digest("ranges"), ranges)
+        calibration = Calibration(ranges, self._digest("ranges"), str(json.loads(ranges.read_text())["method"]))
+        lowered = work / "lowered"
+        lowered.mkdir()
+        stage, request = self.lowering.stage, self.lowering.request
+        spec, _ = stage.apply(model, calibration, replace(request, profiles=()), alone, lowered)
+        watched = _Watched(self._open(lowered / ONNX_FILE, spec), reference.outputs)
+        with self._detector(watched) as detector:
+            agreement = agree(reference.found, detector.detect(reference.frames, _SELECTION))
+        return {"error": watched.error, "agreement": agreement.share, "drift": agreement.drift}
+
+    def _expected(self) -> _Reference:
+        """Return what the float32 network gives; run once, and only if some layer must be measured."""
+        if self._reference is None:
+            frames = _frames(self.files)
+            with tempfile.TemporaryDirectory(prefix="yolotrt-") as folder:
+                model = self._model(Path(folder))
+                watched = _Watched(self._open(model.path, model.spec))
+                with self._detector(watched) as detector:
+                    found = detector.detect(frames, _SELECTION)
+            self._reference = _Reference(frames, watched.outputs, found)
+        return self._reference
+
+    @property
+    def _runner(self) -> Registered:
+        return self.stages.usable("builder", PARITY_BUILDER)
+
+    @property
+    def _spec(self) -> ModelSpec:
+        return from_json(ModelSpec, json.loads(self.store.read(self._digest("spec"))))
+
+    def _digest(self, given: str) -> str:
+        made = self.lowering.inputs[given]
+        assert isinstance(made, pipeline.Output)
+        return self.records[made.step].outputs[made.file].sha256
+
+    def _model(self, folder: Path) -> OnnxModel:
+        path = folder / ONNX_FILE
+        self.store.copy_out(self._digest("onnx"), path)
+        return OnnxModel(path, self._digest("onnx"), self._spec)
+
+    def _open(self, path: Path, spec: ModelSpec) -> Session:
+        runner = self._runner
+        tools = dict(runner.stage.fingerprint(runner.stage.Options()))
+        opened = EngineSpec(spec, self.planned.request.precision, runner.name, tools, self.planned.request.profiles)
+        options = self.settings.resolve(runner.stage.Options, runner.name)
+        session: Session = runner.stage.open(path, opened, options, self.store.side_cache())
+        return session
+
+    def _detector(self, session: Session) -> Detector:
+        post = self.stages.postprocessor(session.spec.model.head)
+        return Detector(session, post, self.settings.resolve(post.stage.Options, post.name))
+
+
+def _frames(files: Sequence[Path]) -> list[NDArray[np.uint8]]:
+    """Read pictures, leaving out those that cannot be read: calibration has complained of them already."""
+    frames = []
+    for file in files:
+        try:
+            frames.append(pictures.read(file))
+        except UsageError as err:
+            _log.debug("%s; skipped", err)
+    if not frames:
+        raise StageError("none of the pictures for sensitivity can be read", hint="raise `--sensitivity-images`")
+    return frames
