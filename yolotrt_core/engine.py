@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from yolotrt_core.options import nearest
 from yolotrt_core.pipeline import Choice, GivenOptions, Plan, StepResult
 from yolotrt_core.registry import Registry
 from yolotrt_core.sources import resolve_source, sha256_of
+from yolotrt_core.stages import SizedExporter
 from yolotrt_core.store.store import Store
 from yolotrt_core.types import PRECISIONS, BuildRequest, EngineSpec, ModelSource, Precision, ShapeRange, from_json
 
@@ -150,9 +151,19 @@ def plan_build(settings: BuildSettings, *, store: Store, stages: Registry) -> Pl
     if settings.precision not in PRECISIONS:  # before anything is fetched
         raise UsageError(f"unknown precision `{settings.precision}`", hint=nearest(settings.precision, PRECISIONS))
     source = resolve_source(settings.weights, cache_dir=weights_cache(), offline=settings.offline)
+    if settings.imgsz is None and source.imgsz is None:
+        source = replace(source, imgsz=_native_size(settings, source, stages))
     request = build_request(settings, source)
     choice = Choice(settings.exporter, settings.builder, settings.calibrator, _calibration(settings))
     return pipeline.plan(stages, source, request, choice, GivenOptions(settings.flags, settings.recipe))
+
+
+def _native_size(settings: BuildSettings, source: ModelSource, stages: Registry) -> tuple[int, int] | None:
+    named = settings.exporter
+    found = stages.usable("exporter", named) if named else stages.select_exporter(source)
+    if not found.stage.available().ok or not isinstance(found.stage, SizedExporter):
+        return None
+    return found.stage.native_size(source)
 
 
 def _calibration(settings: BuildSettings) -> CalibrationData | None:

@@ -274,6 +274,14 @@ class DeviceDecoding(Protocol):
         """Return the device twin of `decode` for this network."""
 
 
+@runtime_checkable
+class RangesBuilder(Protocol):
+    """What a builder may offer beside `Builder`: to be given ranges instead of Q/DQ nodes."""
+
+    def takes_ranges(self, request: BuildRequest, options: Any) -> bool:
+        """Say whether this build wants ranges; `build` then gets a calibration and an ONNX without Q/DQ."""
+
+
 class Builder(Stage, Protocol):
     """Typed ONNX -> engine, and engine -> session."""
 

@@ -1,4 +1,4 @@
-"""ONNX -> ONNX passes: `simplify`, `fp16`, `bf16`, `int8`, `fp8`."""
+"""Passes `simplify`, `fp16`, `bf16`, `int8`, `fp8` (ONNX -> ONNX), and exporter `onnx` for what is ONNX already."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import ClassVar, Literal
 
 from yolotrt_core.hookspecs import hookimpl
 from yolotrt_core.options import NoOptions, option
-from yolotrt_core.stages import Availability, Pass
-from yolotrt_core.types import BuildRequest, Calibration, Json, ModelSpec, OnnxModel
+from yolotrt_core.stages import Availability, Exporter, Pass
+from yolotrt_core.types import BuildRequest, Calibration, Json, ModelSource, ModelSpec, OnnxModel
+from yolotrt_onnx.source import OnnxExporter, claims
 
 YOLOTRT_API = 1
 
@@ -193,6 +194,11 @@ class Int8Pass:
 
         return quantized.apply(model, calibration, "int8", options, out)
 
+    def layers(self, model: OnnxModel, options: Int8Options) -> tuple[str, ...]:
+        from yolotrt_onnx import quantized
+
+        return quantized.layers(model, "int8", options)
+
 
 class Fp8Pass:
     """FP8 (E4M3) by Q/DQ nodes at the convolutions, from calibrated ranges."""
@@ -219,6 +225,21 @@ class Fp8Pass:
         from yolotrt_onnx import quantized
 
         return quantized.apply(model, calibration, "fp8", options, out)
+
+    def layers(self, model: OnnxModel, options: Fp8Options) -> tuple[str, ...]:
+        from yolotrt_onnx import quantized
+
+        return quantized.layers(model, "fp8", options)
+
+
+@hookimpl
+def yolotrt_exporters() -> Sequence[Exporter]:
+    return (OnnxExporter(),)
+
+
+@hookimpl
+def yolotrt_select_exporter(source: ModelSource) -> str | None:
+    return "onnx" if claims(source.path) else None
 
 
 @hookimpl

@@ -1,0 +1,394 @@
+"""ONNX file -> ONNX in the project's layout, with the file's own answer beside it."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+import onnxruntime
+from numpy.typing import NDArray
+from onnx import ModelProto, TensorProto, ValueInfoProto, helper, numpy_helper
+
+from yolotrt_core.errors import StageError, UsageError
+from yolotrt_core.labels import labels_from_file, labels_in_order, literal, metadata_of, numbered_labels
+from yolotrt_core.options import nearest
+from yolotrt_core.reference import reference_images
+from yolotrt_core.rows import Known, Rows, find_rows
+from yolotrt_core.stages import REFERENCE_FILE
+from yolotrt_core.types import BuildRequest, ModelSource, ModelSpec
+from yolotrt_onnx.graph import first_line, save, tensor_specs
+
+if TYPE_CHECKING:
+    from yolotrt_onnx.source import OnnxSourceOptions
+
+log = logging.getLogger(__name__)
+
+HEAD = "yolov5"
+_FLOATS = {TensorProto.FLOAT: np.float32, TensorProto.FLOAT16: np.float16}
+# How far a box centre may lie outside its cells, in cells: rounding of floats, of 8-bit integers.
+_SLACK, _ROUNDED_SLACK = 0.1, 1.0
+_FATAL = 4  # onnxruntime prints what it also raises; 4 keeps only what ends the process
+
+
+def export(source: ModelSource, request: BuildRequest, options: OnnxSourceOptions, out: Path) -> ModelSpec:
+    """Write `out/model.onnx` and `out/reference.npz` for an ONNX file.
+
+    Changed are only the interface (names, float32, BCHW, YOLOv5's rows), sizes that the file leaves
+    free, and the metadata; the nodes between are the file's own, Q/DQ nodes included. The reference is
+    what onnxruntime computes with the file as it was given.
+
+    Raises:
+        UsageError: no valid ONNX, an input that is no picture, an output that is not YOLOv5's, or made
+            for another size.
+    """
+    model = _load(source.path)
+    picture = _Picture(model)
+    picture.refuse_other(request)
+    output = _output(model, options)
+    size = (request.height, request.width)
+    # A free batch is tried with more than one picture, or a graph that mixes them up would pass.
+    images = reference_images(max(request.batch, 2) if request.dynamic else request.batch, *size)
+    answer = _answer(model, picture, output, images)
+    rows = _rows(answer, request, options, picture.is_free, _is_rounded(model))
+    labels = _labels(model, source.path, answer, options)
+
+    _keep_output(model, output)
+    picture.become_images(request)
+    _rename(model, {output: "output0"})
+    _make_float(model, "output0")
+    if rows is not None:
+        _arrange(model, rows, size)
+    _free_output(model, answer, request)
+    spec = _spec(model, source, options, rows, labels)
+    _finish(model, spec, request, source.path, out)
+    given = answer if rows is None else rows.to_project(answer, *size)
+    np.savez(out / REFERENCE_FILE, images=images, output0=given.astype(np.float32))
+    return spec
+
+
+def native_size(path: Path) -> tuple[int, int] | None:
+    """Return (height, width) of the picture input, else of `imgsz` in the metadata, else None."""
+    try:
+        model = onnx.load(str(path), load_external_data=False)
+        sizes = _Picture(model).sizes
+    except Exception:  # noqa: BLE001 - `export` says what is wrong with the file; this is only a default
+        return None
+    named = literal(_properties(model).get("imgsz"))
+    if isinstance(named, list) and len(named) == 2 and all(isinstance(n, int) and n > 0 for n in named):
+        sizes = (sizes[0], sizes[1] or named[0], sizes[2] or named[1])
+    return (sizes[1], sizes[2]) if sizes[1] and sizes[2] else None
+
+
+def _load(path: Path) -> ModelProto:
+    try:
+        model = onnx.load(str(path), load_external_data=False)
+        if not model.graph.node:
+            raise UsageError(f"`{path}` is no ONNX model: it holds no graph")
+        outside = [w.name for w in model.graph.initializer if w.data_location == TensorProto.EXTERNAL]
+        if outside:
+            raise UsageError(
+                f"`{path}` keeps {len(outside)} weights in other files, such as `{outside[0]}`",
+                hint="save it as one file: `onnx.save(onnx.load(FILE), NEW, save_as_external_data=False)`",
+            )
+        onnx.checker.check_model(model, full_check=True)
+    except UsageError:
+        raise
+    except Exception as err:  # protobuf, the checker and the file system each raise their own
+        raise UsageError(f"`{path}` is no valid ONNX model: {first_line(err)}", hint="export it again") from err
+    return model
+
+
+class _Picture:
+    """The one input of a model, and how it differs from `images` (B, 3, H, W) in float32."""
+
+    def __init__(self, model: ModelProto) -> None:
+        weights = {weight.name for weight in model.graph.initializer}
+        inputs = [value for value in model.graph.input if value.name not in weights]
+        shown = ", ".join(f"`{s.name}` {s.dtype} {_shown(s.shape)}" for s in tensor_specs(inputs)) or "none"
+        refusal = UsageError(f"expected one input, float pictures (batch, 3, height, width), found {shown}")
+        if len(inputs) != 1 or inputs[0].type.tensor_type.elem_type not in _FLOATS:
+            raise refusal
+        self.model, self.value = model, inputs[0]
+        dims = [d.dim_value if d.HasField("dim_value") else None for d in self.value.type.tensor_type.shape.dim]
+        if len(dims) != 4 or 3 not in (dims[1], dims[3]):
+            raise refusal
+        self.is_last = dims[1] != 3  # channels last, as TensorFlow has them
+        height, width = dims[1:3] if self.is_last else dims[2:4]
+        self.sizes = (dims[0], height, width)
+        self.dtype: Any = _FLOATS[self.value.type.tensor_type.elem_type]
+
+    @property
+    def is_free(self) -> bool:
+        """Whether height or width is not fixed by the file."""
+        return None in self.sizes[1:]
+
+    def refuse_other(self, request: BuildRequest) -> None:
+        asked = (request.batch, request.height, request.width)
+        if request.dynamic and None not in self.sizes:
+            raise UsageError(
+                f"the file fixes its input to {_by(self.sizes)}, and a dynamic engine was asked for",
+                hint="export the ONNX with free dimensions, or build without `--dynamic` and `--profile`",
+            )
+        batch = (None if request.dynamic else asked[0], *asked[1:])
+        for fixed, wanted in zip(self.sizes, batch, strict=True):
+            if fixed is not None and wanted is not None and fixed != wanted:
+                height, width = (fixed or want for fixed, want in zip(self.sizes[1:], asked[1:], strict=True))
+                raise UsageError(
+                    f"the file is made for batch x height x width {_by(self.sizes)}, and {_by(asked)} was asked for",
+                    hint=f"pass `--batch {self.sizes[0] or asked[0]} --imgsz {height},{width}`",
+                )
+
+    def of(self, images: NDArray[np.float32]) -> NDArray[Any]:
+        """Bring pictures (B, 3, H, W) to what the file takes."""
+        return np.ascontiguousarray(images.transpose(0, 2, 3, 1) if self.is_last else images, self.dtype)
+
+    def become_images(self, request: BuildRequest) -> None:
+        """Make the input `images` (B, 3, H, W) in float32, of the request's sizes where it is free."""
+        graph = self.model.graph
+        steps = []
+        if self.dtype != np.float32:
+            steps.append(("Cast", {"to": TensorProto.FLOAT16}))
+        if self.is_last:
+            steps.append(("Transpose", {"perm": [0, 2, 3, 1]}))
+        _rename(self.model, {self.value.name: "images_0" if steps else "images"})
+        # Backwards from what the graph goes on reading to the new input.
+        for index, (operator, attributes) in enumerate(reversed(steps)):
+            before = f"images_{index + 1}" if index + 1 < len(steps) else "images"
+            name = f"images_{operator.lower()}"
+            graph.node.insert(0, helper.make_node(operator, [before], [f"images_{index}"], name=name, **attributes))
+        size = [fixed or wanted for fixed, wanted in zip(self.sizes[1:], (request.height, request.width), strict=True)]
+        shape: list[int | str] = [self.sizes[0] or request.batch, 3, *size]
+        if request.dynamic:
+            named = ("batch", "height", "width")
+            free = [name if fixed is None else fixed for fixed, name in zip(self.sizes, named, strict=True)]
+            shape = [free[0], 3, *free[1:]]
+        self.value.CopyFrom(helper.make_tensor_value_info("images", TensorProto.FLOAT, shape))
+
+
+def _output(model: ModelProto, options: OnnxSourceOptions) -> str:
+    """Return the name of the output that holds the boxes."""
+    specs = {spec.name: spec for spec in tensor_specs(model.graph.output)}
+    if options.output is not None:
+        if options.output not in specs:
+            raise UsageError(f"the file has no output `{options.output}`", hint=nearest(options.output, list(specs)))
+        return options.output
+    fitting = [s.name for s in specs.values() if len(s.shape) == 3 and s.dtype in ("float32", "float16")]
+    if len(fitting) != 1:
+        shown = ", ".join(f"`{s.name}` {s.dtype} {_shown(s.shape)}" for s in specs.values())
+        hint = "choose it with `--onnx-output NAME`" if fitting else "export the model without NMS"
+        raise UsageError(f"expected one float output (batch, rows, 5 + classes), found {shown}", hint=hint)
+    return fitting[0]
+
+
+def _answer(model: ModelProto, picture: _Picture, output: str, images: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Run the file as it is, with onnxruntime, in batches of the size it is made for."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = _FATAL
+    pictures, step = picture.of(images), picture.sizes[0] or len(images)
+    try:
+        session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        feed = session.get_inputs()[0].name
+        parts = [session.run([output], {feed: pictures[at : at + step]})[0] for at in range(0, len(pictures), step)]
+    except Exception as err:  # onnxruntime's exception classes have no common base
+        shape = " x ".join(map(str, images.shape))
+        hint = "it may not be made for this size: export it again, or build without `--dynamic`"
+        raise StageError(f"onnxruntime cannot run the file on {shape} pixels: {first_line(err)}", hint=hint) from err
+    return np.concatenate(parts).astype(np.float32)
+
+
+def _rows(
+    answer: NDArray[np.float32], request: BuildRequest, options: OnnxSourceOptions, is_free: bool, is_rounded: bool
+) -> Rows | None:
+    """Find how the rows lie; None for a head that this plugin does not know."""
+    if options.head != HEAD:
+        return None
+    strides = options.strides
+    if strides is not None and not re.fullmatch(r"[1-9]\d{0,3}(,[1-9]\d{0,3}){0,7}", strides.replace(" ", "")):
+        raise UsageError(f"`--onnx-strides` expects pixels per cell of each level, as 8,16,32, found `{strides}`")
+    known = Known(
+        tuple(int(part) for part in strides.split(",")) if strides else None,
+        None if options.rows == "auto" else options.rows,
+        None if options.units == "auto" else options.units,
+    )
+    size = (request.height, request.width)
+    if answer.ndim == 3 and answer.shape[1] < answer.shape[2] and answer.shape[1] >= 5:
+        raise UsageError(
+            f"the output has the shape {_shown(answer.shape)}: one column for each box, as anchor-free heads (YOLOv8 "
+            "and later) have it; expected YOLOv5's (batch, rows, 5 + classes)",
+            hint="with a postprocessor plugin that decodes it, name its head: `--onnx-head NAME`",
+        )
+    rows = find_rows(answer, size, known, _ROUNDED_SLACK if is_rounded else _SLACK)
+    if request.dynamic and is_free and (rows.permutation(*size) is not None or rows.units != "pixels"):
+        raise UsageError(
+            f"the file's rows are {rows.order}-major in {rows.units}, which cannot be rearranged for every size",
+            hint="fix height and width in the file, and leave only the batch free",
+        )
+    return rows
+
+
+def _labels(model: ModelProto, path: Path, answer: NDArray[np.float32], options: OnnxSourceOptions) -> tuple[str, ...]:
+    classes = answer.shape[2] - 5 if options.head == HEAD else None
+    hint = "pass the classes with `--onnx-names FILE`, one name a line"
+    if options.names is not None:
+        names, where = labels_from_file(options.names), f"`{options.names}`"
+    else:
+        names, where = labels_in_order(literal(_properties(model).get("names"))) or (), f"the metadata of `{path.name}`"
+    if not names:
+        if classes is None:
+            raise UsageError(f"`{path.name}` does not name its classes, and its head is not known here", hint=hint)
+        log.warning("the file does not name its %d classes, so they are numbered; %s", classes, hint)
+        return numbered_labels(classes)
+    if classes is not None and len(names) != classes:
+        raise UsageError(f"the file has {classes} classes, {where} names {len(names)}", hint=hint)
+    return names
+
+
+def _keep_output(model: ModelProto, output: str) -> None:
+    """Drop all outputs but one, and the nodes that only the others needed."""
+    graph = model.graph
+    kept = [value for value in graph.output if value.name == output]
+    del graph.output[:]
+    graph.output.extend(kept)
+    needed, nodes = {output}, []
+    for node in reversed(graph.node):
+        if needed.intersection(node.output):
+            nodes.append(node)
+            needed.update(node.input)
+            for attribute in node.attribute:  # a subgraph reads the tensors around it
+                for inner in (attribute.g, *attribute.graphs):
+                    needed.update(name for each in inner.node for name in each.input)
+    del graph.node[:]
+    graph.node.extend(reversed(nodes))
+    weights = [weight for weight in graph.initializer if weight.name in needed]
+    del graph.initializer[:]
+    graph.initializer.extend(weights)
+
+
+def _rename(model: ModelProto, names: Mapping[str, str]) -> None:
+    """Rename tensors of the main graph; what has a new name already makes room."""
+    graph = model.graph
+    taken = {name for node in graph.node for name in (*node.input, *node.output)}
+    taken |= {value.name for value in (*graph.input, *graph.output)}
+    wanted = {old: new for old, new in names.items() if old != new}
+    for new in list(wanted.values()):
+        if new in taken:
+            room = f"{new}_original"
+            while room in taken:
+                room += "_"
+            wanted[new] = room
+    for node in graph.node:
+        for used in (node.input, node.output):
+            for index, name in enumerate(used):
+                used[index] = wanted.get(name, name)
+    for thing in (*graph.input, *graph.output, *graph.initializer):
+        thing.name = wanted.get(thing.name, thing.name)
+    del graph.value_info[:]
+
+
+def _make_float(model: ModelProto, output: str) -> None:
+    value = model.graph.output[0]
+    if value.type.tensor_type.elem_type != TensorProto.FLOAT:
+        _rename(model, {output: "output0_typed"})
+        node = helper.make_node("Cast", ["output0_typed"], ["output0"], name="output0_cast", to=TensorProto.FLOAT)
+        model.graph.node.append(node)
+        value.name, value.type.tensor_type.elem_type = "output0", TensorProto.FLOAT
+
+
+def _arrange(model: ModelProto, rows: Rows, size: tuple[int, int]) -> None:
+    """Append what brings `output0` to anchor-major rows in pixels; nothing where it is so already."""
+    moved, scale = rows.permutation(*size), rows.scale(*size)
+    steps: list[tuple[str, NDArray[Any], dict[str, int]]] = []
+    if scale is not None:
+        width = model.graph.output[0].type.tensor_type.shape.dim[2].dim_value
+        steps.append(("Mul", np.array([*scale, *[1] * (width - 4)], np.float32), {}))
+    if moved is not None:
+        steps.append(("Gather", moved.astype(np.int32), {"axis": 1}))
+    for operator, constant, attributes in steps:
+        before, name = f"before_{operator.lower()}", f"rows_{operator.lower()}"
+        _rename(model, {"output0": before})
+        model.graph.initializer.append(numpy_helper.from_array(constant, name))
+        model.graph.node.append(helper.make_node(operator, [before, name], ["output0"], name=name, **attributes))
+        model.graph.output[0].name = "output0"
+
+
+def _free_output(model: ModelProto, answer: NDArray[np.float32], request: BuildRequest) -> None:
+    """Say of the output's dimensions what follows from the input's."""
+    value = model.graph.output[0]
+    given = [d.dim_value if d.HasField("dim_value") else None for d in _dims(model.graph.input[0])]
+    if all(given):
+        shape: list[int | str] = [*answer.shape]
+    else:
+        batch = given[0] or "batch"
+        rows = answer.shape[1] if given[2] and given[3] else "rows"
+        shape = [batch, rows, *answer.shape[2:]]
+    value.CopyFrom(helper.make_tensor_value_info("output0", TensorProto.FLOAT, shape))
+
+
+def _spec(
+    model: ModelProto, source: ModelSource, options: OnnxSourceOptions, rows: Rows | None, labels: tuple[str, ...]
+) -> ModelSpec:
+    strides = tuple(sorted(rows.strides)) if rows else _told_strides(model)
+    producer = f"{model.producer_name} {model.producer_version}".strip()
+    return ModelSpec(
+        inputs=tensor_specs(model.graph.input),
+        outputs=tensor_specs(model.graph.output),
+        labels=labels,
+        strides=strides,
+        head=options.head,
+        provenance={
+            "source_sha256": source.sha256,
+            "onnx": onnx.__version__,
+            "yolotrt": metadata.version("yolotrt-core"),
+            **({"producer": producer} if producer else {}),
+            **({"source_rows": f"{rows.order}-major, {rows.units}"} if rows else {}),
+        },
+    )
+
+
+def _told_strides(model: ModelProto) -> tuple[int, ...]:
+    """Return the strides that the metadata tells: our `strides`, or upstream's `stride`, the largest; else 32."""
+    properties = _properties(model)
+    told = literal(properties.get("strides"))
+    if isinstance(told, list) and told and all(isinstance(n, int) and n > 0 for n in told):
+        return tuple(sorted(told))
+    largest = literal(properties.get("stride"))
+    return (largest,) if isinstance(largest, int) and largest > 0 else (32,)
+
+
+def _finish(model: ModelProto, spec: ModelSpec, request: BuildRequest, path: Path, out: Path) -> None:
+    del model.metadata_props[:]
+    for key, text in metadata_of(spec, request).items():
+        model.metadata_props.add(key=key, value=text)
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as err:
+        raise UsageError(
+            f"`{path}` does not fit the sizes asked for: {first_line(err)}", hint="export it for these sizes"
+        ) from err
+    save(model, out)
+
+
+def _is_rounded(model: ModelProto) -> bool:
+    return any(node.op_type == "QuantizeLinear" for node in model.graph.node)
+
+
+def _properties(model: ModelProto) -> dict[str, str]:
+    return {each.key: each.value for each in model.metadata_props}
+
+
+def _dims(value: ValueInfoProto) -> Any:
+    return value.type.tensor_type.shape.dim
+
+
+def _shown(shape: tuple[int | str, ...]) -> str:
+    return f"({', '.join(map(str, shape))})"
+
+
+def _by(sizes: tuple[int | None, ...]) -> str:
+    return " x ".join("any" if size is None else str(size) for size in sizes)
