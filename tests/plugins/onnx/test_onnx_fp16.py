@@ -116,9 +116,9 @@ def test_a_type_mix_is_found_as_tensorrt_finds_it() -> None:
     [
         (LOW, 0),
         (Fp16Options("fp32", "fp32", "fp16"), 2),  # both ends
-        (Fp16Options(), 2),  # the input, and the one head's raw output
-        (Fp16Options("fp16", "fp32", "fp32"), 1),
-        (Fp16Options("fp16", "fp16", "fp32"), 2),
+        (Fp16Options(), 4),  # the input, and of the one head centres, sizes and scores
+        (Fp16Options("fp16", "fp32", "fp32"), 3),
+        (Fp16Options("fp16", "fp16", "fp32"), 4),
     ],
     ids=str,
 )

@@ -279,7 +279,7 @@ def test_box_arithmetic_stays_float32_in_a_half_graph(lower: Any) -> None:
     types = {v.name: v.type.tensor_type.elem_type for v in onnx.shape_inference.infer_shapes(graph).graph.value_info}
     assert types["xy_pixels"] == TensorProto.FLOAT
     assert types["join_out"] == TensorProto.FLOAT16
-    assert facts["casts"] <= 3
+    assert facts["casts"] <= 5
 
 
 def test_ranges_of_another_network_are_refused(toy_model: Write, tmp_path: Path) -> None:
