@@ -103,11 +103,12 @@ def judge(
     options: GateOptions = settings.resolve(GateOptions, "gate")
     build = next(r for r in results if r.step.kind == "builder")
     reference, typed = (_onnx_of(results, kind) for kind in ("parity", "builder"))
-    if not options.check or reference is None or typed is None or reference is typed:
+    if not options.check or reference is None or typed is None or planned.request.precision == "fp32":
         return None
     runner = stages.usable("builder", PARITY_BUILDER)
     runnable = planned.builder.stage.runnable().ok
-    if not runnable and planned.request.precision not in runner.stage.precisions:
+    # Without an engine that runs, the graph is judged; one that types nothing is the fp32 graph itself.
+    if not runnable and (reference is typed or planned.request.precision not in runner.stage.precisions):
         _log.warning("the %s engine was not checked: nothing here can run it", planned.request.precision)
         return None
     case = _Case(planned, build, reference, typed, runner, runnable, settings, store, stages)

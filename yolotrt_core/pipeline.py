@@ -18,7 +18,7 @@ from yolotrt_core import log, options, parity, registry, work
 from yolotrt_core.calibration import DEFAULT_CALIBRATOR, CalibrationData, ChosenPictures, choose
 from yolotrt_core.errors import StageError, UsageError, YolotrtError
 from yolotrt_core.registry import Registered, Registry
-from yolotrt_core.stages import ONNX_FILE, RANGES_FILE, REFERENCE_FILE
+from yolotrt_core.stages import ONNX_FILE, RANGES_FILE, REFERENCE_FILE, RangesBuilder
 from yolotrt_core.store.action import Action, PluginIdentity, Record
 from yolotrt_core.store.failures import DamagedArtifactError, MissingArtifactError
 from yolotrt_core.store.store import Store
@@ -136,11 +136,15 @@ def plan(
         raise UsageError(f"builder `{builder.name}` does not build {request.precision}", hint=f"it builds {known}")
     exporter = stages.usable("exporter", choice.exporter) if choice.exporter else stages.select_exporter(source)
     registry.refuse_unavailable(exporter, exporter.stage.available())
-    builder.stage.preflight(request, settings.resolve(builder.stage.Options, builder.name))
+    chosen_options = settings.resolve(builder.stage.Options, builder.name)
+    builder.stage.preflight(request, chosen_options)
+    # Ranges reach an engine once: as Q/DQ nodes of a pass, or, where it asks for them, through the builder.
+    takes_ranges = isinstance(builder.stage, RangesBuilder) and builder.stage.takes_ranges(request, chosen_options)
     steps = list(_shared_steps(stages, source, request, exporter, settings))
     passes = [r for r in stages.passes() if r.stage.order >= PRECISION_ORDER and _applies(r, request, settings)]
+    passes = [r for r in passes if not (takes_ranges and r.stage.needs_calibration)]
     chosen = None
-    if any(found.stage.needs_calibration for found in passes):
+    if takes_ranges or any(found.stage.needs_calibration for found in passes):
         calibrator = _calibrator(stages, request, choice)
         chosen = _pictures(calibrator, choice)
         steps.append(_calibrate_step(calibrator, settings, steps, chosen))
@@ -151,6 +155,8 @@ def plan(
             inputs["ranges"] = Output(CALIBRATE, RANGES_FILE)
         steps.append(_step(found.name, found, settings, typed, _material(typed), inputs))
     inputs = _model_inputs(_last_onnx(steps))
+    if takes_ranges:
+        inputs["ranges"] = Output(CALIBRATE, RANGES_FILE)
     steps.append(_step("build", builder, settings, request, _material(request), inputs))
     return Plan(source, request, builder, tuple(steps), chosen)
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from yolotrt_core.hookspecs import hookimpl
 from yolotrt_core.options import option
-from yolotrt_core.stages import Availability, Builder, Session, SideCache
+from yolotrt_core.stages import Availability, Builder, Calibrator, Session, SideCache
 from yolotrt_core.types import PRECISIONS, BuildRequest, Calibration, EngineSpec, OnnxModel, Precision
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 YOLOTRT_API = 1
 
@@ -38,6 +42,12 @@ class TensorRTOptions:
     timing_cache: Literal["auto", "on", "off"] = option(
         "auto", help="Reuse kernel timings of earlier builds; auto: where the library has them", in_key=False
     )
+    typing: Literal["strong", "weak"] = option(
+        "strong", help="Where int8 comes from: Q/DQ nodes, or ranges and precision flags (weak: TensorRT 10 only)"
+    )
+    constraints: Literal["obey", "prefer", "none"] = option(
+        "obey", help="With weak typing: how binding fp16 for the head and fp32 for the box arithmetic are"
+    )
     profiling: Literal["detailed", "layer_names", "none"] = option(
         "detailed", help="How much of its layers the engine tells profilers and `inspect`"
     )
@@ -55,7 +65,9 @@ class TensorRTBuilder:
 
     name = "tensorrt"
     stage_version = 1
-    sources = tuple(f"yolotrt_tensorrt.{m}" for m in ("builder", "layers", "library", "profiles", "targets"))
+    sources = tuple(
+        f"yolotrt_tensorrt.{m}" for m in ("builder", "implicit", "layers", "library", "profiles", "targets")
+    )
     Options = TensorRTOptions
     engine_file = "model.engine"
     precisions: frozenset[Precision] = frozenset(PRECISIONS)
@@ -79,6 +91,10 @@ class TensorRTBuilder:
 
         return installed.fingerprint(options)
 
+    def takes_ranges(self, request: BuildRequest, options: TensorRTOptions) -> bool:
+        """Say whether int8 is built from ranges rather than from Q/DQ nodes."""
+        return request.precision == "int8" and options.typing == "weak"
+
     def preflight(self, request: BuildRequest, options: TensorRTOptions) -> None:
         """Refuse what the installed library cannot build; see `yolotrt_tensorrt.preflight`."""
         from yolotrt_tensorrt import preflight
@@ -94,16 +110,69 @@ class TensorRTBuilder:
         out: Path,
         side_cache: SideCache,
     ) -> EngineSpec:
-        """Build `out/model.engine` from a typed ONNX; see `yolotrt_tensorrt.builder.build`."""
+        """Build `out/model.engine` from a typed ONNX, or from ranges; see `yolotrt_tensorrt.builder.build`."""
         from yolotrt_tensorrt import builder
 
-        return builder.build(model, request, options, out, side_cache)
+        return builder.build(model, request, options, out, side_cache, calibration)
 
     def open(self, engine: Path, spec: EngineSpec, options: TensorRTOptions, side_cache: SideCache) -> Session:
         """Load an engine onto the GPU."""
         from yolotrt_tensorrt.runner import open_session
 
         return open_session(engine, spec, options, side_cache)
+
+
+@dataclass(frozen=True, slots=True)
+class OwnCalibratorOptions:
+    """Which of TensorRT's own calibrators, and where it runs."""
+
+    algorithm: Literal["entropy2", "minmax"] = option("entropy2", help="TensorRT's own calibrator")
+    device: int = option(0, help="Number of the CUDA device", minimum=0, in_key=False)
+
+
+class OwnCalibrator:
+    """TensorRT 8 to 10's own calibration, which needs a GPU; its ranges then serve every builder."""
+
+    name = "trt"
+    stage_version = 1
+    sources = tuple(f"yolotrt_tensorrt.{m}" for m in ("calibrator", "implicit", "library"))
+    Options = OwnCalibratorOptions
+    needs_images = True
+
+    def available(self) -> Availability:
+        """Say whether a TensorRT with calibrators is installed, without importing it."""
+        from yolotrt_tensorrt import installed
+
+        found = installed.find("tensorrt")
+        if found is None or found.missing or int(found.version.partition(".")[0] or 0) > 10:
+            reason = "calibrators are a part of TensorRT 8 to 10" + (f", and here is {found}" if found else "")
+            return Availability(False, reason, "pip install --extra-index-url https://pypi.nvidia.com tensorrt-cu13<11")
+        return Availability(True)
+
+    def fingerprint(self, options: OwnCalibratorOptions) -> Mapping[str, str]:
+        """Name the library and the GPU it calibrates on."""
+        from yolotrt_tensorrt import installed
+
+        return installed.fingerprint(TensorRTOptions(module="tensorrt", device=options.device))
+
+    def calibrate(
+        self,
+        model: OnnxModel,
+        batches: Iterator[NDArray[np.float32]],
+        request: BuildRequest,
+        options: OwnCalibratorOptions,
+        out: Path,
+    ) -> str:
+        """Calibrate while building an engine; see `yolotrt_tensorrt.calibrator.calibrate`."""
+        from yolotrt_tensorrt import calibrator
+
+        return calibrator.calibrate(model, batches, request, options, out)
+
+
+@hookimpl
+def yolotrt_calibrators() -> Sequence[Calibrator]:
+    """Bring the calibrator `trt`."""
+    return (OwnCalibrator(),)
 
 
 @hookimpl

@@ -15,8 +15,8 @@ from yolotrt_core.errors import StageError
 from yolotrt_core.interrupt import Interrupt, interruptible
 from yolotrt_core.progress import Bar, progress
 from yolotrt_core.stages import SideCache
-from yolotrt_core.types import BuildRequest, EngineSpec, Json, ModelSpec, OnnxModel, TensorSpec
-from yolotrt_tensorrt import TensorRTBuilder, driver, installed, layers, targets
+from yolotrt_core.types import BuildRequest, Calibration, EngineSpec, Json, ModelSpec, OnnxModel, TensorSpec
+from yolotrt_tensorrt import TensorRTBuilder, driver, implicit, installed, layers, targets
 from yolotrt_tensorrt.library import Library, Messages, load
 from yolotrt_tensorrt.profiles import add_profiles
 
@@ -44,12 +44,18 @@ _DTYPES: Mapping[str, str] = {
 
 
 def build(
-    model: OnnxModel, request: BuildRequest, options: TensorRTOptions, out: Path, side_cache: SideCache
+    model: OnnxModel,
+    request: BuildRequest,
+    options: TensorRTOptions,
+    out: Path,
+    side_cache: SideCache,
+    calibration: Calibration | None = None,
 ) -> EngineSpec:
-    """Build a plan from an ONNX whose types say every precision (strong typing).
+    """Build a plan from an ONNX whose types say every precision (strong typing), or from ranges (weak).
 
     Args:
-        model: one input `images` (B, 3, H, W); int8 and fp8 as Q/DQ pairs.
+        model: one input `images` (B, 3, H, W); int8 and fp8 as Q/DQ pairs; for weak typing float32.
+        calibration: ranges of this ONNX, for a weakly typed int8 build only.
         request: its profiles become optimization profiles; none for a static model.
         out: receives `model.engine`, a plain plan, and `facts.json`, what the build log tells of it.
         side_cache: keeps the timing cache, where the library has one.
@@ -73,13 +79,18 @@ def build(
         except TypeError as err:  # pybind11's word for a factory that answered null
             raise library.failure("make a builder", messages, "TensorRT needs a working GPU and driver") from err
         # The number of this flag differs between releases, and TensorRT 11 ignores it.
-        network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+        typed = 0 if calibration else 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+        network = builder.create_network(typed)
         config = builder.create_builder_config()
         if network is None or config is None:
             raise library.failure("make a network", messages)
         parser = _parse(library, network, model.path, messages)
         add_profiles(library, builder, network, config, request)
         _configure(library, config, options)
+        if calibration is not None:
+            feed = implicit.Feed(cache=implicit.cache_for(library, calibration, model.sha256, "entropy2"))
+            calibrator = implicit.engine_calibrator(library, "entropy2", feed)
+            implicit.configure(library, network, config, calibrator, options.constraints)
         cache = _timing_cache(library, config, options, tools, side_cache)
         monitor = _monitor(library, interrupt, bar)
         config.progress_monitor = monitor

@@ -10,9 +10,9 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from yolotrt_core.errors import StageError
+from yolotrt_core.errors import StageError, UsageError
 from yolotrt_core.types import BuildRequest
-from yolotrt_tensorrt import driver, installed, targets
+from yolotrt_tensorrt import driver, implicit, installed, targets
 from yolotrt_tensorrt.library import Library, load
 
 if TYPE_CHECKING:
@@ -36,6 +36,9 @@ def check(request: BuildRequest, options: TensorRTOptions) -> None:
             what would do instead.
     """
     found = installed.choose(options.module)
+    if options.typing == "weak":
+        _check_weak(request, load(found.module))
+        return
     wanted = targets.parse(options.compute_capabilities)
     if wanted:
         targets.refuse_unknown(load(found.module), wanted)
@@ -56,6 +59,16 @@ def check(request: BuildRequest, options: TensorRTOptions) -> None:
             f"{found} has no INT8 convolutions",
             hint="build with `--precision fp16` or fp8, or install `tensorrt-rtx-cu13>=1.7` or `tensorrt`",
         )
+
+
+def _check_weak(request: BuildRequest, library: Library) -> None:
+    if request.precision != "int8":
+        raise UsageError(
+            f"`--tensorrt-typing weak` is for int8, found {request.precision}",
+            hint="leave it out: the types of the graph say every other precision",
+        )
+    if not library.has("BuilderFlag.INT8", "IInt8EntropyCalibrator2"):
+        raise implicit.refusal(library)
 
 
 @functools.cache
