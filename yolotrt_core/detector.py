@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from yolotrt_core.engine import BuildSettings, build_engine, open_store, read_engine_spec
+from yolotrt_core.engine import AUTO, BuildSettings, build_engine, open_store, read_engine_spec
 from yolotrt_core.errors import UsageError
 from yolotrt_core.letterbox import preprocess
 from yolotrt_core.pipeline import GivenOptions
@@ -98,13 +98,15 @@ class Detector:
             builder = stages.usable("builder", spec.builder)
         else:
             wanted = BuildSettings(weights=weights, **settings)
-            builder = (
-                stages.usable("builder", wanted.builder) if wanted.builder else stages.default_builder(to_run=True)
-            )
-            refuse_unavailable(builder, builder.stage.runnable())
-            wanted = dataclasses.replace(wanted, builder=builder.name)
+            if wanted.precision != AUTO:  # which looks at all that can run
+                builder = (
+                    stages.usable("builder", wanted.builder) if wanted.builder else stages.default_builder(to_run=True)
+                )
+                refuse_unavailable(builder, builder.stage.runnable())
+                wanted = dataclasses.replace(wanted, builder=builder.name)
             with tempfile.TemporaryDirectory(prefix="yolotrt-") as folder:
                 built = build_engine(wanted, store=opened, stages=stages, out=Path(folder))
+                builder = stages.usable("builder", built.spec.builder)
                 return cls._start(stages, builder, built.path, built.spec, opened, settings)
         refuse_unavailable(builder, builder.stage.runnable())
         return cls._start(stages, builder, path, spec, opened, settings)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from yolotrt_core import pipeline
 from yolotrt_core.calibration import DEFAULT_PICTURES, CalibrationData
@@ -21,8 +22,13 @@ from yolotrt_core.store.store import Store
 from yolotrt_core.types import PRECISIONS, BuildRequest, EngineSpec, ModelSource, Precision, ShapeRange, from_json
 
 if TYPE_CHECKING:
+    from yolotrt_core.fastest import Pick
     from yolotrt_core.gate import Verdict
+    from yolotrt_core.mixed import Trade
 
+_log = logging.getLogger(__name__)
+
+AUTO: Literal["auto"] = "auto"
 STORE_VARIABLE = "YOLOTRT_STORE"
 STRIDE = 32  # every YOLOv5 needs multiples of it; P6 models need 64, which their exporter checks
 MOST_PIXELS = 8192  # per side: exports of dynamic size are made to serve up to this
@@ -37,6 +43,7 @@ class Engine:
         path: the engine file; `<path>.json` beside it holds the spec. spec: what is in it.
         key: its key in the store. steps: every stage with its record and whether it ran.
         verdict: what the gate found; None for what it does not judge (fp32, or `gate.check` is off).
+        trade: which layers stayed in fp16 to hold `max_drop`, or None. pick: how precision `auto` chose.
     """
 
     path: Path
@@ -44,6 +51,8 @@ class Engine:
     key: str
     steps: tuple[StepResult, ...]
     verdict: Verdict | None = None
+    trade: Trade | None = None
+    pick: Pick | None = None
 
     @property
     def from_cache(self) -> bool:
@@ -57,6 +66,7 @@ class BuildSettings:
 
     Attributes:
         weights: file, folder, known name, or None for the embedded model.
+        precision: one of types.PRECISIONS, or `auto` for the fastest that runs here and passes the gate.
         imgsz: (height, width) in pixels or None for the model's own, else 640.
         batch: images per inference of a static engine, or the optimum of a dynamic one.
         dynamic: batch, height and width may vary within `profiles` (made up if none is given).
@@ -68,7 +78,7 @@ class BuildSettings:
     """
 
     weights: str | Path | None = None
-    precision: Precision = "fp16"
+    precision: Precision | Literal["auto"] = "fp16"
     imgsz: tuple[int, int] | None = None
     batch: int = 1
     dynamic: bool = False
@@ -89,7 +99,7 @@ class BuildSettings:
 def build(
     weights: str | Path | None = None,
     *,
-    precision: Precision = "fp16",
+    precision: Precision | Literal["auto"] = "fp16",
     out: Path | None = None,
     store: Path | Store | None = None,
     force: bool = False,
@@ -101,7 +111,7 @@ def build(
     Args:
         weights: checkpoint file, SavedModel folder, known name (`yolov5n`), or None for the
             embedded default model.
-        precision: fp32, fp16, bf16, int8 or fp8.
+        precision: fp32, fp16, bf16, int8, fp8 or auto.
         out: folder for the engine; default `./engines/NAME-PRECISION/`.
         store: artifact store or its folder; default see `default_store`.
         force: run every stage again.
@@ -122,39 +132,47 @@ def build_engine(
     settings: BuildSettings, *, store: Store, stages: Registry, out: Path | None = None, force: bool = False
 ) -> Engine:
     """Do what `build` says, for callers that hold settings, store and plugins already."""
-    from yolotrt_core import gate  # it opens engines, which may build them first
+    # What opens engines may build them first, and most builds need no search.
+    from yolotrt_core import gate, judged
 
-    planned = plan_build(settings, store=store, stages=stages)
-    results = pipeline.run(planned, store, stages, force=force)
-    last = results[-1]
-    name = f"{planned.source.name}-{settings.precision}"
-    data = gate.GateData(settings.eval_data, settings.max_drop, _calibration(settings))
-    given = GivenOptions(settings.flags, settings.recipe)
-    verdict = gate.judge(planned, results, data, given, store=store, stages=stages)
-    refused = f"{name}-{planned.builder.name}-refused"
-    if verdict is not None and not verdict.passed:
-        store.set_ref(refused, last.record.key)
-    gate.refuse(verdict, settings.precision, last.record.key)
+    pick = trade = None
+    if settings.precision == AUTO:
+        from yolotrt_core import fastest
+
+        made, pick = fastest.pick(settings, store=store, stages=stages, force=force)
+        trade = pick.trade
+    else:
+        made = judged.make(settings, store=store, stages=stages, force=force)
+    builder, precision = made.planned.builder, made.planned.request.precision
+    name = f"{made.planned.source.name}-{precision}"
+    refused = f"{name}-{builder.name}-refused"
+    if not made.passed:
+        from yolotrt_core import mixed
+
+        store.set_ref(refused, made.record.key)
+        if mixed.wanted(made):
+            made, trade = mixed.search(made, store=store, stages=stages)
+    last = made.record
+    gate.refuse(made.verdict, precision, last.key)
     folder = out if out is not None else Path("engines") / name
-    engine_file = planned.builder.stage.engine_file
-    path = folder / f"{name}{Path(engine_file).suffix}"
-    spec = from_json(EngineSpec, json.loads(store.read(last.record.outputs[pipeline.ENGINE_SPEC_FILE].sha256)))
-    hand_out(store, last.record.outputs[engine_file].sha256, path)
-    hand_out(store, last.record.outputs[pipeline.ENGINE_SPEC_FILE].sha256, spec_path(path))
-    store.set_ref(f"{name}-{planned.builder.name}", last.record.key)
+    path = folder / f"{name}{Path(builder.stage.engine_file).suffix}"
+    spec = from_json(EngineSpec, json.loads(store.read(last.outputs[pipeline.ENGINE_SPEC_FILE].sha256)))
+    hand_out(store, made.engine.sha256, path)
+    hand_out(store, last.outputs[pipeline.ENGINE_SPEC_FILE].sha256, spec_path(path))
+    store.set_ref(f"{name}-{builder.name}", last.key)
     store.remove_ref(refused)
-    return Engine(path, spec, last.record.key, tuple(results), verdict)
+    return Engine(path, spec, last.key, made.results, made.verdict, trade, pick)
 
 
 def plan_build(settings: BuildSettings, *, store: Store, stages: Registry) -> Plan:
     """Resolve the model and say which stages a build of these settings has; runs none of them."""
-    if settings.precision not in PRECISIONS:  # before anything is fetched
+    if settings.precision not in (*PRECISIONS, AUTO):  # before anything is fetched
         raise UsageError(f"unknown precision `{settings.precision}`", hint=nearest(settings.precision, PRECISIONS))
     source = resolve_source(settings.weights, cache_dir=weights_cache(), offline=settings.offline)
     if settings.imgsz is None and source.imgsz is None:
         source = replace(source, imgsz=_native_size(settings, source, stages))
     request = build_request(settings, source)
-    choice = Choice(settings.exporter, settings.builder, settings.calibrator, _calibration(settings))
+    choice = Choice(settings.exporter, settings.builder, settings.calibrator, calibration_data(settings))
     return pipeline.plan(stages, source, request, choice, GivenOptions(settings.flags, settings.recipe))
 
 
@@ -166,7 +184,8 @@ def _native_size(settings: BuildSettings, source: ModelSource, stages: Registry)
     return found.stage.native_size(source)
 
 
-def _calibration(settings: BuildSettings) -> CalibrationData | None:
+def calibration_data(settings: BuildSettings) -> CalibrationData | None:
+    """Return which pictures the user gave to calibrate on, or None."""
     if settings.calib_data is None:
         return None
     return CalibrationData(settings.calib_data, settings.calib_images, settings.calib_seed)
@@ -176,8 +195,10 @@ def build_request(settings: BuildSettings, source: ModelSource) -> BuildRequest:
     """Check the user's settings and fill in what was left open.
 
     Raises:
-        UsageError: a size that is no multiple of 32, a profile out of order.
+        UsageError: a size that is no multiple of 32, a profile out of order, precision `auto`.
     """
+    if settings.precision == AUTO:
+        raise UsageError("precision `auto` is many builds, not one", hint=f"name one of {', '.join(PRECISIONS)}")
     height, width = settings.imgsz or source.imgsz or DEFAULT_SIZE
     if settings.batch < 1:
         raise UsageError(f"`--batch` expects a whole number of at least 1, found `{settings.batch}`")

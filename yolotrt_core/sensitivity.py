@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from yolotrt_core import pictures, pipeline
-from yolotrt_core.calibration import digest_of_pictures
+from yolotrt_core.calibration import CalibrationData, choose, digest_of_pictures
 from yolotrt_core.detector import Detector
 from yolotrt_core.errors import StageError, UsageError
 from yolotrt_core.gate import agree
@@ -25,7 +25,7 @@ from yolotrt_core.options import key_material, option
 from yolotrt_core.pipeline import Plan, Settings, Step
 from yolotrt_core.progress import progress
 from yolotrt_core.registry import Registered, Registry, source_digest
-from yolotrt_core.sources import sha256_of
+from yolotrt_core.sources import sample_path, sha256_of
 from yolotrt_core.stages import ONNX_FILE, RANGES_FILE, QuantizingPass, Session
 from yolotrt_core.store.action import Action, Record
 from yolotrt_core.store.store import Store
@@ -94,27 +94,33 @@ class Sensitivity:
     from_cache: bool
 
 
-def measure(planned: Plan, settings: Settings, *, store: Store, stages: Registry) -> Sensitivity:
+def measure(
+    planned: Plan,
+    settings: Settings,
+    *,
+    store: Store,
+    stages: Registry,
+    calibration: CalibrationData | None = None,
+) -> Sensitivity:
     """Measure every layer that a build of this plan would quantize.
 
     Args:
         planned: a plan of precision int8 or fp8; its steps up to the lowering are run if they must.
+        calibration: pictures for a plan whose calibrator looks at none; the bundled one stands in for them.
 
     Raises:
-        UsageError: a precision without layers to choose from, a network that is quantized already, or
-            no calibration pictures. StageError: a stage failed.
+        UsageError: a precision without layers to choose from, or a network that is quantized already.
+        StageError: a stage failed.
     """
     lowering = lowering_step(planned)
     if lowering is None:
         raise UsageError(
             f"{planned.request.precision} quantizes no layers", hint="layers are measured for int8 and fp8"
         )
-    if planned.pictures is None:
-        raise UsageError("sensitivity is measured on pictures", hint="pass `--calib-data DIR`")
     before = replace(planned, steps=planned.steps[: planned.steps.index(lowering)])
     results = {r.step.label: r.record for r in pipeline.run(before, store, stages)}
     options = settings.resolve(SensitivityOptions, "sensitivity")
-    files = planned.pictures.files[: options.images]
+    files = _pictures(planned, calibration)[: options.images]
     case = _Case(planned, lowering, results, files, settings, store, stages)
     with tempfile.TemporaryDirectory(prefix="yolotrt-") as folder:
         names = case.layers(Path(folder))
@@ -307,6 +313,15 @@ class _Case:
     def _detector(self, session: Session) -> Detector:
         post = self.stages.postprocessor(session.spec.model.head)
         return Detector(session, post, self.settings.resolve(post.stage.Options, post.name))
+
+
+def _pictures(planned: Plan, calibration: CalibrationData | None) -> Sequence[Path]:
+    if planned.pictures is not None:
+        return planned.pictures.files
+    if calibration is not None:
+        return choose(calibration).files
+    _log.warning("layers are measured on the bundled picture only; pass others with `--calib-data`")
+    return [sample_path()]
 
 
 def _frames(files: Sequence[Path]) -> list[NDArray[np.uint8]]:

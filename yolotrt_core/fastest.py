@@ -1,0 +1,170 @@
+"""The fastest engine that the gate lets through, over what can run on this machine."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from yolotrt_core import mixed
+from yolotrt_core.engine import BuildSettings
+from yolotrt_core.errors import GateError, PluginError, StageError, UsageError
+from yolotrt_core.gate import GateOptions
+from yolotrt_core.judged import Judged, make
+from yolotrt_core.mixed import Trade
+from yolotrt_core.pipeline import GivenOptions
+from yolotrt_core.registry import Registered, Registry, refuse_unavailable
+from yolotrt_core.store.store import Store
+from yolotrt_core.timing import times_ms
+from yolotrt_core.types import PRECISIONS, Precision
+
+_log = logging.getLogger(__name__)
+
+# Of two engines the more precise one, unless the other is faster by more than a shuffled run repeats to.
+_FASTER = 0.98
+_CALIBRATED: tuple[Precision, ...] = ("int8", "fp8")
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One builder and precision, and what became of it.
+
+    Attributes:
+        ms: of one picture, frames to boxes, in the run in which it was last compared; None if it was
+            not timed. passed: whether the gate let it through; None if it was not built.
+        note: the verdict, or why it was not built.
+    """
+
+    builder: str
+    precision: Precision
+    kept: int
+    ms: float | None
+    passed: bool | None
+    note: str
+
+
+@dataclass(frozen=True, slots=True)
+class Pick:
+    """The choice among options.
+
+    Attributes:
+        options: all of them, in the order they were tried. text: the answer in one line.
+        trade: how the picked engine came to its mix of precisions, if it is one.
+    """
+
+    builder: str
+    precision: Precision
+    options: tuple[Option, ...]
+    text: str
+    trade: Trade | None = None
+
+
+def pick(settings: BuildSettings, *, store: Store, stages: Registry, force: bool = False) -> tuple[Judged, Pick]:
+    """Build, judge and time every precision on every builder that runs here, and choose.
+
+    Args:
+        settings: their precision is not looked at; a named builder is the only one tried.
+
+    Raises:
+        UsageError: the gate is off, or the model or data cannot be used.
+        PluginError: no builder can run an engine here. GateError: no engine passed.
+    """
+    gate: GateOptions = GivenOptions(settings.flags, settings.recipe).resolve(GateOptions, "gate")
+    if not gate.check:
+        raise UsageError(
+            "`--precision auto` asks the gate what may be handed out, and it is off here",
+            hint="`build` with it first, then name the file with `--engine`",
+        )
+    made: list[Judged] = []
+    skipped: list[Option] = []
+    for builder, precision in _pairs(settings, stages):
+        reason = _unfit(settings, precision)
+        if reason is None:
+            try:
+                wanted = replace(settings, builder=builder.name, precision=precision)
+                made.append(make(wanted, store=store, stages=stages, force=force))
+                continue
+            except (StageError, PluginError) as err:
+                reason = err.message
+        _log.info("auto      %s %s is left out: %s", builder.name, precision, reason)
+        skipped.append(Option(builder.name, precision, 0, None, None, reason))
+    passing = [m for m in made if m.passed]
+    if not passing:
+        raise GateError("no engine passed the gate: " + "; ".join(_note(m) for m in made), hint="see the log above")
+    ms: Mapping[str, float] = times_ms(made, store=store, stages=stages)
+    best = _fastest(passing, ms)
+    trade: Trade | None = None
+    for failed in made:
+        # Layers in fp16 do not make it faster, so one that is too slow already is not worth a search.
+        if mixed.wanted(failed) and ms[failed.engine.sha256] < _FASTER * ms[best.engine.sha256]:
+            best, trade, ms = _mend(failed, best, trade, ms, store=store, stages=stages)
+    options = [*(_option(m, ms) for m in made), *skipped]
+    if trade is not None:
+        options.append(replace(_option(best, ms), kept=len(trade.kept)))
+    text = _answer(best, trade, ms)
+    _log.info("auto      %s", text)
+    return best, Pick(best.planned.builder.name, best.planned.request.precision, tuple(options), text, trade)
+
+
+def _pairs(settings: BuildSettings, stages: Registry) -> Iterator[tuple[Registered, Precision]]:
+    """Yield what to try, the most precise first."""
+    if settings.builder:
+        named = stages.usable("builder", settings.builder)
+        refuse_unavailable(named, named.stage.runnable())
+        builders = [named]
+    else:
+        stages.default_builder(to_run=True)  # says for each builder why it cannot
+        builders = [b for b in stages.builders() if b.stage.available().ok and b.stage.runnable().ok]
+    for precision in PRECISIONS:
+        for builder in builders:
+            if precision in builder.stage.precisions:
+                yield builder, precision
+
+
+def _unfit(settings: BuildSettings, precision: Precision) -> str | None:
+    if precision in _CALIBRATED and settings.calib_data is None and settings.calibrator is None:
+        return "there are no pictures to calibrate on (`--calib-data`)"
+    return None
+
+
+def _mend(
+    failed: Judged, best: Judged, trade: Trade | None, ms: Mapping[str, float], *, store: Store, stages: Registry
+) -> tuple[Judged, Trade | None, Mapping[str, float]]:
+    """Give layers of a failed engine back, and compare what comes out with the best so far."""
+    try:
+        mended, found = mixed.search(failed, store=store, stages=stages)
+    except GateError as err:
+        _log.info("auto      %s", err.message)
+        return best, trade, ms
+    again = {**ms, **times_ms([best, mended], store=store, stages=stages)}
+    if _fastest([best, mended], again) is mended:
+        return mended, found, again
+    return best, trade, again
+
+
+def _fastest(engines: Sequence[Judged], ms: Mapping[str, float]) -> Judged:
+    best = engines[0]
+    for candidate in engines[1:]:
+        if ms[candidate.engine.sha256] < _FASTER * ms[best.engine.sha256]:
+            best = candidate
+    return best
+
+
+def _option(made: Judged, ms: Mapping[str, float]) -> Option:
+    note = made.verdict.text if made.verdict else "what the others are judged by"
+    request = made.planned.request
+    return Option(made.planned.builder.name, request.precision, 0, ms.get(made.engine.sha256), made.passed, note)
+
+
+def _note(made: Judged) -> str:
+    return f"{made.planned.builder.name} {made.planned.request.precision}: {made.verdict.text if made.verdict else ''}"
+
+
+def _answer(best: Judged, trade: Trade | None, ms: Mapping[str, float]) -> str:
+    precision = best.planned.request.precision
+    what = f"{precision} of {best.planned.builder.name}, {ms[best.engine.sha256]:.3f} ms a picture"
+    if trade is not None:
+        return f"{what}: {trade.text}"
+    if precision in _CALIBRATED:
+        return f"{what}: the fastest that passed"
+    return f"{precision} is the answer: {what}; no quantized engine is both faster and good enough"

@@ -1,0 +1,171 @@
+"""The fewest layers to leave in fp16 so that a quantized engine loses no more than it may.
+
+Layers are given back in the order of their damage when quantized alone. How many are needed is found
+by doubling, then halving: each candidate is built and judged as any engine is, so each is in the
+store, and a search that was interrupted runs through what it has done already.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from yolotrt_core.engine import BuildSettings, calibration_data
+from yolotrt_core.errors import GateError
+from yolotrt_core.judged import Judged, make
+from yolotrt_core.pipeline import GivenOptions
+from yolotrt_core.registry import Registry
+from yolotrt_core.sensitivity import SensitivityOptions, lowering_step, measure
+from yolotrt_core.store.store import Store
+from yolotrt_core.timing import times_ms
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """One candidate.
+
+    Attributes:
+        kept: how many layers stay in fp16. loss: of mAP50-95 against fp32; low, high: its middle 95%.
+        passed: whether it may be handed out. size: of the engine file in bytes. key: of its record.
+    """
+
+    kept: int
+    loss: float
+    low: float
+    high: float
+    passed: bool
+    size: int
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Trade:
+    """What a search found.
+
+    Attributes:
+        layers: how many layers the network has to quantize. kept: those left in fp16.
+        tried: every candidate, by layers kept; the first is all quantized.
+        ms, ms_before: of one picture with the layers kept and with none, where the engine runs here.
+    """
+
+    precision: str
+    max_drop: float
+    layers: int
+    kept: tuple[str, ...]
+    tried: tuple[Tried, ...]
+    ms: float | None = None
+    ms_before: float | None = None
+
+    @property
+    def text(self) -> str:
+        """One line for people."""
+        first, chosen = self.tried[0], next(t for t in self.tried if t.kept == len(self.kept))
+        speed = f", {self.ms:.3f} ms a picture instead of {self.ms_before:.3f}" if self.ms and self.ms_before else ""
+        return (
+            f"{len(self.kept)} of {self.layers} layers stay in fp16 ({', '.join(self.kept)}): a loss of mAP50-95 of "
+            f"{chosen.loss:.4f} instead of {first.loss:.4f} ({self.max_drop:g} allowed), "
+            f"{chosen.size:,} bytes instead of {first.size:,}{speed}"
+        )
+
+
+def wanted(made: Judged) -> bool:
+    """Say whether a search can mend this build: it failed a stated `max_drop`, and has layers to give back."""
+    options = GivenOptions(made.settings.flags, made.settings.recipe).resolve(SensitivityOptions, "sensitivity")
+    return (
+        not made.passed
+        and options.search
+        and made.settings.max_drop is not None
+        and lowering_step(made.planned) is not None
+    )
+
+
+def search(first: Judged, *, store: Store, stages: Registry) -> tuple[Judged, Trade]:
+    """Find the fewest layers to leave in fp16.
+
+    Args:
+        first: the build with all layers quantized, which failed; see `wanted`.
+
+    Raises:
+        GateError: no engine that quantizes anything passes.
+    """
+    settings = first.settings
+    given = GivenOptions(settings.flags, settings.recipe)
+    _log.info("mixed     %s; looking for the layers that cause it", first.verdict.text if first.verdict else "")
+    ranking = measure(first.planned, given, store=store, stages=stages, calibration=calibration_data(settings))
+    order = [d.layer for d in ranking.layers]
+    builds = {0: first}
+
+    def passes(count: int) -> bool:
+        if count not in builds:
+            builds[count] = make(_keeping(first, order[:count]), store=store, stages=stages)
+            tried = _tried(count, builds[count])
+            _log.info(
+                "mixed     %d of %d layers in fp16: a loss of %.4f, %s",
+                count, len(order), tried.loss, "passed" if tried.passed else "failed",
+            )  # fmt: skip
+        return builds[count].passed
+
+    count = fewest(passes, len(order))
+    if count is None:
+        raise GateError(
+            f"fp16 is the answer: no {settings.precision} engine loses at most {settings.max_drop:g} of mAP50-95; "
+            + "; ".join(f"{n} of {len(order)} layers in fp16 lose {_tried(n, b).loss:.4f}" for n, b in _sorted(builds)),
+            hint="use `--precision fp16`, another `--calibrator` or more `--calib-data`; the builds stay in the store",
+        )
+    chosen = builds[count]
+    ms: dict[str, float] = {}
+    if chosen.planned.builder.stage.runnable().ok:
+        ms = times_ms([first, chosen], store=store, stages=stages)
+    trade = Trade(
+        precision=settings.precision,
+        max_drop=float(settings.max_drop or 0),
+        layers=len(order),
+        kept=tuple(order[:count]),
+        tried=tuple(_tried(n, b) for n, b in _sorted(builds)),
+        ms=ms.get(chosen.engine.sha256),
+        ms_before=ms.get(first.engine.sha256),
+    )
+    _log.info("mixed     %s", trade.text)
+    return chosen, trade
+
+
+def fewest(passes: Callable[[int], bool], count: int) -> int | None:
+    """Find the least number from 1 to `count` - 1 that passes, with about 2 log2 questions.
+
+    Whether n passes is taken to say that what is over n passes too. On few pictures that is true only
+    nearly: what is returned did pass, and one less did not.
+    """
+    low, high = 0, 1
+    while high < count and not passes(high):
+        low, high = high, high * 2
+    high = min(high, count)
+    while high - low > 1:
+        middle = (low + high) // 2
+        if passes(middle):
+            high = middle
+        else:
+            low = middle
+    return high if high < count else None
+
+
+def _keeping(first: Judged, layers: Sequence[str]) -> BuildSettings:
+    """Return the settings as if the user had named these layers to be kept, beside those that were named."""
+    step = lowering_step(first.planned)
+    assert step is not None
+    named = [step.options.keep] if step.options.keep else []
+    flags = first.settings.flags
+    table = {**flags.get(step.prefix, {}), "keep": ",".join([*named, *layers])}
+    return replace(first.settings, flags={**flags, step.prefix: table})
+
+
+def _sorted(builds: Mapping[int, Judged]) -> list[tuple[int, Judged]]:
+    return sorted(builds.items())
+
+
+def _tried(kept: int, made: Judged) -> Tried:
+    assert made.verdict is not None
+    loss, low, high = (float(str(made.verdict.facts[k])) for k in ("drop", "drop_low", "drop_high"))
+    return Tried(kept, loss, low, high, made.passed, made.engine.size, made.record.key)

@@ -1,0 +1,62 @@
+"""How fast built engines are beside each other, kept in the store by engines and machine."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from yolotrt_core.judged import Judged, open_engine
+from yolotrt_core.registry import OWN_DIST, Registry, source_digest
+from yolotrt_core.speed import Candidate, machine_facts, measure_speed
+from yolotrt_core.store.action import Action, PluginIdentity
+from yolotrt_core.store.store import Store
+from yolotrt_core.types import Json
+
+_CORE = tuple(f"yolotrt_core.{n}" for n in ("timing", "speed", "bench", "detector", "letterbox", "nms"))
+_TIMES_FILE = "times.json"
+_FRAME = (480, 640)
+_REPEATS = 20
+
+
+def times_ms(engines: Sequence[Judged], *, store: Store, stages: Registry) -> dict[str, float]:
+    """Time engines that run here in one shuffled run, from host frames to boxes.
+
+    Only times of one run can be compared, so the run is what is kept: other engines, or these on
+    another machine, are another run.
+
+    Returns:
+        Digest of the engine file to milliseconds of one picture, the median.
+    """
+    distinct = {e.engine.sha256: e for e in engines}
+    machine = machine_facts()
+    gpu = machine["gpu"] if isinstance(machine["gpu"], dict) else {}
+    action = Action(
+        stage="timing",
+        plugin=PluginIdentity("timing", OWN_DIST, 1, source_digest(_CORE, "the core")),
+        request={"frame": list(_FRAME), "repeats": _REPEATS},
+        options={},
+        inputs={f"engine {n}": sha256 for n, sha256 in enumerate(sorted(distinct))},
+        tools={
+            "processor": str(machine["processor"]),
+            **{k: str(v) for k, v in gpu.items() if k in ("name", "driver_version")},
+        },
+        core_sha256=source_digest(_CORE, "the core"),
+    )
+
+    def measure(folder: Path) -> Mapping[str, Json]:
+        with contextlib.ExitStack() as stack:
+            place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="yolotrt-")))
+            candidates = []
+            for sha256, made in distinct.items():
+                detector = stack.enter_context(open_engine(made, place, store=store, stages=stages))
+                candidates.append(Candidate(sha256, detector, made.planned.request.batch))
+            speeds = measure_speed(candidates, _FRAME, _REPEATS)
+        facts: dict[str, Json] = {s.name: s.end_to_end.p50_ms / s.batch for s in speeds}
+        (folder / "out" / _TIMES_FILE).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        return facts
+
+    record, _ = store.obtain(action, measure)
+    return {name: float(str(value)) for name, value in record.facts.items()}
