@@ -223,10 +223,10 @@ class Lane:
         self.bind(shape)
         decoding = self._decoding(program)
         decoding.reserve(selection.max_det)
-        addresses = self._uploads.upload(frames, self._stream)
         target = (shape[2], shape[3])
+        uploaded = self._uploads.upload(frames, target, self._stream)
         parts = [request_bytes(len(frames), selection)]
-        parts += [frame_bytes(f.shape, a, target) for f, a in zip(frames, addresses, strict=True)]
+        parts += [frame_bytes(f.shape, u.address, target, u.packed) for f, u in zip(frames, uploaded, strict=True)]
         frames_at = REQUEST.itemsize
         mask_at = frames_at + FRAME.itemsize * shape[0]
         mask = class_mask(selection.classes, program.classes)

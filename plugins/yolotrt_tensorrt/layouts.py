@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import functools
 import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from yolotrt_core.letterbox import geometry, placement
 from yolotrt_core.types import Selection
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 BGR, NV12 = 0, 1
 
@@ -21,7 +26,7 @@ FRAME = np.dtype(
         ("pad_x", "f4"),
         ("pad_y", "f4"),
         ("scale", "f4"),
-        ("halved", "i4"),
+        *((name, "i4") for name in ("halved", "packed", "reserved")),
     ],
     align=True,
 )
@@ -41,13 +46,15 @@ FOUND = np.dtype([("x1", "f4"), ("y1", "f4"), ("x2", "f4"), ("y2", "f4"), ("scor
 SUMMARY = np.dtype([("candidates", "u4"), ("kept", "u4"), ("overflow", "u4"), ("reserved", "u4")])
 BOX_BYTES, GROUP_BYTES, KEY_BYTES = 16, 4, 8
 
-_FRAME = struct.Struct("<Q8i2d3fi")
+# Above this share of a picture's rows it is faster to send all in one piece.
+_MOST_PACKED = 0.7
+_FRAME = struct.Struct("<Q8i2d3f3i")
 _REQUEST = struct.Struct("<ifd4i")
 _ADDRESS = struct.Struct("<Q")
 
 
 @functools.lru_cache(maxsize=1024)
-def _placed(height: int, width: int, pixel_format: int, target: tuple[int, int]) -> bytes:
+def _placed(height: int, width: int, pixel_format: int, target: tuple[int, int], packed: int) -> bytes:
     """Everything of a FRAME after its address; a video asks for the same again and again."""
     placed = geometry((height, width), target)
     left, top, fit_width, fit_height = placement(placed)
@@ -66,20 +73,62 @@ def _placed(height: int, width: int, pixel_format: int, target: tuple[int, int])
         1.0 / (fit_height / height),
         *placed.pad,
         placed.scale,
-        int(width == 2 * fit_width and height == 2 * fit_height),
+        _halved(height, width, fit_height, fit_width),
+        packed,
+        0,
     )[_ADDRESS.size :]
 
 
-def frame_bytes(shape: tuple[int, ...], address: int, target: tuple[int, int]) -> bytes:
+def _halved(height: int, width: int, fit_height: int, fit_width: int) -> bool:
+    return width == 2 * fit_width and height == 2 * fit_height
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rows:
+    """The rows of a picture that its letterbox reads, where they are few: the others need not travel.
+
+    Attributes:
+        index: int (fit_height * packed,), `packed` (1 or 2) consecutive ones for each resized row.
+        step: rows from one resized row's first to the next one's, 0 if it varies.
+    """
+
+    index: NDArray[np.intp]
+    packed: int
+    step: int
+
+
+@functools.lru_cache(maxsize=1024)
+def rows_read(shape: tuple[int, ...], target: tuple[int, int]) -> Rows | None:
+    """Say which rows of a BGR picture the letterbox reads; None if most of them, or of another format."""
+    if len(shape) != 3:
+        return None
+    height, width = shape[:2]
+    _, _, fit_width, fit_height = placement(geometry((height, width), target))
+    if height < 2 * fit_height or _halved(height, width, fit_height, fit_width):
+        return None
+    # As `tap` in letterbox.cu, in the same precisions.
+    position = ((np.arange(fit_height) + 0.5) * (1.0 / (fit_height / height)) - 0.5).astype(np.float32)
+    low = np.floor(position)
+    packed = 2 if np.rint((position - low) * np.float32(2048)).any() else 1
+    if packed * fit_height > _MOST_PACKED * height:
+        return None
+    first = low.astype(np.intp)
+    index = (first[:, None] + np.arange(packed)).ravel()
+    steps = np.unique(np.diff(first))
+    return Rows(index, packed, int(steps[0]) if len(steps) == 1 else 0)
+
+
+def frame_bytes(shape: tuple[int, ...], address: int, target: tuple[int, int], packed: int = 0) -> bytes:
     """Return the FRAME of a picture.
 
     Args:
         shape: of the uint8 array: (H, W, 3) for BGR, (H * 3 / 2, W) for NV12. address: where its rows begin
-            on the device, without gaps. target: (height, width) of the network input.
+            on the device, without gaps. target: (height, width) of the network input. packed: `Rows.packed` if
+            only those rows are there.
     """
     if len(shape) == 2:
-        return _ADDRESS.pack(address) + _placed(shape[0] * 2 // 3, shape[1], NV12, target)
-    return _ADDRESS.pack(address) + _placed(shape[0], shape[1], BGR, target)
+        return _ADDRESS.pack(address) + _placed(shape[0] * 2 // 3, shape[1], NV12, target, 0)
+    return _ADDRESS.pack(address) + _placed(shape[0], shape[1], BGR, target, packed)
 
 
 def request_bytes(images: int, selection: Selection) -> bytes:

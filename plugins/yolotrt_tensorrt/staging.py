@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from yolotrt_core.errors import UsageError
 from yolotrt_tensorrt.gpu import DeviceMemory, Gpu, PinnedPool, is_pinned
+from yolotrt_tensorrt.layouts import Rows, rows_read
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -34,8 +36,8 @@ class CopyThreads:
     def enabled(self) -> bool:
         return self._threads > 1
 
-    def submit(self, copies: list[tuple[NDArray[np.uint8], NDArray[np.uint8]]]) -> Future[None]:
-        """Copy each second array into its first, on some thread; NumPy lets go of the GIL meanwhile."""
+    def submit(self, copies: list[_Copy]) -> Future[None]:
+        """Do copies on some thread; NumPy lets go of the GIL meanwhile."""
         if self._pool is None:
             self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="yolotrt-copy")
         return self._pool.submit(_copy, copies)
@@ -45,9 +47,52 @@ class CopyThreads:
             self._pool.shutdown()
 
 
-def _copy(copies: list[tuple[NDArray[np.uint8], NDArray[np.uint8]]]) -> None:
-    for target, source in copies:
-        np.copyto(target, source)
+@dataclass(frozen=True, slots=True)
+class _Copy:
+    """Rows of a frame, by index or all in a slice, into as many of the target."""
+
+    target: NDArray[np.uint8]
+    frame: NDArray[np.uint8]
+    rows: NDArray[np.intp] | slice
+
+
+def _copy(copies: list[_Copy]) -> None:
+    for copy in copies:
+        if isinstance(copy.rows, slice):
+            np.copyto(copy.target, copy.frame[copy.rows])
+        else:  # another mode than `clip` goes through a buffer
+            np.take(copy.frame, copy.rows, axis=0, out=copy.target, mode="clip")
+
+
+@dataclass(frozen=True, slots=True)
+class Uploaded:
+    """Where a frame lies on the device, and `Rows.packed` of it (0: it is all there)."""
+
+    address: int
+    packed: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A frame to upload: which rows, None for all, and where in the lane's memory."""
+
+    frame: NDArray[np.uint8]
+    rows: Rows | None
+    offset: int
+
+    @property
+    def height(self) -> int:
+        return len(self.frame) if self.rows is None else len(self.rows.index)
+
+    @property
+    def row_bytes(self) -> int:
+        return self.frame.nbytes // len(self.frame)
+
+    def copy(self, staging: NDArray[np.uint8], first: int, last: int) -> _Copy:
+        """Return the copy of its rows [first, last) to where they lie in staging memory."""
+        begin, end = self.offset + first * self.row_bytes, self.offset + last * self.row_bytes
+        target = staging[begin:end].reshape(last - first, *self.frame.shape[1:])
+        return _Copy(target, self.frame, slice(first, last) if self.rows is None else self.rows.index[first:last])
 
 
 class Uploads:
@@ -58,63 +103,80 @@ class Uploads:
         self._device = DeviceMemory(gpu)
         self._staging: NDArray[np.uint8] = np.empty(0, np.uint8)
 
-    def upload(self, frames: Sequence[NDArray[np.uint8]], stream: Any) -> list[int]:
-        """Put the upload of frames on a stream.
+    def upload(self, frames: Sequence[NDArray[np.uint8]], target: tuple[int, int], stream: Any) -> list[Uploaded]:
+        """Put the upload of frames on a stream, of big ones only the rows that are read.
 
         Args:
             frames: checked by `check_frames`. They may be changed again when the stream is done; those not in
-                pinned memory as soon as this returns.
-
-        Returns:
-            The device address of each frame.
+                pinned memory as soon as this returns. target: (height, width) they are letterboxed to.
         """
-        offsets, total = [], 0
+        parts, total = [], 0
         for frame in frames:
-            offsets.append(total)
-            total += -(-frame.nbytes // _ALIGNMENT) * _ALIGNMENT
+            rows = rows_read(frame.shape, target)
+            if rows is not None and is_pinned(frame) and not rows.step:
+                rows = None  # the copy engine takes rows at even steps; gathering others costs more than it saves
+            parts.append(_Part(frame, rows, total))
+            total += -(-parts[-1].height * parts[-1].row_bytes // _ALIGNMENT) * _ALIGNMENT
         self._device.reserve(total)
-        base = self._device.address
-        direct = total < _STAGED_FROM_BYTES or not self._threads.enabled
+        few = total < _STAGED_FROM_BYTES or not self._threads.enabled
         staged = []
-        for frame, offset in zip(frames, offsets, strict=True):
-            if frame.flags.c_contiguous and (direct or is_pinned(frame)):
-                self._gpu.cuda.memcpy_htod_async(base + offset, frame, stream)
+        for part in parts:
+            straight = part.frame.flags.c_contiguous
+            if straight and is_pinned(part.frame):
+                self._from_pinned(part, stream)
+            elif straight and few and part.rows is None:
+                self._gpu.cuda.memcpy_htod_async(self._device.address + part.offset, part.frame, stream)
             else:
-                staged.append((frame, offset))
+                staged.append(part)
         if staged:
-            self._through_staging(staged, total, stream)
-        return [base + offset for offset in offsets]
+            self._through_staging(staged, total, stream, on_threads=not few)
+        return [Uploaded(self._device.address + p.offset, p.rows.packed if p.rows else 0) for p in parts]
 
-    def _through_staging(self, staged: list[tuple[NDArray[np.uint8], int]], total: int, stream: Any) -> None:
+    def _from_pinned(self, part: _Part, stream: Any) -> None:
+        address = self._device.address + part.offset
+        if part.rows is None:
+            self._gpu.cuda.memcpy_htod_async(address, part.frame, stream)
+            return
+        copy = self._gpu.cuda.Memcpy2D()
+        copy.set_src_host(part.frame[part.rows.index[0] :])
+        copy.set_dst_device(address)
+        copy.src_pitch = part.rows.step * part.row_bytes
+        copy.width_in_bytes = copy.dst_pitch = part.rows.packed * part.row_bytes
+        copy.height = part.height // part.rows.packed
+        copy(stream)
+
+    def _through_staging(self, staged: list[_Part], total: int, stream: Any, *, on_threads: bool) -> None:
         """Copy in pieces, each on its way as soon as it and those before it are in pinned memory."""
         if self._staging.size < total:
             self._staging = self._pool.array((total,))
-        waiting = [(self._threads.submit(copies), begin, end) for copies, begin, end in self._pieces(staged)]
-        for copied, begin, end in waiting:
-            copied.result()
+        pieces = self._pieces(staged)
+        copying = [self._threads.submit(copies) for copies, _, _ in pieces] if on_threads else []
+        for index, (copies, begin, end) in enumerate(pieces):
+            if on_threads:
+                copying[index].result()
+            else:
+                _copy(copies)
             self._gpu.cuda.memcpy_htod_async(self._device.address + begin, self._staging[begin:end], stream)
 
-    def _pieces(
-        self, staged: list[tuple[NDArray[np.uint8], int]]
-    ) -> list[tuple[list[tuple[NDArray[np.uint8], NDArray[np.uint8]]], int, int]]:
+    def _pieces(self, staged: list[_Part]) -> list[tuple[list[_Copy], int, int]]:
         """Cut big frames and gather small ones; each piece is one range of the staging memory."""
         pieces = []
-        copies: list[tuple[NDArray[np.uint8], NDArray[np.uint8]]] = []
-        begin = end = staged[0][1]
-        for frame, offset in staged:
-            if copies and (offset - end >= _ALIGNMENT or end - begin >= _PIECE_BYTES):
+        copies: list[_Copy] = []
+        begin = end = staged[0].offset
+        for part in staged:
+            if copies and (part.offset - end >= _ALIGNMENT or end - begin >= _PIECE_BYTES):
                 pieces.append((copies, begin, end))
                 copies = []
             if not copies:
-                begin = offset
-            target = self._staging[offset : offset + frame.nbytes].reshape(frame.shape)
-            rows = max(1, _PIECE_BYTES * len(frame) // frame.nbytes)
-            for first in range(0, len(frame), rows):
+                begin = part.offset
+            rows = max(1, _PIECE_BYTES // part.row_bytes)
+            for first in range(0, part.height, rows):
                 if copies and first:
                     pieces.append((copies, begin, end))
                     copies, begin = [], end
-                copies.append((target[first : first + rows], frame[first : first + rows]))
-                end = offset + min(first + rows, len(frame)) * frame.nbytes // len(frame)
+                last = min(first + rows, part.height)
+                copies.append(part.copy(self._staging, first, last))
+                end = part.offset + last * part.row_bytes
         pieces.append((copies, begin, end))
         return pieces
 

@@ -72,6 +72,10 @@ __device__ inline Bgr resized(const Frame& frame, const unsigned char* rows, int
   }
   if (frame.width == frame.fit_width && frame.height == frame.fit_height) return pixel(frame, rows, y, x);
   Tap across = tap(x, frame.scale_x, frame.width, true), down = tap(y, frame.scale_y, frame.height, false);
+  if (frame.packed) {
+    down.first = y * frame.packed;
+    down.second = down.first + frame.packed - 1;
+  }
   // A pixel of no weight need not be read: 1920x1080 into 640 wants one pixel of nine.
   a = pixel(frame, rows, down.first, across.first);
   b = across.weight_second ? pixel(frame, rows, down.first, across.second) : a;

@@ -52,6 +52,8 @@ struct Frame {
   double scale_x, scale_y;  // source pixels per resized pixel
   float pad_x, pad_y, scale;  // how boxes move back
   int halved;            // both sides exactly halved: OpenCV averages four pixels then
+  int packed;            // 0: all rows are there; 1 or 2: so many for each resized row, and no others
+  int reserved;
 };
 
 struct Request {

@@ -106,6 +106,9 @@ class FakeCuda(types.SimpleNamespace):
         self._check()
         ctypes.memmove(target, source.ctypes.data, source.nbytes)
 
+    def Memcpy2D(self) -> Any:
+        return _Copy2D(self)
+
     def memcpy_dtoh_async(self, target: np.ndarray, source: int, stream: Any) -> None:
         self._check()
         ctypes.memmove(target.ctypes.data, source, target.nbytes)
@@ -113,6 +116,30 @@ class FakeCuda(types.SimpleNamespace):
     def memset_d32_async(self, target: int, value: int, count: int, stream: Any) -> None:
         self._check()
         np.ctypeslib.as_array(ctypes.cast(target, ctypes.POINTER(ctypes.c_uint32)), (count,))[:] = value
+
+
+class _Copy2D:
+    """Row after row, as `cuMemcpy2DAsync` does."""
+
+    src_pitch = dst_pitch = width_in_bytes = height = 0
+
+    def __init__(self, cuda: FakeCuda) -> None:
+        self._cuda, self._source, self._target = cuda, 0, 0
+
+    def set_src_host(self, array: np.ndarray) -> None:
+        assert array.flags.c_contiguous
+        self._source, self._bytes = array.ctypes.data, array.nbytes
+
+    def set_dst_device(self, address: int) -> None:
+        self._target = address
+
+    def __call__(self, stream: Any) -> None:
+        self._cuda._check()
+        assert (self.height - 1) * self.src_pitch + self.width_in_bytes <= self._bytes
+        for row in range(self.height):
+            ctypes.memmove(
+                self._target + row * self.dst_pitch, self._source + row * self.src_pitch, self.width_in_bytes
+            )
 
 
 class _Allocation:

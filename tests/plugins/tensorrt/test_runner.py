@@ -111,6 +111,17 @@ def test_pinned_frames_are_filled_in_place_and_strided_ones_copied(opened: Opene
     same(opened.session.detect([frame, strided], PROGRAM, CHOSEN), expected([frame, strided.copy()]))
 
 
+@pytest.mark.parametrize("size", [(96, 128), (54, 96), (192, 192), (200, 150), (77, 301), (64, 64), (500, 33)])
+def test_big_frames_travel_without_the_rows_nobody_reads(opened: Opened, size: tuple[int, int]) -> None:
+    """From pageable and pinned memory, and strided; scales that are whole, halves, odd, and exactly two."""
+    rng = np.random.default_rng(6)
+    frame = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
+    strided = np.repeat(frame, 2, axis=1)[:, ::2]
+    (wanted,) = expected([frame])
+    for source in (frame, opened.session.pinned_copy(frame), strided):
+        same(opened.session.detect([source, source], PROGRAM, CHOSEN), [wanted, wanted])
+
+
 def test_pinned_memory_is_lent_again_only_when_nobody_holds_it(opened: Opened) -> None:
     session, frames = opened.session, pictures(4)
     wanted = expected(frames)
