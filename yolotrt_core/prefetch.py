@@ -14,36 +14,63 @@ R = TypeVar("R")
 
 
 def prefetched(
-    items: Iterable[T], work: Callable[[T], R], *, threads: int | None = None, ahead: int | None = None
+    items: Iterable[T],
+    work: Callable[[T], R],
+    *,
+    threads: int | None = None,
+    ahead: int | None = None,
+    together: int = 1,
 ) -> Iterator[R]:
     """Yield `work(item)` for each item, in order, computed by threads before it is asked for.
 
     Args:
         work: must let go of the GIL to gain anything (OpenCV's decoders do). threads: default one per
-            CPU. ahead: most results computed and not yet taken; default four per thread.
+            CPU. ahead: most results computed and not yet taken; default four per thread and `together`.
+            together: items a thread takes at once; more means fewer turns of the GIL, but a later first result.
 
     Raises:
         Whatever `work` or `items` raise, in the place of that item's result; work under way is finished, none begun.
     """
     threads = threads or os.cpu_count() or 1
-    ahead = ahead or 4 * threads
+    ahead = max(1, (ahead or 4 * threads * together) // together)
     coming = iter(items)
     failure: Exception | None = None
     with ThreadPoolExecutor(threads, thread_name_prefix="yolotrt-prefetch") as pool:
-        waiting: deque[Future[R]] = deque()
+        waiting: deque[Future[tuple[list[R], Exception | None]]] = deque()
         try:
             while True:
                 if failure is None:
                     try:
-                        for item in islice(coming, max(1, ahead - len(waiting))):
-                            waiting.append(pool.submit(work, item))
+                        while len(waiting) < ahead:
+                            taken = []
+                            try:
+                                for item in islice(coming, together):
+                                    taken.append(item)
+                            finally:
+                                if taken:
+                                    waiting.append(pool.submit(_each, work, taken))
+                            if not taken:
+                                break
                     except Exception as err:  # noqa: BLE001 - raised below, once the items before it are done
                         failure = err
                 if not waiting:
                     break
-                yield waiting.popleft().result()
+                results, error = waiting.popleft().result()
+                yield from results
+                if error is not None:
+                    raise error
         finally:
             for future in waiting:
                 future.cancel()
     if failure is not None:
         raise failure
+
+
+def _each(work: Callable[[T], R], items: list[T]) -> tuple[list[R], Exception | None]:
+    results: list[R] = []
+    for item in items:
+        try:
+            results.append(work(item))
+        except Exception as err:  # noqa: BLE001 - raised in the place of this item's result
+            return results, err
+    return results, None

@@ -21,6 +21,21 @@ def test_results_come_in_order_whatever_takes_longest() -> None:
     assert list(prefetched([], work)) == []
 
 
+@pytest.mark.parametrize("together", [1, 3, 50])
+def test_items_taken_together_keep_order_and_errors(together: int) -> None:
+    def work(item: int) -> int:
+        if item == 7:
+            raise OSError("item 7")
+        return -item
+
+    assert list(prefetched(range(7), work, threads=2, together=together)) == [-n for n in range(7)]
+    found = []
+    with pytest.raises(OSError, match="item 7"):
+        for one in prefetched(range(20), work, threads=2, together=together):
+            found.append(one)
+    assert found == [-n for n in range(7)]
+
+
 def test_work_is_done_on_other_threads_at_once() -> None:
     together = threading.Barrier(3, timeout=20)
 

