@@ -17,14 +17,16 @@ def namespace() -> invoke.Collection:
     # invoke turns bytecode caching off for everything imported later, which would compile our
     # modules anew for every command of an editable install.
     sys.dont_write_bytecode = bool(os.environ.get("PYTHONDONTWRITEBYTECODE"))
-    from yolotrt_core.cli import argv, artifacts, bench, build, detect, doctor, evaluate, plugins
+    from yolotrt_core.cli import argv, artifacts, bench, build, detect, doctor, evaluate, plugins, sensitivity
     from yolotrt_core.registry import Registry
 
-    stages = Registry.discover(reserved_flags=[*build.RESERVED, *detect.RESERVED, *evaluate.RESERVED, *bench.RESERVED])
+    commands = (build, detect, evaluate, sensitivity, bench)
+    stages = Registry.discover(reserved_flags=[flag for command in commands for flag in command.RESERVED])
     top = invoke.Collection("yolotrt")
     top.add_task(build.task(stages))
     top.add_task(detect.task(stages))
     top.add_task(evaluate.task(stages))
+    top.add_task(sensitivity.task(stages))
     top.add_task(bench.task(stages))
     top.add_collection(artifacts.collection(stages))
     top.add_task(plugins.task(stages))

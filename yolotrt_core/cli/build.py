@@ -17,13 +17,17 @@ from yolotrt_core.gate import GateOptions
 from yolotrt_core.options import nearest, option_fields, refuse_unknown
 from yolotrt_core.parity import ParityOptions
 from yolotrt_core.registry import KINDS, Registry
+from yolotrt_core.sensitivity import SensitivityOptions
 from yolotrt_core.types import PRECISIONS, Json, ShapeRange, to_json
 
 SETTINGS = (
     Flag(
         "weights", "Model: a checkpoint, an ONNX file, a SavedModel folder, or a known name (default: embedded model)"
     ),
-    Flag("precision", f"{'|'.join(PRECISIONS)} (default fp16)"),
+    Flag(
+        "precision",
+        f"{'|'.join(PRECISIONS)}|auto: the fastest that runs here and passes the gate, of all builders (default fp16)",
+    ),
     Flag("builder", "Builder plugin (default: tensorrt where its library is installed, else onnxruntime)"),
     Flag("exporter", "Exporter plugin (default: the one that recognises the model)"),
     Flag("calibrator", "Calibrator plugin, for int8 and fp8 (default: percentile for int8, minmax for fp8)"),
@@ -40,7 +44,11 @@ SETTINGS = (
         repeatable=True,
     ),
     Flag("eval_data", "Pictures to judge the engine on before it is handed out: a folder, data set YAML or COCO JSON"),
-    Flag("max_drop", "Largest loss of mAP50-95 against fp32 on labelled --eval-data (default 0.005)"),
+    Flag(
+        "max_drop",
+        "Largest loss of mAP50-95 against fp32 on labelled --eval-data (default 0.005); if it is given, int8 and fp8 "
+        "leave the fewest layers in fp16 that hold it",
+    ),
     Flag("recipe", "TOML file with a table per stage, and [build] for these flags; a flag wins over it"),
     Flag(
         "store", "Artifact store folder (default: YOLOTRT_STORE, else artifacts/ of the clone, else the user's cache)"
@@ -53,7 +61,7 @@ _OWN = (
     Flag("json", "Print one JSON document, see yolotrt_core/schemas/build.json", switch=True),
 )
 # Options of what the core itself does in a build, by recipe table.
-_CORE_OPTIONS = {"parity": ParityOptions, "gate": GateOptions}
+_CORE_OPTIONS = {"parity": ParityOptions, "gate": GateOptions, "sensitivity": SensitivityOptions}
 PARITY_FLAGS = tuple(
     Flag(f"{prefix}_{f.name}", option_help(f))
     for prefix, options in _CORE_OPTIONS.items()
@@ -156,6 +164,8 @@ def document(engine: Engine) -> Json:
         "precision": engine.spec.precision,
         "tools": to_json(engine.spec.tools),
         "gate": to_json({"key": engine.verdict.key, **engine.verdict.facts}) if engine.verdict else None,
+        "mixed": to_json(engine.trade),
+        "auto": to_json({f: getattr(engine.pick, f) for f in ("text", "options")}) if engine.pick else None,
         "steps": [
             {
                 "step": s.step.label,

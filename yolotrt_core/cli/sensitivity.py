@@ -1,0 +1,97 @@
+"""`sensitivity`: what quantizing each layer of a model alone costs, the worst first."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from yolotrt_core.cli import build
+from yolotrt_core.cli.tables import print_table
+from yolotrt_core.cli.tasks import Flag, Given, make_task, stage_flags
+from yolotrt_core.engine import AUTO, calibration_data, open_store, plan_build
+from yolotrt_core.errors import UsageError
+from yolotrt_core.pipeline import GivenOptions
+from yolotrt_core.registry import KINDS, Registry
+from yolotrt_core.sensitivity import Sensitivity, measure
+from yolotrt_core.types import Json, to_json
+
+_OWN = (
+    Flag("plot", "Also draw the errors into this file, .svg, .png or .pdf (needs matplotlib)"),
+    Flag("json", "Print one JSON document, see yolotrt_core/schemas/sensitivity.json", switch=True),
+)
+RESERVED = tuple("--" + f.name.replace("_", "-") for f in _OWN)
+_BAR = 24
+_SUGGESTED = 4
+
+
+def task(stages: Registry) -> Any:
+    """Make the `sensitivity` task."""
+    summary = (
+        "Rank a model's layers by the damage of quantizing each alone; the worst first.\n\n"
+        "Each layer is measured in a float32 network on a few of the calibration pictures. "
+        "The precision is int8 unless fp8 is asked for.\n\n"
+        "Example: sensitivity --weights yolov5n.pt --calib-data train/"
+    )
+    flags = [*_OWN, *build.SETTINGS, *build.PARITY_FLAGS, *stage_flags(stages, KINDS)]
+    return make_task("sensitivity", summary, flags, lambda given: _sensitivity(stages, given))
+
+
+def _sensitivity(stages: Registry, given: Given) -> None:
+    settings = build.build_settings(stages, given)
+    if settings.precision == AUTO or (
+        given["precision"] is None and "precision" not in settings.recipe.get("build", {})
+    ):
+        settings = replace(settings, precision="int8")
+    plot = build.path_from_text(given["plot"])
+    if plot is not None and plot.suffix not in (".svg", ".png", ".pdf"):
+        raise UsageError(f"`--plot` expects a file that ends in .svg, .png or .pdf, found `{plot.name}`")
+    store = open_store(build.path_from_text(given["store"]))
+    planned = plan_build(settings, store=store, stages=stages)
+    options = GivenOptions(settings.flags, settings.recipe)
+    found = measure(planned, options, store=store, stages=stages, calibration=calibration_data(settings))
+    if plot is not None:
+        _draw(found, plot, planned.source.name)
+    if given["json"]:
+        print(json.dumps(document(found), indent=2))
+    else:
+        _report(found)
+
+
+def document(found: Sensitivity) -> Json:
+    """Return what `sensitivity --json` prints; its form is in yolotrt_core/schemas/sensitivity.json."""
+    return {
+        "schema": 1,
+        "precision": found.precision,
+        "pictures": found.pictures,
+        "from_cache": found.from_cache,
+        "seconds": sum(d.seconds for d in found.layers),
+        "layers": to_json(found.layers),
+    }
+
+
+def _report(found: Sensitivity) -> None:
+    most = max(d.error for d in found.layers) or 1.0
+    rows = [
+        (
+            str(rank),
+            d.layer,
+            f"{d.error:.5f}",
+            "█" * max(1, round(_BAR * d.error / most)),
+            f"{d.agreement:.3f}",
+            f"{d.drift:.4f}",
+        )
+        for rank, d in enumerate(found.layers, 1)
+    ]
+    print_table(("", "layer", "output error", "", "boxes in common", "score drift"), rows)
+    worst = ",".join(d.layer for d in found.layers[:_SUGGESTED])
+    print(f"\n{len(found.layers)} layers, each alone in {found.precision}, on {found.pictures} pictures")
+    print(f"keep the worst in fp16 with --{found.precision}-keep {worst}")
+    print("or let a build find how many it takes: --max-drop 0.002 with labelled --eval-data")
+
+
+def _draw(found: Sensitivity, path: Path, model: str) -> None:
+    from yolotrt_core.damage_plot import draw
+
+    draw(found, path, f"{model}: each layer alone in {found.precision}, {found.pictures} pictures")

@@ -1,0 +1,37 @@
+"""Draws the damage of each layer as bars, with matplotlib where it is installed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from yolotrt_core.errors import ArtifactError, PluginError
+from yolotrt_core.sensitivity import Sensitivity
+
+_INCHES_PER_LAYER = 0.18
+
+
+def draw(found: Sensitivity, path: Path, title: str) -> None:
+    """Write a bar for each layer, the worst on top; the format is that of the file's ending.
+
+    Raises:
+        PluginError: matplotlib is not installed. ArtifactError: the file cannot be written.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as err:
+        raise PluginError("drawing needs matplotlib", hint="pip install 'yolotrt-core[plot]', or leave out `--plot`") from err
+    names = [d.layer for d in found.layers]
+    figure = Figure(figsize=(9, 1.5 + _INCHES_PER_LAYER * len(names)), layout="constrained")
+    errors, boxes = figure.subplots(1, 2, sharey=True, width_ratios=(2, 1))
+    errors.barh(names, [d.error for d in found.layers], color="#336699")
+    errors.invert_yaxis()
+    errors.margins(y=0.01)
+    errors.tick_params(axis="y", labelsize=7)
+    errors.set_xlabel("relative error of the raw output")
+    boxes.barh(names, [1 - d.agreement for d in found.layers], color="#cc6633")
+    boxes.set_xlabel("share of boxes not in common")
+    figure.suptitle(title, fontsize=10)
+    try:
+        figure.savefig(path)
+    except OSError as err:
+        raise ArtifactError(f"cannot write `{path}`: {(err.strerror or str(err)).lower()}") from err
