@@ -143,7 +143,7 @@ def _candidates(rows: NDArray[Any], selection: Selection) -> Candidates:
     half = rows[:, 2:4] / np.float32(2)
     boxes: NDArray[np.float32] = np.concatenate((rows[:, :2] - half, rows[:, :2] + half), axis=1)
     if not _all_finite(boxes):
-        sound = np.isfinite(boxes).all(axis=1).nonzero()[0]
+        sound = np.flatnonzero(np.logical_and.reduce(np.isfinite(boxes), axis=1))
         rows, boxes = rows.take(sound, axis=0), boxes.take(sound, axis=0)
     scores = rows[:, 5:] * rows[:, 4:5]
     if selection.multi_label and scores.shape[1] > 1:
