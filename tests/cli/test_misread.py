@@ -16,6 +16,14 @@ def test_detect_help_is_help(run: Run, flag: str) -> None:
     assert ran.err == ""
 
 
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_of_a_task_in_a_group(run: Run, flag: str) -> None:
+    ran = run("artifacts.show", flag)
+    assert ran.code == 0
+    assert "where it comes from" in ran.out
+    assert ran.err == ""
+
+
 @pytest.mark.parametrize("arguments", [("--help", "detect"), ("build", "--help"), ("build", "-h")])
 def test_other_ways_to_ask_for_help(run: Run, arguments: tuple[str, ...]) -> None:
     ran = run(*arguments)

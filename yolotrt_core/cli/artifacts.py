@@ -36,22 +36,33 @@ def collection(stages: Registry) -> invoke.Collection:
     chosen = [*build.SETTINGS, *build.PARITY_FLAGS, *stage_flags(stages, KINDS)]
     made = invoke.Collection("artifacts")
     tasks = (
-        make_task("list", "List what the store holds.", (_STORE, _JSON), _list),
+        make_task("artifacts.list", "List what the store holds.", (_STORE, _JSON), _list),
         make_task(
-            "show", "Show one artifact and where it comes from, back to the model.", (_KEY, _STORE, _JSON), _show
+            "artifacts.show",
+            "Show one artifact and where it comes from, back to the model.",
+            (_KEY, _STORE, _JSON),
+            _show,
         ),
         make_task(
-            "explain",
+            "artifacts.explain",
             "Say for each stage of a build whether it would run, and what differs from the nearest artifact.",
             (*chosen, Flag("material", "Print all that enters each key", switch=True), _JSON),
             lambda given: _explain(stages, given),
         ),
-        make_task("verify", "Read everything in the store and compare it with its digests.", (_STORE, _JSON), _verify),
         make_task(
-            "repair", "Delete what `verify` finds damaged; refuses while something builds.", (_STORE, _JSON), _repair
+            "artifacts.verify",
+            "Read everything in the store and compare it with its digests.",
+            (_STORE, _JSON),
+            _verify,
         ),
         make_task(
-            "gc",
+            "artifacts.repair",
+            "Delete what `verify` finds damaged; refuses while something builds.",
+            (_STORE, _JSON),
+            _repair,
+        ),
+        make_task(
+            "artifacts.gc",
             "Delete what no named engine and nothing young needs.",
             (
                 Flag("keep_days", "Keep what is younger, in days (default 30)"),
@@ -62,7 +73,7 @@ def collection(stages: Registry) -> invoke.Collection:
             _gc,
         ),
         make_task(
-            "export",
+            "artifacts.export",
             "Copy what a build of these settings made out of the store.",
             (
                 *chosen,
