@@ -17,7 +17,18 @@ def namespace() -> invoke.Collection:
     # invoke turns bytecode caching off for everything imported later, which would compile our
     # modules anew for every command of an editable install.
     sys.dont_write_bytecode = bool(os.environ.get("PYTHONDONTWRITEBYTECODE"))
-    from yolotrt_core.cli import argv, artifacts, bench, build, detect, doctor, evaluate, plugins, sensitivity
+    from yolotrt_core.cli import (
+        argv,
+        artifacts,
+        bench,
+        build,
+        detect,
+        doctor,
+        evaluate,
+        plugin_new,
+        plugins,
+        sensitivity,
+    )
     from yolotrt_core.registry import Registry
 
     commands = (build, detect, evaluate, sensitivity, bench)
@@ -30,6 +41,7 @@ def namespace() -> invoke.Collection:
     top.add_task(bench.task(stages))
     top.add_collection(artifacts.collection(stages))
     top.add_task(plugins.task(stages))
+    top.add_collection(plugin_new.collection(stages))
     top.add_task(doctor.task(stages))
     argv.refuse_misread(top, argv.own_arguments())
     return top
@@ -51,11 +63,18 @@ def program() -> invoke.Program:
 
 def main() -> None:
     """Run the `yolotrt` command."""
-    import invoke
-
     try:
-        made = program()
-    except invoke.Exit as refused:
-        sys.stderr.write(f"{refused.message}\n")
-        sys.exit(refused.code)
-    made.run()
+        import invoke
+
+        try:
+            made = program()
+        except invoke.Exit as refused:
+            sys.stderr.write(f"{refused.message}\n")
+            sys.exit(refused.code)
+        made.run()
+    except KeyboardInterrupt:  # before a task could begin
+        sys.stderr.write("cancelled\n")
+        sys.exit(130)
+    except BrokenPipeError:  # the reader of a long help text has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(141)

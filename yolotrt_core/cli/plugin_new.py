@@ -1,0 +1,38 @@
+"""`plugin.new`: start a plugin of one's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import invoke
+
+from yolotrt_core.cli.tasks import Flag, Given, make_task
+from yolotrt_core.errors import UsageError
+from yolotrt_core.registry import KINDS, Registry
+from yolotrt_core.scaffold import write_plugin
+
+
+def collection(stages: Registry) -> invoke.Collection:
+    """Make the `plugin` tasks."""
+    made = invoke.Collection("plugin")
+    summary = (
+        "Write a new plugin: a small package with a working stage, its options, tests and README.\n\n"
+        "Example: plugin.new polish --kind pass"
+    )
+    flags = (
+        Flag("name", "Name of the stage, as `--exporter NAME` or its flags will have it", positional=True),
+        Flag("kind", "|".join(KINDS)),
+        Flag("out", "Folder to put it in (default: the current one)"),
+    )
+
+    def body(given: Given) -> None:
+        kind, name = given["kind"], given["name"]
+        if kind is None:
+            raise UsageError("`plugin.new` needs the kind of stage", hint=f"pass `--kind {'|'.join(KINDS)}`")
+        if name in stages.stages.get(kind, {}):
+            raise UsageError(f"there is already a {kind} named `{name}`", hint="choose another name")
+        folder = write_plugin(name, kind, Path(given["out"] or ".").expanduser())
+        print(folder)
+
+    made.add_task(make_task("plugin.new", summary, flags, body))
+    return made

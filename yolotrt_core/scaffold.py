@@ -1,0 +1,82 @@
+"""Writes a new plugin: a small package that installs, works, and holds its contract from the start."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Mapping
+from importlib import metadata, resources
+from pathlib import Path
+from string import Template
+
+from yolotrt_core.errors import UsageError
+from yolotrt_core.options import nearest
+from yolotrt_core.registry import KINDS, OWN_DIST, Kind
+
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,40}")
+_NEEDS: Mapping[Kind, tuple[str, ...]] = {
+    "exporter": ("numpy", "onnx>=1.19"),
+    "pass": ("onnx>=1.19",),
+    "calibrator": ("numpy", "onnx>=1.19", "onnxruntime>=1.20"),
+    "builder": ("numpy", "onnxruntime>=1.20"),
+    "postprocessor": ("numpy",),
+}
+_USE: Mapping[Kind, str] = {
+    "exporter": "    yolotrt build --weights YOUR_MODEL             # chosen by what the file holds\n"
+    "    yolotrt build --weights YOUR_MODEL --exporter $name",
+    "pass": "    yolotrt build --weights yolov5n.pt             # runs in every build\n"
+    "    yolotrt build --weights yolov5n.pt --$flag-run off",
+    "calibrator": "    yolotrt build --weights yolov5n.pt --precision int8 --calib-data PICTURES --calibrator $name",
+    "builder": "    yolotrt build --weights yolov5n.pt --builder $name\n"
+    "    yolotrt detect --weights yolov5n.pt --builder $name PICTURE",
+    "postprocessor": "    yolotrt detect --weights MODEL.onnx --onnx-head $name PICTURE",
+}
+
+
+def write_plugin(name: str, kind: str, parent: Path) -> Path:
+    """Write a plugin with one working stage of a kind.
+
+    Args:
+        name: of the stage; lower case, as flags and recipes will have it.
+        kind: exporter, pass, calibrator, builder or postprocessor.
+        parent: the folder to put the package's folder in.
+
+    Returns:
+        The new folder, `parent/yolotrt-NAME`, with pyproject.toml, README.md, the package
+        `yolotrt_NAME` and its tests.
+
+    Raises:
+        UsageError: a name that cannot be one or is taken, an unknown kind, a folder that has something in it.
+    """
+    if kind not in KINDS:
+        raise UsageError(f"unknown kind of stage `{kind}`", hint=nearest(kind, KINDS))
+    if not _NAME.fullmatch(name):
+        raise UsageError(f"a stage's name is lower-case letters, digits and `_`, found `{name}`")
+    package, folder = f"yolotrt_{name}", parent / f"yolotrt-{name.replace('_', '-')}"
+    if importlib.util.find_spec(package) is not None:
+        raise UsageError(f"the package `{package}` is installed already", hint="choose another name")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageError(f"`{folder}` is there already", hint="choose another name, or another folder with `--out`")
+    values = {
+        "name": name,
+        "kind": kind,
+        "package": package,
+        "dist": folder.name,
+        "Class": "".join(part.capitalize() for part in name.split("_")),
+        "flag": name.replace("_", "-"),
+        "requires": ", ".join(f'"{each}"' for each in (f"{OWN_DIST}>={metadata.version(OWN_DIST)}", *_NEEDS[kind])),
+    }
+    values["use"] = Template(_USE[kind]).substitute(values)
+    templates = resources.files("yolotrt_core") / "templates"
+    places = {"common": folder, kind: folder / package}
+    try:
+        for part, place in places.items():
+            for template in (templates / part).iterdir():
+                file = place / template.name.removesuffix(".tmpl")
+                if file.name == "test.py":
+                    file = folder / "tests" / f"test_{name}.py"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_text(Template(template.read_text(encoding="utf-8")).substitute(values), encoding="utf-8")
+    except OSError as err:
+        raise UsageError(f"cannot write `{folder}`: {(err.strerror or str(err)).lower()}") from err
+    return folder
