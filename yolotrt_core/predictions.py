@@ -61,12 +61,13 @@ def predict(
         UsageError: over 10% of the pictures cannot be read.
         StageError: the engine failed.
     """
-    builder = stages.get("builder", detector.spec.builder)
+    # A model run in its own framework names its exporter there.
+    runner = stages.stages["builder"].get(detector.spec.builder) or stages.get("exporter", detector.spec.builder)
     head = stages.postprocessor(detector.spec.model.head)
     spec = detector.spec
     action = Action(
         stage="predict",
-        plugin=builder.identity,
+        plugin=runner.identity,
         request={"selection": to_json(selection)},
         options={},
         inputs={

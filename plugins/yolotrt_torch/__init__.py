@@ -14,7 +14,7 @@ from typing import ClassVar, Literal
 
 from yolotrt_core.hookspecs import hookimpl
 from yolotrt_core.options import option
-from yolotrt_core.stages import Availability, Exporter
+from yolotrt_core.stages import Availability, Exporter, Session
 from yolotrt_core.types import BuildRequest, ModelSource, ModelSpec
 
 YOLOTRT_API = 1
@@ -57,6 +57,11 @@ class TorchExporter:
         from yolotrt_torch import exporter
 
         return exporter.export(source, request, options, out)
+
+    def open_source(self, source: ModelSource, request: BuildRequest, options: TorchOptions) -> Session:
+        from yolotrt_torch import session
+
+        return session.open_source(source, request, options)
 
 
 @hookimpl

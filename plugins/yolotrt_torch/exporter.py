@@ -62,7 +62,7 @@ def export(source: ModelSource, request: BuildRequest, options: TorchOptions, ou
     target = out / ONNX_FILE
     with _quiet():
         _export(network, request, options, target)
-    spec = _spec(network, checkpoint, source, request, options)
+    spec = spec_of(network, checkpoint, source, request, options)
     _finish(target, spec, request)
     return spec
 
@@ -201,9 +201,10 @@ def _descriptor_1_to(file: IO[bytes]) -> Iterator[None]:
         os.close(kept)
 
 
-def _spec(
+def spec_of(
     network: Network, checkpoint: Checkpoint, source: ModelSource, request: BuildRequest, options: TorchOptions
 ) -> ModelSpec:
+    """Describe a network as it is exported for a request."""
     size: tuple[int | str, ...] = (request.batch, request.height, request.width)
     rows: int | str = _rows(network, request.height, request.width)
     if request.dynamic:

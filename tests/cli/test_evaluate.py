@@ -57,6 +57,15 @@ def test_two_precisions_are_compared(run: Run, warm: Path, labelled: Path) -> No
     assert "not distinguishable from noise" in table.out
 
 
+def test_the_model_in_its_own_framework(run: Run, warm: Path, labelled: Path) -> None:
+    ran = run("evaluate", "--data", str(labelled), "--framework", "--json", "--bootstrap", "0", store=warm / "store")
+    assert ran.code == 0, ran.err
+    document = json.loads(ran.out)
+    jsonschema.validate(document, json.loads(_SCHEMA.read_text()))
+    assert document["engine"]["builder"] == "torch"
+    assert document["map50"]["value"] == pytest.approx(1.0)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -65,6 +74,7 @@ def test_two_precisions_are_compared(run: Run, warm: Path, labelled: Path) -> No
         (("--data", ".", "--part", "half"), "`--part` expects train, val or test, found `half`"),
         (("--data", ".", "--bootstrap", "x"), "`--bootstrap` expects a whole number"),
         (("--data", ".", "--engine", "none.onnx"), "there is no engine file `none.onnx`"),
+        (("--data", ".", "--engine", "none.onnx", "--framework"), "`--framework` needs `--weights`"),
     ],
 )
 def test_refusals(run: Run, warm: Path, arguments: tuple[str, ...], message: str) -> None:

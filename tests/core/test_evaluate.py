@@ -11,8 +11,9 @@ import pytest
 
 from yolotrt_core import dataset
 from yolotrt_core.detector import Detector
+from yolotrt_core.engine import BuildSettings
 from yolotrt_core.errors import UsageError
-from yolotrt_core.evaluate import SELECTION, Judge
+from yolotrt_core.evaluate import SELECTION, Judge, open_framework
 from yolotrt_core.metric import Bootstrap
 from yolotrt_core.predictions import predict
 from yolotrt_core.registry import Registry
@@ -50,6 +51,17 @@ def test_fp32_has_the_known_accuracy(data: Path, detector: Detector, stages: Reg
     again = judge.evaluate(detector)
     assert again.accuracy == result.accuracy
     assert again.predictions == result.predictions
+
+
+@pytest.mark.slow
+def test_the_torch_model_has_it_too(data: Path, stages: Registry, store: Store) -> None:
+    settings = BuildSettings(weights=data / "weights" / "yolov5n.pt", imgsz=(640, 640))
+    with open_framework(settings, stages) as model:
+        assert model.spec.builder == "torch"
+        judge = Judge(dataset.read(data / "coco", model.labels), store, stages, bootstrap=Bootstrap(0))
+        result = judge.evaluate(model)
+    assert result.map50.value == pytest.approx(0.5004, abs=0.0005)
+    assert result.map50_95.value == pytest.approx(0.3357, abs=0.0005)
 
 
 def test_predictions_come_back_bit_for_bit(

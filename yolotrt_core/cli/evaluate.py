@@ -16,7 +16,7 @@ from yolotrt_core.cli.tasks import Flag, Given, make_task, stage_flags
 from yolotrt_core.detector import Detector
 from yolotrt_core.engine import BuildSettings, open_store
 from yolotrt_core.errors import UsageError
-from yolotrt_core.evaluate import SELECTION, Comparison, Evaluation, Judge
+from yolotrt_core.evaluate import SELECTION, Comparison, Evaluation, Judge, open_framework
 from yolotrt_core.metric import Bootstrap, Interval
 from yolotrt_core.registry import KINDS, Registry
 from yolotrt_core.store.store import Store
@@ -26,6 +26,7 @@ _OWN = (
     Flag("data", "Labelled pictures: a folder in YOLO layout, a data set YAML, or a COCO JSON file"),
     Flag("part", "train|val|test: which part of a data set YAML (default val)"),
     Flag("engine", "Engine file made by `build`, instead of --weights"),
+    Flag("framework", "Judge the model in its own framework, without an engine", switch=True),
     Flag("against", f"Compare with this: an engine file, or {'|'.join(PRECISIONS)} of the same model"),
     Flag("conf", "Least score, 0 to 1 (default 0.001)"),
     Flag("iou", "Overlap over which the lower-scored box goes, 0 to 1 (default 0.6)"),
@@ -65,7 +66,12 @@ def _evaluate(stages: Registry, given: Given) -> None:
         build.whole_number("--seed", given["seed"] or 0, least=0),
     )
     with contextlib.ExitStack() as stack:
-        first = stack.enter_context(_open(settings, given["engine"], store, stages))
+        if given["framework"]:
+            if given["engine"]:
+                raise UsageError("`--framework` needs `--weights`: an engine holds no model of a framework")
+            first = stack.enter_context(open_framework(settings, stages))
+        else:
+            first = stack.enter_context(_open(settings, given["engine"], store, stages))
         data = dataset.read(given["data"], first.labels, part)
         judge = Judge(data, store, stages, _selection(given), bootstrap)
         result = judge.evaluate(first)

@@ -1,0 +1,77 @@
+"""A checkpoint run by PyTorch itself, to judge engines against the model they came from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from yolotrt_core.errors import UsageError
+from yolotrt_core.shapes import refuse_unfit
+from yolotrt_core.types import BuildRequest, EngineSpec, ModelSource
+from yolotrt_torch.checkpoint import read_checkpoint
+from yolotrt_torch.exporter import spec_of
+from yolotrt_torch.network import Network, fuse
+from yolotrt_torch.rebuild import network_from_checkpoint
+
+if TYPE_CHECKING:
+    from yolotrt_torch import TorchOptions
+
+
+class TorchSession:
+    """A network on the CPU in float32; one thread at a time may call it."""
+
+    def __init__(self, network: Network, spec: EngineSpec) -> None:
+        self._network: Network | None = network
+        self._spec = spec
+
+    @property
+    def spec(self) -> EngineSpec:
+        return self._spec
+
+    def infer(self, images: NDArray[np.float32]) -> Mapping[str, NDArray[Any]]:
+        """Run one batch; see `yolotrt_core.stages.Session.infer`.
+
+        Raises:
+            UsageError: a dtype or shape other than the spec's, or the session is closed.
+        """
+        if self._network is None:
+            raise UsageError("the model was closed", hint="open it again")
+        refuse_unfit(images, self._spec)
+        with torch.inference_mode():
+            return {"output0": self._network(torch.from_numpy(np.ascontiguousarray(images))).numpy()}
+
+    def close(self) -> None:
+        """Free the network."""
+        self._network = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def open_source(source: ModelSource, request: BuildRequest, options: TorchOptions) -> TorchSession:
+    """Open a checkpoint for pictures of the request's shape.
+
+    Raises:
+        UsageError: not a YOLOv5 detection checkpoint.
+    """
+    checkpoint = read_checkpoint(source.path)
+    network = network_from_checkpoint(checkpoint)
+    spec = EngineSpec(
+        model=spec_of(network, checkpoint, source, request, options),
+        precision="fp32",
+        builder="torch",
+        tools={"torch": torch.__version__},
+        engine_sha256=source.sha256,
+    )
+    fuse(network)
+    return TorchSession(network, spec)
