@@ -1,0 +1,266 @@
+"""Sensitivity and the search for a mix of precisions, on networks whose loss is known in closed form."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import fake_layers
+from fake_layers import RUNS, SHARES, SIZE, LayeredBuilder, layered_stages, write_model, write_pictures
+from yolotrt_core import mixed, sensitivity
+from yolotrt_core.engine import BuildSettings, Engine, build_engine, plan_build
+from yolotrt_core.errors import GateError, UsageError
+from yolotrt_core.pipeline import GivenOptions
+from yolotrt_core.registry import Registry
+from yolotrt_core.store.store import Store
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    RUNS.clear()
+    opened = Store(tmp_path / "store")
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    return write_pictures(tmp_path / "set")
+
+
+def _settings(tmp_path: Path, pictures: Path, **settings: Any) -> BuildSettings:
+    given = {"precision": "int8", "imgsz": SIZE, "calib_data": pictures / "images", "eval_data": pictures} | settings
+    return BuildSettings(weights=write_model(tmp_path, given.pop("shares", SHARES)), **given)
+
+
+def _build(stages: Registry, store: Store, settings: BuildSettings, out: Path) -> Engine:
+    return build_engine(settings, store=store, stages=stages, out=out / "out")
+
+
+def _measure(store: Store, settings: BuildSettings, stages: Registry | None = None) -> sensitivity.Sensitivity:
+    stages = stages or layered_stages()
+    planned = plan_build(settings, store=store, stages=stages)
+    options = GivenOptions(settings.flags, settings.recipe)
+    return sensitivity.measure(planned, options, store=store, stages=stages)
+
+
+def test_each_layer_is_charged_with_what_it_costs_alone(store: Store, tmp_path: Path, pictures: Path) -> None:
+    found = _measure(store, _settings(tmp_path, pictures))
+    assert [d.layer for d in found.layers] == sorted(SHARES, key=lambda name: -SHARES[name])
+    for layer in found.layers:
+        assert layer.error == pytest.approx(SHARES[layer.layer], rel=1e-3)
+        assert layer.drift == pytest.approx(SHARES[layer.layer], rel=1e-3)
+        assert layer.agreement == 1
+    assert (found.precision, found.pictures, found.from_cache) == ("int8", 3, False)
+
+
+def test_nothing_is_measured_twice(store: Store, tmp_path: Path, pictures: Path) -> None:
+    settings = _settings(tmp_path, pictures)
+    first = _measure(store, settings)
+    assert RUNS["lowered"] == len(SHARES)
+    again = _measure(store, settings)
+    assert again.from_cache
+    assert again.layers == first.layers
+    assert RUNS["lowered"] == len(SHARES)
+    fewer = _measure(store, _settings(tmp_path, pictures, flags={"sensitivity": {"images": "1"}}))
+    assert fewer.pictures == 1
+    assert RUNS["lowered"] == 2 * len(SHARES)
+
+
+def test_layers_the_user_keeps_are_not_measured(store: Store, tmp_path: Path, pictures: Path) -> None:
+    found = _measure(store, _settings(tmp_path, pictures, flags={"int8": {"keep": "model.1,model.2"}}))
+    assert [d.layer for d in found.layers] == ["model.3", "model.0"]
+
+
+def test_there_must_be_layers(store: Store, tmp_path: Path, pictures: Path) -> None:
+    with pytest.raises(UsageError, match="fp16 quantizes no layers"):
+        _measure(store, _settings(tmp_path, pictures, precision="fp16"))
+    with pytest.raises(UsageError, match="there is no layer to quantize"):
+        _measure(store, _settings(tmp_path, pictures, flags={"int8": {"keep": ",".join(SHARES)}}))
+
+
+# IoU with the truth is 1 minus the shares quantized; AP50-95 is how many of the ten thresholds are under it.
+@pytest.mark.parametrize(
+    ("max_drop", "kept", "losses"),
+    [
+        (0.35, (), [0.3]),
+        (0.15, ("model.1",), [0.3, 0.1]),
+        (0.05, ("model.1", "model.3"), [0.3, 0.1, 0.0]),
+        (0.0, ("model.1", "model.3"), [0.3, 0.1, 0.0]),
+    ],
+)
+def test_the_fewest_layers_stay_in_fp16(
+    store: Store, tmp_path: Path, pictures: Path, max_drop: float, kept: tuple[str, ...], losses: list[float]
+) -> None:
+    engine = _build(layered_stages(), store, _settings(tmp_path, pictures, max_drop=max_drop), tmp_path)
+    assert engine.verdict is not None
+    assert engine.verdict.passed
+    if not kept:
+        assert engine.trade is None
+        return
+    assert engine.trade is not None
+    assert engine.trade.kept == kept
+    assert [t.kept for t in engine.trade.tried] == list(range(len(losses)))
+    assert [t.loss for t in engine.trade.tried] == pytest.approx(losses, abs=1e-6)
+    assert [t.passed for t in engine.trade.tried] == [loss <= max_drop for loss in losses]
+    assert engine.trade.ms is not None
+    assert engine.trade.ms_before is not None
+    assert engine.trade.ms > engine.trade.ms_before  # each layer in fp16 takes 3 ms more
+    assert engine.key == engine.trade.tried[-1].key
+    assert "model-int8-onnxruntime-refused" not in store.refs()
+
+
+def test_layers_the_user_keeps_stay_kept(store: Store, tmp_path: Path, pictures: Path) -> None:
+    settings = _settings(tmp_path, pictures, max_drop=0.05, flags={"int8": {"keep": "model.3"}})
+    engine = _build(layered_stages(), store, settings, tmp_path)
+    assert engine.trade is not None
+    assert engine.trade.kept == ("model.1",)
+    assert engine.trade.layers == len(SHARES) - 1
+    lowered = next(s for s in engine.steps if s.step.label == "int8")
+    assert lowered.step.options.keep == "model.3,model.1"
+
+
+def test_only_a_stated_limit_starts_a_search(store: Store, tmp_path: Path, pictures: Path) -> None:
+    with pytest.raises(GateError, match=r"a loss of 0\.3000"):
+        _build(layered_stages(), store, _settings(tmp_path, pictures), tmp_path)
+    off = _settings(tmp_path, pictures, max_drop=0.15, flags={"sensitivity": {"search": "off"}})
+    with pytest.raises(GateError, match=r"a loss of 0\.3000"):
+        _build(layered_stages(), store, off, tmp_path)
+    assert RUNS["build"] == 1
+
+
+def test_when_no_mix_will_do_fp16_is_the_answer(store: Store, tmp_path: Path, pictures: Path) -> None:
+    settings = _settings(tmp_path, pictures, max_drop=0.01, shares={"model.0": 0.28, "model.1": 0.28})
+    with pytest.raises(GateError, match=r"fp16 is the answer.*1 of 2 layers in fp16 lose 0\.5000"):
+        _build(layered_stages(), store, settings, tmp_path)
+    assert store.find(store.refs()["model-int8-onnxruntime-refused"]) is not None
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_interrupted_search_goes_on_where_it_stopped(
+    store: Store, tmp_path: Path, pictures: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = _settings(tmp_path, pictures, max_drop=0.05)
+    RUNS["interrupt at"] = 3
+    with pytest.raises(KeyboardInterrupt):
+        _build(layered_stages(), store, settings, tmp_path)
+    lowered, built = RUNS["lowered"], RUNS["build"]
+    assert (lowered, built) == (1 + len(SHARES) + 2, 3)
+    with caplog.at_level(logging.INFO):
+        engine = _build(layered_stages(), store, settings, tmp_path)
+    assert engine.trade is not None
+    assert engine.trade.kept == ("model.1", "model.3")
+    assert (RUNS["lowered"] - lowered, RUNS["build"] - built) == (0, 1)  # only the build that was interrupted
+    again = _build(layered_stages(), store, settings, tmp_path)
+    assert again.trade == engine.trade
+    assert (RUNS["lowered"] - lowered, RUNS["build"] - built) == (0, 1)
+    assert "2 of 4 layers stay in fp16 (model.1, model.3)" in caplog.text
+
+
+@given(st.integers(1, 200), st.integers(0, 200))
+def test_the_fewest_is_found_with_few_questions(count: int, least: int) -> None:
+    asked = []
+
+    def passes(number: int) -> bool:
+        assert 1 <= number < count
+        asked.append(number)
+        return number >= least
+
+    expected = next((n for n in range(1, count) if n >= least), None)
+    assert mixed.fewest(passes, count) == expected
+    assert len(asked) == len(set(asked))
+    assert len(asked) <= 2 * count.bit_length()
+
+
+@given(st.lists(st.booleans(), min_size=2, max_size=70))
+def test_whatever_noise_says_the_answer_did_pass(answers: list[bool]) -> None:
+    found = mixed.fewest(lambda number: answers[number - 1], len(answers))
+    if found is not None:
+        assert answers[found - 1]
+        assert found == 1 or not answers[found - 2]
+
+
+class _Slower(LayeredBuilder):
+    """The same engines, each inference three times as long."""
+
+    name = "slower"
+    priority = 40
+
+    def open(self, *rest: Any) -> Any:
+        session = super().open(*rest)
+        session._ms *= 3
+        return session
+
+
+def test_auto_takes_the_fastest_that_passes(store: Store, tmp_path: Path, pictures: Path) -> None:
+    stages = layered_stages(_Slower())
+    settings = _settings(tmp_path, pictures, precision="auto", max_drop=0.35)
+    engine = _build(stages, store, settings, tmp_path)
+    assert engine.pick is not None
+    assert (engine.spec.builder, engine.spec.precision, engine.trade) == ("onnxruntime", "int8", None)
+    assert "the fastest that passed" in engine.pick.text
+    tried = {(o.builder, o.precision): o for o in engine.pick.options}
+    assert set(tried) == {(b, p) for b in ("onnxruntime", "slower") for p in ("fp32", "fp16", "int8")}
+    assert all(o.ms is not None and o.passed for o in tried.values())
+    assert engine.path.name == "model-int8.bin"
+    before = RUNS["build"]
+    again = _build(stages, store, settings, tmp_path)
+    assert (again.pick, RUNS["build"]) == (engine.pick, before)
+
+
+def test_auto_mends_what_is_fast_but_loses_too_much(store: Store, tmp_path: Path, pictures: Path) -> None:
+    settings = _settings(tmp_path, pictures, precision="auto", max_drop=0.15)
+    engine = _build(layered_stages(), store, settings, tmp_path)
+    assert engine.pick is not None
+    assert engine.trade is not None
+    assert engine.trade.kept == ("model.1",)
+    assert engine.spec.precision == "int8"
+    assert [(o.precision, o.kept, o.passed) for o in engine.pick.options] == [
+        ("fp32", 0, True),
+        ("fp16", 0, True),
+        ("int8", 0, False),
+        ("int8", 1, True),
+    ]
+
+
+def test_auto_says_when_fp16_is_the_answer(
+    store: Store, tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(fake_layers.MS, "int8", 30.0)  # quantized, it passes, and is slower
+    engine = _build(layered_stages(), store, _settings(tmp_path, pictures, precision="auto", max_drop=0.35), tmp_path)
+    assert engine.spec.precision == "fp16"
+    assert engine.pick is not None
+    assert engine.pick.text.startswith("fp16 is the answer")
+
+
+def test_auto_searches_nothing_that_is_slow_already(
+    store: Store, tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(fake_layers.MS, "int8", 30.0)
+    engine = _build(layered_stages(), store, _settings(tmp_path, pictures, precision="auto", max_drop=0.1), tmp_path)
+    assert engine.spec.precision == "fp16"
+    assert RUNS["build"] == 3
+
+
+def test_auto_without_pictures_leaves_int8_out(store: Store, tmp_path: Path, pictures: Path) -> None:
+    settings = _settings(tmp_path, pictures, precision="auto", calib_data=None)
+    engine = _build(layered_stages(), store, settings, tmp_path)
+    assert engine.spec.precision == "fp16"
+    assert engine.pick is not None
+    left_out = next(o for o in engine.pick.options if o.precision == "int8")
+    assert (left_out.ms, left_out.passed) == (None, None)
+    assert "`--calib-data`" in left_out.note
+
+
+def test_auto_needs_the_gate(store: Store, tmp_path: Path, pictures: Path) -> None:
+    settings = _settings(tmp_path, pictures, precision="auto", flags={"gate": {"check": "off"}})
+    with pytest.raises(UsageError, match="`--precision auto` asks the gate"):
+        _build(layered_stages(), store, settings, tmp_path)
+    with pytest.raises(UsageError, match="precision `auto` is many builds"):
+        plan_build(settings, store=store, stages=layered_stages())

@@ -1,0 +1,217 @@
+"""Stages whose network has layers, each of which costs a known share of the output when quantized.
+
+The "model" is a text file of `name share` lines. The "network" returns its input times 1 minus the
+shares of the layers that are quantized; the "head" finds one box that covers that much of a white picture's
+width, so its IoU with the whole picture is that number too, and so is its score.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from fake_stages import BuilderOptions, FakeBuilder, FakeExporter, FakePass, FakePostprocessor, FakeSession
+from yolotrt_core.hookspecs import API_VERSION, hookimpl
+from yolotrt_core.options import NoOptions, option
+from yolotrt_core.ranges import Ranges, write_ranges
+from yolotrt_core.registry import Registry
+from yolotrt_core.stages import ONNX_FILE, RANGES_FILE, REFERENCE_FILE
+from yolotrt_core.types import (
+    BuildRequest,
+    Detections,
+    EngineSpec,
+    Geometry,
+    ModelSource,
+    ModelSpec,
+    OnnxModel,
+    Precision,
+    Selection,
+    TensorSpec,
+)
+
+RUNS: Counter[str] = Counter()
+SHARES = {"model.0": 0.01, "model.1": 0.12, "model.2": 0.002, "model.3": 0.05}
+SIZE = (32, 64)
+# Milliseconds of an inference by precision; what is left in fp16 adds its share.
+MS: dict[str, float] = {"fp32": 16.0, "fp16": 10.0, "int8": 2.0}
+MS_OF_A_LAYER = 3.0
+
+
+class LayeredExporter(FakeExporter):
+    name = "layered"
+    Options = NoOptions
+
+    def export(self, source: ModelSource, request: BuildRequest, options: Any, out: Path) -> ModelSpec:
+        shares = {name: float(share) for name, share in (line.split() for line in source.path.read_text().splitlines())}
+        (out / ONNX_FILE).write_text(json.dumps({"shares": shares, "quantized": []}))
+        shape = (request.batch, 3, request.height, request.width)
+        images = np.ones(shape, np.float32)
+        np.savez(out / REFERENCE_FILE, images=images, output0=images)
+        tensors = (TensorSpec("images", "float32", shape),), (TensorSpec("output0", "float32", shape),)
+        return ModelSpec(*tensors, ("thing",), (32,), "layered")
+
+
+@dataclass(frozen=True)
+class QuantizerOptions:
+    keep: str | None = option(None, help="Layers kept")
+    base: str = option("fp16", help="Type of the rest")
+
+
+class Quantizer(FakePass):
+    name = "int8"
+    Options = QuantizerOptions
+    order = 50
+    needs_calibration = True
+
+    def applies(self, request: BuildRequest, options: Any) -> bool:
+        return request.precision == "int8"
+
+    def apply(
+        self, model: OnnxModel, calibration: Any, request: BuildRequest, options: Any, out: Path
+    ) -> tuple[ModelSpec, Mapping[str, Any]]:
+        RUNS["lowered"] += 1
+        network = json.loads(model.path.read_text())
+        (out / ONNX_FILE).write_text(json.dumps({**network, "quantized": list(self.layers(model, options))}))
+        return model.spec, {}
+
+    def layers(self, model: OnnxModel, options: Any) -> tuple[str, ...]:
+        kept = (options.keep or "").split(",")
+        return tuple(n for n in json.loads(model.path.read_text())["shares"] if n not in kept)
+
+
+class Half(Quantizer):
+    name = "fp16"
+    Options = NoOptions
+    needs_calibration = False
+    layers = None  # type: ignore[assignment]
+
+    def applies(self, request: BuildRequest, options: Any) -> bool:
+        return request.precision == "fp16"
+
+    def apply(
+        self, model: OnnxModel, calibration: Any, request: BuildRequest, options: Any, out: Path
+    ) -> tuple[ModelSpec, Mapping[str, Any]]:
+        (out / ONNX_FILE).write_text(json.dumps({**json.loads(model.path.read_text()), "type": "half"}))
+        return model.spec, {}
+
+
+class LayeredCalibrator(FakePass):
+    name = "percentile"
+    Options = NoOptions
+    needs_images = True
+
+    def calibrate(
+        self, model: OnnxModel, batches: Iterator[Any], request: BuildRequest, options: Any, out: Path
+    ) -> str:
+        seen = sum(len(batch) for batch in batches)
+        write_ranges(out / RANGES_FILE, Ranges(model.sha256, "fake", {"images": float(seen)}))
+        return "fake"
+
+
+class LayeredSession(FakeSession):
+    def __init__(self, network: Mapping[str, Any], spec: EngineSpec) -> None:
+        super().__init__(1 - sum(network["shares"][name] for name in network["quantized"]), spec)
+        self._ms = MS[spec.precision]
+        if spec.precision == "int8":
+            self._ms += MS_OF_A_LAYER * (len(network["shares"]) - len(network["quantized"]))
+
+    def infer(self, images: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
+        time.sleep(self._ms / 1000)
+        return super().infer(images)
+
+
+class LayeredBuilder(FakeBuilder):
+    Options = BuilderOptions
+    precisions: frozenset[Precision] = frozenset({"fp32", "fp16", "int8"})
+
+    def build(self, model: OnnxModel, *rest: Any) -> EngineSpec:
+        RUNS["build"] += 1
+        if RUNS["build"] == RUNS["interrupt at"]:
+            raise KeyboardInterrupt
+        return super().build(model, *rest)
+
+    def open(self, engine: Path, spec: EngineSpec, options: Any, side_cache: Any) -> LayeredSession:
+        return LayeredSession(json.loads(engine.read_text()), spec)
+
+
+class WideBox(FakePostprocessor):
+    name = "widebox"
+    Options = NoOptions
+    heads = frozenset({"layered"})
+
+    def decode(
+        self,
+        raw: Mapping[str, NDArray[Any]],
+        spec: ModelSpec,
+        geometry: Sequence[Geometry],
+        selection: Selection,
+        options: Any,
+    ) -> list[Detections]:
+        found = []
+        for image, placed in zip(raw["output0"], geometry, strict=True):
+            height, width = placed.source
+            share = float(image.mean())
+            box = np.array([[0, 0, width * share, height]], np.float32)
+            found.append(Detections(box, np.array([share], np.float32), np.zeros(1, np.int64)))
+        return found
+
+
+def layered_stages(*more_builders: Any) -> Registry:
+    """Return a registry of the stages above."""
+
+    class Plugin:
+        YOLOTRT_API = API_VERSION
+        __name__ = "layered"
+
+        @hookimpl
+        def yolotrt_exporters(self) -> Sequence[Any]:
+            return [LayeredExporter()]
+
+        @hookimpl
+        def yolotrt_passes(self) -> Sequence[Any]:
+            return [Half(), Quantizer()]
+
+        @hookimpl
+        def yolotrt_calibrators(self) -> Sequence[Any]:
+            return [LayeredCalibrator()]
+
+        @hookimpl
+        def yolotrt_builders(self) -> Sequence[Any]:
+            return [LayeredBuilder(), *more_builders]
+
+        @hookimpl
+        def yolotrt_postprocessors(self) -> Sequence[Any]:
+            return [WideBox()]
+
+        @hookimpl
+        def yolotrt_select_exporter(self, source: ModelSource) -> str | None:
+            return "layered"
+
+    return Registry.of(Plugin())
+
+
+def write_model(folder: Path, shares: Mapping[str, float] = SHARES) -> Path:
+    """Write a model of these layers."""
+    path = folder / "model.txt"
+    path.write_text("\n".join(f"{name} {share}" for name, share in shares.items()))
+    return path
+
+
+def write_pictures(folder: Path, count: int = 3) -> Path:
+    """Write white pictures, each labelled as one thing that fills it; all of another content."""
+    for kind in ("images", "labels"):
+        (folder / kind).mkdir(parents=True)
+    for number in range(count):
+        frame = np.full((SIZE[0] * (number + 1), SIZE[1] * (number + 1), 3), 255, np.uint8)
+        assert cv2.imwrite(str(folder / "images" / f"{number}.png"), frame)
+        (folder / "labels" / f"{number}.txt").write_text("0 0.5 0.5 1 1\n")
+    return folder
