@@ -19,7 +19,9 @@ def draw(found: Sensitivity, path: Path, title: str) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError as err:
-        raise PluginError("drawing needs matplotlib", hint="pip install 'yolotrt-core[plot]', or leave out `--plot`") from err
+        raise PluginError(
+            "drawing needs matplotlib", hint="pip install 'yolotrt-core[plot]', or leave out `--plot`"
+        ) from err
     names = [d.layer for d in found.layers]
     figure = Figure(figsize=(9, 1.5 + _INCHES_PER_LAYER * len(names)), layout="constrained")
     errors, boxes = figure.subplots(1, 2, sharey=True, width_ratios=(2, 1))
