@@ -22,6 +22,8 @@ from yolotrt_core.timing import times_ms
 
 _log = logging.getLogger(__name__)
 
+_NAMED = 8
+
 
 @dataclass(frozen=True, slots=True)
 class Tried:
@@ -64,8 +66,9 @@ class Trade:
         """One line for people."""
         first, chosen = self.tried[0], next(t for t in self.tried if t.kept == len(self.kept))
         speed = f", {self.ms:.3f} ms a picture instead of {self.ms_before:.3f}" if self.ms and self.ms_before else ""
+        names = ", ".join(self.kept[:_NAMED]) + (f" and {len(self.kept) - _NAMED} more" if self.kept[_NAMED:] else "")
         return (
-            f"{len(self.kept)} of {self.layers} layers stay in fp16 ({', '.join(self.kept)}): a loss of mAP50-95 of "
+            f"{len(self.kept)} of {self.layers} layers stay in fp16 ({names}): a loss of mAP50-95 of "
             f"{chosen.loss:.4f} instead of {first.loss:.4f} ({self.max_drop:g} allowed), "
             f"{chosen.size:,} bytes instead of {first.size:,}{speed}"
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -115,7 +116,8 @@ def measure(
     lowering = lowering_step(planned)
     if lowering is None:
         raise UsageError(
-            f"{planned.request.precision} quantizes no layers", hint="layers are measured for int8 and fp8"
+            f"{planned.request.precision} quantizes no layers",
+            hint="int8 and fp8 by Q/DQ nodes have them",
         )
     before = replace(planned, steps=planned.steps[: planned.steps.index(lowering)])
     results = {r.step.label: r.record for r in pipeline.run(before, store, stages)}
@@ -249,13 +251,13 @@ class _Case:
         )
 
         def make(folder: Path) -> Mapping[str, Json]:
-            figures = self._measure(folder, alone)
+            figures = self._measure(folder, name, alone)
             (folder / "out" / _FIGURES_FILE).write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
             return figures
 
         return self.store.obtain(action, make)
 
-    def _measure(self, folder: Path, alone: Any) -> dict[str, Json]:
+    def _measure(self, folder: Path, name: str, alone: Any) -> dict[str, Json]:
         reference = self._expected()
         work = folder / "in"
         work.mkdir()
@@ -270,6 +272,8 @@ class _Case:
         watched = _Watched(self._open(lowered / ONNX_FILE, spec), reference.outputs)
         with self._detector(watched) as detector:
             agreement = agree(reference.found, detector.detect(reference.frames, _SELECTION))
+        if not math.isfinite(watched.error):
+            raise StageError(f"the network gives values that are no numbers once `{name}` is quantized")
         return {"error": watched.error, "agreement": agreement.share, "drift": agreement.drift}
 
     def _expected(self) -> _Reference:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,8 +15,9 @@ from hypothesis import strategies as st
 import fake_layers
 from fake_layers import RUNS, SHARES, SIZE, LayeredBuilder, layered_stages, write_model, write_pictures
 from yolotrt_core import mixed, sensitivity
+from yolotrt_core.detector import Detector
 from yolotrt_core.engine import BuildSettings, Engine, build_engine, plan_build
-from yolotrt_core.errors import GateError, UsageError
+from yolotrt_core.errors import GateError, StageError, UsageError
 from yolotrt_core.pipeline import GivenOptions
 from yolotrt_core.registry import Registry
 from yolotrt_core.store.store import Store
@@ -256,6 +258,20 @@ def test_auto_without_pictures_leaves_int8_out(store: Store, tmp_path: Path, pic
     left_out = next(o for o in engine.pick.options if o.precision == "int8")
     assert (left_out.ms, left_out.passed) == (None, None)
     assert "`--calib-data`" in left_out.note
+
+
+def test_a_detector_opens_what_auto_chose(store: Store, tmp_path: Path, pictures: Path) -> None:
+    settings = _settings(tmp_path, pictures, precision="auto", max_drop=0.35)
+    given = {f: getattr(settings, f) for f in settings.__slots__ if f != "weights"}
+    with Detector.open(settings.weights, store=store, stages=layered_stages(_Slower()), **given) as detector:
+        assert (detector.spec.builder, detector.spec.precision) == ("onnxruntime", "int8")
+        found = detector.detect([np.full((32, 64, 3), 255, np.uint8)])
+    assert found[0].scores[0] == pytest.approx(1 - sum(SHARES.values()))
+
+
+def test_a_layer_that_breaks_the_network_is_named(store: Store, tmp_path: Path, pictures: Path) -> None:
+    with pytest.raises(StageError, match=r"no numbers once `model\.1` is quantized"):
+        _measure(store, _settings(tmp_path, pictures, shares={"model.0": 0.1, "model.1": float("inf")}))
 
 
 def test_auto_needs_the_gate(store: Store, tmp_path: Path, pictures: Path) -> None:
