@@ -1,0 +1,285 @@
+"""Plugins of third parties: three that work, installed as distributions of their own, and six that are broken."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import site
+import subprocess
+import sys
+import venv
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLES = {"calibrator": "yolotrt_picture_mean", "exporter": "yolotrt_zoo", "postprocessor": "yolotrt_anchor_free"}
+MAIN = "from yolotrt_core.cli import main; main()"
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@dataclass(frozen=True)
+class Environment:
+    """A fresh environment that sees this one's packages, with the three examples installed in it."""
+
+    python: Path
+    folder: Path
+
+    def run(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        command = [str(self.python), *arguments]
+        clean = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "PIP_"))}
+        done = subprocess.run(
+            command, cwd=self.folder, env=clean, capture_output=True, text=True, timeout=300, check=False
+        )
+        assert not check or done.returncode == 0, done.stdout + done.stderr
+        return done
+
+    def yolotrt(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        return self.run("-c", MAIN, *arguments, check=check)
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Environment:
+    pytest.importorskip("onnxruntime", reason="the examples need onnx and onnxruntime (extra `torch`)")
+    folder = tmp_path_factory.mktemp("examples")
+    venv.create(folder / "venv", with_pip=False, symlinks=True)
+    python = folder / "venv" / "bin" / "python"
+    (packages,) = (folder / "venv" / "lib").glob("python*/site-packages")
+    # Frameworks come from where the tests run; installing them again would take minutes and gigabytes.
+    (packages / "outer.pth").write_text("".join(f"import site; site.addsitedir({p!r})\n" for p in _site_packages()))
+    sources = []
+    for kind in EXAMPLES:
+        sources.append(folder / "sources" / kind)
+        shutil.copytree(ROOT / "tests" / "examples" / kind, sources[-1])
+    install = [sys.executable, "-m", "pip", "--python", str(python), "install", "-q", "--no-deps", *map(str, sources)]
+    done = subprocess.run(install, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    return Environment(python, folder)
+
+
+def _site_packages() -> list[str]:
+    return [p for p in {*site.getsitepackages(), str(Path(pytest.__file__).parent.parent)} if Path(p).is_dir()]
+
+
+def test_the_examples_are_short() -> None:
+    for kind, package in EXAMPLES.items():
+        files = (ROOT / "tests" / "examples" / kind / package).glob("*.py")
+        assert sum(len(file.read_text().splitlines()) for file in files) < 80
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", EXAMPLES)
+def test_an_installed_example_holds_its_contract(kind: str, environment: Environment) -> None:
+    tests = environment.folder / "sources" / kind / "tests"
+    options = ["-q", "-W", "error", "-p", "no:cacheprovider", "--import-mode=importlib"]
+    done = environment.run(
+        "-m", "pytest", *options, f"--confcutdir={tests}", "-c", os.devnull, f"--rootdir={tests}", str(tests)
+    )
+    assert "failed" not in done.stdout
+    where = environment.run("-c", f"import {EXAMPLES[kind]} as p; print(p.__file__)").stdout
+    assert "site-packages" in where
+    assert str(environment.folder) in where
+
+
+@pytest.mark.slow
+def test_installed_examples_are_listed_with_their_distributions(environment: Environment) -> None:
+    listed = json.loads(environment.yolotrt("plugins", "--json").stdout)
+    assert listed["broken"] == []
+    theirs = {(s["kind"], s["name"], s["distribution"]) for s in listed["stages"]}
+    assert theirs >= {
+        ("calibrator", "picture_mean", "yolotrt-picture-mean"),
+        ("exporter", "zoo", "yolotrt-zoo"),
+        ("postprocessor", "anchor_free", "yolotrt-anchor-free"),
+    }
+
+
+@pytest.mark.slow
+def test_a_calibrator_is_swapped_in_by_name(environment: Environment, data: Path) -> None:
+    pytest.importorskip("torch", reason="the embedded model is a checkpoint (extra `torch`)")
+    folder = environment.folder / "pictures"
+    folder.mkdir()
+    for picture in sorted((data / "coco" / "images" / "calib").glob("*.jpg"))[:4]:
+        shutil.copy(picture, folder)
+    settings = ["--precision", "int8", "--calib-data", str(folder), "--builder", "onnxruntime", "--store", "store"]
+    methods = {}
+    for name in ("picture_mean", "minmax"):
+        done = environment.yolotrt("build", *settings, "--calibrator", name, "--json", "--out", f"int8-{name}")
+        steps = {step["kind"]: step["plugin"] for step in json.loads(done.stdout)["steps"]}
+        assert steps["calibrator"] == name
+        environment.yolotrt(
+            "artifacts.export", *settings, "--calibrator", name, "--kind", "ranges", "--out", f"ranges-{name}"
+        )
+        (file,) = (environment.folder / f"ranges-{name}").rglob("*ranges*.json")
+        methods[name] = json.loads(file.read_text())
+    mean, largest = methods["picture_mean"], methods["minmax"]
+    assert (mean["method"], largest["method"]) == ("picture_mean", "minmax")
+    assert mean["tensors"].keys() == largest["tensors"].keys()
+    # A mean of the pictures' largest values is below the largest of them.
+    assert all(mean["tensors"][name] <= largest["tensors"][name] * 1.0001 for name in mean["tensors"])
+
+
+@pytest.mark.slow
+def test_a_bundle_is_built_and_a_head_decoded(environment: Environment) -> None:
+    """The exporter chooses itself by content; the postprocessor decodes what the built-in `onnx` exporter hands on."""
+    make = """
+import json, sys, zipfile
+from pathlib import Path
+import onnx
+from yolotrt_core.testing import small_model
+here = Path.cwd()
+path = small_model(here / "network").path
+with zipfile.ZipFile(here / "bundle.zip", "w") as archive:
+    archive.write(path, "network.onnx")
+    archive.writestr("card.json", json.dumps({"classes": ["a", "b", "c"], "strides": [8]}))
+model = onnx.load(str(path))
+# From rows cx cy w h objectness scores to columns without objectness, as an anchor-free head has them.
+take = onnx.numpy_helper.from_array(__import__("numpy").array([0, 1, 2, 3, 5, 6, 7]), "take")
+model.graph.initializer.append(take)
+model.graph.node.extend([
+    onnx.helper.make_node("Gather", ["output0", "take"], ["seven"], axis=2),
+    onnx.helper.make_node("Transpose", ["seven"], ["columns"], perm=[0, 2, 1]),
+])
+model.graph.output[0].CopyFrom(onnx.helper.make_tensor_value_info("columns", 1, [1, 7, 128]))
+onnx.save(model, "columns.onnx")
+"""
+    environment.run("-c", make)
+    common = ["--builder", "onnxruntime", "--precision", "fp32", "--store", "store"]
+    done = environment.yolotrt("build", "--weights", "bundle.zip", *common, "--imgsz", "64", "--json", "--out", "zoo")
+    assert json.loads(done.stdout)["steps"][0]["plugin"] == "zoo"
+    pytest.importorskip("cv2", reason="detect reads pictures (extra `opencv`)")
+    sample = str(ROOT / "yolotrt_core" / "assets" / "sample.jpg")
+    model = ["--weights", "columns.onnx", "--onnx-head", "yolov8", *common]
+    environment.yolotrt("detect", *model, "--conf", "0.3", "--out", "found", sample)
+    (found,) = (json.loads(p.read_text()) for p in (environment.folder / "found").glob("*.json"))
+    assert "class" in json.dumps(found)
+    done = environment.yolotrt("detect", "--weights", "columns.onnx", *common, "--out", "found", sample, check=False)
+    assert done.returncode == 2
+    assert "--onnx-head" in done.stderr
+
+
+_PASS = """
+from pathlib import Path
+from yolotrt_core.hookspecs import hookimpl
+from yolotrt_core.options import NoOptions, option
+from yolotrt_core.stages import Availability
+from dataclasses import dataclass
+YOLOTRT_API = 1
+
+@dataclass(frozen=True)
+class Flags:
+    {field}: int = option(1, help="a number")
+
+class Stage:
+    name, stage_version, order, needs_calibration = "{name}", 1, {order}, False
+    sources, Options = ("{module}",), {options}
+    def available(self): return Availability(True)
+    def fingerprint(self, options): return {{}}
+    def applies(self, request, options): return {applies}
+    def apply(self, model, calibration, request, options, out):
+        {work}
+        (out / "model.onnx").write_bytes(model.path.read_bytes())
+        return model.spec, {{}}
+
+@hookimpl
+def yolotrt_passes(): return [Stage()]
+"""
+
+
+def _pass(module: str, **changed: Any) -> str:
+    values: dict[str, Any] = {
+        "name": module,
+        "module": module,
+        "options": "NoOptions",
+        "applies": "False",
+        "work": "pass",
+    }
+    values |= {"field": "x", "order": 30}
+    return _PASS.format(**(values | changed))
+
+
+# What is wrong, and what the message must say beside the distribution.
+BROKEN: Mapping[str, tuple[str, str]] = {
+    "raises_at_import": ("import no_such_framework", "No module named 'no_such_framework'"),
+    "exits_at_import": ("raise SystemExit(7)", "SystemExit"),
+    "wrong_argument": (
+        "from yolotrt_core.hookspecs import hookimpl\nYOLOTRT_API = 1\n"
+        "@hookimpl\ndef yolotrt_select_exporter(weights): return None",
+        "weights",
+    ),
+    "duplicate_name": (_pass("duplicate_name", name="simplify"), "`simplify` is brought by both `yolotrt-core`"),
+    "duplicate_flag": (
+        _pass("duplicate_flag", name="torch", options="Flags", field="opset"),
+        "flag `--torch-opset` is claimed by both `yolotrt-core`",
+    ),
+    "old_api": ("YOLOTRT_API = 0", "is written for plugin API 0; this yolotrt speaks 1"),
+}
+
+
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Return `yolotrt(*arguments)` where every broken plugin is installed, each as a distribution of its own."""
+    folder = tmp_path_factory.mktemp("broken")
+    outside = "(out.parent / 'stray.txt').write_text('x')"
+    fp16_only = "request.precision == 'fp16'"
+    modules = {name: text for name, (text, _) in BROKEN.items()}
+    modules["writes_outside"] = _pass("writes_outside", applies=fp16_only, work=outside, order=60)
+    for module, text in modules.items():
+        dist = f"bad-{module.replace('_', '-')}"
+        (folder / f"{module}.py").write_text(text)
+        information = folder / f"{dist.replace('-', '_')}-1.0.dist-info"
+        information.mkdir()
+        (information / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {dist}\nVersion: 1.0\n")
+        (information / "entry_points.txt").write_text(f"[yolotrt]\n{module} = {module}\n")
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        environment = os.environ | {"PYTHONPATH": str(folder)}
+        command = [sys.executable, "-c", MAIN, *arguments]
+        return subprocess.run(
+            command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False
+        )
+
+    return run
+
+
+def test_broken_plugins_are_listed_with_distribution_and_reason(broken: Run) -> None:
+    done = broken("plugins", "--json")
+    assert done.returncode == 0, done.stderr
+    told = {each["distribution"]: each["error"] for each in json.loads(done.stdout)["broken"]}
+    assert told.keys() == {f"bad-{module.replace('_', '-')}" for module in BROKEN}
+    for module, (_, words) in BROKEN.items():
+        assert words in told[f"bad-{module.replace('_', '-')}"]
+
+
+def test_help_works_beside_broken_plugins(broken: Run) -> None:
+    for arguments in (["--list"], ["--help", "build"], ["build", "--help"], ["doctor", "--json"]):
+        done = broken(*arguments)
+        assert done.returncode == 0, done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_a_build_that_needs_no_broken_plugin_works(broken: Run) -> None:
+    pytest.importorskip("torch", reason="the embedded model is a checkpoint (extra `torch`)")
+    done = broken("build", "--builder", "onnxruntime", "--precision", "fp32", "--store", "store", "--json")
+    assert done.returncode == 0, done.stderr
+    assert {step["plugin"] for step in json.loads(done.stdout)["steps"]} == {"torch", "simplify", "onnxruntime"}
+
+
+def test_a_build_that_runs_a_broken_stage_names_its_distribution(broken: Run) -> None:
+    pytest.importorskip("torch", reason="the embedded model is a checkpoint (extra `torch`)")
+    done = broken("build", "--builder", "onnxruntime", "--precision", "fp16", "--store", "store")
+    assert done.returncode == 4
+    assert "stray.txt" in done.stderr
+    assert "bad-writes-outside" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_build_that_asks_for_a_broken_plugin_is_told_why(broken: Run) -> None:
+    done = broken("build", "--exporter", "raises_at_import", "--store", "store")
+    assert done.returncode == 3, done.stderr
+    assert "bad-raises-at-import" in done.stderr
+    assert "no_such_framework" in done.stderr
