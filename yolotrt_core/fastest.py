@@ -101,6 +101,11 @@ def pick(settings: BuildSettings, *, store: Store, stages: Registry, force: bool
     options = [*(_option(m, ms) for m in made), *skipped]
     if trade is not None:
         options.append(replace(_option(best, ms), kept=len(trade.kept)))
+    for option in options:
+        if option.ms is not None:
+            _log.info(
+                "auto      %s %s: %.3f ms a picture; %s", option.builder, option.precision, option.ms, option.note
+            )
     text = _answer(best, trade, ms)
     _log.info("auto      %s", text)
     return best, Pick(best.planned.builder.name, best.planned.request.precision, tuple(options), text, trade)
