@@ -22,7 +22,7 @@ _ALIGNMENT = 256
 # from pageable memory does 13. So threads pay for whole batches, not for one frame, where waking them costs more.
 _THREADS = 8
 _PIECE_BYTES = 1 << 20
-_STAGED_FROM_BYTES = 16 << 20
+_STAGED_FROM_BYTES = 2 << 20
 
 
 class CopyThreads:
@@ -118,7 +118,7 @@ class Uploads:
             parts.append(_Part(frame, rows, total))
             total += -(-parts[-1].height * parts[-1].row_bytes // _ALIGNMENT) * _ALIGNMENT
         self._device.reserve(total)
-        few = total < _STAGED_FROM_BYTES or not self._threads.enabled
+        few = len(parts) == 1 or total < _STAGED_FROM_BYTES or not self._threads.enabled
         staged = []
         for part in parts:
             straight = part.frame.flags.c_contiguous

@@ -161,6 +161,7 @@ def test_more_than_32_classes_and_damaged_values(emulated: Emulated) -> None:
         check(found, reference(raw, (64, 64), (64, 64), chosen))
 
 
+@pytest.mark.parametrize("emulated", ["float32"], indirect=True)
 def test_more_boxes_than_the_usual_room_are_returned(emulated: Emulated) -> None:
     raw = scene(np.random.default_rng(2), 900, 2, emulated.dtype)
     raw[:, :2] = np.random.default_rng(3).uniform(0, 2000, (900, 2))
@@ -171,6 +172,7 @@ def test_more_boxes_than_the_usual_room_are_returned(emulated: Emulated) -> None
     check(found, reference(raw, (64, 64), (64, 64), chosen))
 
 
+@pytest.mark.parametrize("emulated", ["float32"], indirect=True)
 def test_any_number_of_candidates_is_decoded_exactly(emulated: Emulated, monkeypatch: pytest.MonkeyPatch) -> None:
     """More candidates than one block sorts go through the launches that have no limit; the others do not."""
     monkeypatch.setattr(decoding, "_FIRST_CAPACITY", 256)
