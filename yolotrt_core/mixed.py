@@ -69,7 +69,8 @@ class Trade:
         names = ", ".join(self.kept[:_NAMED]) + (f" and {len(self.kept) - _NAMED} more" if self.kept[_NAMED:] else "")
         return (
             f"{len(self.kept)} of {self.layers} layers stay in fp16 ({names}): a loss of mAP50-95 of "
-            f"{chosen.loss:.4f} instead of {first.loss:.4f} ({self.max_drop:g} allowed), "
+            f"{chosen.loss:.4f} ({chosen.low:.4f} to {chosen.high:.4f}) instead of {first.loss:.4f} "
+            f"({first.low:.4f} to {first.high:.4f}), {self.max_drop:g} allowed; "
             f"{chosen.size:,} bytes instead of {first.size:,}{speed}"
         )
 
