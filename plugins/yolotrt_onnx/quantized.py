@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_FP8_TENSOR = (
+    "with one FP8 weight scale for a whole tensor TensorRT-RTX 1.6.1 computes nonsense on an H100 (measured): "
+    "judge the engine on the GPU it is for"
+)
 _QUANTIZING = ("QuantizeLinear", "DequantizeLinear")
 
 
@@ -51,6 +55,8 @@ def apply(
         ranges = read_ranges(calibration.ranges_path).for_model(model.sha256)
         if opset(graph) < qdq.OPSET:
             _raise_opset(graph, form)
+        if form == "fp8" and options.weights == "tensor":
+            log.warning(_FP8_TENSOR)
         facts |= qdq.quantize(graph, ranges.tensors, _plan(graph, form, options)) | {"method": ranges.method}
     if options.base == "fp16":
         facts["casts"] = to_half(graph)
