@@ -256,10 +256,10 @@ def _run(steps: Plan, store: Store, stages: Registry, *, force: bool, verify: bo
             functools.partial(_make, steps, step, action, store),
             verify=verify or step is steps.steps[-1],
             force=force,
-            on_start=lambda a: stages.manager.hook.yolotrt_stage_started(action=a),
+            on_start=lambda a: stages.notify("yolotrt_stage_started", action=a),
         )
         seconds = time.perf_counter() - began
-        stages.manager.hook.yolotrt_stage_finished(action=action, record=record, from_cache=from_cache, seconds=seconds)
+        stages.notify("yolotrt_stage_finished", action=action, record=record, from_cache=from_cache, seconds=seconds)
         outcome = "found" if from_cache else "built"
         _log.info("%-9s %-11s %s  %s  %.2f s", step.label, step.identity.name, outcome, action.key[:12], seconds)
         done[step.label] = record

@@ -10,8 +10,9 @@ import functools
 import hashlib
 import importlib.metadata
 import importlib.util
+import logging
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -20,11 +21,13 @@ from typing import Any, Literal, get_args
 import pluggy
 
 from yolotrt_core import hookspecs
-from yolotrt_core.errors import PluginError, UsageError
+from yolotrt_core.errors import PluginError, UsageError, YolotrtError
 from yolotrt_core.options import OptionField, nearest, option_fields
 from yolotrt_core.stages import Availability
 from yolotrt_core.store.action import PluginIdentity
 from yolotrt_core.types import ModelSource
+
+_log = logging.getLogger(__name__)
 
 Kind = Literal["exporter", "pass", "calibrator", "builder", "postprocessor"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -189,7 +192,8 @@ class Registry:
         Raises:
             UsageError: no plugin knows what it is.
         """
-        name = self.manager.hook.yolotrt_select_exporter(source=source)
+        answers = self._ask("yolotrt_select_exporter", source=source)
+        name = next((answer for answer in answers if answer is not None), None)
         if name is None:
             known = ", ".join(f"`{n}`" for n in sorted(self.stages["exporter"])) or "none"
             raise UsageError(
@@ -208,6 +212,25 @@ class Registry:
             if head in candidate.stage.heads:
                 return candidate
         raise PluginError(f"no installed postprocessor decodes the head `{head}`", hint="see `plugins`")
+
+    def notify(self, hook: str, **given: Any) -> None:
+        """Call a hook of every plugin that has it; a plugin that fails in it is told of and passed over."""
+        for _ in self._ask(hook, **given):
+            pass
+
+    def _ask(self, hook: str, **given: Any) -> Iterator[Any]:
+        """Yield what each plugin's hook answers, the plugin loaded last first."""
+        for impl in reversed(getattr(self.manager.hook, hook).get_hookimpls()):
+            try:
+                answer = impl.function(*(given[name] for name in impl.argnames))
+            except YolotrtError:
+                raise
+            except Exception as err:  # noqa: BLE001 - another's code may fail in any way
+                dist, _, plugin = impl.plugin_name.partition(":")
+                reason = f"{type(err).__name__}: {err}"
+                _log.warning("plugin `%s` of `%s` is passed over: `%s` failed: %s", plugin, dist, hook, reason)
+                continue
+            yield answer
 
     def _load_one(self, source: PluginSource) -> None:
         def fail(error: str, stages: tuple[tuple[Kind, str], ...] = ()) -> None:

@@ -202,6 +202,20 @@ def _pass(module: str, **changed: Any) -> str:
     return _PASS.format(**(values | changed))
 
 
+_RAISING_HOOKS = """
+from yolotrt_core.hookspecs import hookimpl
+YOLOTRT_API = 1
+
+@hookimpl
+def yolotrt_select_exporter(source): raise RuntimeError("no selecting today")
+
+@hookimpl
+def yolotrt_stage_started(action): raise RuntimeError("no starting today")
+
+@hookimpl
+def yolotrt_stage_finished(record): raise RuntimeError("no finishing today")
+"""
+
 # What is wrong, and what the message must say beside the distribution.
 BROKEN: Mapping[str, tuple[str, str]] = {
     "raises_at_import": ("import no_such_framework", "No module named 'no_such_framework'"),
@@ -228,6 +242,7 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., subprocess
     fp16_only = "request.precision == 'fp16'"
     modules = {name: text for name, (text, _) in BROKEN.items()}
     modules["writes_outside"] = _pass("writes_outside", applies=fp16_only, work=outside, order=60)
+    modules["raises_in_hooks"] = _RAISING_HOOKS
     for module, text in modules.items():
         dist = f"bad-{module.replace('_', '-')}"
         (folder / f"{module}.py").write_text(text)
@@ -267,6 +282,9 @@ def test_a_build_that_needs_no_broken_plugin_works(broken: Run) -> None:
     done = broken("build", "--builder", "onnxruntime", "--precision", "fp32", "--store", "store", "--json")
     assert done.returncode == 0, done.stderr
     assert {step["plugin"] for step in json.loads(done.stdout)["steps"]} == {"torch", "simplify", "onnxruntime"}
+    for words in ("`yolotrt_select_exporter` failed", "no starting today", "no finishing today"):
+        assert words in done.stderr
+    assert "plugin `raises_in_hooks` of `bad-raises-in-hooks` is passed over" in done.stderr
 
 
 def test_a_build_that_runs_a_broken_stage_names_its_distribution(broken: Run) -> None:
