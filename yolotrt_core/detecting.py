@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import logging
-import threading
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,6 +22,7 @@ from yolotrt_core.prefetch import prefetched
 from yolotrt_core.progress import Bar
 from yolotrt_core.results import Found
 from yolotrt_core.types import Detections, Json, Selection, to_json
+from yolotrt_core.writing import whole_file, write_whole
 
 if TYPE_CHECKING:
     import numpy as np
@@ -68,11 +68,13 @@ class DetectionRun:
     def stills(self, paths: Sequence[Path], bar: Bar) -> None:
         """Detect on pictures; one that cannot be read is noted, and the run goes on."""
         read: deque[tuple[Path, NDArray[np.uint8]]] = deque()
+        # A GPU takes thousands a second; elsewhere a few waiting pictures are enough, and cheaper.
+        ahead = {"ahead": 64, "together": 8} if self._detector.program else {}
 
         def frames() -> Iterator[NDArray[np.uint8]]:
-            for path, frame in prefetched(paths, _read):
+            for path, frame in prefetched(paths, self._read, **ahead):
                 if isinstance(frame, UsageError):
-                    self._note(frame)
+                    self._note(frame, len(paths))
                 else:
                     read.append((path, frame))
                     yield frame
@@ -109,7 +111,7 @@ class DetectionRun:
                 waiting.append(frame)
                 yield frame
 
-        with _VideoWriter(target, facts.fps) as film:
+        with whole_file(target) as partial, _VideoWriter(partial, facts.fps) as film:
             for number, detections in enumerate(self._detector.stream(kept(), self._selection)):
                 frame = waiting.popleft()
                 found = self._keep(path, number, frame, detections)
@@ -129,7 +131,7 @@ class DetectionRun:
         coco = self._form == "coco"
         target = self._out / ("predictions.json" if coco else "detections.json")
         content = self.entries if coco else self.document()
-        target.write_text(json.dumps(content, indent=None if coco else 1) + "\n", encoding="utf-8")
+        write_whole(target, json.dumps(content, indent=None if coco else 1) + "\n")
 
     def document(self) -> dict[str, Json]:
         """Return the results in yolotrt's own form, see yolotrt_core/schemas/detect.json."""
@@ -158,12 +160,19 @@ class DetectionRun:
         if not self.unread:
             return
         first = self.unread[0]
-        if asked == 1:
+        if asked <= 1:
             raise first
         raise UsageError(f"{len(self.unread)} of {asked} files could not be read; the first: {first}")
 
-    def _note(self, err: UsageError) -> None:
-        _log.warning("%s", err)
+    def _read(self, path: Path) -> tuple[Path, NDArray[np.uint8] | UsageError]:
+        try:
+            return path, self._detector.pinned_copy(pictures.read(path))
+        except UsageError as err:
+            return path, err
+
+    def _note(self, err: UsageError, asked: int = 1) -> None:
+        if asked > 1:  # of one file alone the error at the end says it all
+            _log.warning("%s", err)
         self.unread.append(err)
 
     def _keep(self, path: Path, number: int | None, frame: NDArray[np.uint8], detections: Detections) -> Found:
@@ -184,7 +193,7 @@ class DetectionRun:
     def _write_labels(self, target: Path, text: str) -> None:
         labels = self._out / "labels"
         labels.mkdir(exist_ok=True)
-        (labels / f"{target.stem}.txt").write_text(text, encoding="utf-8")
+        write_whole(labels / f"{target.stem}.txt", text)
 
 
 class _Writer:
@@ -218,32 +227,34 @@ class _VideoWriter:
     def __init__(self, target: Path, fps: float) -> None:
         self._target, self._fps = target, fps
         self._writer: Any = None
-        self._lock = threading.Lock()
+        self._frames = 0
 
     def write(self, frame: NDArray[np.uint8]) -> None:
         import cv2
 
-        with self._lock:
+        with pictures.quiet_opencv():
             if self._writer is None:
                 size = (frame.shape[1], frame.shape[0])
                 self._writer = cv2.VideoWriter(str(self._target), cv2.VideoWriter.fourcc(*"mp4v"), self._fps, size)
                 if not self._writer.isOpened():
-                    raise ArtifactError(f"cannot write the video `{self._target}`", hint="choose another `--out`")
+                    raise ArtifactError("cannot write the annotated video", hint="choose another folder with `--out`")
             self._writer.write(frame)
+        self._frames += 1
 
     def __enter__(self) -> _VideoWriter:
         return self
 
-    def __exit__(self, *error: object) -> None:
-        if self._writer is not None:
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        if self._writer is None:
+            return
+        with pictures.quiet_opencv():
             self._writer.release()
-
-
-def _read(path: Path) -> tuple[Path, NDArray[np.uint8] | UsageError]:
-    try:
-        return path, pictures.read(path)
-    except UsageError as err:
-        return path, err
+        # OpenCV tells no one that a write failed, so what was written is asked.
+        if kind is None and pictures.count_frames(self._target) != self._frames:
+            raise ArtifactError(
+                "cannot write the annotated video: it is incomplete, as when no space is left",
+                hint="free some space, or choose another folder with `--out`",
+            )
 
 
 def _same(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -263,4 +274,4 @@ def _draw(target: Path, frame: NDArray[np.uint8], found: Detections, labels: Seq
     good, encoded = cv2.imencode(target.suffix, annotate(frame, found, labels))
     if not good:
         raise ArtifactError(f"OpenCV cannot write `{target.suffix}` pictures")
-    target.write_bytes(encoded.tobytes())
+    write_whole(target, encoded.tobytes())

@@ -153,6 +153,26 @@ class Detector:
             found += self._detect_batch(frames[first : first + self._batch], selection)
         return found
 
+    def detect_at(
+        self, frame: NDArray[np.uint8], size: tuple[int, int], selection: Selection = Selection()
+    ) -> Detections:
+        """Find objects on one picture at another network size; for dynamic engines, on the CPU's road.
+
+        Args:
+            frame: uint8 (H, W, 3) BGR. size: (height, width) of the network input, within a profile.
+
+        Raises:
+            UsageError: as for `detect`, or a size that the engine does not accept.
+        """
+        self._refuse_classes(selection)
+        images, geometry = preprocess([frame], size)
+        raw = self._session.infer(images)
+        found: list[Detections] = self._postprocessor.stage.decode(
+            raw, self.spec.model, geometry, selection, self._options
+        )
+        self.frames += 1
+        return found[0]
+
     def stream(self, frames: Iterable[NDArray[np.uint8]], selection: Selection = Selection()) -> Iterator[Detections]:
         """Find objects on frames that keep coming, in their order.
 
@@ -187,6 +207,10 @@ class Detector:
             buffers: list[NDArray[np.uint8]] = self._device[0].pinned_frames(count, shape)
             return buffers
         return [np.empty(shape, np.uint8) for _ in range(count)]
+
+    def pinned_copy(self, frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Return a frame as it uploads fastest here; a thread that decodes takes the copy off the one that detects."""
+        return self._device[0].pinned_copy(frame) if self._device is not None else frame
 
     def _refuse_classes(self, selection: Selection) -> None:
         beyond = [c for c in selection.classes if not 0 <= c < len(self.labels)]

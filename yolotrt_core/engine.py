@@ -160,6 +160,10 @@ def build_engine(
     hand_out(store, made.engine.sha256, path)
     hand_out(store, last.outputs[pipeline.ENGINE_SPEC_FILE].sha256, spec_path(path))
     store.set_ref(f"{name}-{builder.name}", last.key)
+    for check in (r for r in made.results if r.step.kind == "parity"):  # nothing is made from it, so gc would take it
+        store.set_ref(f"{name}-{builder.name}-{check.step.label}", check.record.key)
+    if made.verdict is not None:
+        store.set_ref(f"{name}-{builder.name}-gate", made.verdict.key)
     store.remove_ref(refused)
     return Engine(path, spec, last.key, made.results, made.verdict, trade, pick)
 

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _CORE = tuple(f"yolotrt_core.{n}" for n in ("gate", "evaluate", "metric", "dataset", "predictions", "detector", "nms"))
+_FEW_BOXES = 5
 _VERDICT_FILE = "verdict.json"
 # A box counts as the same if it is of one class and overlaps as COCO's loosest threshold asks.
 _SAME_IOU = 0.5
@@ -150,6 +151,12 @@ def refuse(verdict: Verdict | None, precision: str, key: str) -> None:
         return
     if verdict.passed:
         _log.info("gate      %s", verdict.text)
+        boxes = verdict.facts.get("fp32_boxes")
+        if isinstance(boxes, int) and boxes < _FEW_BOXES:
+            _log.warning(
+                "the gate had %d boxes to compare, which says little: pass pictures of your own with `--eval-data`",
+                boxes,
+            )
         return
     raise GateError(
         f"the {precision} engine is not the model any more: {verdict.text}",

@@ -22,6 +22,7 @@ PICTURES = frozenset({".bmp", ".jpeg", ".jpg", ".jp2", ".png", ".tif", ".tiff", 
 VIDEOS = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv"})
 
 
+_PNG = b"\x89PNG\r\n\x1a\n"
 _CAMERA = re.compile(r"camera:(\d{1,3})")
 _STREAMS = ("rtsp://", "rtsps://", "rtmp://", "http://", "https://", "udp://")
 
@@ -100,7 +101,14 @@ def read(path: Path) -> NDArray[np.uint8]:
         raise UsageError(f"cannot read the picture `{path}`: {(err.strerror or str(err)).lower()}") from err
     if encoded.size == 0:
         raise UsageError(f"the picture `{path}` is an empty file")
-    with _quiet_opencv():
+    header = encoded[:24].tobytes()
+    if (
+        header.startswith(_PNG)
+        and header[12:16] == b"IHDR"
+        and 0 in (int.from_bytes(header[i : i + 4]) for i in (16, 20))
+    ):
+        raise UsageError(f"the picture `{path}` has no pixels")  # libpng would print its own words about it
+    with quiet_opencv():
         try:
             frame = cv2.imdecode(encoded, cv2.IMREAD_COLOR)
         except cv2.error as err:
@@ -127,7 +135,7 @@ def open_video(source: Path | str) -> Iterator[tuple[VideoFacts, Iterator[NDArra
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     import cv2
 
-    with _quiet_opencv():
+    with quiet_opencv():
         camera = _CAMERA.fullmatch(str(source))
         capture = cv2.VideoCapture(int(camera[1]) if camera else str(source))
     try:
@@ -150,6 +158,18 @@ def open_video(source: Path | str) -> Iterator[tuple[VideoFacts, Iterator[NDArra
         capture.release()
 
 
+def count_frames(path: Path) -> int:
+    """Return how many frames a video file says it holds; 0 if it cannot be opened."""
+    import cv2
+
+    with quiet_opencv():
+        capture = cv2.VideoCapture(str(path))
+        try:
+            return max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT))) if capture.isOpened() else 0
+        finally:
+            capture.release()
+
+
 def _frames(capture: Any, source: Path | str) -> Iterator[NDArray[np.uint8]]:
     count = 0
     while True:
@@ -163,7 +183,7 @@ def _frames(capture: Any, source: Path | str) -> Iterator[NDArray[np.uint8]]:
 
 
 @contextmanager
-def _quiet_opencv() -> Iterator[None]:
+def quiet_opencv() -> Iterator[None]:
     """Keep OpenCV's own complaints off standard error: the UsageError says the same better."""
     import cv2
 

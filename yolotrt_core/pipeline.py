@@ -6,6 +6,7 @@ a plan is walked: look up or run a step, take its outputs' digests, make the nex
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import time
@@ -17,6 +18,7 @@ from typing import Any, Protocol
 from yolotrt_core import log, options, parity, registry, work
 from yolotrt_core.calibration import DEFAULT_CALIBRATOR, CalibrationData, ChosenPictures, choose
 from yolotrt_core.errors import StageError, UsageError, YolotrtError
+from yolotrt_core.progress import progress
 from yolotrt_core.registry import Registered, Registry
 from yolotrt_core.stages import ONNX_FILE, RANGES_FILE, REFERENCE_FILE, RangesBuilder
 from yolotrt_core.store.action import Action, PluginIdentity, Record
@@ -251,13 +253,14 @@ def _run(steps: Plan, store: Store, stages: Registry, *, force: bool, verify: bo
     for step in steps.steps:
         action = _action(step, done)
         began = time.perf_counter()
-        record, from_cache = store.obtain(
-            action,
-            functools.partial(_make, steps, step, action, store),
-            verify=verify or step is steps.steps[-1],
-            force=force,
-            on_start=lambda a: stages.notify("yolotrt_stage_started", action=a),
-        )
+        with contextlib.ExitStack() as running:
+            record, from_cache = store.obtain(
+                action,
+                functools.partial(_make, steps, step, action, store),
+                verify=verify or step is steps.steps[-1],
+                force=force,
+                on_start=functools.partial(_started, stages, running, f"{step.label} by {step.identity.name}"),
+            )
         seconds = time.perf_counter() - began
         stages.notify("yolotrt_stage_finished", action=action, record=record, from_cache=from_cache, seconds=seconds)
         outcome = "found" if from_cache else "built"
@@ -265,6 +268,11 @@ def _run(steps: Plan, store: Store, stages: Registry, *, force: bool, verify: bo
         done[step.label] = record
         results.append(StepResult(step, action, record, from_cache))
     return results
+
+
+def _started(stages: Registry, running: contextlib.ExitStack, text: str, action: Action) -> None:
+    stages.notify("yolotrt_stage_started", action=action)
+    running.enter_context(progress(text))
 
 
 def _action(step: Step, done: Mapping[str, Record]) -> Action:

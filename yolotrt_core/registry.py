@@ -137,8 +137,8 @@ class Registry:
         """Return the stage of this kind and name.
 
         Raises:
-            UsageError: there is none, with the nearest names.
-            PluginError: it belongs to a broken plugin, whose error is told.
+            PluginError: there is none, with the nearest names; or it belongs to a broken plugin,
+                whose error is told.
         """
         for broken in self.broken:
             if (kind, name) in broken.stages and name not in self.stages[kind]:
@@ -148,7 +148,7 @@ class Registry:
             hint = nearest(name, list(self.stages[kind]))
             if self.broken:
                 hint += "; broken plugins: " + ", ".join(f"`{b.plugin}` of `{b.dist}` ({b.error})" for b in self.broken)
-            raise UsageError(f"there is no {kind} named `{name}`", hint=hint)
+            raise PluginError(f"there is no {kind} named `{name}`", hint=hint)
         return found
 
     def usable(self, kind: Kind, name: str) -> Registered:

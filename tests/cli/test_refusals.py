@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import struct
+import zlib
 from pathlib import Path
 
 import pytest
@@ -15,8 +17,8 @@ from .conftest import Run
     [
         (("build", "--precision", "fp12"), 2, "unknown precision `fp12`"),
         (("build", "--weights", "missing.pt"), 2, "missing.pt"),
-        (("build", "--builder", "tensort"), 2, "no builder named `tensort`"),
-        (("build", "--exporter", "nope"), 2, "no exporter named `nope`"),
+        (("build", "--builder", "tensort"), 3, "no builder named `tensort`"),
+        (("build", "--exporter", "nope"), 3, "no exporter named `nope`"),
         (("build", "--tensorrt-workspace", "much"), 2, "`--tensorrt-workspace` expects a whole number of MiB"),
         (("build", "--imgsz", "641"), 2, "multiples of 32, found 641"),
         (("build", "--imgsz", "big"), 2, "`--imgsz` expects a side or height,width"),
@@ -28,6 +30,7 @@ from .conftest import Run
         (("detect", "missing.jpg"), 2, "there is no file or folder `missing.jpg`"),
         (("detect", "--conf", "1.5", "sample"), 2, "`--conf` expects a number from 0 to 1"),
         (("detect", "--format", "xml", "sample"), 2, "`--format` expects json, coco or yolo"),
+        (("detect", "--engine", "x.engine", "--precision", "fp32", "sample"), 2, "`--precision` says how to build"),
         (("detect", "--engine", "missing.engine", "sample"), 2, "no engine file `missing.engine`"),
         (("artifacts.show", "abc"), 2, "no artifact has a key that starts with `abc`"),
         (("artifacts.gc", "--keep-days", "soon"), 2, "`--keep-days` expects a number of days"),
@@ -65,21 +68,32 @@ def test_a_bad_recipe(run: Run, tmp_path: Path, recipe: str, words: str) -> None
     assert not (tmp_path / "store").exists()
 
 
+def _png_without_pixels() -> bytes:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 0, 0, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
 def test_files_that_are_no_pictures(run: Run, warm: Path, tmp_path: Path) -> None:
     bad = tmp_path / "bad"
     bad.mkdir()
     (bad / "empty.jpg").write_bytes(b"")
     (bad / "text.png").write_text("not a picture")
     (bad / "notes.txt").write_text("x")
+    (bad / "nothing.png").write_bytes(_png_without_pixels())
     cases = {
         "empty.jpg": "is an empty file",
         "text.png": "is not a picture OpenCV can read",
         "notes.txt": "is no picture or video by its ending",
+        "nothing.png": "has no pixels",
     }
     for name, words in cases.items():
         ran = run("detect", str(bad / name), store=warm / "store")
         assert ran.code == 2
         assert words in ran.err
+        assert ran.err.count(words) == 1
         assert "Traceback" not in ran.err
         assert not (tmp_path / "here" / "detections").exists()
     ran = run("detect", str(tmp_path / "here"), store=warm / "store")

@@ -65,6 +65,38 @@ def test_a_read_only_store_refuses_to_build_and_serves_what_it_holds(tmp_path: P
         assert "Traceback" not in new.err
 
 
+def test_a_full_disk_under_detect_leaves_no_partial_file(tmp_path: Path, warm: Path) -> None:
+    import cv2
+
+    from yolotrt_core.sources import sample_path
+
+    picture = cv2.imread(str(sample_path()))
+    film = tmp_path / "film.avi"
+    writer = cv2.VideoWriter(str(film), cv2.VideoWriter.fourcc(*"MJPG"), 10, picture.shape[1::-1])
+    for _ in range(8):
+        writer.write(picture)
+    writer.release()
+    with _mounted(tmp_path / "small", "size=40k") as small:
+        for source in (str(film), "sample"):
+            ran = start(
+                "yolotrt", "detect", source, "--out", str(small / "d"), cwd=_here(tmp_path), store=warm / "store"
+            )
+            assert ran.code == 5, ran.err
+            assert "hint: " in ran.err
+            assert "WARN" not in ran.err
+            assert [p for p in small.rglob("*") if p.is_file()] == []
+
+
+def test_gc_keeps_what_a_second_build_looks_up(tmp_path: Path, warm: Path) -> None:
+    here = _here(tmp_path)
+    store = tmp_path / "store"
+    shutil.copytree(warm / "store", store)
+    assert start("yolotrt", "artifacts.gc", "--keep-days", "0", cwd=here, store=store).code == 0
+    ran = start("yolotrt", "build", "--builder", "onnxruntime", cwd=here, store=store)
+    assert ran.code == 0
+    assert " built " not in ran.err
+
+
 def test_eight_processes_build_once(tmp_path: Path) -> None:
     program = str(Path(sys.executable).with_name("yolotrt"))
     environment = {**os.environ, "YOLOTRT_STORE": str(tmp_path / "store")}
@@ -101,6 +133,8 @@ def test_ctrl_c_leaves_no_trace_and_the_next_build_works(tmp_path: Path, command
     arguments = ["build", "--builder", "onnxruntime", "--imgsz", "96"]
     running = subprocess.Popen(
         [*program, *arguments],
+        # A test run in the background inherits an ignored SIGINT.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         env=environment,
         cwd=_here(tmp_path),
         stdout=subprocess.PIPE,

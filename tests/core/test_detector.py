@@ -101,6 +101,9 @@ def test_a_session_that_detects_is_left_to_it() -> None:
         def pinned_frames(self, count: int, shape: tuple[int, ...]) -> list[NDArray[np.uint8]]:
             return [np.full(shape, 7, np.uint8)] * count
 
+        def pinned_copy(self, frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
+            return frame.copy()
+
         def infer(self, images: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
             raise AssertionError("the session detects by itself")
 

@@ -56,6 +56,8 @@ def test_a_second_interrupt_acts_at_once() -> None:
     code = (
         "import os, signal, time\n"
         "from yolotrt_core.interrupt import interruptible\n"
+        # A test run in the background inherits an ignored SIGINT.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "with interruptible():\n"
         "    os.kill(os.getpid(), signal.SIGINT)\n"
         "    print('first', flush=True)\n"

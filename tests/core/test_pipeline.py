@@ -213,8 +213,8 @@ def test_a_damaged_intermediate_is_made_again(
     [
         ({"precision": "int8"}, UsageError, "does not build int8"),
         ({"precision": "fp12"}, UsageError, "unknown precision `fp12`"),
-        ({"builder": "onnxruntim"}, UsageError, "no builder named"),
-        ({"exporter": "tf"}, UsageError, "no exporter named"),
+        ({"builder": "onnxruntim"}, PluginError, "no builder named"),
+        ({"exporter": "tf"}, PluginError, "no exporter named"),
         ({"imgsz": (33, 64)}, UsageError, "multiples of 32, found 33"),
         ({"batch": 0}, UsageError, "at least 1"),
         ({"batch": 65}, StageError, "up to 64"),

@@ -68,7 +68,7 @@ def test_import_errors_are_told_with_the_distribution() -> None:
     registry = Registry.load([PluginSource("bad", "bad-dist", "2.1", load), _source(fake_plugin(), OWN_DIST, "good")])
     assert registry.broken[0].dist == "bad-dist"
     assert registry.broken[0].error == "import failed: ImportError: no module named torch"
-    with pytest.raises(UsageError) as caught:
+    with pytest.raises(PluginError) as caught:
         registry.get("exporter", "tf")
     assert caught.value.hint is not None
     assert "`bad` of `bad-dist`" in caught.value.hint

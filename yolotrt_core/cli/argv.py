@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import invoke
 
@@ -27,15 +28,15 @@ def own_arguments() -> list[str]:
 
 
 def refuse_misread(tasks: invoke.Collection, arguments: Sequence[str]) -> None:
-    """End the program if a task with a positional argument would be given the wrong thing.
+    """End the program if the command line has a flag that does not exist, or a task would take the wrong thing.
 
     Raises:
-        invoke.Exit: exit code 2, with what was probably meant.
+        invoke.Exit: exit code 1, as for all that cannot be parsed, with what was probably meant.
     """
     try:
         _check(tasks, list(arguments))
     except UsageError as err:
-        raise invoke.Exit(error_text(err), code=err.exit_code) from err
+        raise invoke.Exit(error_text(err), code=1) from err
 
 
 def _check(tasks: invoke.Collection, tokens: list[str]) -> None:
@@ -44,15 +45,17 @@ def _check(tasks: invoke.Collection, tokens: list[str]) -> None:
         tokens = tokens[1:]
     while tokens:
         name, *tokens = tokens
-        arguments = tasks[name].get_arguments()
-        flags = {("--" + n): a for a in arguments for n in (a.name, *a.names) if not a.positional}
-        flags = {k.replace("_", "-"): a for k, a in flags.items()}
-        wanted = [a.name for a in arguments if a.positional]
-        if not wanted:
-            while tokens and tokens[0] not in names:
-                tokens = tokens[1:]
-            continue
+        flags, wanted = _arguments(tasks[name])
         tokens = _check_one(name, flags, wanted, tokens, names)
+
+
+def _arguments(task: invoke.Task[Any]) -> tuple[dict[str, invoke.Argument], list[str]]:
+    """Return a task's arguments by flag, and the names of those that need no dashes."""
+    told = dict(task.help)
+    arguments = task.get_arguments()
+    task.help = told  # invoke takes the help texts out as it makes arguments, and makes them again later
+    flags = {"--" + n.replace("_", "-"): a for a in arguments for n in a.names}
+    return flags, [str(a.name) for a in arguments if a.positional]
 
 
 def _check_one(
@@ -66,14 +69,20 @@ def _check_one(
         word = token.partition("=")[0]
         if word in flags:
             takes_value = flags[word].takes_value and "=" not in token
+            if flags[word].positional:
+                taken.append(word)
             tokens = rest[1:] if takes_value else rest
-        elif token.startswith("-") and len(token) > 1:
-            raise UsageError(f"`{name}` has no flag `{word}`", hint=nearest(word, list(flags)))
+        elif token.startswith("--") or (token.startswith("-") and len(token) > 1 and wanted):
+            hint = nearest(word, list(flags))
+            raise UsageError(
+                f"`{name}` has no flag `{word}`",
+                hint=hint if hint.startswith("did you mean") else f"`{name} --help` lists them",
+            )
         elif len(taken) < len(wanted):
             taken.append(token)
             tokens = rest
-        elif token in names:
-            return tokens
+        elif token in names or not wanted:
+            return tokens if token in names else []
         else:
             raise UsageError(
                 f"`{name}` takes one {wanted[-1].upper()}, found `{taken[-1]}` and `{token}`",

@@ -43,6 +43,7 @@ def task(stages: Registry) -> Any:
 
 
 def _bench(stages: Registry, given: Given) -> None:
+    build.refuse_build_flags(given)
     settings = build.build_settings(stages, given)
     # Timing says nothing about accuracy, and judging it would only make one wait.
     settings = replace(settings, flags={**settings.flags, "gate": {"check": "off"}})

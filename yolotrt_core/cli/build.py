@@ -67,6 +67,8 @@ PARITY_FLAGS = tuple(
     for prefix, options in _CORE_OPTIONS.items()
     for f in option_fields(options, prefix)
 )
+# What still has a meaning beside an engine file.
+_WITH_ENGINE = frozenset({"recipe", "store", "offline", "calib_data", "eval_data"})
 RESERVED = tuple("--" + f.name.replace("_", "-") for f in (*SETTINGS, *_OWN, *PARITY_FLAGS))
 _ON_OFF = {"on": True, "off": False}
 
@@ -107,7 +109,10 @@ def build_settings(stages: Registry, given: Given) -> BuildSettings:
         if given.get(flag.name) is not None:
             prefix, _, name = flag.name.partition("_")
             flags.setdefault(prefix, {})[name] = given[flag.name]
-    profiles = tuple(profile_from_text(str(p)) for p in merged.get("profile", []))
+    given_profiles = merged.get("profile", [])
+    profiles = tuple(
+        profile_from_text(str(p)) for p in ([given_profiles] if isinstance(given_profiles, str) else given_profiles)
+    )
     dynamic = switch("--dynamic", merged.get("dynamic", "on" if profiles else "off"))
     if profiles and not dynamic:
         raise UsageError("`--profile` needs a dynamic engine, but `--dynamic off` was given")
@@ -130,6 +135,23 @@ def build_settings(stages: Registry, given: Given) -> BuildSettings:
         flags=flags,
         recipe=recipe,
     )
+
+
+def refuse_build_flags(given: Given) -> None:
+    """Refuse flags that say how to build where an engine file was given: they would change nothing.
+
+    Raises:
+        UsageError: names the flag.
+    """
+    if not given.get("engine"):
+        return
+    for flag in SETTINGS:
+        if flag.name not in _WITH_ENGINE and given.get(flag.name) not in (None, False, []):
+            name = "--" + flag.name.replace("_", "-")
+            raise UsageError(
+                f"`{name}` says how to build an engine, and `--engine` names one that is built",
+                hint=f"drop `{name}`, or pass `--weights` instead of `--engine`",
+            )
 
 
 def read_recipe(path: Path, stages: Registry) -> Mapping[str, Mapping[str, Any]]:

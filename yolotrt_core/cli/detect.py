@@ -58,6 +58,7 @@ def task(stages: Registry) -> Any:
 
 
 def _detect(stages: Registry, given: Given) -> None:
+    build.refuse_build_flags(given)
     settings = build.build_settings(stages, given)
     table = settings.recipe.get("detect", {})
     own = [f.name.replace("_", "-") for f in _OWN if f.name not in ("path", "engine", "out", "json")]

@@ -18,6 +18,7 @@ from yolotrt_core.engine import BuildSettings, open_store
 from yolotrt_core.errors import UsageError
 from yolotrt_core.evaluate import SELECTION, Comparison, Evaluation, Judge, open_framework
 from yolotrt_core.metric import Bootstrap, Interval
+from yolotrt_core.rect import RectDetector
 from yolotrt_core.registry import KINDS, Registry
 from yolotrt_core.store.store import Store
 from yolotrt_core.types import PRECISIONS, Json, to_json
@@ -26,6 +27,7 @@ _OWN = (
     Flag("data", "Labelled pictures: a folder in YOLO layout, a data set YAML, or a COCO JSON file"),
     Flag("part", "train|val|test: which part of a data set YAML (default val)"),
     Flag("engine", "Engine file made by `build`, instead of --weights"),
+    Flag("rect", "on|off: each picture at its own shape, where the engine accepts any (--dynamic on; default off)"),
     Flag("framework", "Judge the model in its own framework, without an engine", switch=True),
     Flag("against", f"Compare with this: an engine file, or {'|'.join(PRECISIONS)} of the same model"),
     Flag("conf", "Least score, 0 to 1 (default 0.001)"),
@@ -57,6 +59,7 @@ def _evaluate(stages: Registry, given: Given) -> None:
     part = given["part"] or "val"
     if part not in _PARTS:
         raise UsageError(f"`--part` expects train, val or test, found `{part}`")
+    build.refuse_build_flags(given)
     settings = build.build_settings(stages, given)
     # Judging is what this command is for: a second judge before it would only hide the figures.
     settings = replace(settings, flags={**settings.flags, "gate": {"check": "off"}})
@@ -74,13 +77,14 @@ def _evaluate(stages: Registry, given: Given) -> None:
             first = stack.enter_context(_open(settings, given["engine"], store, stages))
         data = dataset.read(given["data"], first.labels, part)
         judge = Judge(data, store, stages, _selection(given), bootstrap)
-        result = judge.evaluate(first)
+        rect = build.switch("--rect", given["rect"] or "off")
+        result = judge.evaluate(RectDetector(first) if rect else first)
         rival = comparison = None
         if given["against"]:
             second = stack.enter_context(_open_rival(settings, given, store, stages))
             if second.labels != first.labels:
                 raise UsageError("the two engines have different classes: nothing to compare")
-            rival = judge.evaluate(second)
+            rival = judge.evaluate(RectDetector(second) if rect else second)
             comparison = judge.compare(rival, result)
     if given["json"]:
         print(json.dumps(document(judge, result, rival, comparison), indent=2))

@@ -15,6 +15,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title:
     from rich.table import Table
 
     table = Table(box=None, header_style="bold", title=title, title_justify="left", title_style="bold", pad_edge=False)
+    table.show_header = any(columns)
     for column in columns:
         table.add_column(column, overflow="fold", no_wrap=not sys.stdout.isatty())
     for row in rows:

@@ -101,7 +101,9 @@ def flag_name(found: Registered, option: OptionField) -> str:
 def option_help(option: OptionField) -> str:
     """Return the help text of an option with unit, words and default."""
     words = "|".join(option.choices)
-    default = {True: "on", False: "off", None: "automatic"}.get(option.default, option.default)
+    default = "automatic" if option.default is None else option.default
+    if isinstance(default, bool):
+        default = "on" if default else "off"
     unit = f" {option.unit}" if option.unit and option.default is not None else ""
     in_unit = f", in {option.unit}" if option.unit and option.default is None else ""
     return f"{option.help}{in_unit} ({words + '; ' if words else ''}default {default}{unit})"

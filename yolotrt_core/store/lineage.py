@@ -66,7 +66,8 @@ def lineage(records: Iterable[Record], record: Record) -> Lineage:
         inputs: dict[str, Lineage | str] = {}
         for name, digest in inputs_of(current).items():
             # A stage may return its input unchanged, and then seems to have made it.
-            maker = next((m for m in made.get(digest, ()) if m.key not in above), None)
+            origins = [m for m in made.get(digest, ()) if digest not in inputs_of(m).values()]
+            maker = next((m for m in origins if m.key not in above), None)
             inputs[name] = walk(maker, above | {maker.key}) if maker is not None else digest
         return Lineage(current, inputs)
 
