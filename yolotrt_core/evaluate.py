@@ -13,6 +13,7 @@ from yolotrt_core.errors import UsageError
 from yolotrt_core.metric import Accuracy, Bootstrap, Interval, Scored, Truth
 from yolotrt_core.pipeline import GivenOptions
 from yolotrt_core.predictions import Predictions, predict
+from yolotrt_core.rect import RectDetector
 from yolotrt_core.registry import Registered, Registry, refuse_unavailable
 from yolotrt_core.sources import resolve_source
 from yolotrt_core.stages import SourceRunner, Stage
@@ -71,7 +72,7 @@ class Judge:
     selection: Selection = SELECTION
     bootstrap: Bootstrap = _BOOTSTRAP
 
-    def evaluate(self, detector: Detector) -> Evaluation:
+    def evaluate(self, detector: Detector | RectDetector) -> Evaluation:
         """Run an engine on all pictures and score it.
 
         Raises:
@@ -119,7 +120,7 @@ class Judge:
 
 
 def open_framework(settings: BuildSettings, stages: Registry) -> Detector:
-    """Open a model in its own framework, without any engine.
+    """Open a model in its own framework, without any engine; with `settings.dynamic` for any shape.
 
     Raises:
         UsageError: its exporter cannot run it. PluginError: the framework is not installed.
@@ -137,9 +138,9 @@ def open_framework(settings: BuildSettings, stages: Registry) -> Detector:
 
 
 def plan_source(settings: BuildSettings, *, stages: Registry) -> tuple[Registered, ModelSource, BuildRequest]:
-    """Resolve a model, its exporter and the static fp32 request to run it with."""
+    """Resolve a model, its exporter and the fp32 request to run it with."""
     source = resolve_source(settings.weights, cache_dir=weights_cache(), offline=settings.offline)
-    request = build_request(replace(settings, precision="fp32", dynamic=False, profiles=()), source)
+    request = build_request(replace(settings, precision="fp32"), source)
     exporter = stages.get("exporter", settings.exporter) if settings.exporter else stages.select_exporter(source)
     refuse_unavailable(exporter, exporter.stage.available())
     return exporter, source, request

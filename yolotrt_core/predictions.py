@@ -14,6 +14,7 @@ from yolotrt_core.calibration import digest_of_pictures
 from yolotrt_core.detector import Detector
 from yolotrt_core.errors import UsageError
 from yolotrt_core.progress import Bar, progress
+from yolotrt_core.rect import RectDetector
 from yolotrt_core.registry import Registry, source_digest
 from yolotrt_core.sources import sha256_of
 from yolotrt_core.store.action import Action, Record
@@ -53,7 +54,7 @@ class Predictions:
 
 
 def predict(
-    detector: Detector, files: Sequence[Path], selection: Selection, *, store: Store, stages: Registry
+    detector: Detector | RectDetector, files: Sequence[Path], selection: Selection, *, store: Store, stages: Registry
 ) -> Predictions:
     """Run an engine on pictures, or take what the store holds of this engine, these pictures and thresholds.
 
@@ -68,7 +69,7 @@ def predict(
     action = Action(
         stage="predict",
         plugin=runner.identity,
-        request={"selection": to_json(selection)},
+        request={"selection": to_json(selection), "rect": isinstance(detector, RectDetector)},
         options={},
         inputs={
             "engine": spec.engine_sha256 or spec.onnx_sha256,

@@ -122,7 +122,10 @@ class SourceRunner(Protocol):
     """What an exporter may offer beside `Exporter`: to run a model in its own framework."""
 
     def open_source(self, source: ModelSource, request: BuildRequest, options: Any) -> Session:
-        """Return the model as a session of the request's static shape; its spec's builder is the exporter's name."""
+        """Return the model as a session of the request's shape or profiles.
+
+        The spec's builder is the exporter's name.
+        """
 
 
 class Pass(Stage, Protocol):

@@ -59,7 +59,7 @@ class TorchSession:
 
 
 def open_source(source: ModelSource, request: BuildRequest, options: TorchOptions) -> TorchSession:
-    """Open a checkpoint for pictures of the request's shape.
+    """Open a checkpoint for pictures of the request's shape, or of its profiles.
 
     Raises:
         UsageError: not a YOLOv5 detection checkpoint.
@@ -71,6 +71,7 @@ def open_source(source: ModelSource, request: BuildRequest, options: TorchOption
         precision="fp32",
         builder="torch",
         tools={"torch": torch.__version__},
+        profiles=request.profiles,
         engine_sha256=source.sha256,
     )
     fuse(network)

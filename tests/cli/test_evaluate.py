@@ -66,6 +66,16 @@ def test_the_model_in_its_own_framework(run: Run, warm: Path, labelled: Path) ->
     assert document["map50"]["value"] == pytest.approx(1.0)
 
 
+def test_pictures_at_their_own_shape(run: Run, warm: Path, labelled: Path) -> None:
+    arguments = ("--data", str(labelled), "--framework", "--rect", "on", "--bootstrap", "0")
+    ran = run("evaluate", *arguments, "--dynamic", "on", "--json", store=warm / "store")
+    assert ran.code == 0, ran.err
+    assert json.loads(ran.out)["map50"]["value"] > 0.7
+    refused = run("evaluate", *arguments, store=warm / "store")
+    assert refused.code == 2
+    assert "this one has one shape" in refused.err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -1,0 +1,58 @@
+"""Pictures at their own shape: no more padding than the network's stride asks for.
+
+Upstream's detect.py does this by default; its val.py pads by another half stride and groups pictures
+of like shape, so its rectangular figures differ a little from these.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from yolotrt_core.detector import Detector
+from yolotrt_core.errors import UsageError
+from yolotrt_core.letterbox import geometry, placement
+from yolotrt_core.types import Detections, EngineSpec, Selection
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+class RectDetector:
+    """Runs a dynamic engine on one picture at a time, each at its own size within the first profile.
+
+    Attributes:
+        spec, labels: the engine's.
+    """
+
+    def __init__(self, detector: Detector) -> None:
+        """Wrap a detector.
+
+        Raises:
+            UsageError: a static engine, or one that does not take single pictures.
+        """
+        self.spec: EngineSpec = detector.spec
+        self.labels = detector.labels
+        self._detector = detector
+        if not self.spec.profiles or self.spec.profiles[0].min[0] > 1:
+            raise UsageError(
+                "pictures at their own shape need an engine that accepts any: this one has one shape",
+                hint="build with `--dynamic on`, or judge square",
+            )
+
+    def stream(self, frames: Iterable[NDArray[np.uint8]], selection: Selection) -> Iterator[Detections]:
+        """Find objects on uint8 (H, W, 3) BGR frames, one by one; see `Detector.stream`."""
+        for frame in frames:
+            yield self._detector.detect_at(frame, self.size_for((frame.shape[0], frame.shape[1])), selection)
+
+    def size_for(self, source: tuple[int, int]) -> tuple[int, int]:
+        """Return the network's (height, width) for a picture of this (height, width)."""
+        profile = self.spec.profiles[0]
+        step = max(self.spec.model.strides, default=1)
+        limit = (profile.opt[1], profile.opt[2])
+        _, _, width, height = placement(geometry(source, limit))
+        sides = (math.ceil(side / step) * step for side in (height, width))
+        rows, columns = (max(side, least) for side, least in zip(sides, profile.min[1:], strict=True))
+        return rows, columns
