@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from yolotrt_core.errors import UsageError
 from yolotrt_core.ranges import int8_scale
 
-ALGORITHMS = ("EntropyCalibration2", "MinMaxCalibration", "EntropyCalibration", "LegacyCalibration")
+# What TensorRT's calibrator classes are called here, and in the header of their caches.
+CALIBRATORS = {"entropy2": "EntropyCalibration2", "minmax": "MinMaxCalibration"}
 _HEADER = re.compile(r"TRT-(\d{4,6})-(\w+)")
 _LINE = re.compile(r"(?P<name>.+): (?P<hex>[0-9a-fA-F]{8})")
 
@@ -26,7 +27,8 @@ class CalibrationCache:
 
     Attributes:
         version: the library's number: 8.6.1 is 8601, 10.3.0 is 100300.
-        algorithm: one of `ALGORITHMS`. scales: tensor name to float32 scale, in the file's order.
+        algorithm: as the header names it, e.g. `EntropyCalibration2`.
+        scales: tensor name to float32 scale, in the file's order.
     """
 
     version: int
@@ -35,7 +37,13 @@ class CalibrationCache:
 
 
 def version_number(version: str) -> int:
-    """Return a release such as `10.3.0` as the number TensorRT writes in its caches."""
+    """Return a release such as `10.3.0` as the number TensorRT writes in its caches.
+
+    Raises:
+        UsageError: no release number.
+    """
+    if not re.match(r"\d+\.\d+", version):
+        raise UsageError(f"expected a TensorRT release as 10.3.0, found `{version}`")
     parts = [int(p) for p in re.findall(r"\d+", version)[:3]]
     major, minor, patch = (*parts, 0, 0, 0)[:3]
     return major * 10000 + minor * 100 + patch if major >= 10 else major * 1000 + minor * 100 + patch

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
-from yolotrt_core.calibration_cache import cache_from_ranges, version_number
+from yolotrt_core.calibration_cache import CALIBRATORS, cache_from_ranges, version_number
 from yolotrt_core.errors import StageError
 from yolotrt_core.ranges import read_ranges
 from yolotrt_core.types import Calibration
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 Algorithm = Literal["entropy2", "minmax"]
-ALGORITHMS: dict[Algorithm, str] = {"entropy2": "EntropyCalibration2", "minmax": "MinMaxCalibration"}
 # Takes float32 (B, 3, H, W), returns the device address where it lies from then on.
 Upload = Callable[["NDArray[np.float32]"], int]
 
@@ -112,7 +111,7 @@ def cache_for(library: Library, calibration: Calibration, onnx_sha256: str, algo
     """
     ranges = read_ranges(calibration.ranges_path).for_model(onnx_sha256)
     version = version_number(library.installed.version)
-    return cache_from_ranges(ranges.tensors, version, ALGORITHMS[algorithm]).encode()
+    return cache_from_ranges(ranges.tensors, version, CALIBRATORS[algorithm]).encode()
 
 
 class Feed:

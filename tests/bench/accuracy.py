@@ -37,8 +37,9 @@ def _rows() -> Iterator[tuple[str, str, str, dict[str, dict[str, str]]]]:
         for shown, (name, options) in CALIBRATORS.items():
             flags = {name: dict(options), "int8": {"head": "on" if head == "int8" else "off"}}
             yield f"int8, {shown}, head {head}", "int8", name, flags
-    for weights in ("channel", "tensor"):
-        yield f"fp8, minmax, weights per {weights}", "fp8", "minmax", {"fp8": {"weights": weights}}
+    for name in ("minmax", "percentile", "mse"):
+        yield f"fp8, {name}", "fp8", name, {}
+    yield "fp8, minmax, one scale for all weights of a layer", "fp8", "minmax", {"fp8": {"weights": "tensor"}}
 
 
 def main() -> None:

@@ -25,6 +25,11 @@ def test_versions(version: str, number: int) -> None:
     assert version_number(version) == number
 
 
+def test_what_is_no_release() -> None:
+    with pytest.raises(UsageError, match=r"expected a TensorRT release as 10\.3\.0, found `ten`"):
+        version_number("ten")
+
+
 @given(st.floats(1e-4, 1e6))
 def test_writing_and_reading_back_keeps_every_bit(amax: float) -> None:
     scale = int8_scale(amax)

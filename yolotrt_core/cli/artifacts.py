@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 import invoke
 
 from yolotrt_core import pipeline
+from yolotrt_core.calibration_cache import CALIBRATORS, cache_from_ranges, version_number
 from yolotrt_core.cli import build
 from yolotrt_core.cli.tables import print_table
 from yolotrt_core.cli.tasks import Flag, Given, make_task, stage_flags
 from yolotrt_core.engine import hand_out, open_store, plan_build
 from yolotrt_core.errors import ArtifactError, UsageError
 from yolotrt_core.options import nearest
+from yolotrt_core.ranges import ranges_from_json
 from yolotrt_core.registry import KINDS, Registry
 from yolotrt_core.stages import ONNX_FILE, RANGES_FILE
 from yolotrt_core.store.action import Record
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 _STORE = next(f for f in build.SETTINGS if f.name == "store")
 _JSON = Flag("json", "Print one JSON document, see yolotrt_core/schemas/artifacts.json", switch=True)
 _KEY = Flag("key", "First digits of a key, as `artifacts.list` shows it", positional=True)
-_KINDS = ("onnx", "ranges", "engine")
+_KINDS = ("onnx", "ranges", "cache", "engine")
 
 
 def collection(stages: Registry) -> invoke.Collection:
@@ -77,7 +79,13 @@ def collection(stages: Registry) -> invoke.Collection:
             "Copy what a build of these settings made out of the store.",
             (
                 *chosen,
-                Flag("kind", "onnx|ranges|engine: what to copy; onnx is the graph the engine is built from"),
+                Flag(
+                    "kind",
+                    "onnx|ranges|cache|engine: what to copy; onnx is the graph the engine is built from, cache the "
+                    "ranges as a TensorRT 8 or 10 calibration cache",
+                ),
+                Flag("cache_version", "The TensorRT that will read the cache, as 10.3.0: it ignores another's"),
+                Flag("cache_algorithm", "entropy2|minmax: the calibrator class that will read it (default entropy2)"),
                 Flag("out", "Folder to copy to"),
                 _JSON,
             ),
@@ -248,7 +256,9 @@ def _one_line(item: Mapping[str, Json]) -> str:
 def _export(stages: Registry, given: Given) -> None:
     kind, folder = given["kind"], given["out"]
     if kind not in _KINDS:
-        raise UsageError(f"`--kind` expects onnx, ranges or engine, found `{kind}`", hint=nearest(str(kind), _KINDS))
+        raise UsageError(
+            f"`--kind` expects onnx, ranges, cache or engine, found `{kind}`", hint=nearest(str(kind), _KINDS)
+        )
     if not folder:
         raise UsageError("`--out` is needed: the folder to copy to")
     store = _opened(given)
@@ -261,8 +271,10 @@ def _export(stages: Registry, given: Given) -> None:
             f"a build of these settings is not in the store: stage `{missing[0]}` has not run",
             hint="run `build` with the same settings first; `artifacts.explain` says what differs",
         )
-    wanted = {"onnx": ONNX_FILE, "ranges": RANGES_FILE, "engine": planned.builder.stage.engine_file}[kind]
-    kinds = {"onnx": ("exporter", "pass"), "ranges": ("calibrator",), "engine": ("builder",)}[kind]
+    found_in = {"ranges": RANGES_FILE, "cache": RANGES_FILE, "engine": planned.builder.stage.engine_file}
+    wanted = found_in.get(kind, ONNX_FILE)
+    made_by = {"ranges": ("calibrator",), "cache": ("calibrator",), "engine": ("builder",)}
+    kinds = made_by.get(kind, ("exporter", "pass"))
     made = [record for step, _, record in walked if record and step.kind in kinds and wanted in record.outputs]
     if not made:
         raise UsageError(f"a build of these settings has no {kind}", hint=f"precision is {settings.precision}")
@@ -270,7 +282,11 @@ def _export(stages: Registry, given: Given) -> None:
     target = Path(folder).expanduser() / f"{planned.source.name}-{settings.precision}{Path(wanted).suffix}"
     if kind == "ranges":
         target = target.with_name(f"{planned.source.name}-ranges.json")
-    hand_out(store, record.outputs[wanted].sha256, target)
+    if kind == "cache":
+        target = target.with_name(f"{planned.source.name}.cache")
+        _write_cache(store, record, target, given)
+    else:
+        hand_out(store, record.outputs[wanted].sha256, target)
     if kind == "engine":
         spec = record.outputs[pipeline.ENGINE_SPEC_FILE].sha256
         hand_out(store, spec, target.with_name(target.name + ".json"))
@@ -278,6 +294,28 @@ def _export(stages: Registry, given: Given) -> None:
         print(json.dumps({"schema": 1, "kind": kind, "path": str(target), "key": record.key}, indent=2))
     else:
         print(target)
+
+
+def _write_cache(store: Store, record: Record, target: Path, given: Given) -> None:
+    """Write the ranges of a record as the text that TensorRT's calibrators read."""
+    version, algorithm = given["cache_version"], given["cache_algorithm"] or "entropy2"
+    if not version:
+        raise UsageError(
+            "`--kind cache` needs `--cache-version`: TensorRT ignores a cache of another release",
+            hint="pass the version of the TensorRT that will read it, as 10.3.0",
+        )
+    if algorithm not in CALIBRATORS:
+        known = ", ".join(CALIBRATORS)
+        raise UsageError(f"`--cache-algorithm` expects one of {known}, found `{algorithm}`")
+    ranges = ranges_from_json(json.loads(store.read(record.outputs[RANGES_FILE].sha256)), RANGES_FILE)
+    text = cache_from_ranges(ranges.tensors, version_number(version), CALIBRATORS[algorithm])
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(text, encoding="utf-8")
+    except OSError as err:
+        raise ArtifactError(
+            f"cannot write `{target}`: {(err.strerror or str(err)).lower()}", hint="choose another folder with `--out`"
+        ) from err
 
 
 def _summary(record: Record) -> dict[str, Json]:
