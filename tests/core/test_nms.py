@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from yolotrt_core.nms import nms
+from yolotrt_core.nms import APPROXIMATE_ERROR, nms
 
 
 def brute_force(boxes: np.ndarray, scores: np.ndarray, groups: np.ndarray | None, iou: float) -> list[int]:
@@ -132,17 +132,76 @@ def test_every_scale_of_coordinates(data: st.DataObject, scale: float, iou: floa
 
 
 def test_pairs_within_a_rounding_of_the_threshold() -> None:
-    # Pairs of 1 x 1 boxes moved apart by a hair more or less than what gives the threshold exactly: the
-    # float32 comparison alone gets a part of these wrong.
-    iou = 0.6
-    random = np.random.default_rng(1)
-    start = random.uniform(100, 500, (4000, 2)).astype(np.float32)
-    side = random.uniform(5, 100, (4000, 2)).astype(np.float32)
-    shift = side[:, 0] * np.float32((1 - iou) / (1 + iou)) + random.integers(-3, 4, 4000) * np.spacing(start[:, 0])
+    # The float32 comparison alone gets a part of these wrong.
+    boxes, scores, groups = pairs_near(0.6, 4000, 1)
+    kept = check(boxes, scores, groups, 0.6)
+    assert 4500 < kept < 7500
+
+
+def pairs_near(iou: float, count: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pairs of boxes, each pair a group of its own, that overlap by `iou` give or take a few roundings."""
+    random = np.random.default_rng(seed)
+    start = random.uniform(100, 500, (count, 2)).astype(np.float32)
+    side = random.uniform(5, 100, (count, 2)).astype(np.float32)
+    shift = side[:, 0] * np.float32((1 - iou) / (1 + iou)) + random.integers(-3, 4, count) * np.spacing(start[:, 0])
     moved = start + np.stack((shift, np.zeros_like(shift)), axis=1).astype(np.float32)
     boxes = np.stack((np.concatenate((start, start + side), 1), np.concatenate((moved, moved + side), 1)), axis=1)
-    kept = check(boxes.reshape(-1, 4), np.tile([0.9, 0.5], 4000), np.repeat(np.arange(4000), 2), iou)
-    assert 4500 < kept < 7500
+    return boxes.reshape(-1, 4), np.tile(np.float32([0.9, 0.5]), count), np.repeat(np.arange(count), 2)
+
+
+class Approximate:
+    """Suppression at thresholds that are off by most of what is allowed, in a direction of its own each time."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = np.random.default_rng(seed)
+        self.thresholds: list[float] = []
+
+    def __call__(self, boxes: np.ndarray, groups: np.ndarray, iou: float) -> np.ndarray:
+        self.thresholds.append(iou)
+        scores = np.arange(len(boxes), 0, -1)
+        wrong = iou + self.random.uniform(-0.9, 0.9) * APPROXIMATE_ERROR
+        return np.array(sorted(brute_force(boxes, scores, groups, wrong)))
+
+
+@pytest.mark.parametrize("iou", [0.1, 0.45, 0.6])
+def test_two_approximate_runs_that_agree_are_the_answer(iou: float) -> None:
+    random = np.random.default_rng(7)
+    boxes = scene(random, 800, 40, 100, 0.15).astype(np.float32)
+    scores, groups = random.random(800).astype(np.float32), random.integers(0, 9, 800)
+    approximate = Approximate(0)
+    assert nms(boxes, scores, groups, iou, approximate).tolist() == brute_force(boxes, scores, groups, iou)
+    assert sorted(approximate.thresholds) == [iou - APPROXIMATE_ERROR, iou + APPROXIMATE_ERROR]
+
+
+def test_approximate_runs_never_change_the_answer() -> None:
+    # Nearly every pair is one that an approximation may get wrong.
+    for seed in range(20):
+        boxes, scores, groups = pairs_near(0.6, 100, seed)
+        approximate = Approximate(seed)
+        expected = brute_force(boxes, scores, groups, 0.6)
+        assert nms(boxes, scores, groups, 0.6, approximate).tolist() == expected
+        boxes[:, 2:] += random_growth(seed, boxes)
+        assert nms(boxes, scores, groups, 0.6, approximate).tolist() == brute_force(boxes, scores, groups, 0.6)
+
+
+def random_growth(seed: int, boxes: np.ndarray) -> np.ndarray:
+    """Move most pairs clear of the threshold, so that some of the approximate runs agree."""
+    return np.random.default_rng(seed).uniform(0, 2, (len(boxes), 2)).astype(np.float32)
+
+
+@pytest.mark.parametrize("spoil", ["no area", "negative", "huge", "tiny"])
+def test_an_approximation_is_not_asked_about_odd_boxes(spoil: str) -> None:
+    random = np.random.default_rng(8)
+    boxes = scene(random, 300, 20, 100, 0.15).astype(np.float32)
+    boxes[7] = {"no area": [5, 5, 5, 9], "negative": [9, 5, 5, 9], "huge": [0, 0, 1e20, 1], "tiny": [0, 0, 1e-20, 1]}[
+        spoil
+    ]
+    scores = random.random(300).astype(np.float32)
+
+    def refuse(*_: object) -> np.ndarray:
+        raise AssertionError("asked")
+
+    assert nms(boxes, scores, None, 0.5, refuse).tolist() == brute_force(boxes, scores, None, 0.5)
 
 
 def test_boxes_without_area_stay() -> None:
