@@ -65,6 +65,9 @@ def export(source: ModelSource, request: BuildRequest, options: TfOptions, out: 
         rows = find_rows(answer, size, known, _QUANTIZED_SLACK if network.rounded else _SLACK)
         model = _convert(network, source.path, request, options)
     log.debug("%s: %s", NAMES[form], rows)
+    if edit.has_zero_points(model):
+        log.warning("the model's 8-bit integers have zero points, which TensorRT refuses: `--tf-quantized float` is "
+                    "for TensorRT, onnxruntime takes it as it is")  # fmt: skip
     edit.number_names(model)
     edit.rewrite_resizes(model)
     edit.arrange_rows(model, rows, size)
@@ -126,7 +129,7 @@ def _convert(network: Network, path: Path, request: BuildRequest, options: TfOpt
     batch = None if request.dynamic else request.batch
     model = onnx_from_network(network, path, (batch, request.height, request.width), options.opset)
     given, wanted = model.graph.input, model.graph.output
-    edit.rename_interface(model, {given[0].name: "images", wanted[0].name: "output0"})
+    edit.rename_tensors(model, {given[0].name: "images", wanted[0].name: "output0"})
     if network.graph is None and (network.shape[0] != batch):
         edit.set_batch(model, "batch" if batch is None else batch)
     if network.input_quantization is not None:

@@ -16,7 +16,7 @@ from yolotrt_core.rows import Rows
 _LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 
 
-def rename_interface(model: ModelProto, names: Mapping[str, str]) -> None:
+def rename_tensors(model: ModelProto, names: Mapping[str, str]) -> None:
     """Rename tensors everywhere in the main graph."""
     graph = model.graph
     for node in graph.node:
@@ -59,7 +59,7 @@ def number_names(model: ModelProto) -> None:
         for position, name in enumerate(node.input):
             if name in weights and name not in names and name not in kept:
                 names[name] = fresh(f"{node.name}/input{position}")
-    rename_interface(model, names)
+    rename_tensors(model, names)
     for weight in graph.initializer:
         weight.name = names.get(weight.name, weight.name)
     ordered = sorted(graph.initializer, key=lambda weight: weight.name)
@@ -91,7 +91,7 @@ def quantize_input(model: ModelProto, scale: float, zero_point: int) -> None:
     value = model.graph.input[0]
     element = value.type.tensor_type.elem_type
     _add_weights(model, "images", scale, zero_point, element)
-    rename_interface(model, {"images": "images_quantized"})
+    rename_tensors(model, {"images": "images_quantized"})
     value.name = "images"
     value.type.tensor_type.elem_type = TensorProto.FLOAT
     node = helper.make_node(
@@ -104,7 +104,7 @@ def dequantize_output(model: ModelProto, scale: float, zero_point: int) -> None:
     """Turn an integer `output0` into float32."""
     value = model.graph.output[0]
     _add_weights(model, "output0", scale, zero_point, value.type.tensor_type.elem_type)
-    rename_interface(model, {"output0": "output0_quantized"})
+    rename_tensors(model, {"output0": "output0_quantized"})
     value.name = "output0"
     value.type.tensor_type.elem_type = TensorProto.FLOAT
     model.graph.node.append(
@@ -112,6 +112,13 @@ def dequantize_output(model: ModelProto, scale: float, zero_point: int) -> None:
             "DequantizeLinear", ["output0_quantized", "output0_scale", "output0_zero"], ["output0"], name="dequantize"
         )
     )
+
+
+def has_zero_points(model: ModelProto) -> bool:
+    """Say whether an activation is rounded to integers of which 0 does not stand for 0."""
+    weights = {weight.name: weight for weight in model.graph.initializer}
+    zeros = {node.input[2] for node in model.graph.node if node.op_type == "QuantizeLinear" and len(node.input) > 2}
+    return any(numpy_helper.to_array(weights[name]).any() for name in zeros if name in weights)
 
 
 def drop_rounding(model: ModelProto) -> None:
@@ -137,7 +144,7 @@ def drop_rounding(model: ModelProto) -> None:
     graph.node.extend(kept)
     for value in graph.output:
         if value.name in origin:  # the output was one of the integers
-            rename_interface(model, {origin[value.name]: value.name})
+            rename_tensors(model, {origin[value.name]: value.name})
 
 
 def _dequantized(parts: list[onnx.TensorProto], axis: int, name: str) -> onnx.TensorProto:
@@ -166,7 +173,7 @@ def arrange_rows(model: ModelProto, rows: Rows, size: tuple[int, int]) -> None:
         steps.append(("Gather", moved.astype(np.int32), {"axis": 1}))
     if not steps:
         return
-    rename_interface(model, {"output0": "rows_0"})
+    rename_tensors(model, {"output0": "rows_0"})
     for index, (operator, constant, attributes) in enumerate(steps):
         name = f"rows_{operator.lower()}"
         result = f"rows_{index + 1}" if index + 1 < len(steps) else "output0"

@@ -31,6 +31,14 @@ _DISABLES = {
 }
 
 
+# Distributions that install the same module.
+_OTHERS = {
+    "opencv-python-headless": ("opencv-python", "opencv-contrib-python"),
+    "onnxruntime": ("onnxruntime-gpu",),
+    "tensorflow-cpu": ("tensorflow", "tf-nightly"),
+}
+
+
 def task(stages: Registry) -> Any:
     """Make the `doctor` task."""
     flags = (Flag("json", "Print one JSON document, see yolotrt_core/schemas/doctor.json", switch=True),)
@@ -121,7 +129,7 @@ def _packages() -> list[Json]:
 
 def _other_version(name: str) -> str | None:
     """Return the version of a package that serves as well, e.g. opencv-python."""
-    for other in {"opencv-python-headless": ("opencv-python", "opencv-contrib-python")}.get(name, ()):
+    for other in _OTHERS.get(name, ()):
         try:
             return f"{metadata.version(other)} ({other})"
         except metadata.PackageNotFoundError:

@@ -113,12 +113,15 @@ def test_every_layout_becomes_ours(units: str, order: str, expected: Answer, tmp
 
 @pytest.mark.parametrize("file", ["int8.tflite", "uint8io.tflite"])
 @pytest.mark.parametrize("quantized", ["keep", "float"])
-def test_eight_bit_models(file: str, quantized: str, models: Path, tmp_path: Path) -> None:
+def test_eight_bit_models(
+    file: str, quantized: str, models: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     spec = export(models / file, tmp_path, quantized=quantized)
     assert spec.inputs[0].dtype == spec.outputs[0].dtype == "float32"
     operators = {n.op_type for n in onnx.load(tmp_path / "model.onnx").graph.node}
     assert ({"QuantizeLinear", "DequantizeLinear"} <= operators) == (quantized == "keep")
     assert ("DequantizeLinear" in operators) == (quantized == "keep")
+    assert ("--tf-quantized float" in caplog.text) == (quantized == "keep")
     stored = reference(tmp_path)
     error = np.linalg.norm(run(tmp_path, stored["images"]) - stored["output0"]) / np.linalg.norm(stored["output0"])
     assert error <= float(stored["tolerance"]) / 2
@@ -126,19 +129,22 @@ def test_eight_bit_models(file: str, quantized: str, models: Path, tmp_path: Pat
 
 
 def test_the_same_model_gives_the_same_bytes(models: Path, tmp_path: Path) -> None:
-    """In one process, and in others with other hashes of texts: tf2onnx goes through sets."""
+    """In one process, and in another with other hashes of texts: tf2onnx goes through sets."""
     code = (
         "import sys, warnings; warnings.simplefilter('ignore'); from pathlib import Path\n"
-        "from yolotrt_core.types import *; from yolotrt_tf import *\n"
-        "path, out = Path(sys.argv[1]), Path(sys.argv[2]); out.mkdir()\n"
-        "TfExporter().export(ModelSource(path, sys.argv[3], 'm'), BuildRequest('fp32', 1, 64, 64), TfOptions(), out)"
+        "from yolotrt_core.sources import sha256_of; from yolotrt_core.types import *; from yolotrt_tf import *\n"
+        "for path, out in zip(sys.argv[1::2], map(Path, sys.argv[2::2]), strict=True):\n"
+        "    out.mkdir(); source = ModelSource(Path(path), sha256_of(Path(path)), 'm')\n"
+        "    TfExporter().export(source, BuildRequest('fp32', 1, 64, 64), TfOptions(), out)"
     )
-    for file in ("saved_model", "fp32.tflite"):
-        path = models / file
-        export(path, tmp_path / f"{file}_1")
-        export(path, tmp_path / f"{file}_2")
-        command = [sys.executable, "-c", code, str(path), str(tmp_path / f"{file}_3"), sha256_of(path)]
-        subprocess.run(command, check=True, capture_output=True, env=os.environ | {"PYTHONHASHSEED": "7"}, timeout=120)
+    command = [sys.executable, "-c", code]
+    files = ("saved_model", "fp32.tflite")
+    for file in files:
+        export(models / file, tmp_path / f"{file}_1")
+        export(models / file, tmp_path / f"{file}_2")
+        command += [str(models / file), str(tmp_path / f"{file}_3")]
+    subprocess.run(command, check=True, capture_output=True, env=os.environ | {"PYTHONHASHSEED": "7"}, timeout=120)
+    for file in files:
         assert len({sha256_of(tmp_path / f"{file}_{n}" / "model.onnx") for n in (1, 2, 3)}) == 1
 
 
@@ -147,7 +153,7 @@ def test_upsampling_of_tf_image_becomes_the_resize_that_tensorrt_takes(tmp_path:
     import tensorflow as tf
 
     from yolotrt_tf.convert import onnx_from_network
-    from yolotrt_tf.graph import rename_interface, rewrite_resizes
+    from yolotrt_tf.graph import rename_tensors, rewrite_resizes
     from yolotrt_tf.network import Network, convert_variables_to_constants_v2
 
     pixels = np.random.default_rng(0).random((1, 3, 5, 3), dtype=np.float32)
@@ -160,7 +166,7 @@ def test_upsampling_of_tf_image_becomes_the_resize_that_tensorrt_takes(tmp_path:
             lambda x: x, (1, 3, 5), frozen.inputs[0].name, frozen.outputs[0].name, frozen.graph.as_graph_def()
         )
         model = onnx_from_network(network, tmp_path, (1, 3, 5), 17)
-        rename_interface(model, {model.graph.input[0].name: "images", model.graph.output[0].name: "output0"})
+        rename_tensors(model, {model.graph.input[0].name: "images", model.graph.output[0].name: "output0"})
         assert rewrite_resizes(model) == rewritten
         session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
         found = session.run(None, {"images": pixels.transpose(0, 3, 1, 2)})[0]
@@ -319,19 +325,27 @@ def test_silent_and_first_in_a_process(models: Path, tmp_path: Path) -> None:
     """TensorFlow writes to both streams past Python where it may."""
     code = (
         "import sys; from pathlib import Path; from yolotrt_core.types import *; from yolotrt_tf import *\n"
-        "path, out = Path(sys.argv[1]), Path(sys.argv[2])\n"
-        "source = ModelSource(path, '0', 'm')\n"
-        "yolotrt_select_exporter(source); TfExporter().fingerprint(TfOptions())\n"
+        "out, names, *paths = map(Path, sys.argv[1:])\n"
+        "for path in paths:\n"
+        "    yolotrt_select_exporter(ModelSource(path, '0', 'm')); TfExporter().fingerprint(TfOptions())\n"
         "assert not {'tensorflow', 'keras', 'tf2onnx', 'onnx', 'numpy'} & set(sys.modules)\n"
-        "TfExporter().export(source, BuildRequest('fp32', 1, 64, 64), TfOptions(), out)"
+        "for path in paths:\n"
+        "    request, source = BuildRequest('fp32', 1, 64, 64), ModelSource(path, '0', 'm')\n"
+        "    TfExporter().export(source, request, TfOptions(names=names), out)"
     )
     names = tmp_path / "names.txt"
     names.write_text("a\nb\nc\n")
-    code = code.replace("TfOptions(), out", "TfOptions(names=Path(sys.argv[3])), out")
-    for file in ("saved_model", "fp32.tflite"):
-        command = [sys.executable, "-c", code, str(models / file), str(tmp_path), str(names)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    command = [
+        sys.executable,
+        "-c",
+        code,
+        str(tmp_path),
+        str(names),
+        str(models / "saved_model"),
+        str(models / "fp32.tflite"),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def test_without_tensorflow_the_stage_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
