@@ -20,7 +20,7 @@ from yolotrt_core.calibration import DEFAULT_CALIBRATOR, CalibrationData, Chosen
 from yolotrt_core.errors import StageError, UsageError, YolotrtError
 from yolotrt_core.progress import progress
 from yolotrt_core.registry import Registered, Registry
-from yolotrt_core.stages import ONNX_FILE, RANGES_FILE, REFERENCE_FILE, RangesBuilder
+from yolotrt_core.stages import ONNX_FILE, RANGES_FILE, REFERENCE_FILE, QuantizedSource, RangesBuilder
 from yolotrt_core.store.action import Action, PluginIdentity, Record
 from yolotrt_core.store.failures import DamagedArtifactError, MissingArtifactError
 from yolotrt_core.store.store import Store
@@ -146,18 +146,20 @@ def plan(
     passes = [r for r in stages.passes() if r.stage.order >= PRECISION_ORDER and _applies(r, request, settings)]
     passes = [r for r in passes if not (takes_ranges and r.stage.needs_calibration)]
     chosen = None
-    if takes_ranges or any(found.stage.needs_calibration for found in passes):
+    brought = isinstance(exporter.stage, QuantizedSource) and exporter.stage.is_quantized(source)
+    calibrated = not brought and (takes_ranges or any(found.stage.needs_calibration for found in passes))
+    if calibrated:
         calibrator = _calibrator(stages, request, choice)
         chosen = _pictures(calibrator, choice)
         steps.append(_calibrate_step(calibrator, settings, steps, chosen))
     typed = replace(request, profiles=())
     for found in passes:
         inputs = _model_inputs(_last_onnx(steps))
-        if found.stage.needs_calibration:
+        if calibrated and found.stage.needs_calibration:
             inputs["ranges"] = Output(CALIBRATE, RANGES_FILE)
         steps.append(_step(found.name, found, settings, typed, _material(typed), inputs))
     inputs = _model_inputs(_last_onnx(steps))
-    if takes_ranges:
+    if calibrated and takes_ranges:
         inputs["ranges"] = Output(CALIBRATE, RANGES_FILE)
     steps.append(_step("build", builder, settings, request, _material(request), inputs))
     return Plan(source, request, builder, tuple(steps), chosen)

@@ -118,6 +118,14 @@ class SizedExporter(Protocol):
 
 
 @runtime_checkable
+class QuantizedSource(Protocol):
+    """What an exporter may offer beside `Exporter`: to know a model that quantization-aware training made."""
+
+    def is_quantized(self, source: ModelSource) -> bool:
+        """Say whether the model brings its own Q/DQ nodes, which then stay as they are; no framework is imported."""
+
+
+@runtime_checkable
 class SourceRunner(Protocol):
     """What an exporter may offer beside `Exporter`: to run a model in its own framework."""
 

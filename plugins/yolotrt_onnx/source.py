@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata, util
@@ -80,6 +81,11 @@ class OnnxExporter:
         from yolotrt_onnx import exporter
 
         return exporter.native_size(source.path)
+
+    def is_quantized(self, source: ModelSource) -> bool:
+        """Look for the operator's name in the file, as quantization-aware training leaves it."""
+        with source.path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            return content.find(b"QuantizeLinear") >= 0
 
 
 def claims(path: Path) -> bool:

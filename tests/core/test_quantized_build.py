@@ -111,3 +111,43 @@ def test_ranges_that_ruin_the_engine_are_held_back(build: Any) -> None:
 def test_every_calibrator_swaps_in(build: Any) -> None:
     keys = {build(calibrator=name, flags={"gate": {"check": "off"}}).key for name in ("minmax", "mse", "entropy")}
     assert len(keys) == 3
+
+
+@pytest.mark.parametrize("weights", ["int8", "float"])
+def test_a_quantized_onnx_is_built_as_it_is(build: Any, tmp_path: Path, weights: str) -> None:
+    """As quantization-aware training leaves it: weights as codes, or as floats that a Q/DQ pair rounds."""
+    ours = build(flags={"int8": {"base": "fp32"}})
+    graph = onnx.load(ours.path)
+    if weights == "float":
+        _unpack_weights(graph)
+    trained = tmp_path / "trained.onnx"
+    onnx.save(graph, trained)
+    engine = build(weights=trained, calib_data=None, flags={"int8": {"base": "fp32"}})
+    assert [s.step.label for s in engine.steps] == ["export", "simplify", "parity", "int8", "build"]
+    facts = _facts(engine, "int8")
+    assert facts["brought_quantized"] is True
+    again = onnx.load(engine.path)
+    assert _count(again) == _count(graph)
+
+
+def _count(graph: onnx.ModelProto) -> dict[str, int]:
+    kinds = [n.op_type for n in graph.graph.node]
+    return {kind: kinds.count(kind) for kind in ("QuantizeLinear", "DequantizeLinear", "Conv")}
+
+
+def _unpack_weights(graph: onnx.ModelProto) -> None:
+    """Turn each stored int8 kernel back into the float one it stands for, with a Q before its DQ."""
+    held = {w.name: w for w in graph.graph.initializer}
+    nodes = []
+    for node in graph.graph.node:
+        if node.op_type == "DequantizeLinear" and node.input[0] in held:
+            code, scale = (numpy_helper.to_array(held[name]) for name in node.input[:2])
+            name = f"{node.input[0]}_kernel"
+            kernel = (code * scale.reshape(-1, 1, 1, 1)).astype(np.float32)
+            graph.graph.initializer.append(numpy_helper.from_array(kernel, name))
+            rounded = f"{name}_rounded"
+            nodes.append(onnx.helper.make_node("QuantizeLinear", [name, *node.input[1:]], [rounded], axis=0))
+            node.input[0] = rounded
+        nodes.append(node)
+    del graph.graph.node[:]
+    graph.graph.node.extend(nodes)
