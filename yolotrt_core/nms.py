@@ -37,7 +37,7 @@ _BAND = 2e-6
 
 # IoU in float32 straight by its formula is off by less than 17 roundings of 2**-24.
 APPROXIMATE_ERROR = 2e-6
-_APPROXIMATE_MOST = 3500  # boxes; beyond, work in portions is faster than onnxruntime's loop
+_APPROXIMATE_MOST = 10_000  # boxes; onnxruntime compares all kept boxes of a group with all others
 
 _kept_memory = threading.local()
 
@@ -96,10 +96,10 @@ def _between(
 ) -> NDArray[np.intp] | None:
     """Return the exact result if two approximate runs make it certain, else None.
 
-    One run is at a threshold above `iou` by more than it may be wrong, one as much below. If both keep
-    the same boxes, then each other box overlaps a better one of these by more than `iou` (by the run
-    above), and no two of these overlap by more (by the run below). Only greedy suppression's result is
-    so: in order of score, both leave no choice about any box.
+    The first run's threshold is above `iou` by more than the run may be wrong, so each box it drops
+    overlaps a better kept one by more than `iou`. The second is as much below, over the kept boxes
+    only; if it drops none, no two of them overlap by more than `iou`. Only the result of greedy
+    suppression is like that: taken in order of score, the two leave no choice about any box.
     """
     import numpy as np
 
@@ -108,7 +108,8 @@ def _between(
     if not plain or not np.logical_and.reduce(boxes_xyxy[:, 2:] > boxes_xyxy[:, :2], axis=None):
         return None
     kept = approximate(boxes_xyxy, groups, iou + APPROXIMATE_ERROR)
-    return kept if np.array_equal(kept, approximate(boxes_xyxy, groups, iou - APPROXIMATE_ERROR)) else None
+    again = approximate(boxes_xyxy.take(kept, axis=0), groups.take(kept), iou - APPROXIMATE_ERROR)
+    return kept if len(again) == len(kept) else None
 
 
 def _buckets(counts: NDArray[np.intp]) -> NDArray[np.uint16]:
