@@ -12,9 +12,9 @@ import pytest
 
 from yolotrt_core.calibration_cache import parse_cache
 from yolotrt_core.errors import StageError, UsageError
-from yolotrt_core.ranges import Ranges, int8_scale, write_ranges
-from yolotrt_core.types import BuildRequest, Calibration
-from yolotrt_tensorrt import TensorRTBuilder, TensorRTOptions, implicit, preflight
+from yolotrt_core.ranges import Ranges, int8_scale, read_ranges, write_ranges
+from yolotrt_core.types import BuildRequest, Calibration, ModelSpec, OnnxModel
+from yolotrt_tensorrt import OwnCalibrator, TensorRTBuilder, TensorRTOptions, calibrator, implicit, preflight
 from yolotrt_tensorrt.installed import Installed
 from yolotrt_tensorrt.library import Library, load
 
@@ -121,16 +121,16 @@ def test_batches_are_full_and_in_order(algorithm: Any, base: str) -> None:
 
     feed = implicit.Feed(iter([pictures[:2], pictures[2:7]]), upload, batch=3)
     library = _Library()
-    calibrator = implicit.engine_calibrator(library, algorithm, feed)
-    assert isinstance(calibrator, getattr(library.trt, base))
-    assert calibrator.ready
-    assert calibrator.get_batch_size() == 3
-    assert calibrator.get_batch(["images"]) == [4096]
-    assert calibrator.get_batch(["images"]) == [4096]
-    assert calibrator.get_batch(["images"]) is None  # one picture is left: not a batch
+    made = implicit.engine_calibrator(library, algorithm, feed)
+    assert isinstance(made, getattr(library.trt, base))
+    assert made.ready
+    assert made.get_batch_size() == 3
+    assert made.get_batch(["images"]) == [4096]
+    assert made.get_batch(["images"]) == [4096]
+    assert made.get_batch(["images"]) is None  # one picture is left: not a batch
     assert [b.ravel().tolist() for b in uploaded] == [[0, 1, 2], [3, 4, 5]]
-    assert calibrator.read_calibration_cache() is None
-    calibrator.write_calibration_cache(memoryview(b"TRT-100300-EntropyCalibration2\n"))
+    assert made.read_calibration_cache() is None
+    made.write_calibration_cache(memoryview(b"TRT-100300-EntropyCalibration2\n"))
     assert feed.written == b"TRT-100300-EntropyCalibration2\n"
 
 
@@ -169,3 +169,28 @@ def test_only_weak_int8_takes_ranges() -> None:
     assert builder.takes_ranges(int8, TensorRTOptions(typing="weak"))
     assert not builder.takes_ranges(int8, TensorRTOptions())
     assert not builder.takes_ranges(fp16, TensorRTOptions(typing="weak"))
+
+
+def test_its_own_calibrator_is_not_here(installed_rtx: str) -> None:
+    """TensorRT-RTX has no calibrators, and no `tensorrt` 10 is installed where these tests run."""
+    can = OwnCalibrator().available()
+    if can.ok:
+        pytest.skip("tensorrt 10 is installed")
+    assert "calibrators are a part of TensorRT 8 to 10" in can.reason
+
+
+def test_what_its_own_calibrator_wrote_becomes_ranges(tmp_path: Path) -> None:
+    lines = [
+        "TRT-100300-EntropyCalibration2",
+        "images: 3c010a14",
+        "x: 3d000000",
+        "(Unnamed Layer* 3) [A]_output: 00000000",
+    ]
+    text = "\n".join(lines).encode()
+    model = OnnxModel(tmp_path / "model.onnx", "c" * 64, ModelSpec((), (), (), ()))
+    assert calibrator._write(model, text, tmp_path) == "TensorRT EntropyCalibration2"
+    ranges = read_ranges(tmp_path / "ranges.json")
+    assert ranges.onnx_sha256 == "c" * 64
+    assert ranges.tensors == {"images": pytest.approx(127 * 0.00787594, rel=1e-6), "x": 127 / 32}
+    with pytest.raises(StageError, match="without a single range"):
+        calibrator._write(model, b"TRT-100300-EntropyCalibration2\n", tmp_path)
