@@ -37,6 +37,7 @@ _BAND = 2e-6
 
 # IoU in float32 straight by its formula is off by less than 17 roundings of 2**-24.
 APPROXIMATE_ERROR = 2e-6
+_APPROXIMATE_LEAST = 250  # boxes; for fewer, as usual thresholds give, nobody waits for an aid to load
 _APPROXIMATE_MOST = 10_000  # boxes; onnxruntime compares all kept boxes of a group with all others
 
 _kept_memory = threading.local()
@@ -72,7 +73,7 @@ def nms(
     order = _best_first(scores)
     grouped = np.zeros(len(order), dtype=np.int32) if groups is None else groups.take(order).astype(np.int32)
     sorted_boxes = boxes_xyxy.take(order, axis=0)
-    if approximate is not None and _ALL < len(order) <= _APPROXIMATE_MOST:
+    if approximate is not None and _APPROXIMATE_LEAST <= len(order) <= _APPROXIMATE_MOST:
         certain = _between(approximate, sorted_boxes, grouped, iou)
         if certain is not None:
             return order.take(certain)
