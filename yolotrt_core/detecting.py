@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -28,9 +29,12 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from yolotrt_core.stages import DeviceFrame
+
 _log = logging.getLogger(__name__)
 
 Format = Literal["json", "coco", "yolo"]
+_DECODED_TOGETHER = 32  # files that a GPU decodes at once: more wait longer and gain nothing
 _MOST_WAITING = 32  # pictures drawn but not yet written, so that a slow disk does not fill the memory
 
 
@@ -48,6 +52,15 @@ class Summary:
     classes: Counter[int]
     truncated: int
     frames: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Still:
+    """A picture for drawing (`host`) and for the detector, where it may lie on a GPU (`frame`)."""
+
+    path: Path
+    host: NDArray[np.uint8]
+    frame: NDArray[np.uint8] | DeviceFrame
 
 
 class DetectionRun:
@@ -68,16 +81,14 @@ class DetectionRun:
     def stills(self, paths: Sequence[Path], bar: Bar) -> None:
         """Detect on pictures; one that cannot be read is noted, and the run goes on."""
         read: deque[tuple[Path, NDArray[np.uint8]]] = deque()
-        # A GPU takes thousands a second; elsewhere a few waiting pictures are enough, and cheaper.
-        ahead = {"ahead": 64, "together": 8} if self._detector.program else {}
 
-        def frames() -> Iterator[NDArray[np.uint8]]:
-            for path, frame in prefetched(paths, self._read, **ahead):
-                if isinstance(frame, UsageError):
-                    self._note(frame, len(paths))
+        def frames() -> Iterator[NDArray[np.uint8] | DeviceFrame]:
+            for still in self._read_ahead(paths):
+                if isinstance(still, UsageError):
+                    self._note(still, len(paths))
                 else:
-                    read.append((path, frame))
-                    yield frame
+                    read.append((still.path, still.host))
+                    yield still.frame
 
         with _Writer() as writer:
             for number, detections in enumerate(self._detector.stream(frames(), self._selection)):
@@ -164,11 +175,34 @@ class DetectionRun:
             raise first
         raise UsageError(f"{len(self.unread)} of {asked} files could not be read; the first: {first}")
 
-    def _read(self, path: Path) -> tuple[Path, NDArray[np.uint8] | UsageError]:
+    def _read_ahead(self, paths: Sequence[Path]) -> Iterator[_Still | UsageError]:
+        """Yield what each file holds, read on threads."""
+        if self._detector.decodes_files:
+            batches = [paths[i : i + _DECODED_TOGETHER] for i in range(0, len(paths), _DECODED_TOGETHER)]
+            for stills in prefetched(batches, self._read_batch, threads=4, ahead=8):
+                yield from stills
+            return
+        # A GPU takes thousands a second if the thread that feeds it has a processor to itself; elsewhere a few
+        # waiting pictures are enough, and cheaper.
+        ahead: dict[str, int] = {}
+        if self._detector.program:
+            ahead = {"ahead": 256, "together": 8, "threads": max(1, (os.cpu_count() or 1) - 1)}
+        yield from prefetched(paths, self._read, **ahead)
+
+    def _read(self, path: Path) -> _Still | UsageError:
         try:
-            return path, self._detector.pinned_copy(pictures.read(path))
+            frame = self._detector.pinned_copy(pictures.read(path))
         except UsageError as err:
-            return path, err
+            return err
+        return _Still(path, frame, frame)
+
+    def _read_batch(self, paths: Sequence[Path]) -> list[_Still | UsageError]:
+        """Read files that a GPU decodes; those it does not as any other."""
+        decoded = self._detector.decode([_content(path) for path in paths])
+        return [
+            self._read(path) if frame is None else _Still(path, frame.to_host(), frame)
+            for path, frame in zip(paths, decoded, strict=True)
+        ]
 
     def _note(self, err: UsageError, asked: int = 1) -> None:
         if asked > 1:  # of one file alone the error at the end says it all
@@ -255,6 +289,14 @@ class _VideoWriter:
                 "cannot write the annotated video: it is incomplete, as when no space is left",
                 hint="free some space, or choose another folder with `--out`",
             )
+
+
+def _content(path: Path) -> bytes:
+    """Read a file; nothing of one that cannot be, which `pictures.read` says better."""
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
 
 
 def _same(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -9,14 +9,14 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
 from yolotrt_core.engine import AUTO, BuildSettings, build_engine, open_store, read_engine_spec
 from yolotrt_core.errors import UsageError
 from yolotrt_core.letterbox import preprocess
 from yolotrt_core.pipeline import GivenOptions
 from yolotrt_core.registry import Registered, Registry, refuse_unavailable
-from yolotrt_core.stages import DetectingSession, DeviceDecoding, DeviceProgram, Session
+from yolotrt_core.stages import DecodingSession, DetectingSession, DeviceDecoding, DeviceFrame, DeviceProgram, Session
 from yolotrt_core.store.store import Store
 from yolotrt_core.types import Detections, EngineSpec, Selection
 
@@ -127,7 +127,9 @@ class Detector:
         options = given.resolve(builder.stage.Options, builder.name)
         return cls(builder.stage.open(path, spec, options, store.side_cache()), postprocessor, chosen)
 
-    def detect(self, frames: Sequence[NDArray[np.uint8]], selection: Selection = Selection()) -> list[Detections]:
+    def detect(
+        self, frames: Sequence[NDArray[np.uint8] | DeviceFrame], selection: Selection = Selection()
+    ) -> list[Detections]:
         """Find objects on pictures of any sizes.
 
         Args:
@@ -150,7 +152,7 @@ class Detector:
             return found
         found = []
         for first in range(0, len(frames), self._batch):
-            found += self._detect_batch(frames[first : first + self._batch], selection)
+            found += self._detect_batch(_on_host(frames[first : first + self._batch]), selection)
         return found
 
     def detect_at(
@@ -173,7 +175,9 @@ class Detector:
         self.frames += 1
         return found[0]
 
-    def stream(self, frames: Iterable[NDArray[np.uint8]], selection: Selection = Selection()) -> Iterator[Detections]:
+    def stream(
+        self, frames: Iterable[NDArray[np.uint8] | DeviceFrame], selection: Selection = Selection()
+    ) -> Iterator[Detections]:
         """Find objects on frames that keep coming, in their order.
 
         On a GPU several batches are in flight while `frames` is asked for more; an exception of
@@ -193,7 +197,7 @@ class Detector:
                 yield found
             return
         for batch in _batches(frames, self._batch):
-            yield from self._detect_batch(batch, selection)
+            yield from self._detect_batch(_on_host(batch), selection)
 
     def pinned_frames(self, count: int, shape: tuple[int, ...]) -> list[NDArray[np.uint8]]:
         """Return frame buffers for a decoder or camera to fill in place; those that upload fastest here.
@@ -211,6 +215,20 @@ class Detector:
     def pinned_copy(self, frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Return a frame as it uploads fastest here; a thread that decodes takes the copy off the one that detects."""
         return self._device[0].pinned_copy(frame) if self._device is not None else frame
+
+    @property
+    def decodes_files(self) -> bool:
+        """Whether `decode` does anything here: picture files decoded where the engine runs."""
+        return self._device is not None and isinstance(self._session, DecodingSession) and self._session.decodes_files
+
+    def decode(self, files: Sequence[bytes]) -> Sequence[DeviceFrame | None]:
+        """Decode contents of picture files where the engine runs; `detect` and `stream` take the result as frames.
+
+        Returns:
+            None for each file to be read by OpenCV instead: not a JPEG, turned by its EXIF block, or broken.
+        """
+        session = self._session
+        return session.decode(files) if isinstance(session, DecodingSession) else [None] * len(files)
 
     def _refuse_classes(self, selection: Selection) -> None:
         beyond = [c for c in selection.classes if not 0 <= c < len(self.labels)]
@@ -250,11 +268,18 @@ class Detector:
         self.close()
 
 
-def _batches(frames: Iterable[NDArray[np.uint8]], size: int) -> Iterator[list[NDArray[np.uint8]]]:
+def _on_host(frames: Sequence[NDArray[np.uint8] | DeviceFrame]) -> Sequence[NDArray[np.uint8]]:
+    """Name the type of frames where no session decodes files, so that none is elsewhere."""
+    return cast("Sequence[NDArray[np.uint8]]", frames)
+
+
+def _batches(
+    frames: Iterable[NDArray[np.uint8] | DeviceFrame], size: int
+) -> Iterator[list[NDArray[np.uint8] | DeviceFrame]]:
     """Group frames; those before an exception come out before it is raised."""
     source = iter(frames)
     while True:
-        batch: list[NDArray[np.uint8]] = []
+        batch: list[NDArray[np.uint8] | DeviceFrame] = []
         try:
             while len(batch) < size:
                 batch.append(next(source))

@@ -240,21 +240,36 @@ class DeviceProgram:
     source: str
 
 
+class DeviceFrame(Protocol):
+    """A picture in a device's memory, taken wherever its session takes host frames.
+
+    Attributes:
+        shape: (H, W, 3), BGR.
+    """
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def to_host(self) -> NDArray[np.uint8]:
+        """Return its pixels in host memory."""
+
+
 @runtime_checkable
 class DetectingSession(Protocol):
     """What a session may offer beside `Session`: host frames to boxes without a stop on the way.
 
-    Frames are uint8, (H, W, 3) in BGR of any sizes, or (H * 3 / 2, W) in NV12 with even H and W.
+    Frames are uint8, (H, W, 3) in BGR of any sizes, or (H * 3 / 2, W) in NV12 with even H and W;
+    or what the session's own `DecodingSession.decode` returned.
     Any number of threads may call one session at once.
     """
 
     def detect(
-        self, frames: Sequence[NDArray[np.uint8]], program: DeviceProgram, selection: Selection
+        self, frames: Sequence[NDArray[np.uint8] | DeviceFrame], program: DeviceProgram, selection: Selection
     ) -> list[Detections]:
         """Return what `infer` and the program's postprocessor would, one Detections per frame."""
 
     def stream(
-        self, frames: Iterable[NDArray[np.uint8]], program: DeviceProgram, selection: Selection
+        self, frames: Iterable[NDArray[np.uint8] | DeviceFrame], program: DeviceProgram, selection: Selection
     ) -> Iterator[Detections]:
         """Do the same for frames that keep coming; batches are in flight while `frames` is asked for more.
 
@@ -269,6 +284,18 @@ class DetectingSession(Protocol):
 
 
 @runtime_checkable
+class DecodingSession(Protocol):
+    """What a session may offer beside `DetectingSession`: picture files decoded on the device, on any thread."""
+
+    @property
+    def decodes_files(self) -> bool:
+        """Whether it can here; `decode` knows nothing otherwise."""
+
+    def decode(self, files: Sequence[bytes]) -> Sequence[DeviceFrame | None]:
+        """Decode contents of files; None for each that OpenCV should have a try at, broken ones too."""
+
+
+@runtime_checkable
 class TimedSession(Protocol):
     """What a session on a GPU may offer beside `DetectingSession`: the device's own clock."""
 
@@ -280,7 +307,7 @@ class TimedSession(Protocol):
         """Return device milliseconds of the engine alone, for each of `repeats` runs after a warm-up."""
 
     def time_steps(
-        self, frames: Sequence[NDArray[np.uint8]], program: DeviceProgram, selection: Selection
+        self, frames: Sequence[NDArray[np.uint8] | DeviceFrame], program: DeviceProgram, selection: Selection
     ) -> dict[str, float]:
         """Return device milliseconds of each step of one batch, launched one by one."""
 

@@ -22,6 +22,7 @@ from yolotrt_core.errors import StageError, UsageError
 from yolotrt_core.stages import DeviceProgram, SideCache
 from yolotrt_core.types import Detections, EngineSpec, Selection
 from yolotrt_tensorrt.gpu import Gpu, PinnedPool, open_gpu
+from yolotrt_tensorrt.jpegs import DevicePicture, JpegDecoder, open_decoder
 from yolotrt_tensorrt.lane import Lane, Program, Shared
 from yolotrt_tensorrt.library import check_engine
 from yolotrt_tensorrt.plan import ELEMENT_BYTES, Plan
@@ -114,6 +115,8 @@ class EngineSession:
         self._closed = False
         _, best, high = plan.profiles[0]
         self._most_images: int = high[0]
+        self._jpegs: JpegDecoder | None = None
+        self._jpegs_asked = False
         self._target: tuple[int, int] = (best[2], best[3])
         self._free.append(self._make_lane())
 
@@ -217,6 +220,21 @@ class EngineSession:
         copy = self._pool.array(frame.shape)
         np.copyto(copy, frame)
         return copy
+
+    @property
+    def decodes_files(self) -> bool:
+        """Whether `decode` decodes JPEG files on the GPU here; see `yolotrt_core.stages.DecodingSession`."""
+        with self._changed:
+            if not self._jpegs_asked and self._options.gpu_jpeg:
+                self._jpegs = open_decoder(self.gpu, self._pool)
+            self._jpegs_asked = True
+        return self._jpegs is not None
+
+    def decode(self, files: Sequence[bytes]) -> Sequence[DevicePicture | None]:
+        """Decode JPEG files on the GPU; see `yolotrt_core.stages.DecodingSession`."""
+        if not self.decodes_files or self._jpegs is None:
+            return [None] * len(files)
+        return self._jpegs.decode(files)
 
     def time_steps(
         self, frames: Sequence[NDArray[np.uint8]], program: DeviceProgram, selection: Selection
@@ -347,6 +365,8 @@ class EngineSession:
             self._programs.clear()
             self.plan.close()
         self._shared.copy_threads.close()
+        if self._jpegs is not None:
+            self._jpegs.close()
         self._pool.close()
 
     def __enter__(self) -> Self:

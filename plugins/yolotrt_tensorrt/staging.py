@@ -12,6 +12,7 @@ import numpy as np
 
 from yolotrt_core.errors import UsageError
 from yolotrt_tensorrt.gpu import DeviceMemory, Gpu, PinnedPool, is_pinned
+from yolotrt_tensorrt.jpegs import DevicePicture
 from yolotrt_tensorrt.layouts import Rows, rows_read
 
 if TYPE_CHECKING:
@@ -103,13 +104,20 @@ class Uploads:
         self._device = DeviceMemory(gpu)
         self._staging: NDArray[np.uint8] = np.empty(0, np.uint8)
 
-    def upload(self, frames: Sequence[NDArray[np.uint8]], target: tuple[int, int], stream: Any) -> list[Uploaded]:
-        """Put the upload of frames on a stream, of big ones only the rows that are read.
+    def upload(
+        self, frames: Sequence[NDArray[np.uint8] | DevicePicture], target: tuple[int, int], stream: Any
+    ) -> list[Uploaded]:
+        """Put the upload of frames on a stream, of big ones only the rows that are read, of those there nothing.
 
         Args:
             frames: checked by `check_frames`. They may be changed again when the stream is done; those not in
                 pinned memory as soon as this returns. target: (height, width) they are letterboxed to.
         """
+        host = [f for f in frames if not isinstance(f, DevicePicture)]
+        sent = iter(self._upload(host, target, stream) if host else ())
+        return [Uploaded(f.address, 0) if isinstance(f, DevicePicture) else next(sent) for f in frames]
+
+    def _upload(self, frames: Sequence[NDArray[np.uint8]], target: tuple[int, int], stream: Any) -> list[Uploaded]:
         parts, total = [], 0
         for frame in frames:
             rows = rows_read(frame.shape, target)
@@ -186,13 +194,15 @@ class Uploads:
         self._staging = np.empty(0, np.uint8)
 
 
-def check_frames(frames: Sequence[NDArray[np.uint8]]) -> None:
+def check_frames(frames: Sequence[NDArray[np.uint8] | DevicePicture]) -> None:
     """Refuse what is neither a BGR nor an NV12 picture.
 
     Raises:
         UsageError: saying what was found.
     """
     for index, frame in enumerate(frames):
+        if isinstance(frame, DevicePicture):
+            continue
         if isinstance(frame, np.ndarray) and frame.dtype == np.uint8 and frame.size:
             if frame.ndim == 3 and frame.shape[2] == 3:
                 continue

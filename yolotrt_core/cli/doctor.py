@@ -27,6 +27,7 @@ _DISABLES = {
     "rtx": "building TensorRT-RTX engines",
     "tensorrt": "building TensorRT engines (needs a GPU; TensorRT-RTX does not)",
     "gpu": "running engines on a GPU",
+    "nvjpeg": "decoding JPEG files on a GPU",
     "eval": "mAP figures",
 }
 

@@ -1,0 +1,55 @@
+"""The size of a JPEG file without decoding it."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+
+from yolotrt_core import jpeg
+
+
+def encoded(height: int, width: int, *flags: int) -> bytes:
+    rng = np.random.default_rng(height * width)
+    picture = cv2.resize(rng.integers(0, 256, (5, 7, 3), dtype=np.uint8), (width, height))
+    good, data = cv2.imencode(".jpg", picture, list(flags))
+    assert good
+    return data.tobytes()
+
+
+def with_segment(data: bytes, marker: int, content: bytes) -> bytes:
+    return data[:2] + bytes([0xFF, marker]) + (len(content) + 2).to_bytes(2, "big") + content + data[2:]
+
+
+ORIENTED = b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"
+
+
+@pytest.mark.parametrize("size", [(1, 1), (20, 41), (480, 640), (600, 3)])
+@pytest.mark.parametrize("flags", [(), (cv2.IMWRITE_JPEG_PROGRESSIVE, 1)])
+def test_size(size: tuple[int, int], flags: tuple[int, ...]) -> None:
+    data = encoded(*size, *flags)
+    assert jpeg.upright_size(memoryview(data)) == size
+    assert jpeg.upright_size(memoryview(with_segment(data, 0xE1, b"Exif\0\0MM\0*\0\0\0\x08\0\0"))) == size
+    assert jpeg.upright_size(memoryview(with_segment(data, 0xFE, b"\xff\xc0 a comment"))) == size
+
+
+def test_no_size_where_decoders_may_turn_it_or_stop() -> None:
+    data = encoded(20, 40)
+    for other in (
+        b"",
+        b"\xff",
+        data[:-9],
+        data[2:],
+        with_segment(data, 0xE1, ORIENTED),
+        b"\xff\xd8\xff\xd9",
+        data[: data.index(b"\xff\xda")] + b"\xff\xd9",
+    ):
+        assert jpeg.upright_size(memoryview(other)) is None
+
+
+def test_every_cut_and_every_changed_byte_of_the_header_is_survived() -> None:
+    data = encoded(20, 40)
+    for at in range(len(data)):
+        jpeg.upright_size(memoryview(data[:at] + b"\xff\xd9"))
+    for at in range(2, 200):
+        jpeg.upright_size(memoryview(data[:at] + bytes([data[at] ^ 0xFF]) + data[at + 1 :]))
