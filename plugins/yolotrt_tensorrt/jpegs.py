@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 # Never destroyed, but lent again: an image frees its memory on the stream it was decoded on.
-_streams: defaultdict[int, deque[Any]] = defaultdict(deque)
+_streams: defaultdict[Gpu, deque[Any]] = defaultdict(deque)
 
 
 class DevicePicture:
@@ -129,7 +129,7 @@ class JpegDecoder:
         decoder = self._codec.Decoder(
             device_id=self._gpu.ordinal, max_num_cpu_threads=2, backends=backends, options=":fancy_upsampling=1"
         )
-        free = _streams[self._gpu.ordinal]
+        free = _streams[self._gpu]
         return decoder, free.pop() if free else self._gpu.cuda.Stream()
 
     def download(self, picture: DevicePicture) -> NDArray[np.uint8]:
@@ -150,7 +150,7 @@ class JpegDecoder:
         with self._gpu.current():
             self._images.clear()
             while self._idle:
-                _streams[self._gpu.ordinal].append(self._idle.pop()[1])
+                _streams[self._gpu].append(self._idle.pop()[1])
 
 
 def open_decoder(gpu: Gpu, pool: PinnedPool) -> JpegDecoder | None:
