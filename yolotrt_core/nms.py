@@ -131,12 +131,11 @@ def _few(
     """Do the work of `nms` box by box, as its definition reads; a Python float is a float64."""
     import numpy as np
 
-    order = np.argsort(-scores, kind="stable")
-    corners = boxes_xyxy.take(order, axis=0).tolist()
-    ids = [0] * len(corners) if groups is None else groups.take(order).tolist()
+    corners, ids = boxes_xyxy.tolist(), [0] * len(scores) if groups is None else groups.tolist()
     kept: list[int] = []
     chosen: list[tuple[Any, float, float, float, float, float]] = []
-    for index, ((left, top, right, bottom), group) in enumerate(zip(corners, ids, strict=True)):
+    for index in sorted(range(len(scores)), key=scores.tolist().__getitem__, reverse=True):
+        (left, top, right, bottom), group = corners[index], ids[index]
         area = (right - left) * (bottom - top) if right > left and bottom > top else 0.0
         for other, x1, y1, x2, y2, other_area in chosen:
             if other != group:
@@ -150,7 +149,7 @@ def _few(
         else:
             kept.append(index)
             chosen.append((group, left, top, right, bottom, area))
-    return order.take(kept)
+    return np.array(kept, dtype=np.intp)
 
 
 def _best_first(scores: NDArray[np.float32]) -> NDArray[np.intp]:
