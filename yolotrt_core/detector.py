@@ -192,9 +192,12 @@ class Detector:
         self._refuse_classes(selection)
         if self._device is not None:
             session, program = self._device
+            began = time.perf_counter()
             for found in session.stream(frames, program, selection):
+                self.seconds["detect"] += time.perf_counter() - began
                 self.frames += 1
                 yield found
+                began = time.perf_counter()
             return
         for batch in _batches(frames, self._batch):
             yield from self._detect_batch(_on_host(batch), selection)

@@ -115,5 +115,6 @@ def test_a_session_that_detects_is_left_to_it() -> None:
     assert _scores(detector.detect(_frames(1, 2))) == [1, 2]
     assert _scores(detector.stream(_frames(3))) == [3]
     assert detector.frames == 3
+    assert set(detector.seconds) == {"detect"}
     assert detector.pinned_frames(1, (2, 2, 3))[0].max() == 7
     assert _detector(_Counting(_spec())).pinned_frames(2, (4, 4, 3))[1].shape == (4, 4, 3)

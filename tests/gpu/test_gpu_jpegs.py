@@ -33,7 +33,7 @@ class NoCache:
 def session(engine: Callable[[str], tuple[Path, EngineSpec]]) -> Iterator[EngineSession]:
     pytest.importorskip("nvidia.nvimgcodec", reason="needs nvImageCodec (extra `nvjpeg`)")
     path, spec = engine("fp16-b8")
-    with open_session(path, spec, TensorRTOptions(), NoCache()) as opened:
+    with open_session(path, spec, TensorRTOptions(gpu_jpeg=True), NoCache()) as opened:
         assert opened.decodes_files
         yield opened
 
