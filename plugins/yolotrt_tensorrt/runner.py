@@ -136,7 +136,7 @@ class EngineSession:
             with self.gpu.current():
                 raw = lane.infer(images)
                 self._save_cache(images.shape)
-        except Exception as err:
+        except Exception as err:  # pycuda and TensorRT raise their own; the lane must be mended whatever it was
             with self.gpu.current():
                 lane.recover()
             raise self._explained(err, images.shape[0]) from err
@@ -164,7 +164,7 @@ class EngineSession:
                     full = len(self._computing) == self._computing.maxlen
                     lane.launch(self._computing[0] if full else None)
                     self._computing.append(lane.computed)
-        except Exception as err:
+        except Exception as err:  # pycuda and TensorRT raise their own; the lane must be mended whatever it was
             with self.gpu.current():
                 lane.recover()
             self.release(lane)
@@ -280,7 +280,7 @@ class EngineSession:
         try:
             with self.gpu.current():
                 lane = Lane(self._shared, use_graph=self._options.cuda_graph)
-        except Exception as err:
+        except Exception as err:  # pycuda and TensorRT raise their own; the lane must be mended whatever it was
             raise self._explained(err, self._most_images) from err
         self._lanes.append(lane)
         return lane
