@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import metadata, util
 from pathlib import Path
 from typing import ClassVar, Literal
 
 from yolotrt_core.hookspecs import hookimpl
 from yolotrt_core.options import NoOptions, option
-from yolotrt_core.stages import Availability, Exporter, Pass
+from yolotrt_core.stages import Exporter, Pass
 from yolotrt_core.types import BuildRequest, Calibration, Json, ModelSource, ModelSpec, OnnxModel
 from yolotrt_onnx.source import OnnxExporter, claims
+from yolotrt_onnx.stage import OnnxPass, versions
 
 YOLOTRT_API = 1
 
@@ -38,12 +38,6 @@ class Fp16Options:
 
 
 _STEM = "Quantize the convolution that reads the picture"
-_HEAD = "Quantize the last convolutions, whose results become boxes and scores"
-_SHORTCUTS = "Let residual additions read the quantized shortcut; fuses where no activation stands before them"
-_CONCATS = "Scales of tensors that are joined: each its own, or one for all"
-_WEIGHTS = "One weight scale for each output channel, or for the whole tensor"
-_KEEP = "Modules kept in floating point, as model.2.cv1,model.23"
-_BASE = "Type of everything that is not quantized; box arithmetic stays fp32"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,43 +45,41 @@ class Int8Options:
     """What int8 covers; defaults were measured, see the calibrators' README."""
 
     stem: bool = option(True, help=_STEM)
-    head: bool = option(False, help=_HEAD)
-    shortcuts: bool = option(False, help=_SHORTCUTS)
-    concats: Literal["own", "shared"] = option("own", help=_CONCATS)
-    weights: Literal["channel", "tensor"] = option("channel", help=_WEIGHTS)
-    keep: str | None = option(None, help=_KEEP)
-    base: Literal["fp16", "fp32"] = option("fp16", help=_BASE)
+    head: bool = option(False, help="Quantize the last convolutions, whose results become boxes and scores")
+    shortcuts: bool = option(
+        False,
+        help="Let residual additions read the quantized shortcut; fuses where no activation stands before them",
+    )
+    concats: Literal["own", "shared"] = option(
+        "own", help="Scales of tensors that are joined: each its own, or one for all"
+    )
+    weights: Literal["channel", "tensor"] = option(
+        "channel", help="One weight scale for each output channel, or for the whole tensor"
+    )
+    keep: str | None = option(None, help="Modules kept in floating point, as model.2.cv1,model.23")
+    base: Literal["fp16", "fp32"] = option(
+        "fp16", help="Type of everything that is not quantized; box arithmetic stays fp32"
+    )
 
 
 @dataclass(frozen=True, slots=True)
-class Fp8Options:
+class Fp8Options(Int8Options):
     """What FP8 (E4M3) covers; TensorRT has no FP8 kernel for windows as large as the stem's."""
 
     stem: bool = option(False, help=_STEM)
-    head: bool = option(False, help=_HEAD)
-    shortcuts: bool = option(False, help=_SHORTCUTS)
-    concats: Literal["own", "shared"] = option("own", help=_CONCATS)
-    weights: Literal["channel", "tensor"] = option("channel", help=_WEIGHTS)
-    keep: str | None = option(None, help=_KEEP)
-    base: Literal["fp16", "fp32"] = option("fp16", help=_BASE)
 
 
-class SimplifyPass:
+class SimplifyPass(OnnxPass):
     """Removes what an exporter left behind, with onnxsim or onnxslim."""
 
-    name: ClassVar[str] = "simplify"
-    stage_version: ClassVar[int] = 1
+    name = "simplify"
     sources: ClassVar[tuple[str, ...]] = ("yolotrt_onnx.graph", "yolotrt_onnx.simplify")
     Options: ClassVar[type] = SimplifyOptions
-    order: ClassVar[int] = 10
-    needs_calibration: ClassVar[bool] = False
-
-    def available(self) -> Availability:
-        return _available()
+    order = 10
 
     def fingerprint(self, options: SimplifyOptions) -> Mapping[str, str]:
         tools = {"both": ("onnxsim", "onnxslim"), "off": ()}.get(options.tool, (options.tool,))
-        return _versions("onnx", *tools)
+        return versions("onnx", *tools)
 
     def applies(self, request: BuildRequest, options: SimplifyOptions) -> bool:
         return options.tool != "off"
@@ -106,24 +98,12 @@ class SimplifyPass:
         return spec, {**facts, "versions": dict(self.fingerprint(options))}
 
 
-class Fp16Pass:
+class Fp16Pass(OnnxPass):
     """Half precision as a strongly typed graph."""
 
-    name: ClassVar[str] = "fp16"
-    stage_version: ClassVar[int] = 1
+    name = "fp16"
     sources: ClassVar[tuple[str, ...]] = ("yolotrt_onnx.graph", "yolotrt_onnx.retype", "yolotrt_onnx.fp16")
     Options: ClassVar[type] = Fp16Options
-    order: ClassVar[int] = 50
-    needs_calibration: ClassVar[bool] = False
-
-    def available(self) -> Availability:
-        return _available()
-
-    def fingerprint(self, options: Fp16Options) -> Mapping[str, str]:
-        return _versions("onnx")
-
-    def applies(self, request: BuildRequest, options: Fp16Options) -> bool:
-        return request.precision == "fp16"
 
     def apply(
         self, model: OnnxModel, calibration: Calibration | None, request: BuildRequest, options: Fp16Options, out: Path
@@ -133,27 +113,15 @@ class Fp16Pass:
         return fp16.apply_fp16(model, options, out)
 
 
-class Bf16Pass:
+class Bf16Pass(OnnxPass):
     """bfloat16 as a strongly typed graph with float32 input, output and box arithmetic.
 
     There is nothing to choose: bfloat16 counts pixels from 512 on in steps of 4, and NumPy has no such type.
     """
 
-    name: ClassVar[str] = "bf16"
-    stage_version: ClassVar[int] = 1
+    name = "bf16"
     sources: ClassVar[tuple[str, ...]] = Fp16Pass.sources
     Options: ClassVar[type] = NoOptions
-    order: ClassVar[int] = 50
-    needs_calibration: ClassVar[bool] = False
-
-    def available(self) -> Availability:
-        return _available()
-
-    def fingerprint(self, options: NoOptions) -> Mapping[str, str]:
-        return _versions("onnx")
-
-    def applies(self, request: BuildRequest, options: NoOptions) -> bool:
-        return request.precision == "bf16"
 
     def apply(
         self, model: OnnxModel, calibration: Calibration | None, request: BuildRequest, options: NoOptions, out: Path
@@ -163,11 +131,10 @@ class Bf16Pass:
         return fp16.apply_bf16(model, out)
 
 
-class Int8Pass:
+class Int8Pass(OnnxPass):
     """Symmetric int8 by Q/DQ nodes at the convolutions, from calibrated ranges."""
 
-    name: ClassVar[str] = "int8"
-    stage_version: ClassVar[int] = 1
+    name = "int8"
     sources: ClassVar[tuple[str, ...]] = (
         "yolotrt_onnx.graph",
         "yolotrt_onnx.retype",
@@ -175,61 +142,28 @@ class Int8Pass:
         "yolotrt_onnx.quantized",
     )
     Options: ClassVar[type] = Int8Options
-    order: ClassVar[int] = 50
-    needs_calibration: ClassVar[bool] = True
-
-    def available(self) -> Availability:
-        return _available()
-
-    def fingerprint(self, options: Int8Options) -> Mapping[str, str]:
-        return _versions("onnx", "numpy")
-
-    def applies(self, request: BuildRequest, options: Int8Options) -> bool:
-        return request.precision == "int8"
+    needs_calibration = True
+    tools: ClassVar[tuple[str, ...]] = ("onnx", "numpy")
 
     def apply(
         self, model: OnnxModel, calibration: Calibration | None, request: BuildRequest, options: Int8Options, out: Path
     ) -> tuple[ModelSpec, Mapping[str, Json]]:
         from yolotrt_onnx import quantized
 
-        return quantized.apply(model, calibration, "int8", options, out)
+        return quantized.apply(model, calibration, self.name, options, out)
 
     def layers(self, model: OnnxModel, options: Int8Options) -> tuple[str, ...]:
         from yolotrt_onnx import quantized
 
-        return quantized.layers(model, "int8", options)
+        return quantized.layers(model, self.name, options)
 
 
-class Fp8Pass:
+class Fp8Pass(Int8Pass):
     """FP8 (E4M3) by Q/DQ nodes at the convolutions, from calibrated ranges."""
 
-    name: ClassVar[str] = "fp8"
-    stage_version: ClassVar[int] = 1
-    sources: ClassVar[tuple[str, ...]] = Int8Pass.sources
-    Options: ClassVar[type] = Fp8Options
-    order: ClassVar[int] = 50
-    needs_calibration: ClassVar[bool] = True
-
-    def available(self) -> Availability:
-        return _available()
-
-    def fingerprint(self, options: Fp8Options) -> Mapping[str, str]:
-        return _versions("onnx", "numpy", "ml_dtypes")
-
-    def applies(self, request: BuildRequest, options: Fp8Options) -> bool:
-        return request.precision == "fp8"
-
-    def apply(
-        self, model: OnnxModel, calibration: Calibration | None, request: BuildRequest, options: Fp8Options, out: Path
-    ) -> tuple[ModelSpec, Mapping[str, Json]]:
-        from yolotrt_onnx import quantized
-
-        return quantized.apply(model, calibration, "fp8", options, out)
-
-    def layers(self, model: OnnxModel, options: Fp8Options) -> tuple[str, ...]:
-        from yolotrt_onnx import quantized
-
-        return quantized.layers(model, "fp8", options)
+    name = "fp8"
+    Options = Fp8Options
+    tools = ("onnx", "numpy", "ml_dtypes")
 
 
 @hookimpl
@@ -245,20 +179,3 @@ def yolotrt_select_exporter(source: ModelSource) -> str | None:
 @hookimpl
 def yolotrt_passes() -> Sequence[Pass]:
     return (SimplifyPass(), Fp16Pass(), Bf16Pass(), Int8Pass(), Fp8Pass())
-
-
-def _available() -> Availability:
-    if util.find_spec("onnx") is None:
-        return Availability(False, "onnx is not installed", "pip install onnx onnxsim")
-    return Availability(True)
-
-
-def _versions(*distributions: str) -> dict[str, str]:
-    """Return the versions of those that are installed."""
-    found = {}
-    for name in distributions:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found

@@ -5,13 +5,14 @@ from __future__ import annotations
 import mmap
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import metadata, util
+from importlib import util
 from pathlib import Path
 from typing import ClassVar, Literal
 
 from yolotrt_core.options import option
 from yolotrt_core.stages import Availability
 from yolotrt_core.types import BuildRequest, ModelSource, ModelSpec
+from yolotrt_onnx.stage import versions
 
 _OTHER_FORMATS = ((0, b"PK"), (0, b"\x80"), (0, b"\x89HDF"), (4, b"TFL3"))
 # Fields of ModelProto that may follow ir_version: producer, domain, model_version, graph, opset_import, metadata.
@@ -63,13 +64,7 @@ class OnnxExporter:
         return Availability(True)
 
     def fingerprint(self, options: OnnxSourceOptions) -> Mapping[str, str]:
-        found = {}
-        for name in ("onnx", "onnxruntime"):
-            try:
-                found[name] = metadata.version(name)
-            except metadata.PackageNotFoundError:
-                continue
-        return found
+        return versions("onnx", "onnxruntime")
 
     def export(self, source: ModelSource, request: BuildRequest, options: OnnxSourceOptions, out: Path) -> ModelSpec:
         from yolotrt_onnx import exporter

@@ -1,0 +1,46 @@
+"""What the stages of this plugin share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import metadata, util
+from typing import Any, ClassVar
+
+from yolotrt_core.stages import Availability
+from yolotrt_core.types import BuildRequest
+
+
+class OnnxPass:
+    """A pass that needs `onnx`; as it stands, the one that sets the precision it is named after.
+
+    Attributes:
+        tools: distributions whose versions can change the output.
+    """
+
+    name: ClassVar[str]
+    stage_version: ClassVar[int] = 1
+    order: ClassVar[int] = 50
+    needs_calibration: ClassVar[bool] = False
+    tools: ClassVar[tuple[str, ...]] = ("onnx",)
+
+    def available(self) -> Availability:
+        if util.find_spec("onnx") is None:
+            return Availability(False, "onnx is not installed", "pip install onnx onnxsim")
+        return Availability(True)
+
+    def fingerprint(self, options: Any) -> Mapping[str, str]:
+        return versions(*self.tools)
+
+    def applies(self, request: BuildRequest, options: Any) -> bool:
+        return request.precision == self.name
+
+
+def versions(*distributions: str) -> dict[str, str]:
+    """Return the versions of those that are installed."""
+    found = {}
+    for name in distributions:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
