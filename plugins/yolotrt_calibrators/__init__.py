@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    Batches = Iterator[NDArray[np.float32]]
+
 YOLOTRT_API = 1
 
 _TENSORS = "Which tensors get a range: what convolutions read, or all, as TensorRT 8 and 10 calibration caches want"
@@ -47,8 +49,8 @@ class ImportOptions:
     file: Path | None = option(None, help="A ranges.json of this very ONNX, or a TensorRT 8 or 10 calibration cache")
 
 
-class _OnPictures:
-    """What calibrators that run the network share."""
+class _Calibrator:
+    """What the calibrators share; as it stands, one whose only option is `tensors`."""
 
     name: ClassVar[str]
     stage_version: ClassVar[int] = 1
@@ -65,82 +67,47 @@ class _OnPictures:
     def fingerprint(self, options: Any) -> Mapping[str, str]:
         return {name: metadata.version(name) for name in ("numpy", "onnxruntime")}
 
+    def calibrate(self, model: OnnxModel, batches: Batches, request: BuildRequest, options: Any, out: Path) -> str:
+        from yolotrt_calibrators import collectors
 
-class MinMax(_OnPictures):
+        methods = {"minmax": collectors.minmax, "entropy": collectors.entropy, "mse": collectors.mse}
+        return methods[self.name](model, batches, options.tensors, out)
+
+
+class MinMax(_Calibrator):
     """The largest magnitude seen."""
 
     name = "minmax"
     sources = _WORK
 
-    def calibrate(
-        self,
-        model: OnnxModel,
-        batches: Iterator[NDArray[np.float32]],
-        request: BuildRequest,
-        options: CollectOptions,
-        out: Path,
-    ) -> str:
-        from yolotrt_calibrators import collectors
 
-        return collectors.minmax(model, batches, options.tensors, out)
-
-
-class Entropy(_OnPictures):
+class Entropy(_Calibrator):
     """The range whose quantized distribution tells least from the real one."""
 
     name = "entropy"
 
-    def calibrate(
-        self,
-        model: OnnxModel,
-        batches: Iterator[NDArray[np.float32]],
-        request: BuildRequest,
-        options: CollectOptions,
-        out: Path,
-    ) -> str:
-        from yolotrt_calibrators import collectors
 
-        return collectors.entropy(model, batches, options.tensors, out)
-
-
-class Percentile(_OnPictures):
+class Percentile(_Calibrator):
     """The magnitude that nearly all values stay under."""
 
     name = "percentile"
     Options = PercentileOptions
 
     def calibrate(
-        self,
-        model: OnnxModel,
-        batches: Iterator[NDArray[np.float32]],
-        request: BuildRequest,
-        options: PercentileOptions,
-        out: Path,
+        self, model: OnnxModel, batches: Batches, request: BuildRequest, options: PercentileOptions, out: Path
     ) -> str:
         from yolotrt_calibrators import collectors
 
         return collectors.percentile(model, batches, options.tensors, options.percent, out)
 
 
-class Mse(_OnPictures):
+class Mse(_Calibrator):
     """The range that costs least in squares of rounding and clipping."""
 
     name = "mse"
 
-    def calibrate(
-        self,
-        model: OnnxModel,
-        batches: Iterator[NDArray[np.float32]],
-        request: BuildRequest,
-        options: CollectOptions,
-        out: Path,
-    ) -> str:
-        from yolotrt_calibrators import collectors
 
-        return collectors.mse(model, batches, options.tensors, out)
-
-
-class Import(_OnPictures):
+class Import(_Calibrator):
     """Ranges that were found before or elsewhere."""
 
     name = "import"
@@ -152,12 +119,7 @@ class Import(_OnPictures):
         return {}
 
     def calibrate(
-        self,
-        model: OnnxModel,
-        batches: Iterator[NDArray[np.float32]],
-        request: BuildRequest,
-        options: ImportOptions,
-        out: Path,
+        self, model: OnnxModel, batches: Batches, request: BuildRequest, options: ImportOptions, out: Path
     ) -> str:
         from yolotrt_calibrators import importing
 
