@@ -18,7 +18,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,14 +84,13 @@ class Archive:
         return np.array(view)
 
 
-class _Storages:
+class _Storages(Protocol):
     """Raw bytes of each storage by key."""
 
-    def read(self, key: str, size: int) -> bytes:
-        raise NotImplementedError
+    def read(self, key: str, size: int) -> bytes: ...
 
 
-class _ZipStorages(_Storages):
+class _ZipStorages:
     def __init__(self, file: zipfile.ZipFile, prefix: str, file_bytes: int) -> None:
         self.file, self.prefix, self.file_bytes = file, prefix, file_bytes
 
@@ -101,7 +100,7 @@ class _ZipStorages(_Storages):
         return _entry(self.file, f"{self.prefix}data/{key}", exactly=size)
 
 
-class _LegacyStorages(_Storages):
+class _LegacyStorages:
     def __init__(self, data: mmap.mmap) -> None:
         self.data = data
         self.places: dict[str, tuple[int, int]] = {}
