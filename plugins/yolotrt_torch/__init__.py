@@ -37,9 +37,12 @@ class TorchExporter:
 
     name: ClassVar[str] = "torch"
     stage_version: ClassVar[int] = 1
-    sources: ClassVar[tuple[str, ...]] = tuple(
-        f"yolotrt_torch.{module}"
-        for module in ("archive", "checkpoint", "exporter", "layers", "network", "pickle_reader", "rebuild")
+    sources: ClassVar[tuple[str, ...]] = (
+        "yolotrt_core.labels",
+        *(
+            f"yolotrt_torch.{module}"
+            for module in ("archive", "checkpoint", "exporter", "layers", "network", "pickle_reader", "rebuild")
+        ),
     )
     Options: ClassVar[type] = TorchOptions
 

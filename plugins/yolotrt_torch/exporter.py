@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from yolotrt_core.errors import StageError, UsageError
+from yolotrt_core.labels import metadata_of
 from yolotrt_core.stages import ONNX_FILE, REFERENCE_FILE
 from yolotrt_core.types import BuildRequest, ModelSource, ModelSpec, TensorSpec
 from yolotrt_torch.checkpoint import Checkpoint, read_checkpoint
@@ -229,11 +230,7 @@ def spec_of(
 
 
 def _finish(target: Path, spec: ModelSpec, request: BuildRequest) -> None:
-    """Set dimensions, write the metadata, drop what would differ from machine to machine, check.
-
-    `stride`, `names`, `task`, `imgsz` are written as upstream's exporter and its readers do, as
-    Python literals; the rest is provenance.
-    """
+    """Set dimensions, write the metadata, drop what would differ from machine to machine, check."""
     model = onnx.load(str(target))
     for value, tensor in zip((*model.graph.input, *model.graph.output), (*spec.inputs, *spec.outputs), strict=True):
         dims = value.type.tensor_type.shape.dim
@@ -249,16 +246,7 @@ def _finish(target: Path, spec: ModelSpec, request: BuildRequest) -> None:
     del model.graph.metadata_props[:]
     del model.graph.value_info[:]
     del model.metadata_props[:]
-    facts = {
-        "stride": str(max(spec.strides)),
-        "strides": str(list(spec.strides)),
-        "names": str(dict(enumerate(spec.labels))),
-        "task": "detect",
-        "imgsz": str([request.height, request.width]),
-        "batch": str(request.batch),
-        **spec.provenance,
-    }
-    for key, value in facts.items():
+    for key, value in metadata_of(spec, request).items():
         model.metadata_props.add(key=key, value=value)
     onnx.checker.check_model(model, full_check=True)
     onnx.save(model, str(target))
