@@ -1,0 +1,81 @@
+"""What `yolotrt_core.stages` promises of postprocessors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from yolotrt_core.errors import UsageError
+from yolotrt_core.testing.stage import StageContract, assert_readable
+from yolotrt_core.types import Detections, Geometry, ModelSpec, Selection
+
+
+class PostprocessorContract(StageContract):
+    """A postprocessor; give the fixtures `spec` and `raw`, an answer of two pictures with some boxes in each."""
+
+    kind = "postprocessor"
+
+    @pytest.fixture
+    def spec(self) -> ModelSpec:
+        raise NotImplementedError("return the ModelSpec of a network with your head")
+
+    @pytest.fixture
+    def raw(self) -> Mapping[str, NDArray[Any]]:
+        raise NotImplementedError("return that network's answer to two pictures, by output name")
+
+    @pytest.fixture
+    def geometry(self, spec: ModelSpec) -> list[Geometry]:
+        """Two pictures of other sizes, placed in the network's input by the letterbox."""
+        from yolotrt_core.letterbox import geometry
+
+        height, width = (int(side) for side in spec.inputs[0].shape[2:])
+        return [geometry((height * 2, width), (height, width)), geometry((height // 2, width), (height, width))]
+
+    def test_decodes_the_head_it_names(self, stage: Any, spec: ModelSpec) -> None:
+        assert spec.head in stage.heads
+
+    def test_gives_sound_detections(self, stage: Any, raw: Any, spec: ModelSpec, geometry: Any, options: Any) -> None:
+        given = {name: values.copy() for name, values in raw.items()}
+        found = stage.decode(raw, spec, geometry, Selection(), options)
+        assert all(np.array_equal(raw[name], given[name]) for name in given), "decoding may not change its input"
+        assert len(found) == len(geometry)
+        assert all(len(each) for each in found), "`raw` should hold boxes, or nothing is tested"
+        for each, placed in zip(found, geometry, strict=True):
+            self.assert_sound(each, placed, spec)
+        again = stage.decode(raw, spec, geometry, Selection(), options)
+        for one, other in zip(found, again, strict=True):
+            np.testing.assert_array_equal(one.boxes, other.boxes)
+
+    def test_obeys_the_selection(self, stage: Any, raw: Any, spec: ModelSpec, geometry: Any, options: Any) -> None:
+        every = stage.decode(raw, spec, geometry, Selection(), options)
+        assert not any(len(each) for each in stage.decode(raw, spec, geometry, Selection(conf=1.0), options))
+        for each, all_of in zip(stage.decode(raw, spec, geometry, Selection(max_det=1), options), every, strict=True):
+            assert len(each) == 1
+            assert each.truncated == len(all_of) - 1
+            np.testing.assert_array_equal(each.boxes, all_of.boxes[:1])
+        wanted = int(every[0].class_ids[0])
+        for each in stage.decode(raw, spec, geometry, Selection(classes=(wanted,)), options):
+            assert set(each.class_ids.tolist()) <= {wanted}
+
+    def test_refuses_another_head(self, stage: Any, raw: Any, spec: ModelSpec, geometry: Any, options: Any) -> None:
+        name, values = next(iter(raw.items()))
+        for wrong in ({"other": values}, {name: values[..., :-1]}, {name: values[0]}, {name: values.astype(np.int32)}):
+            with pytest.raises(UsageError) as told:
+                stage.decode(wrong, spec, geometry, Selection(), options)
+            assert_readable(told.value)
+
+    def assert_sound(self, found: Detections, placed: Geometry, spec: ModelSpec) -> None:
+        """Check dtypes, order and bounds of one picture's detections."""
+        dtypes = [str(each.dtype) for each in (found.boxes, found.scores, found.class_ids)]
+        assert dtypes == ["float32", "float32", "int64"]
+        assert found.boxes.shape == (len(found), 4)
+        assert (np.diff(found.scores) <= 0).all()
+        assert ((found.class_ids >= 0) & (found.class_ids < len(spec.labels))).all()
+        height, width = placed.source
+        assert (found.boxes >= 0).all()
+        assert (found.boxes <= np.array([width, height, width, height])).all()
+        assert (found.boxes[:, 2:] >= found.boxes[:, :2]).all()
