@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,23 +19,27 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from fake_stages import BuilderOptions, FakeBuilder, FakeExporter, FakePass, FakePostprocessor, FakeSession
-from yolotrt_core.hookspecs import API_VERSION, hookimpl
+from fake_stages import (
+    FakeBuilder,
+    FakeExporter,
+    FakePass,
+    FakePostprocessor,
+    FakeSession,
+    FakeStage,
+    fake_plugin,
+    picture_spec,
+)
 from yolotrt_core.options import NoOptions, option
 from yolotrt_core.ranges import Ranges, write_ranges
 from yolotrt_core.registry import Registry
 from yolotrt_core.stages import ONNX_FILE, RANGES_FILE, REFERENCE_FILE
 from yolotrt_core.types import (
     BuildRequest,
-    Detections,
     EngineSpec,
-    Geometry,
     ModelSource,
     ModelSpec,
     OnnxModel,
     Precision,
-    Selection,
-    TensorSpec,
 )
 
 RUNS: Counter[str] = Counter()
@@ -53,11 +57,10 @@ class LayeredExporter(FakeExporter):
     def export(self, source: ModelSource, request: BuildRequest, options: Any, out: Path) -> ModelSpec:
         shares = {name: float(share) for name, share in (line.split() for line in source.path.read_text().splitlines())}
         (out / ONNX_FILE).write_text(json.dumps({"shares": shares, "quantized": []}))
-        shape = (request.batch, 3, request.height, request.width)
-        images = np.ones(shape, np.float32)
+        spec = picture_spec(request, "layered")
+        images = np.ones(spec.inputs[0].shape, np.float32)
         np.savez(out / REFERENCE_FILE, images=images, output0=images)
-        tensors = (TensorSpec("images", "float32", shape),), (TensorSpec("output0", "float32", shape),)
-        return ModelSpec(*tensors, ("thing",), (32,), "layered")
+        return spec
 
 
 @dataclass(frozen=True)
@@ -104,9 +107,8 @@ class Half(Quantizer):
         return model.spec, {}
 
 
-class LayeredCalibrator(FakePass):
+class LayeredCalibrator(FakeStage):
     name = "percentile"
-    Options = NoOptions
     needs_images = True
 
     def calibrate(
@@ -130,7 +132,6 @@ class LayeredSession(FakeSession):
 
 
 class LayeredBuilder(FakeBuilder):
-    Options = BuilderOptions
     precisions: frozenset[Precision] = frozenset({"fp32", "fp16", "int8"})
 
     def build(self, model: OnnxModel, *rest: Any) -> EngineSpec:
@@ -145,58 +146,23 @@ class LayeredBuilder(FakeBuilder):
 
 class WideBox(FakePostprocessor):
     name = "widebox"
-    Options = NoOptions
     heads = frozenset({"layered"})
 
-    def decode(
-        self,
-        raw: Mapping[str, NDArray[Any]],
-        spec: ModelSpec,
-        geometry: Sequence[Geometry],
-        selection: Selection,
-        options: Any,
-    ) -> list[Detections]:
-        found = []
-        for image, placed in zip(raw["output0"], geometry, strict=True):
-            height, width = placed.source
-            share = float(image.mean())
-            box = np.array([[0, 0, width * share, height]], np.float32)
-            found.append(Detections(box, np.array([share], np.float32), np.zeros(1, np.int64)))
-        return found
+    def reach(self, score: float) -> float:
+        return score
 
 
 def layered_stages(*more_builders: Any) -> Registry:
     """Return a registry of the stages above."""
-
-    class Plugin:
-        YOLOTRT_API = API_VERSION
-        __name__ = "layered"
-
-        @hookimpl
-        def yolotrt_exporters(self) -> Sequence[Any]:
-            return [LayeredExporter()]
-
-        @hookimpl
-        def yolotrt_passes(self) -> Sequence[Any]:
-            return [Half(), Quantizer()]
-
-        @hookimpl
-        def yolotrt_calibrators(self) -> Sequence[Any]:
-            return [LayeredCalibrator()]
-
-        @hookimpl
-        def yolotrt_builders(self) -> Sequence[Any]:
-            return [LayeredBuilder(), *more_builders]
-
-        @hookimpl
-        def yolotrt_postprocessors(self) -> Sequence[Any]:
-            return [WideBox()]
-
-        @hookimpl
-        def yolotrt_select_exporter(self, source: ModelSource) -> str | None:
-            return "layered"
-
-    return Registry.of(Plugin())
+    plugin = fake_plugin(
+        "layered",
+        exporters=[LayeredExporter()],
+        passes=[Half(), Quantizer()],
+        calibrators=[LayeredCalibrator()],
+        builders=[LayeredBuilder(), *more_builders],
+        postprocessors=[WideBox()],
+    )
+    return Registry.of(plugin)
 
 
 def write_model(folder: Path, shares: Mapping[str, float] = SHARES) -> Path:

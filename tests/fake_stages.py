@@ -35,7 +35,9 @@ from yolotrt_core.types import (
 RUNS: Counter[str] = Counter()
 
 
-class _Stage:
+class FakeStage:
+    """What stages of all kinds have; a name is all that is missing."""
+
     stage_version = 1
     sources: tuple[str, ...] = ("yolotrt_core.parity",)
     Options: type = NoOptions
@@ -48,12 +50,19 @@ class _Stage:
         return {"tool": "1.0"}
 
 
+def picture_spec(request: BuildRequest, head: str) -> ModelSpec:
+    """Describe a network whose answer is a picture of its input's size."""
+    shape = (request.batch, 3, request.height, request.width)
+    tensors = (TensorSpec("images", "float32", shape),), (TensorSpec("output0", "float32", shape),)
+    return ModelSpec(*tensors, ("thing",), (32,), head)
+
+
 @dataclass(frozen=True)
 class ExporterOptions:
     offset: float = option(0.0, help="Spoils the ONNX by this much")
 
 
-class FakeExporter(_Stage):
+class FakeExporter(FakeStage):
     name = "text"
     Options = ExporterOptions
 
@@ -68,17 +77,10 @@ class FakeExporter(_Stage):
         images = np.linspace(0, 1, 3 * request.height * request.width, dtype=np.float32)
         images = images.reshape(1, 3, request.height, request.width)
         np.savez(out / REFERENCE_FILE, images=images, output0=images * np.float32(product))
-        shape = (request.batch, 3, request.height, request.width)
-        return ModelSpec(
-            (TensorSpec("images", "float32", shape),),
-            (TensorSpec("output0", "float32", shape),),
-            ("thing",),
-            (32,),
-            "fake",
-        )
+        return picture_spec(request, "fake")
 
 
-class FakePass(_Stage):
+class FakePass(FakeStage):
     name = "halve"
     order = 50
     needs_calibration = False
@@ -117,7 +119,7 @@ class BuilderOptions:
     level: int = option(3, help="Effort", minimum=0, maximum=5)
 
 
-class FakeBuilder(_Stage):
+class FakeBuilder(FakeStage):
     name = "onnxruntime"  # the name under which the core looks for a session to check parity with
     Options = BuilderOptions
     engine_file = "model.bin"
@@ -146,7 +148,9 @@ class FakeBuilder(_Stage):
         return FakeSession(json.loads(engine.read_text()), spec)
 
 
-class FakePostprocessor(_Stage):
+class FakePostprocessor(FakeStage):
+    """Finds one box as high and wide as the picture; its score is the mean of the answer."""
+
     name = "fakehead"
     heads = frozenset({"fake"})
 
@@ -160,38 +164,55 @@ class FakePostprocessor(_Stage):
     ) -> list[Detections]:
         found = []
         for image, placed in zip(raw["output0"], geometry, strict=True):
-            score = np.array([image.mean()], dtype=np.float32)
+            score = float(image.mean())
             height, width = placed.source
-            box = np.array([[0, 0, width, height]], dtype=np.float32)
-            found.append(Detections(box, score, np.zeros(1, np.int64)))
+            box = np.array([[0, 0, width * self.reach(score), height]], np.float32)
+            found.append(Detections(box, np.array([score], np.float32), np.zeros(1, np.int64)))
         return found
 
+    def reach(self, score: float) -> float:
+        """Return how much of the picture's width the box covers."""
+        return 1.0
 
-def fake_plugin() -> Any:
-    """Return a plugin object with all the stages above."""
+
+def fake_plugin(name: str = "fake", **brought: Sequence[Any]) -> Any:
+    """Return a plugin object with the stages above; `passes=[Mine()]` and the like take the place of a kind's."""
+    stages: dict[str, Sequence[Any]] = {
+        "exporters": [FakeExporter()],
+        "passes": [FakePass()],
+        "calibrators": [],
+        "builders": [FakeBuilder()],
+        "postprocessors": [FakePostprocessor()],
+    }
+    assert brought.keys() <= stages.keys()
+    stages |= brought
 
     class Plugin:
         YOLOTRT_API = API_VERSION
-        __name__ = "fake"
+        __name__ = name
 
         @hookimpl
         def yolotrt_exporters(self) -> Sequence[Any]:
-            return [FakeExporter()]
+            return stages["exporters"]
 
         @hookimpl
         def yolotrt_passes(self) -> Sequence[Any]:
-            return [FakePass()]
+            return stages["passes"]
+
+        @hookimpl
+        def yolotrt_calibrators(self) -> Sequence[Any]:
+            return stages["calibrators"]
 
         @hookimpl
         def yolotrt_builders(self) -> Sequence[Any]:
-            return [FakeBuilder()]
+            return stages["builders"]
 
         @hookimpl
         def yolotrt_postprocessors(self) -> Sequence[Any]:
-            return [FakePostprocessor()]
+            return stages["postprocessors"]
 
         @hookimpl
         def yolotrt_select_exporter(self, source: ModelSource) -> str | None:
-            return "text" if source.path.suffix == ".txt" else None
+            return stages["exporters"][0].name if source.path.suffix == ".txt" else None
 
     return Plugin()

@@ -17,7 +17,6 @@ from fake_stages import FakeBuilder, FakePass, FakePostprocessor, FakeSession, f
 from yolotrt_core import gate
 from yolotrt_core.engine import BuildSettings, Engine, build_engine
 from yolotrt_core.errors import GateError, UsageError
-from yolotrt_core.hookspecs import hookimpl
 from yolotrt_core.registry import Registry
 from yolotrt_core.stages import ONNX_FILE, Availability
 from yolotrt_core.store.store import Store
@@ -95,22 +94,8 @@ class _Thresholded(FakePostprocessor):
 
 
 def _stages(factor: float, *more: Any) -> Registry:
-    plugin = fake_plugin()
-
-    class Plugin(type(plugin)):  # type: ignore[misc]
-        @hookimpl
-        def yolotrt_passes(self) -> Any:
-            return [_Lossy(factor)]
-
-        @hookimpl
-        def yolotrt_builders(self) -> Any:
-            return [FakeBuilder(), *more]
-
-        @hookimpl
-        def yolotrt_postprocessors(self) -> Any:
-            return [_Thresholded()]
-
-    return Registry.of(Plugin())
+    builders = [FakeBuilder(), *more]
+    return Registry.of(fake_plugin(passes=[_Lossy(factor)], builders=builders, postprocessors=[_Thresholded()]))
 
 
 @pytest.fixture

@@ -12,12 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fake_stages import RUNS, FakeBuilder, FakePass, fake_plugin
+from fake_stages import RUNS, FakeBuilder, FakePass, FakeStage, fake_plugin
 from yolotrt_core import pipeline
 from yolotrt_core.engine import BuildSettings, Engine, build_engine, read_engine_spec
 from yolotrt_core.errors import ArtifactError, PluginError, StageError, UsageError
 from yolotrt_core.hookspecs import hookimpl
-from yolotrt_core.options import NoOptions
 from yolotrt_core.ranges import Ranges, write_ranges
 from yolotrt_core.registry import Registry
 from yolotrt_core.stages import RANGES_FILE, Availability
@@ -263,14 +262,7 @@ def test_an_unavailable_builder_is_skipped_or_refused(weights: Path, store: Stor
         def available(self) -> Availability:
             return Availability(False, "its library is missing", "pip install it")
 
-    class Both:
-        YOLOTRT_API = 1
-
-        @hookimpl
-        def yolotrt_builders(self) -> Any:
-            return [Elsewhere()]
-
-    stages = Registry.of(fake_plugin(), Both())
+    stages = Registry.of(fake_plugin(builders=[FakeBuilder(), Elsewhere()]))
     assert _build(weights, store, stages, tmp_path).spec.builder == "onnxruntime"
     with pytest.raises(PluginError, match="its library is missing") as caught:
         _build(weights, store, stages, tmp_path, builder="elsewhere")
@@ -360,18 +352,9 @@ class _Ranging(FakeBuilder):
         return super().build(model, calibration, *rest)
 
 
-class _Calibrator:
+class _Calibrator(FakeStage):
     name = "steady"
-    stage_version = 1
-    sources: tuple[str, ...] = ()
-    Options = NoOptions
     needs_images = False
-
-    def available(self) -> Availability:
-        return Availability(True)
-
-    def fingerprint(self, options: Any) -> dict[str, str]:
-        return {}
 
     def calibrate(self, model: Any, batches: Any, request: Any, options: Any, out: Path) -> str:
         assert list(batches) == []
@@ -391,21 +374,8 @@ class _Quantizing(FakePass):
 def test_ranges_reach_an_engine_once(weights: Path, store: Store, tmp_path: Path) -> None:
     """Through the pass that quantizes, or to the builder that asks for them; never both."""
     builder = _Ranging()
-
-    class Plugin(type(fake_plugin())):  # type: ignore[misc]
-        @hookimpl
-        def yolotrt_passes(self) -> Any:
-            return [_Quantizing()]
-
-        @hookimpl
-        def yolotrt_calibrators(self) -> Any:
-            return [_Calibrator()]
-
-        @hookimpl
-        def yolotrt_builders(self) -> Any:
-            return [builder]
-
-    ranging = Registry.of(Plugin())
+    plugin = fake_plugin(passes=[_Quantizing()], calibrators=[_Calibrator()], builders=[builder])
+    ranging = Registry.of(plugin)
     assert not ranging.broken
     engine = _build(weights, store, ranging, tmp_path, calibrator="steady")
     assert [s.step.label for s in engine.steps] == ["export", "parity", "calibrate", "halve", "build"]
@@ -420,16 +390,8 @@ def test_a_calibrator_without_pictures_says_so(weights: Path, store: Store, tmp_
     class Wanting(_Calibrator):
         needs_images = True
 
-    class Plugin(type(fake_plugin())):  # type: ignore[misc]
-        @hookimpl
-        def yolotrt_passes(self) -> Any:
-            return [_Quantizing()]
-
-        @hookimpl
-        def yolotrt_calibrators(self) -> Any:
-            return [Wanting()]
-
+    plugin = fake_plugin(passes=[_Quantizing()], calibrators=[Wanting()])
     with pytest.raises(UsageError, match="calibrator `steady` needs pictures, but `--calib-data` was not given"):
-        _build(weights, store, Registry.of(Plugin()), tmp_path, calibrator="steady")
+        _build(weights, store, Registry.of(plugin), tmp_path, calibrator="steady")
     with pytest.raises(UsageError, match="fp16 has no default calibrator"):
-        _build(weights, store, Registry.of(Plugin()), tmp_path)
+        _build(weights, store, Registry.of(plugin), tmp_path)
