@@ -1,4 +1,4 @@
-"""Passes `simplify`, `fp16`, `bf16`, `int8`, `fp8` (ONNX -> ONNX), and exporter `onnx` for what is ONNX already."""
+"""Pass `simplify`, one for each precision (ONNX -> ONNX), and exporter `onnx` for what is ONNX already."""
 
 from __future__ import annotations
 
@@ -23,6 +23,17 @@ class SimplifyOptions:
 
     tool: Literal["onnxsim", "onnxslim", "both", "off"] = option(
         "onnxsim", help="What simplifies the exported graph; `both` runs onnxsim, then onnxslim"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Fp32Options:
+    """How exact a single-precision engine is."""
+
+    products: Literal["plain", "split"] = option(
+        "plain",
+        help="Convolutions as they are, or each as three whose sum is exact to float32 where the hardware "
+        "multiplies in TF32; slower, for engines that shall agree with the CPU",
     )
 
 
@@ -96,6 +107,24 @@ class SimplifyPass(OnnxPass):
 
         spec, facts = simplify.apply(model, options.tool, out)
         return spec, {**facts, "versions": dict(self.fingerprint(options))}
+
+
+class Fp32Pass(OnnxPass):
+    """Single precision that survives TF32 tensor cores; see `split.py`."""
+
+    name = "fp32"
+    sources: ClassVar[tuple[str, ...]] = ("yolotrt_onnx.graph", "yolotrt_onnx.split")
+    Options: ClassVar[type] = Fp32Options
+
+    def applies(self, request: BuildRequest, options: Fp32Options) -> bool:
+        return request.precision == "fp32" and options.products == "split"
+
+    def apply(
+        self, model: OnnxModel, calibration: Calibration | None, request: BuildRequest, options: Fp32Options, out: Path
+    ) -> tuple[ModelSpec, Mapping[str, Json]]:
+        from yolotrt_onnx import split
+
+        return split.apply(model, out)
 
 
 class Fp16Pass(OnnxPass):
@@ -178,4 +207,4 @@ def yolotrt_select_exporter(source: ModelSource) -> str | None:
 
 @hookimpl
 def yolotrt_passes() -> Sequence[Pass]:
-    return (SimplifyPass(), Fp16Pass(), Bf16Pass(), Int8Pass(), Fp8Pass())
+    return (SimplifyPass(), Fp32Pass(), Fp16Pass(), Bf16Pass(), Int8Pass(), Fp8Pass())

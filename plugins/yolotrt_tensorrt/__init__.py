@@ -34,7 +34,10 @@ class TensorRTOptions:
     optimization_level: int | None = option(
         None, help="How long to search for fast kernels, 0 to 5 (tensorrt only)", minimum=0, maximum=5
     )
-    tf32: bool = option(True, help="Allow TF32 in fp32 layers")
+    tf32: bool = option(
+        True,
+        help="Allow TF32 in fp32 layers; tensorrt_rtx 1.6 uses it all the same, `--fp32-products split` undoes that",
+    )
     compute_capabilities: str | None = option(
         None, help="GPUs the engine must run on, e.g. 86,89 or current (tensorrt_rtx only); default: its portable set"
     )
