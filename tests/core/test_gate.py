@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -96,13 +95,6 @@ class _Thresholded(FakePostprocessor):
 def _stages(factor: float, *more: Any) -> Registry:
     builders = [FakeBuilder(), *more]
     return Registry.of(fake_plugin(passes=[_Lossy(factor)], builders=builders, postprocessors=[_Thresholded()]))
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    opened = Store(tmp_path / "store")
-    yield opened
-    opened.close()
 
 
 @pytest.fixture

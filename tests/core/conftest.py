@@ -1,0 +1,35 @@
+"""What several tests of the core need: a store, and servers to fetch from."""
+
+from __future__ import annotations
+
+import http.server
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from release_server import Server
+
+from yolotrt_core import sources
+from yolotrt_core.store.store import Store
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    opened = Store(tmp_path / "store")
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Server]]:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.delenv(sources.RELEASE_URL_VARIABLE, raising=False)
+    started: list[Server] = []
+
+    def start(*plan: Callable[[http.server.BaseHTTPRequestHandler], None]) -> Server:
+        started.append(Server(*plan))
+        return started[-1]
+
+    yield start
+    for server in started:
+        server.stop()
