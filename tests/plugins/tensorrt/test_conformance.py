@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 import trt_api
+import trt_reader
 import trt_usage
 import trt_wheels
 
@@ -55,7 +56,7 @@ def found_in(
     apis: list[trt_usage.Api], api: trt_usage.Api, sources: list[tuple[str, str]] = SOURCES
 ) -> tuple[list[trt_usage.Use], list[str]]:
     known = trt_usage.declared(sources, apis)
-    results = [trt_usage.uses(name, text, api, known) for name, text in sources]
+    results = [trt_reader.uses(name, text, api, known) for name, text in sources]
     return [u for uses, _ in results for u in uses], [line for _, untyped in results for line in untyped]
 
 
