@@ -27,6 +27,7 @@ _log = logging.getLogger(__name__)
 
 # Sizes are rounded up, so that frames of nearly one size share memory.
 _POOL_STEP = 1 << 18
+_NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING, which pycuda has no name for
 
 
 @functools.cache
@@ -80,6 +81,14 @@ class Gpu:
             yield
         finally:
             self.cuda.Context.pop()
+
+    def stream(self) -> Any:
+        """Return a new stream that has nothing to do with the default one. The context must be current.
+
+        A stream of the usual kind waits for the default stream and it for that; while it records a graph, whatever
+        anyone puts on the default stream fails, and torch puts all its work there.
+        """
+        return self.cuda.Stream(_NON_BLOCKING)
 
     def free_bytes(self) -> int:
         """Return how much device memory nobody uses. The context must be current."""

@@ -130,7 +130,7 @@ class JpegDecoder:
             device_id=self._gpu.ordinal, max_num_cpu_threads=2, backends=backends, options=":fancy_upsampling=1"
         )
         free = _streams[self._gpu]
-        return decoder, free.pop() if free else self._gpu.cuda.Stream()
+        return decoder, free.pop() if free else self._gpu.stream()
 
     def download(self, picture: DevicePicture) -> NDArray[np.uint8]:
         """Return a picture's pixels in page-locked memory."""

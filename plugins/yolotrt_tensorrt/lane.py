@@ -70,7 +70,7 @@ class Lane:
     def __init__(self, shared: Shared, *, use_graph: bool) -> None:
         gpu, plan = shared.gpu, shared.plan
         self._gpu, self._plan, self._letterbox, self._pool = gpu, plan, shared.letterbox, shared.pool
-        self._stream: Any = gpu.cuda.Stream()
+        self._stream: Any = gpu.stream()
         self._context: tensorrt.IExecutionContext
         self._context, self.graph = self._new_context(use_graph)
         self._shape: Shape | None = None

@@ -89,7 +89,7 @@ class BareLoop:
         self.gpu, self.plan = session.gpu, session.plan
         with self.gpu.current():
             cuda = self.gpu.cuda
-            self.stream = cuda.Stream()
+            self.stream = self.gpu.stream()
             self.context = self.plan.new_context(own_graph=True)
             self.context.set_input_shape(self.plan.image.name, self.plan.image.shape)
             self.memory = []

@@ -51,7 +51,7 @@ def letterboxed(gpu: Gpu, pictures: list[np.ndarray], target: tuple[int, int], d
     kernel = load_kernels(gpu, dtype, NoCache())["letterbox"]
     kind = np.dtype(dtype)
     with gpu.current():
-        stream = gpu.cuda.Stream()
+        stream = gpu.stream()
         held = [DeviceMemory(gpu, p.nbytes) for p in pictures]
         packed = request_bytes(len(pictures), Selection())
         for memory, picture in zip(held, pictures, strict=True):
@@ -108,7 +108,7 @@ def decoded(gpu: Gpu, raw: np.ndarray, shapes: list[tuple[int, int]], chosen: Se
         packed += frame_bytes((height, width, 3), 0, (640, 640))
     packed += class_mask(chosen.classes, columns - 5)
     with gpu.current():
-        stream = gpu.cuda.Stream()
+        stream = gpu.stream()
         block, memory = DeviceMemory(gpu, len(packed)), DeviceMemory(gpu, raw.nbytes)
         gpu.cuda.memcpy_htod(block.address, np.frombuffer(packed, np.uint8))
         gpu.cuda.memcpy_htod(memory.address, np.ascontiguousarray(raw))
@@ -190,7 +190,7 @@ def test_a_recorded_graph_replays_the_decoding(gpu: Gpu) -> None:
     kernels = load_kernels(gpu, "float32", NoCache(), program(9))
     packed = request_bytes(1, chosen) + frame_bytes((640, 640, 3), 0, (640, 640)) + class_mask((), 4)
     with gpu.current():
-        stream = gpu.cuda.Stream()
+        stream = gpu.stream()
         block, memory = DeviceMemory(gpu, len(packed)), DeviceMemory(gpu, raws[0].nbytes)
         gpu.cuda.memcpy_htod(block.address, np.frombuffer(packed, np.uint8))
         frames = block.address + REQUEST.itemsize

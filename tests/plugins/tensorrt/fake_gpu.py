@@ -91,8 +91,9 @@ class FakeCuda(types.SimpleNamespace):
         owner = types.SimpleNamespace(free=free, array=array)
         return types.SimpleNamespace(base=owner, ctypes=array.ctypes)
 
-    def Stream(self) -> Any:
+    def Stream(self, flags: int = 0) -> Any:
         self._check()
+        assert flags == 1, "a blocking stream breaks torch's work while it records a graph"
         return types.SimpleNamespace(handle=7, synchronize=self._check, wait_for_event=lambda _: self._check())
 
     class event_flags:  # noqa: N801 - pycuda's name

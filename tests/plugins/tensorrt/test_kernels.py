@@ -119,7 +119,7 @@ def run(emulated: Emulated, raw: np.ndarray, shapes: list[tuple[int, int]], chos
         output = Tensor("output0", str(emulated.dtype), raw.shape)
         lane = Decoding(gpu, PinnedPool(gpu), fake_kernels(emulated, cuda), output)
         lane.reserve(chosen.max_det)
-        stream = cuda.Stream()
+        stream = cuda.Stream(1)
         lane.enqueue(stream, inputs)
         found = lane.collect(stream, inputs, batch, chosen.max_det)
         lane.close()
