@@ -30,9 +30,9 @@ class SimplifyOptions:
 class Fp32Options:
     """How exact a single-precision engine is."""
 
-    products: Literal["plain", "split"] = option(
+    convolutions: Literal["plain", "split"] = option(
         "plain",
-        help="Convolutions as they are, or each as three whose sum is exact to float32 where the hardware "
+        help="As they are, or each as wide as three, whose sum is exact to float32 where the hardware "
         "multiplies in TF32; slower, for engines that shall agree with the CPU",
     )
 
@@ -117,7 +117,7 @@ class Fp32Pass(OnnxPass):
     Options: ClassVar[type] = Fp32Options
 
     def applies(self, request: BuildRequest, options: Fp32Options) -> bool:
-        return request.precision == "fp32" and options.products == "split"
+        return request.precision == "fp32" and options.convolutions == "split"
 
     def apply(
         self, model: OnnxModel, calibration: Calibration | None, request: BuildRequest, options: Fp32Options, out: Path

@@ -36,7 +36,8 @@ class TensorRTOptions:
     )
     tf32: bool = option(
         True,
-        help="Allow TF32 in fp32 layers; tensorrt_rtx 1.6 uses it all the same, `--fp32-products split` undoes that",
+        help="Allow TF32 in fp32 layers; tensorrt_rtx 1.6 uses it all the same, which `--fp32-convolutions split` "
+        "undoes",
     )
     compute_capabilities: str | None = option(
         None, help="GPUs the engine must run on, e.g. 86,89 or current (tensorrt_rtx only); default: its portable set"

@@ -13,6 +13,7 @@ import tempfile
 from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,17 +50,44 @@ class DevicePicture:
         self._decoder.take_back(self._image)
 
 
+@dataclass(slots=True)
+class _Worker:
+    """What one thread decodes with.
+
+    Attributes:
+        staging: page-locked memory for the files. From other memory the driver copies them itself, at the caller's
+            cost and for one caller at a time.
+    """
+
+    decoder: Any
+    stream: Any
+    staging: NDArray[np.uint8] = field(default_factory=lambda: np.empty(0, np.uint8))
+
+    def stage(self, files: Sequence[bytes], pool: PinnedPool) -> list[NDArray[np.uint8]]:
+        """Copy files into `staging`, which nothing may be reading, and return where each lies."""
+        total = sum(map(len, files))
+        if len(self.staging) < total:
+            self.staging = pool.array((2 * total,))
+        staged, begin = [], 0
+        for file in files:
+            target = self.staging[begin : begin + len(file)]
+            target[:] = np.frombuffer(file, np.uint8)
+            staged.append(target)
+            begin += len(file)
+        return staged
+
+
 class JpegDecoder:
     """Decodes batches of JPEG files; any number of threads may call it, each has a decoder of its own meanwhile."""
 
     def __init__(self, gpu: Gpu, pool: PinnedPool, codec: Any) -> None:
         self._gpu, self._pool, self._codec = gpu, pool, codec
         self._parameters = codec.DecodeParams(sample_format=codec.SampleFormat.I_BGR)
-        self._idle: deque[tuple[Any, Any]] = deque()
+        self._idle: deque[_Worker] = deque()
         self._images: deque[Any] = deque()
         self._closed = False
         with gpu.current():
-            self._idle.append(self._new_decoder())
+            self._idle.append(self._new_worker())
 
     def decode(self, files: Sequence[bytes]) -> list[DevicePicture | None]:
         """Decode files.
@@ -89,19 +117,19 @@ class JpegDecoder:
 
     def _decode(self, files: list[bytes]) -> list[Any]:
         try:
-            decoder, stream = self._idle.pop()
+            worker = self._idle.pop()
         except IndexError:
-            decoder, stream = self._new_decoder()
+            worker = self._new_worker()
         try:
             reused = self._reusable(len(files))
-            streams = [self._codec.CodeStream(f) for f in files]
-            images: list[Any] = decoder.decode(
-                streams, images=reused, params=self._parameters, cuda_stream=stream.handle
+            streams = [self._codec.CodeStream(f) for f in worker.stage(files, self._pool)]
+            images: list[Any] = worker.decoder.decode(
+                streams, images=reused, params=self._parameters, cuda_stream=worker.stream.handle
             )
-            stream.synchronize()
             return images
         finally:
-            self._idle.append((decoder, stream))
+            worker.stream.synchronize()  # also after an error: the staging memory is used again
+            self._idle.append(worker)
 
     def _reusable(self, count: int) -> list[Any] | None:
         """Return as many images to decode into: allocating on the device stops all that runs there."""
@@ -122,7 +150,7 @@ class JpegDecoder:
             return None
         return DevicePicture(self, image, shape, int(seen["data"][0]))
 
-    def _new_decoder(self) -> tuple[Any, Any]:
+    def _new_worker(self) -> _Worker:
         kind = self._codec.BackendKind
         backends = [self._codec.Backend(k) for k in (kind.HW_GPU_ONLY, kind.GPU_ONLY, kind.HYBRID_CPU_GPU)]
         # OpenCV's libjpeg interpolates colours too.
@@ -130,7 +158,7 @@ class JpegDecoder:
             device_id=self._gpu.ordinal, max_num_cpu_threads=2, backends=backends, options=":fancy_upsampling=1"
         )
         free = _streams[self._gpu]
-        return decoder, free.pop() if free else self._gpu.stream()
+        return _Worker(decoder, free.pop() if free else self._gpu.stream())
 
     def download(self, picture: DevicePicture) -> NDArray[np.uint8]:
         """Return a picture's pixels in page-locked memory."""
@@ -150,7 +178,7 @@ class JpegDecoder:
         with self._gpu.current():
             self._images.clear()
             while self._idle:
-                _streams[self._gpu].append(self._idle.pop()[1])
+                _streams[self._gpu].append(self._idle.pop().stream)
 
 
 def open_decoder(gpu: Gpu, pool: PinnedPool) -> JpegDecoder | None:

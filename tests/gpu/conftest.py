@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "plugins" / "tensorrt"))  
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "fp32-b1": {"precision": "fp32", "flags": {"tensorrt": {"tf32": "off"}}},
-    "fp32-b1-split": {"precision": "fp32", "flags": {"tensorrt": {"tf32": "off"}, "fp32": {"products": "split"}}},
+    "fp32-b1-split": {"precision": "fp32", "flags": {"tensorrt": {"tf32": "off"}, "fp32": {"convolutions": "split"}}},
     "fp16-b1": {"precision": "fp16"},
     "fp16-b8": {"precision": "fp16", "batch": 8},
     "fp16-b8-dyn": {"precision": "fp16", "batch": 8, "dynamic": True},

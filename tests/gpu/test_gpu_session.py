@@ -15,8 +15,8 @@ import pytest
 from head_reference import Result, reference
 
 from yolotrt_core.errors import StageError, UsageError
-from yolotrt_core.letterbox import preprocess
-from yolotrt_core.types import Detections, EngineSpec, Selection
+from yolotrt_core.letterbox import boxes_to_source, preprocess
+from yolotrt_core.types import Detections, EngineSpec, Geometry, Selection
 from yolotrt_tensorrt import TensorRTOptions
 from yolotrt_tensorrt.runner import EngineSession, open_session
 from yolotrt_yolov5.device import device_program
@@ -120,20 +120,39 @@ def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.asarray(inter / (areas[0][:, None] + areas[1][None, :] - inter))
 
 
+def rivals(raw: np.ndarray, placed: Geometry, class_id: int, score: float) -> np.ndarray:
+    """Return the boxes of a class, in frame pixels, whose score is so near that 16 bits may prefer them.
+
+    Half precision resolves scores over 0.5 to 0.0005; the network's own rounding adds to that.
+    """
+    near = np.abs(raw[:, 4] * raw[:, 5 + class_id] - score) < 0.002
+    centre, half = raw[near, :2], raw[near, 2:4] / 2
+    return boxes_to_source(np.concatenate((centre - half, centre + half), axis=1), placed)
+
+
 @pytest.mark.parametrize("variant", ["fp16-b1", "fp16-b8", "fp16-b8-dyn", "fp16-b32"])
 def test_fp16_finds_every_sure_box_of_fp32(engine: Engine, frames: list[np.ndarray], variant: str) -> None:
+    """Each is there at IoU 0.95, or, of two that the fp32 network itself scores alike, the other one is."""
     with opened(engine, "fp32-b1") as session:
         sure = detect(session, frames, Selection(conf=0.3))
     with opened(engine, variant) as session:
         found = detect(session, frames, Selection(conf=0.25))
-    best = []
-    for wanted, ours in zip(sure, found, strict=True):
-        overlap = iou(wanted.boxes, ours.boxes) * (wanted.class_ids[:, None] == ours.class_ids[None, :])
-        best += overlap.max(axis=1, initial=0).tolist()
-    # Half precision itself moves a few: onnxruntime's CPU run of the same graph has 1 of these 275 under 0.95.
-    assert len(best) == 275
-    assert sum(b < 0.95 for b in best) <= 4
-    assert min(best) > 0.6
+    total, ties = 0, []
+    with opened(engine, "fp32-b1") as session:
+        for frame, wanted, ours in zip(frames, sure, found, strict=True):
+            overlap = iou(wanted.boxes, ours.boxes) * (wanted.class_ids[:, None] == ours.class_ids[None, :])
+            total += len(wanted)
+            for index in np.flatnonzero(overlap.max(axis=1, initial=0) < 0.95).tolist():
+                images, (placed,) = preprocess([frame], (640, 640))
+                raw = session.infer(images)["output0"][0]
+                others = rivals(raw, placed, int(wanted.class_ids[index]), float(wanted.scores[index]))
+                others = others[iou(wanted.boxes[index : index + 1], others)[0] > 0.45]
+                same_class = ours.boxes[ours.class_ids == wanted.class_ids[index]]
+                ties.append(iou(others, same_class).max(initial=0))
+    assert total == 275
+    # Torch in half precision on an H100 has 2 such ties among the 275, in TF32 1.
+    assert len(ties) <= 4
+    assert all(tie >= 0.95 for tie in ties), ties
 
 
 def test_with_and_without_graph_and_pinned_are_the_same(engine: Engine, frames: list[np.ndarray]) -> None:

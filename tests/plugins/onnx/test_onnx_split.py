@@ -1,4 +1,4 @@
-"""The pass fp32: products split so that TF32 hardware gives float32's result.
+"""The pass fp32: convolutions split so that TF32 hardware gives float32's result.
 
 No GPU is needed to see it: the graph runs in an evaluator whose convolutions round their operands to TF32,
 and is compared with the plain graph in float64.
@@ -21,7 +21,7 @@ from onnx.reference.ops.op_conv import _conv_implementation
 
 from yolotrt_core.types import BuildRequest, OnnxModel
 from yolotrt_onnx import Fp32Options, Fp32Pass
-from yolotrt_onnx.split import split_products
+from yolotrt_onnx.split import split_convolutions
 
 WriteToy = Callable[..., OnnxModel]
 SPLIT = Fp32Options("split")
@@ -85,7 +85,7 @@ def test_tf32_hardware_gives_the_float32_result(toy_model: WriteToy, split: Call
         return relative_l2(ReferenceEvaluator(model, new_ops=[Conv]).run(None, {"images": images})[0], expected)
 
     assert on_tf32(plain) > 1e-5
-    assert on_tf32(graph) < 3e-7
+    assert on_tf32(graph) < 1e-6
 
 
 def test_onnxruntime_gives_the_same_as_before(toy_model: WriteToy, split: Callable[..., Any]) -> None:
@@ -100,23 +100,36 @@ def test_onnxruntime_gives_the_same_as_before(toy_model: WriteToy, split: Callab
 
 
 @pytest.mark.parametrize("scale", [1e-12, 1.0, 1e9])
-def test_values_beyond_half_precision_are_kept(scale: float) -> None:
-    weights = (np.random.default_rng(2).standard_normal((16, 8)) / scale).astype(np.float32)
-    bias = np.random.default_rng(3).standard_normal(8).astype(np.float32)
-    node = helper.make_node("Gemm", ["x", "w", "b"], ["y"], name="gemm", alpha=0.5, beta=2.0)
-    graph = helper.make_graph(
-        [node],
-        "g",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [4, 16])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [4, 8])],
-        [numpy_helper.from_array(weights, "w"), numpy_helper.from_array(bias, "b")],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    assert split_products(model) == 1
+def test_values_of_any_size_are_kept(scale: float) -> None:
+    weights = (np.random.default_rng(2).standard_normal((8, 16, 1, 1)) / scale).astype(np.float32)
+    model = one_convolution(weights)
+    assert split_convolutions(model) == 1
     onnx.checker.check_model(model, full_check=True)
-    x = (np.random.default_rng(4).standard_normal((4, 16)) * scale).astype(np.float32)
-    (found,) = ReferenceEvaluator(model).run(None, {"x": x})
-    assert relative_l2(found, 0.5 * (x.astype(np.float64) @ weights) + 2 * bias) < 2e-7
+    x = (np.random.default_rng(4).standard_normal((1, 16, 4, 4)) * scale).astype(np.float32)
+    expected = np.einsum("oc,bchw->bohw", weights[:, :, 0, 0].astype(np.float64), x)
+    found = ReferenceEvaluator(model, new_ops=[Conv]).run(None, {"x": x})[0]
+    assert relative_l2(found, expected) < 1e-6
+    (plain,) = ReferenceEvaluator(one_convolution(weights), new_ops=[Conv]).run(None, {"x": x})
+    assert relative_l2(plain, expected) > 1e-4
+
+
+def test_grouped_convolutions_stay() -> None:
+    model = one_convolution(np.ones((16, 1, 1, 1), np.float32), group=16)
+    before = model.SerializeToString()
+    assert split_convolutions(model) == 0
+    assert model.SerializeToString() == before
+
+
+def one_convolution(weights: np.ndarray, **attributes: Any) -> ModelProto:
+    """Return a graph of one convolution, x (1, 16, 4, 4) -> y."""
+    graph = helper.make_graph(
+        [helper.make_node("Conv", ["x", "w"], ["y"], name="conv", **attributes)],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 16, 4, 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, len(weights), 4, 4])],
+        [numpy_helper.from_array(weights, "w")],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
 def test_only_on_request_and_only_for_fp32() -> None:

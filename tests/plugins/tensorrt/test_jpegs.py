@@ -37,7 +37,8 @@ class FakeCodec(types.SimpleNamespace):
     def Decoder(self, **_: Any) -> FakeCodec:
         return self
 
-    def decode(self, streams: list[bytes], images: Any, **_: Any) -> list[Any]:
+    def decode(self, staged: list[Any], images: Any, **_: Any) -> list[Any]:
+        streams = [bytes(s) for s in staged]
         self.reused.append(images is not None)
         if self.refused in streams:
             raise RuntimeError("cannot")
