@@ -94,7 +94,7 @@ def test_repair_removes_damage_and_leftovers(store: Store) -> None:
     kept, _ = store.obtain(action(2), maker(2))
     flip_byte(blob_file(store, record.outputs["model.onnx"].sha256))
     orphan = store.cache_folder / "aa" / "bb" / f"{'0' * 28}.val"
-    orphan.parent.mkdir(parents=True)
+    orphan.parent.mkdir(parents=True, exist_ok=True)
     orphan.write_bytes(b"of a killed writer")
     (store.cache_folder / "stranger").write_text("?")
     assert store.verify().orphans == 1

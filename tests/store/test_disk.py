@@ -80,7 +80,7 @@ def test_planted_pickle_value_is_refused(store: Store, tmp_path: Path) -> None:
 def test_planted_pickle_file_is_refused(store: Store, tmp_path: Path) -> None:
     store.obtain(action(1), maker(1))
     file = store.cache_folder / "aa" / "bb" / f"{'0' * 28}.val"
-    file.parent.mkdir(parents=True)
+    file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(pickle.dumps(Bomb(tmp_path / "exploded")))
     plant(store, f"action/{action(1).key}", 1, MODE_PICKLE, "aa/bb/" + file.name, None)
     use_everything(store)
@@ -107,15 +107,16 @@ def test_file_outside_the_folder_is_neither_read_nor_deleted(store: Store, tmp_p
     secret = outside / "bb" / f"{'0' * 28}.val"
     secret.write_bytes(b"secret")
     cache = store.cache_folder
-    (cache / "aa" / "bb").mkdir(parents=True)
+    (cache / "aa" / "bb").mkdir(parents=True, exist_ok=True)
     (cache / "aa" / "bb" / f"{'0' * 28}.val").symlink_to(secret)
     (cache / "zz").symlink_to(outside)
-    (cache / "ab").symlink_to(outside)
+    linked = next(f"{n:02x}" for n in range(256) if not (cache / f"{n:02x}").exists())  # the store draws such names
+    (cache / linked).symlink_to(outside)
     name = {
         "up": f"../../outside/bb/{secret.name}",
         "absolute": str(secret),
         "link": f"aa/bb/{secret.name}",
-        "linked folder": f"ab/bb/{secret.name}",
+        "linked folder": f"{linked}/bb/{secret.name}",
         "other name": "zz/bb/secret.val",
     }[way]
     for key in (f"action/{action(1).key}", f"blob/{'1' * 64}", "ref/build"):

@@ -60,7 +60,7 @@ def test_dry_run_says_the_same_and_does_nothing(store: Store) -> None:
     store.set_ref("a", kept[1])
     store.side_cache().save("timing", {}, bytes(100_000))
     orphan = store.cache_folder / "aa" / "bb" / f"{'0' * 28}.val"
-    orphan.parent.mkdir(parents=True)
+    orphan.parent.mkdir(parents=True, exist_ok=True)
     orphan.write_bytes(b"12345")
     before = sorted(store.root.rglob("*"))
     dry = store.gc(0, dry_run=True)
