@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from yolotrt_core import dataset, pictures
 from yolotrt_core.errors import StageError, UsageError
+from yolotrt_core.layout import Layout
 from yolotrt_core.letterbox import preprocess
 from yolotrt_core.progress import progress
 from yolotrt_core.registry import source_digest
@@ -99,17 +100,18 @@ class Batches:
     """Chosen pictures as network input, read while they are consumed.
 
     Attributes:
-        size: (height, width) of the network input. skipped: names of pictures that cannot be read.
-        seen: how many were handed out.
+        size: (height, width) of the network input. layout: where it has its channels.
+        skipped: names of pictures that cannot be read. seen: how many were handed out.
     """
 
     chosen: ChosenPictures
     size: tuple[int, int]
+    layout: Layout = "nchw"
     skipped: list[str] = field(default_factory=list)
     seen: int = 0
 
     def __iter__(self) -> Iterator[NDArray[np.float32]]:
-        """Yield float32 (b, 3, H, W), RGB in 0..1.
+        """Yield float32 (b, 3, H, W) or (b, H, W, 3), RGB in 0..1.
 
         Raises:
             UsageError: a picture changed since it was chosen. StageError: over 10% cannot be read.
@@ -119,11 +121,11 @@ class Batches:
             for number, frame in enumerate(self._frames(), 1):
                 frames.append(frame)
                 if len(frames) == _BATCH:
-                    yield preprocess(frames, self.size)[0]
+                    yield preprocess(frames, self.size, layout=self.layout)[0]
                     frames = []
                 bar.update(completed=number + len(self.skipped))
             if frames:
-                yield preprocess(frames, self.size)[0]
+                yield preprocess(frames, self.size, layout=self.layout)[0]
 
     def _frames(self) -> Iterator[NDArray[np.uint8]]:
         most = len(self.chosen.files) * _MOST_UNREADABLE

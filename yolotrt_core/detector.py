@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Self, cast
 
 from yolotrt_core.engine import AUTO, BuildSettings, build_engine, open_store, read_engine_spec
 from yolotrt_core.errors import UsageError
+from yolotrt_core.layout import without_channels
 from yolotrt_core.letterbox import preprocess
 from yolotrt_core.pipeline import GivenOptions
 from yolotrt_core.registry import Registered, Registry, refuse_unavailable
@@ -167,7 +168,7 @@ class Detector:
             UsageError: as for `detect`, or a size that the engine does not accept.
         """
         self._refuse_classes(selection)
-        images, geometry = preprocess([frame], size)
+        images, geometry = preprocess([frame], size, layout=self.spec.model.layout)
         raw = self._session.infer(images)
         found: list[Detections] = self._postprocessor.stage.decode(
             raw, self.spec.model, geometry, selection, self._options
@@ -242,7 +243,7 @@ class Detector:
         import numpy as np
 
         marks = [time.perf_counter()]
-        images, geometry = preprocess(frames, self._size)
+        images, geometry = preprocess(frames, self._size, layout=self.spec.model.layout)
         if not self.spec.profiles and len(frames) < self._batch:  # a static engine takes full batches only
             images = np.concatenate([images, np.zeros((self._batch - len(frames), *images.shape[1:]), images.dtype)])
         marks.append(time.perf_counter())
@@ -302,7 +303,7 @@ def _limits(spec: EngineSpec) -> tuple[int, tuple[int, int]]:
     if spec.profiles:
         first = spec.profiles[0]
         return first.max[0], (first.opt[1], first.opt[2])
-    batch, _, height, width = spec.model.inputs[0].shape
+    batch, height, width = without_channels(spec.model.inputs[0].shape, spec.model.layout)
     if not (isinstance(batch, int) and isinstance(height, int) and isinstance(width, int)):
         raise UsageError(f"the engine's spec has a dynamic input {spec.model.inputs[0].shape} but no profile")
     return batch, (height, width)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from yolotrt_core.errors import UsageError
+from yolotrt_core.layout import Layout, with_channels
 from yolotrt_core.types import Geometry
 
 if TYPE_CHECKING:
@@ -50,7 +51,10 @@ def placement(geometry: Geometry) -> tuple[int, int, int, int]:
 
 
 def preprocess(
-    frames: Sequence[NDArray[np.uint8]], target: tuple[int, int], out: NDArray[np.float32] | None = None
+    frames: Sequence[NDArray[np.uint8]],
+    target: tuple[int, int],
+    out: NDArray[np.float32] | None = None,
+    layout: Layout = "nchw",
 ) -> tuple[NDArray[np.float32], list[Geometry]]:
     """Make the network input from pictures of any sizes.
 
@@ -60,10 +64,11 @@ def preprocess(
     Args:
         frames: uint8 (H, W, 3) each, BGR as OpenCV reads them.
         target: (height, width) of the network input in pixels.
-        out: float32 (len(frames), 3, height, width) to fill, or None for a new one.
+        out: float32 to fill, of the shape returned, or None for a new one.
+        layout: where the network wants its channels (`ModelSpec.layout`).
 
     Returns:
-        float32 (B, 3, height, width), RGB in 0..1, and one geometry per picture.
+        float32 (B, 3, height, width), or (B, height, width, 3) for "nhwc", RGB in 0..1, and one geometry per picture.
 
     Raises:
         UsageError: a frame of another dtype or rank, or without pixels.
@@ -71,11 +76,15 @@ def preprocess(
     import numpy as np
 
     if out is None:
-        out = np.empty((len(frames), 3, *target), dtype=np.float32)
-    return out, [_fill(image, frame, target) for image, frame in zip(out, frames, strict=True)]
+        out = np.empty(with_channels(len(frames), *target, layout), dtype=np.float32)
+    planar = out if layout == "nchw" else out.transpose(0, 3, 1, 2)
+    return out, [_fill(image, frame, target, layout) for image, frame in zip(planar, frames, strict=True)]
 
 
-def _fill(image_chw: NDArray[np.float32], frame: NDArray[np.uint8], target: tuple[int, int]) -> Geometry:
+def _fill(
+    image_chw: NDArray[np.float32], frame: NDArray[np.uint8], target: tuple[int, int], layout: Layout
+) -> Geometry:
+    """Fill one picture, seen as (3, height, width) whatever `layout` it lies in."""
     import cv2
     import numpy as np
 
@@ -91,6 +100,11 @@ def _fill(image_chw: NDArray[np.float32], frame: NDArray[np.uint8], target: tupl
     grey, full = np.float32(FILL) / np.float32(255), np.float32(255)
     image_chw[:, :top] = image_chw[:, bottom:] = grey
     image_chw[:, top:bottom, :left] = image_chw[:, top:bottom, right:] = grey
+    if layout == "nhwc":  # in one piece: planes would each skip through the memory of all three
+        np.divide(
+            cv2.cvtColor(fitted, cv2.COLOR_BGR2RGB), full, out=image_chw.transpose(1, 2, 0)[top:bottom, left:right]
+        )
+        return placed
     for channel, plane in zip((2, 1, 0), cv2.split(fitted), strict=True):
         np.divide(plane, full, out=image_chw[channel, top:bottom, left:right])
     return placed

@@ -79,7 +79,7 @@ def check(session: Session, reference: Path, options: ParityOptions) -> Mapping[
 
     Args:
         session: the ONNX, opened. reference: the exporter's `reference.npz`: `images` float32
-            (B, 3, H, W) and the framework's outputs under their names; `tolerance` where the framework
+            as the ONNX takes it and the framework's outputs under their names; `tolerance` where the framework
             itself rounds more than the option allows.
 
     Raises:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from yolotrt_core.layout import Layout
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
 
-def reference_images(batch: int, height: int, width: int) -> NDArray[np.float32]:
+def reference_images(batch: int, height: int, width: int, layout: Layout = "nchw") -> NDArray[np.float32]:
     """Make pictures with coarse and fine structure, the same every time.
 
     Returns:
-        float32 (batch, 3, height, width) in 0..1; each picture of the batch is another one.
+        float32 (batch, 3, height, width) in 0..1, or (batch, height, width, 3) of the same pictures; each picture
+        of the batch is another one.
     """
     import numpy as np
 
@@ -24,4 +27,5 @@ def reference_images(batch: int, height: int, width: int) -> NDArray[np.float32]
         rows, columns = np.arange(height) * level // max(height, level), np.arange(width) * level // max(width, level)
         blocks = random.random((batch, 3, level, level), dtype=np.float32)
         images += np.float32(weight) * blocks[:, :, rows[:, None], columns]
-    return np.clip(images, 0, 1, out=images)
+    np.clip(images, 0, 1, out=images)
+    return np.ascontiguousarray(images.transpose(0, 2, 3, 1)) if layout == "nhwc" else images

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from yolotrt_core.errors import UsageError
+from yolotrt_core.layout import without_channels
 from yolotrt_core.types import EngineSpec, ShapeRange
 
 if TYPE_CHECKING:
@@ -32,13 +33,14 @@ def refuse_unfit(images: NDArray[Any], spec: EngineSpec) -> None:
         and all(have == want for have, want in zip(images.shape, expected, strict=True) if isinstance(want, int))
         and min(images.shape) > 0
     )
+    layout = spec.model.layout
     if fits and spec.profiles:
-        size = (images.shape[0], images.shape[2], images.shape[3])
+        size = without_channels(images.shape, layout)
         fits = any(_within(size, profile) for profile in spec.profiles)
     if not fits:
         raise UsageError(f"the engine accepts {accepted}, found {found}")
     step = max(spec.model.strides, default=1)
-    for side in images.shape[2:]:
+    for side in without_channels(images.shape, layout)[1:]:
         if side % step:
             raise UsageError(f"height and width must be multiples of {step}, found {found}")
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from yolotrt_core.bench import Timing, measure_interleaved, timing
 from yolotrt_core.detector import Detector
+from yolotrt_core.layout import with_channels
 from yolotrt_core.progress import progress
 from yolotrt_core.stages import TimedSession
 from yolotrt_core.types import Json, Selection
@@ -104,7 +105,8 @@ def _engine_run(c: Candidate) -> Callable[[int], list[float]]:
         return lambda n: timed.time_engine(c.batch, n)
     import numpy as np
 
-    images = np.random.default_rng(0).random((c.batch, 3, *c.detector.input_size), dtype=np.float32)
+    shape = with_channels(c.batch, *c.detector.input_size, c.detector.spec.model.layout)
+    images = np.random.default_rng(0).random(shape, dtype=np.float32)
     until = time.perf_counter() + _WARMUP_SECONDS
     while time.perf_counter() < until:
         session.infer(images)

@@ -98,8 +98,8 @@ class Exporter(Stage, Protocol):
         `request` is precision fp32 and has no profiles, so that all of them share the export; if
         it is dynamic, batch, height and width are the first profile's optimum.
 
-        The ONNX has float32 input `images` (B, 3, H, W) and is valid for `onnx.checker`. Its
-        metadata_props hold `stride`, `names`, `task`, `imgsz` and provenance.
+        The ONNX has float32 input `images`, (B, 3, H, W) or (B, H, W, 3), and is valid for `onnx.checker`.
+        Its metadata_props hold `stride`, `names`, `task`, `imgsz` and provenance.
         `reference.npz` holds a fixed input under `images` and the framework's own output for it
         under each output's name, float32: the pipeline compares the ONNX with it. A framework that
         computes with integers also states there, under `tolerance`, how far the ONNX may be.
@@ -190,7 +190,8 @@ class Calibrator(Stage, Protocol):
 
         Args:
             model: float32. Its batch need not be that of `batches`.
-            batches: float32 (b, 3, H, W), RGB 0..1, letterboxed; consumed once, one in memory.
+            batches: float32 (b, 3, H, W) or (b, H, W, 3) as the model's input, RGB 0..1, letterboxed; consumed
+                once, one in memory.
         """
 
 
@@ -204,8 +205,8 @@ class Session(Protocol):
         """Run one batch.
 
         Args:
-            images: float32 (B, 3, H, W), RGB in 0..1; B, H and W within the engine's profiles,
-                or exactly its static shape.
+            images: float32 (B, 3, H, W) or (B, H, W, 3) as the spec's input, RGB in 0..1; B, H and W within
+                the engine's profiles, or exactly its static shape.
 
         Returns:
             Output name to array, float32 (or the engine's own float type widened to it).

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Union
 
+from yolotrt_core.layout import Layout, layout_of
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -52,7 +54,7 @@ class ModelSpec:
     """What later stages must know of a network, whatever framework it came from.
 
     Attributes:
-        inputs: named `images`, (B, 3, H, W), RGB in 0..1.
+        inputs: named `images`, (B, 3, H, W) or (B, H, W, 3), RGB in 0..1; the shape tells which (`layout`).
         outputs: for YOLOv5 one tensor `output0`, (B, N, 5 + C): cx, cy, w, h in input pixels,
             objectness, class scores in 0..1; rows ordered by level, anchor, y, x.
         labels: class names, index is the class id.
@@ -69,6 +71,11 @@ class ModelSpec:
     head: str = "yolov5"
     anchors: tuple[tuple[tuple[float, float], ...], ...] = ()
     provenance: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def layout(self) -> Layout:
+        """Where the channels of the input lie."""
+        return layout_of(self.inputs[0].shape)
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,9 +44,10 @@ def _pass(steps: Plan, step: Step, given: Path, out: Path, store: Store) -> Mapp
 
 def _calibrate(steps: Plan, step: Step, given: Path, out: Path, store: Store) -> Mapping[str, Json]:
     size = (step.request.height, step.request.width)
-    batches = Batches(steps.pictures, size) if steps.pictures else None
+    model = _model(step, given, store)
+    batches = Batches(steps.pictures, size, model.spec.layout) if steps.pictures else None
     stream: Iterator[Any] = iter(batches) if batches else iter(())
-    method = step.stage.calibrate(_model(step, given, store), stream, step.request, step.options, out)
+    method = step.stage.calibrate(model, stream, step.request, step.options, out)
     ranges = out / RANGES_FILE
     if not ranges.is_file():
         raise StageError(f"calibrator `{step.identity.name}` wrote no `{RANGES_FILE}`")

@@ -56,7 +56,7 @@ def run(model: ModelProto, wanted: list[str], batches: Iterator[NDArray[np.float
 
     Args:
         model: float32, static or dynamic. wanted: see `targets`.
-        batches: float32 (b, 3, H, W). collect: is called from several threads.
+        batches: float32, as the model takes them but for the batch. collect: is called from several threads.
 
     Returns:
         How many pictures were seen.

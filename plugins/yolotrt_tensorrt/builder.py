@@ -54,7 +54,7 @@ def build(
     """Build a plan from an ONNX whose types say every precision (strong typing), or from ranges (weak).
 
     Args:
-        model: one input `images` (B, 3, H, W); int8 and fp8 as Q/DQ pairs; for weak typing float32.
+        model: one input `images`, (B, 3, H, W) or (B, H, W, 3); int8 and fp8 as Q/DQ pairs; for weak typing float32.
         calibration: ranges of this ONNX, for a weakly typed int8 build only.
         request: its profiles become optimization profiles; none for a static model.
         out: receives `model.engine`, a plain plan, and `facts.json`, what the build log tells of it.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from yolotrt_core.calibration_cache import parse_cache
 from yolotrt_core.errors import StageError
+from yolotrt_core.layout import layout_of, with_channels
 from yolotrt_core.ranges import Ranges, amax_of_int8_scale, write_ranges
 from yolotrt_core.stages import RANGES_FILE
 from yolotrt_core.types import BuildRequest, OnnxModel
@@ -32,7 +33,8 @@ def calibrate(
     """Let TensorRT calibrate while it builds an engine that is thrown away; write `out/ranges.json`.
 
     Args:
-        model: float32, static or dynamic. batches: float32 (b, 3, H, W); a rest below a batch is left out.
+        model: float32, static or dynamic. batches: float32 (b, 3, H, W) or (b, H, W, 3) as its input; a rest
+            below a batch is left out.
 
     Raises:
         StageError: a library without calibrators, no GPU, or a build that fails.
@@ -86,7 +88,7 @@ def _profile(
     if not library.has("IBuilderConfig.set_calibration_profile"):
         raise implicit.refusal(library)
     batch, height, width = shape
-    full = (batch, tuple(entry.shape)[1], height, width)
+    full = with_channels(batch, height, width, layout_of(tuple(entry.shape)))
     profile = builder.create_optimization_profile()
     profile.set_shape(entry.name, full, full, full)
     config.add_optimization_profile(profile)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 Algorithm = Literal["entropy2", "minmax"]
-# Takes float32 (B, 3, H, W), returns the device address where it lies from then on.
+# Takes a batch of float32 network inputs, returns the device address where it lies from then on.
 Upload = Callable[["NDArray[np.float32]"], int]
 
 
@@ -131,7 +131,7 @@ class Feed:
         """Remember where batches come from.
 
         Args:
-            batches: float32 (b, 3, H, W) of any b; None where a cache says it all.
+            batches: float32 network inputs of any batch; None where a cache says it all.
             upload: puts a batch on the GPU. batch: how many pictures TensorRT gets at once.
             cache: an earlier cache; TensorRT asks for no picture if it accepts it.
         """

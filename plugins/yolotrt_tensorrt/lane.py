@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from yolotrt_core.errors import StageError
+from yolotrt_core.layout import without_channels
 from yolotrt_core.types import Detections, Selection
 from yolotrt_tensorrt import graphs
 from yolotrt_tensorrt.decoding import Decoding, Inputs
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-Shape = tuple[int, int, int, int]
+Shape = tuple[int, ...]
 STEPS = ("upload", "preprocess", "infer", "postprocess")
 
 
@@ -223,7 +224,7 @@ class Lane:
         self.bind(shape)
         decoding = self._decoding(program)
         decoding.reserve(selection.max_det)
-        target = (shape[2], shape[3])
+        target = without_channels(shape, self._plan.layout)[1:]
         uploaded = self._uploads.upload(frames, target, self._stream)
         parts = [request_bytes(len(frames), selection)]
         parts += [frame_bytes(f.shape, u.address, target, u.packed) for f, u in zip(frames, uploaded, strict=True)]
@@ -256,7 +257,7 @@ class Lane:
 
     def _enqueue_letterbox(self, inputs: Inputs) -> None:
         assert self._shape is not None  # bound by `_prepare`
-        batch, _, height, width = self._shape
+        batch, height, width = without_channels(self._shape, self._plan.layout)
         self._gpu.cuda.memcpy_htod_async(self._block.address, self._host_block, self._stream)
         grid = ((width + 31) // 32, (height + 7) // 8, batch)
         self._letterbox(grid, self._stream, inputs.request, inputs.frames, self._input.address, height, width)

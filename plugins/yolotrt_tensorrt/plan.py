@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from yolotrt_core.errors import StageError, UsageError
+from yolotrt_core.layout import CHANNELS, Layout, layout_of
 from yolotrt_core.stages import SideCache
 from yolotrt_core.types import EngineSpec
 from yolotrt_tensorrt.gpu import DeviceMemory, Gpu
@@ -38,7 +39,7 @@ class Plan:
     """An engine on a GPU. The context must be current around every call.
 
     Attributes:
-        image: the one input, (B, 3, H, W). outputs: by name.
+        image: the one input, (B, 3, H, W) or (B, H, W, 3). outputs: by name.
         profiles: (min, opt, max) shapes of the input, one per optimization profile; all alike if static.
         context_bytes: device memory one execution context takes.
     """
@@ -59,9 +60,9 @@ class Plan:
         tensors = [self._tensor(self.engine.get_tensor_name(i)) for i in range(self.engine.num_io_tensors)]
         modes = {t.name: self.engine.get_tensor_mode(t.name) for t in tensors}
         inputs = [t for t in tensors if modes[t.name] == trt.TensorIOMode.INPUT]
-        if len(inputs) != 1 or len(inputs[0].shape) != 4 or inputs[0].shape[1] != 3:
+        if len(inputs) != 1 or len(inputs[0].shape) != 4 or CHANNELS not in (inputs[0].shape[1], inputs[0].shape[3]):
             found = ", ".join(f"`{t.name}` {t.shape}" for t in inputs) or "none"
-            raise UsageError(f"expected one input of (B, 3, H, W), found {found}", hint="see `inspect`")
+            raise UsageError(f"expected one input of (B, 3, H, W) or (B, H, W, 3), found {found}", hint="see `inspect`")
         self.image = inputs[0]
         self.outputs = {t.name: t for t in tensors if modes[t.name] == trt.TensorIOMode.OUTPUT}
         self.profiles = self._profiles()
@@ -90,6 +91,11 @@ class Plan:
             low, best, high = self.engine.get_tensor_profile_shape(self.image.name, index)
             profiles.append(tuple(tuple(int(d) for d in shape) for shape in (low, best, high)))
         return profiles
+
+    @property
+    def layout(self) -> Layout:
+        """Where the input has its channels."""
+        return layout_of(self.image.shape)
 
     @property
     def is_static(self) -> bool:

@@ -5,13 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from yolotrt_core.errors import StageError, UsageError
+from yolotrt_core.layout import Layout, layout_of
 from yolotrt_core.types import BuildRequest, ShapeRange
 from yolotrt_tensorrt.library import Library
 
 if TYPE_CHECKING:
     import tensorrt
 
-_AXES = ("batch", "channels", "height", "width")
+_AXES: dict[Layout, tuple[str, ...]] = {
+    "nchw": ("batch", "channels", "height", "width"),
+    "nhwc": ("batch", "height", "width", "channels"),
+}
 
 
 def add_profiles(
@@ -35,12 +39,12 @@ def add_profiles(
     entry = network.get_input(0)
     shape = tuple(entry.shape)
     if len(shape) != 4:
-        raise UsageError(f"expected input `{entry.name}` to be batch x channels x height x width, found {shape}")
+        raise UsageError(f"expected input `{entry.name}` to be {' x '.join(_AXES['nchw'])}, found {shape}")
     if -1 not in shape:
         _check_static(entry.name, shape, request)
         return
     if not request.profiles:
-        free = ", ".join(axis for axis, n in zip(_AXES, shape, strict=True) if n == -1)
+        free = ", ".join(axis for axis, n in zip(_AXES[layout_of(shape)], shape, strict=True) if n == -1)
         raise UsageError(f"input `{entry.name}` is free in {free}, and no profile was given", hint="`--dynamic on`")
     for asked in request.profiles:
         profile = builder.create_optimization_profile()
@@ -62,7 +66,7 @@ def _check_static(name: str, shape: tuple[int, ...], request: BuildRequest) -> N
             f"input `{name}` has the fixed shape {'x'.join(map(str, shape))}, and a dynamic engine was asked for",
             hint="export the model with `--dynamic on`, or build without `--dynamic` and `--profile`",
         )
-    asked = (request.batch, shape[1], request.height, request.width)
+    asked = _like(shape, request.batch, request.height, request.width)
     if shape != asked:
         raise UsageError(
             f"input `{name}` has the fixed shape {'x'.join(map(str, shape))}, "
@@ -72,11 +76,17 @@ def _check_static(name: str, shape: tuple[int, ...], request: BuildRequest) -> N
 
 
 def _full(shape: tuple[int, ...], asked: ShapeRange, which: str, name: str) -> tuple[int, ...]:
-    batch, height, width = getattr(asked, which)
-    wanted = (batch, shape[1], height, width)
-    if shape[1] < 1:
+    wanted = _like(shape, *getattr(asked, which))
+    if -1 in wanted:
         raise StageError(f"input `{name}` is free in its channels: a profile does not say how many")
-    for axis, fixed, value in zip(_AXES, shape, wanted, strict=True):
+    for axis, fixed, value in zip(_AXES[layout_of(shape)], shape, wanted, strict=True):
         if fixed not in (-1, value):
             raise UsageError(f"input `{name}` has the fixed {axis} {fixed}, and profile {show(asked)} asks for {value}")
     return wanted
+
+
+def _like(shape: tuple[int, ...], batch: int, height: int, width: int) -> tuple[int, ...]:
+    """Put the sides where an input shape has them, with as many channels as it has."""
+    if layout_of(shape) == "nhwc":
+        return batch, height, width, shape[3]
+    return batch, shape[1], height, width

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from yolotrt_core.errors import StageError
+from yolotrt_core.layout import Layout
 from yolotrt_core.stages import DeviceProgram, SideCache
 
 if TYPE_CHECKING:
@@ -54,13 +55,17 @@ DECODING = tuple(name for name in _SIGNATURES if name != "letterbox")
 
 
 def load_kernels(
-    gpu: Gpu, dtype: str, side_cache: SideCache, program: DeviceProgram | None = None
+    gpu: Gpu,
+    dtype: str,
+    side_cache: SideCache,
+    program: DeviceProgram | None = None,
+    layout: Layout = "nchw",
 ) -> dict[str, Kernel]:
     """Return the kernels for tensors of one element type, ready to launch.
 
     Args:
         dtype: of the tensor they write (`letterbox`) or read (a head's output). program: the head to
-            read; None gives the letterbox alone.
+            read; None gives the letterbox alone. layout: of the tensor that the letterbox writes.
 
     Raises:
         StageError: no compiler here and nothing kept from before, or the program does not compile.
@@ -69,6 +74,8 @@ def load_kernels(
         raise StageError(f"kernels handle tensors of {', '.join(_ELEMENTS)}, found `{dtype}`")
     head = ("letterbox.cu",) if program is None else (program, "suppress.cu")
     parts = [f"#define ELEMENT {_ELEMENTS[dtype]}\n", _text("prelude.cuh")]
+    if layout == "nhwc":
+        parts.insert(0, "#define CHANNELS_LAST")
     parts += [_text(p) if isinstance(p, str) else p.source for p in head]
     binary = _binary("\n".join(parts), gpu, side_cache)
     names = PREPROCESSING if program is None else DECODING

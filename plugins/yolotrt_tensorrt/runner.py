@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from yolotrt_core.errors import StageError, UsageError
+from yolotrt_core.layout import with_channels, without_channels
 from yolotrt_core.stages import DeviceProgram, SideCache
 from yolotrt_core.types import Detections, EngineSpec, Selection
 from yolotrt_tensorrt.gpu import Gpu, PinnedPool, open_gpu
@@ -99,7 +100,7 @@ class EngineSession:
         self._options, self._side_cache = options, side_cache
         self._most_lanes = options.in_flight
         self._pool = PinnedPool(gpu)
-        letterbox = load_kernels(gpu, plan.image.dtype, side_cache)["letterbox"]
+        letterbox = load_kernels(gpu, plan.image.dtype, side_cache, layout=plan.layout)["letterbox"]
         self._shared = Shared(gpu, plan, letterbox, self._pool, CopyThreads())
         self._programs: dict[DeviceProgram, Program] = {}
         # Batches that compute at once, oldest first: one more waits, with its frames uploaded, or they would all
@@ -117,7 +118,7 @@ class EngineSession:
         self._most_images: int = high[0]
         self._jpegs: JpegDecoder | None = None
         self._jpegs_asked = False
-        self._target: tuple[int, int] = (best[2], best[3])
+        self._target: tuple[int, int] = without_channels(best, plan.layout)[1:]
         self._free.append(self._make_lane())
 
     @property
@@ -129,7 +130,8 @@ class EngineSession:
         """Run one batch; see `yolotrt_core.stages.Session.infer`."""
         if not isinstance(images, np.ndarray) or images.dtype != np.float32 or images.ndim != 4:
             found = f"{images.dtype} {images.shape}" if isinstance(images, np.ndarray) else type(images).__name__
-            raise UsageError(f"expected float32 images of (B, 3, H, W), found {found}")
+            wanted = "(B, H, W, 3)" if self.plan.layout == "nhwc" else "(B, 3, H, W)"
+            raise UsageError(f"expected float32 images of {wanted}, found {found}")
         self.plan.profile_for(images.shape)
         lane = self._take()
         try:
@@ -155,7 +157,7 @@ class EngineSession:
             raise UsageError(f"one batch takes 1 to {self._most_images} frames, found {len(frames)}")
         loaded = self._program(program)
         batch = self._most_images if self.plan.is_static else len(frames)
-        shape = (batch, 3, *self._target)
+        shape = self._shape(batch)
         lane = self._take()
         try:
             with self.gpu.current():
@@ -246,7 +248,7 @@ class EngineSession:
         lane = self._take()
         try:
             with self.gpu.current():
-                return lane.time_steps(frames, loaded, selection, (batch, 3, *self._target))
+                return lane.time_steps(frames, loaded, selection, self._shape(batch))
         finally:
             self.release(lane)
 
@@ -255,9 +257,12 @@ class EngineSession:
         lane = self._take()
         try:
             with self.gpu.current():
-                return lane.time_engine((batch, 3, *self._target), repeats)
+                return lane.time_engine(self._shape(batch), repeats)
         finally:
             self.release(lane)
+
+    def _shape(self, batch: int) -> tuple[int, ...]:
+        return with_channels(batch, *self._target, self.plan.layout)
 
     def _program(self, program: DeviceProgram) -> Program:
         loaded = self._programs.get(program)
@@ -338,15 +343,15 @@ class EngineSession:
 
     def _bytes_per_image(self) -> int:
         """Estimate what one more image in the batch takes: its share of the context, input, output, scratch."""
-        high = self.plan.profiles[0][2]
-        pixels = high[2] * high[3]
+        most, height, width = without_channels(self.plan.profiles[0][2], self.plan.layout)
+        pixels = height * width
         tensors = 3 * pixels * ELEMENT_BYTES[self.plan.image.dtype]
         for output in self.plan.outputs.values():
             columns = output.shape[-1] if output.shape[-1] > 0 else 5 + len(self.spec.model.labels)
             # 3 anchors on 3 levels of strides 8, 16, 32 if the rows are dynamic.
             rows = output.shape[1] if output.shape[1] > 0 else 3 * (pixels // 64 + pixels // 256 + pixels // 1024)
             tensors += rows * columns * ELEMENT_BYTES[output.dtype]
-        return self.plan.context_bytes // high[0] + tensors + (1 << 20)
+        return self.plan.context_bytes // most + tensors + (1 << 20)
 
     def close(self) -> None:
         """Finish what is in flight and free everything."""

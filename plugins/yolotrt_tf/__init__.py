@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from yolotrt_core.hookspecs import hookimpl
+from yolotrt_core.layout import Layout
 from yolotrt_core.options import option
 from yolotrt_core.stages import Availability, Exporter
 from yolotrt_core.types import BuildRequest, ModelSource, ModelSpec
@@ -41,6 +42,9 @@ class TfOptions:
     units: Literal["auto", "pixels", "normalised"] = option(
         "auto", help="Units of the output's boxes; `normalised` is by width and height; `auto` finds them"
     )
+    layout: Layout = option(
+        "nchw", help="Input of the ONNX: nchw (B, 3, H, W), or nhwc (B, H, W, 3) as TensorFlow has it"
+    )
     strides: str | None = option(
         None, help="Pixels per cell of each level in the rows' order, as 8,16,32; default found"
     )
@@ -58,6 +62,7 @@ class TfExporter:
     stage_version: ClassVar[int] = 1
     sources: ClassVar[tuple[str, ...]] = (
         *(f"yolotrt_tf.{module}" for module in ("convert", "exporter", "formats", "graph", "labels", "network")),
+        "yolotrt_core.layout",
         "yolotrt_core.reference",
         "yolotrt_core.rows",
     )

@@ -16,17 +16,21 @@ from onnx import ModelProto
 from tf2onnx import convert, utils
 
 from yolotrt_core.errors import StageError
+from yolotrt_core.layout import Layout
 from yolotrt_tf.network import Network, first_line
 
 log = logging.getLogger(__name__)
 
 
-def onnx_from_network(network: Network, path: Path, shape: tuple[int | None, int, int], opset: int) -> ModelProto:
-    """Convert with pictures as (B, 3, H, W), so that the input costs no transposition.
+def onnx_from_network(
+    network: Network, path: Path, shape: tuple[int | None, int, int], opset: int, layout: Layout
+) -> ModelProto:
+    """Convert with pictures as (B, 3, H, W), so that the input costs no transposition, or as TensorFlow has them.
 
     Args:
         path: the model's file, for TensorFlow Lite.
         shape: (batch, height, width); a free batch is None. TensorFlow Lite keeps its own batch.
+        layout: of the pictures.
 
     Returns:
         Input `images`, output `output0`, both of the types the model has.
@@ -36,9 +40,10 @@ def onnx_from_network(network: Network, path: Path, shape: tuple[int | None, int
     """
     # tf2onnx numbers the names it makes from here; without this the bytes depend on what ran before.
     utils.INTERNAL_NAME = 1
+    planar = [network.input_name] if layout == "nchw" else []
     try:
         if network.graph is None:
-            model = _from_tflite(network, path, opset)
+            model = _from_tflite(network, path, opset, planar)
         else:
             graph = _with_shape(network, shape)
             model, _ = convert.from_graph_def(
@@ -46,7 +51,7 @@ def onnx_from_network(network: Network, path: Path, shape: tuple[int | None, int
                 name=path.stem,
                 input_names=[network.input_name],
                 output_names=[network.output_name],
-                inputs_as_nchw=[network.input_name],
+                inputs_as_nchw=planar,
                 opset=opset,
             )
     except Exception as err:  # tf2onnx raises whatever its handlers and TensorFlow do
@@ -70,13 +75,13 @@ def _with_shape(network: Network, shape: tuple[int | None, int, int]) -> Any:
     return graph
 
 
-def _from_tflite(network: Network, path: Path, opset: int) -> ModelProto:
+def _from_tflite(network: Network, path: Path, opset: int, planar: list[str]) -> ModelProto:
     with _native_errors_logged():
         model, _ = convert.from_tflite(
             str(path),
             input_names=[network.input_name],
             output_names=[network.output_name],
-            inputs_as_nchw=[network.input_name],
+            inputs_as_nchw=planar,
             opset=opset,
         )
     return model

@@ -18,6 +18,7 @@ from onnx import ModelProto
 
 from yolotrt_core.errors import StageError, UsageError
 from yolotrt_core.labels import metadata_of
+from yolotrt_core.layout import with_channels
 from yolotrt_core.reference import reference_images
 from yolotrt_core.rows import Known, Rows, find_rows
 from yolotrt_core.stages import ONNX_FILE, REFERENCE_FILE
@@ -55,13 +56,13 @@ def export(source: ModelSource, request: BuildRequest, options: TfOptions, out: 
     )
     size = (request.height, request.width)
     # A free batch is tried with more than one picture, or a graph that mixes them up would pass.
-    images = reference_images(max(request.batch, 2) if request.dynamic else request.batch, *size)
+    pictures = reference_images(max(request.batch, 2) if request.dynamic else request.batch, *size, "nhwc")
     with _quiet():
         from yolotrt_tf.network import load
 
         network = load(source.path, form, options)
         _refuse_size(network, request)
-        answer = _answer(network, images)
+        answer = _answer(network, pictures)
         rows = find_rows(answer, size, known, _QUANTIZED_SLACK if network.rounded else _SLACK)
         model = _convert(network, source.path, request, options)
     log.debug("%s: %s", NAMES[form], rows)
@@ -73,6 +74,7 @@ def export(source: ModelSource, request: BuildRequest, options: TfOptions, out: 
     edit.arrange_rows(model, rows, size)
     spec = _spec(source, form, request, options, rows, answer.shape)
     _finish(model, spec, request, out / ONNX_FILE)
+    images = pictures if options.layout == "nhwc" else pictures.transpose(0, 3, 1, 2)
     arrays = {"images": images, "output0": rows.to_project(answer, *size)}
     if network.rounded:
         arrays["tolerance"] = np.array(_ROUNDED_TOLERANCE, np.float64)
@@ -109,9 +111,8 @@ def _refuse_size(network: Network, request: BuildRequest) -> None:
             )
 
 
-def _answer(network: Network, images: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Run TensorFlow, one picture at a time where the model is made so."""
-    pictures = np.ascontiguousarray(images.transpose(0, 2, 3, 1))
+def _answer(network: Network, pictures: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Run TensorFlow on (B, H, W, 3), one picture at a time where the model is made so."""
     step = network.shape[0] or len(pictures)
     if len(pictures) % step:
         raise UsageError(
@@ -127,11 +128,14 @@ def _convert(network: Network, path: Path, request: BuildRequest, options: TfOpt
     from yolotrt_tf.convert import onnx_from_network
 
     batch = None if request.dynamic else request.batch
-    model = onnx_from_network(network, path, (batch, request.height, request.width), options.opset)
+    made_for = network.shape[0]
+    fixed = made_for not in (None, batch)  # in its reshapes too, where TensorFlow notices a batch that is not free
+    shape = (None if fixed else batch, request.height, request.width)
+    model = onnx_from_network(network, path, shape, options.opset, options.layout)
     given, wanted = model.graph.input, model.graph.output
     edit.rename_tensors(model, {given[0].name: "images", wanted[0].name: "output0"})
-    if network.graph is None and (network.shape[0] != batch):
-        edit.set_batch(model, "batch" if batch is None else batch)
+    if fixed or (network.graph is None and made_for != batch):
+        edit.set_batch(model, "batch" if batch is None else batch, made_for or 1)
     if network.input_quantization is not None:
         edit.quantize_input(model, network.input_quantization.scale, network.input_quantization.zero_point)
     if network.output_quantization is not None:
@@ -150,8 +154,9 @@ def _spec(
     answer: tuple[int, ...],
 ) -> ModelSpec:
     batch: int | str = "batch" if request.dynamic else request.batch
+    shape = with_channels(batch, request.height, request.width, options.layout)
     return ModelSpec(
-        inputs=(TensorSpec("images", "float32", (batch, 3, request.height, request.width)),),
+        inputs=(TensorSpec("images", "float32", shape),),
         outputs=(TensorSpec("output0", "float32", (batch, *answer[1:])),),
         labels=labels_of(source.path, form, answer[2] - 5, options.names),
         strides=tuple(sorted(rows.strides)),

@@ -219,8 +219,8 @@ def _is_half_pixel_floor(node: NodeProto) -> bool:
     return all(words.get(name) == word for name, word in wanted.items())
 
 
-def set_batch(model: ModelProto, batch: int | str) -> None:
-    """Give a graph made for one picture another batch, or a free one.
+def set_batch(model: ModelProto, batch: int | str, made_for: int) -> None:
+    """Give a graph made for so many pictures another batch, or a free one.
 
     Raises:
         StageError: the graph's shapes do not follow from its input's.
@@ -231,7 +231,7 @@ def set_batch(model: ModelProto, batch: int | str) -> None:
         shape = constants.get(node.input[1]) if node.op_type == "Reshape" else None
         if shape is not None and not node.attribute:
             sizes = numpy_helper.to_array(shape).copy()
-            if len(sizes) > 1 and sizes[0] == 1 and 0 not in sizes:
+            if len(sizes) > 1 and sizes[0] == made_for and 0 not in sizes:
                 sizes[0] = 0  # as many as the input has
                 node.input[1] = f"{shape.name}_batch"
                 if node.input[1] not in constants:
@@ -244,8 +244,8 @@ def set_batch(model: ModelProto, batch: int | str) -> None:
         onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
     except onnx.shape_inference.InferenceError as err:
         raise StageError(
-            f"the model is made for one picture at a time: {' '.join(str(err).split())[:200]}",
-            hint="build with `--batch 1`, or save the model with a free batch",
+            f"the model is made for batches of {made_for} only: {' '.join(str(err).split())[:200]}",
+            hint=f"build with `--batch {made_for}`, or save the model with a free batch",
         ) from err
 
 

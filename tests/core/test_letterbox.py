@@ -182,6 +182,21 @@ def test_takes_views_that_do_not_lie_in_one_piece() -> None:
         np.testing.assert_array_equal(preprocess([view], (64, 64))[0], preprocess([view.copy()], (64, 64))[0])
 
 
+@pytest.mark.parametrize("target", [(128, 96), (32, 160)])
+def test_channels_last_is_the_same_picture_in_another_order(target: tuple[int, int]) -> None:
+    frames = [picture(64, 96), picture(33, 200)[:, ::-1], picture(200, 33), picture(*target)]
+    planar, placed = preprocess(frames, target)
+    last, same = preprocess(frames, target, layout="nhwc")
+    assert last.shape == (4, *target, 3)
+    assert last.flags.c_contiguous
+    np.testing.assert_array_equal(last.transpose(0, 3, 1, 2), planar)
+    assert same == placed
+    room = np.full((6, *target, 3), np.nan, np.float32)
+    preprocess(frames, target, room[1:5], "nhwc")
+    np.testing.assert_array_equal(room[1:5], last)
+    assert np.isnan(room[[0, 5]]).all()
+
+
 @pytest.mark.parametrize(
     "frame",
     [

@@ -22,6 +22,7 @@ def engine(shape: tuple[int | str, ...], profiles: tuple[ShapeRange, ...] = ()) 
 
 STATIC = engine((1, 3, 64, 96))
 FREE = engine(("b", 3, "h", "w"))
+LAST = engine(("b", "h", "w", 3), PROFILES)
 RANGED = engine(("b", 3, "h", "w"), PROFILES)
 
 
@@ -33,6 +34,8 @@ RANGED = engine(("b", 3, "h", "w"), PROFILES)
         (RANGED, (1, 3, 64, 64)),
         (RANGED, (2, 3, 96, 64)),
         (RANGED, (8, 3, 320, 320)),
+        (LAST, (2, 96, 64, 3)),
+        (LAST, (8, 320, 320, 3)),
     ],
 )
 def test_accepted(spec: EngineSpec, shape: tuple[int, ...]) -> None:
@@ -50,6 +53,9 @@ def test_accepted(spec: EngineSpec, shape: tuple[int, ...]) -> None:
         (FREE, np.zeros((1, 1, 64, 64), np.float32), r"accepts float32 \(b, 3, h, w\), found float32 \(1, 1, 64, 64\)"),
         (FREE, np.zeros((0, 3, 64, 64), np.float32), r"found float32 \(0, 3"),
         (FREE, np.zeros((1, 3, 64, 48), np.float32), "multiples of 32"),
+        (LAST, np.zeros((1, 3, 64, 64), np.float32), r"accepts float32 \(b, h, w, 3\) with .*found float32 \(1, 3, 64"),
+        (LAST, np.zeros((1, 64, 128, 3), np.float32), "found float32"),
+        (LAST, np.zeros((1, 64, 80, 3), np.float32), "multiples of 32"),
         (RANGED, np.zeros((3, 3, 64, 64), np.float32), "from 1x64x64 to 2x96x96 or from 8x320x320 to 8x320x320"),
         (RANGED, np.zeros((4, 3, 192, 192), np.float32), "found float32"),  # between two profiles is in none
         (RANGED, np.zeros((1, 3, 64, 128), np.float32), "found float32"),

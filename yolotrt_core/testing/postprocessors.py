@@ -30,9 +30,10 @@ class PostprocessorContract(StageContract):
     @pytest.fixture
     def geometry(self, spec: ModelSpec) -> list[Geometry]:
         """Two pictures of other sizes, placed in the network's input by the letterbox."""
+        from yolotrt_core.layout import without_channels
         from yolotrt_core.letterbox import geometry
 
-        height, width = (int(side) for side in spec.inputs[0].shape[2:])
+        _, height, width = (int(side) for side in without_channels(spec.inputs[0].shape, spec.layout))
         return [geometry((height * 2, width), (height, width)), geometry((height // 2, width), (height, width))]
 
     def test_decodes_the_head_it_names(self, stage: Any, spec: ModelSpec) -> None:

@@ -1,4 +1,5 @@
-// uint8 pictures of any size -> letterboxed, normalised, planar RGB in the engine's input.
+// uint8 pictures of any size -> letterboxed, normalised RGB in the engine's input: planar, or interleaved
+// with CHANNELS_LAST defined.
 //
 // Bit for bit the CPU's letterbox: OpenCV 4.x/5.x `resize` INTER_LINEAR on uint8 (imgproc/src/resize.cpp:
 // 11-bit coefficients, two roundings) and `cvtColor` NV12 (imgproc/src/color_yuv: BT.601, 20-bit), then / 255.
@@ -96,8 +97,13 @@ extern "C" __global__ void letterbox(const Request* request, const Frame* frames
   Bgr value = {114, 114, 114};
   if (inner_x >= 0 && inner_y >= 0 && inner_x < frame.fit_width && inner_y < frame.fit_height)
     value = resized(frame, (const unsigned char*)frame.pixels, inner_y, inner_x);
-  long long plane = (long long)height * width;
-  Element* at = out + (long long)image * 3 * plane + (long long)y * width + x;
+  long long plane = (long long)height * width, inside = (long long)y * width + x;
+#ifdef CHANNELS_LAST
+  Element* at = out + 3 * (image * plane + inside);
+  plane = 1;
+#else
+  Element* at = out + 3 * image * plane + inside;
+#endif
   at[0] = narrow((float)value.r / 255.0f);
   at[plane] = narrow((float)value.g / 255.0f);
   at[2 * plane] = narrow((float)value.b / 255.0f);

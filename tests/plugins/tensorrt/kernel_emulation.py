@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from yolotrt_core.layout import Layout
 from yolotrt_tensorrt import programs
 
 ROOT = Path(programs.__file__).parent
@@ -37,13 +38,14 @@ class Emulated:
             self.library[f"run_{name}"]((ctypes.c_uint * 3)(*grid), *typed)
 
 
-def compiled(dtype: str, folder: Path) -> Emulated:
+def compiled(dtype: str, folder: Path, layout: Layout = "nchw") -> Emulated:
     """Compile the kernels with g++, or skip the test."""
     compiler = shutil.which("g++")
     if compiler is None:
         pytest.skip("no g++ to run the kernels on the CPU with")
     text = "\n".join(source.read_text() for source in SOURCES)
-    (folder / "kernels.cu").write_text(f"#define ELEMENT {ELEMENTS[dtype]}\n{text}")
+    defined = f"#define ELEMENT {ELEMENTS[dtype]}\n" + "#define CHANNELS_LAST\n" * (layout == "nhwc")
+    (folder / "kernels.cu").write_text(defined + text)
     (folder / "emulation.cpp").write_text(Path(__file__).with_name("emulation.cpp").read_text())
     command = [compiler, "-std=c++17", "-O2", "-ffp-contract=off", "-fpermissive", "-w", "-shared", "-fPIC"]
     subprocess.run([*command, "-o", folder / "kernels.so", folder / "emulation.cpp"], check=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -56,6 +57,19 @@ def test_letterbox_is_the_cpus_bit_for_bit(emulated: Emulated) -> None:
     out = np.full((len(pictures), 3, *target), 7, dtype)
     emulated.launch("letterbox", grid(len(pictures), target), request, block, out, *target)
     expected, _ = preprocess(pictures, target)
+    np.testing.assert_array_equal(out, expected.astype(dtype))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_letterbox_into_channels_last_is_the_cpus(dtype: str, tmp_path: Path) -> None:
+    emulated = compiled(dtype, tmp_path, "nhwc")
+    target = (32, 96)
+    pictures = [np.random.default_rng(3).integers(0, 256, (*shape, 3), dtype=np.uint8) for shape in SHAPES]
+    block = frames_block([p.shape for p in pictures], pictures, target)
+    request = np.frombuffer(layouts.request_bytes(len(pictures), Selection()), np.uint8)
+    out = np.full((len(pictures), *target, 3), 7, dtype)
+    emulated.launch("letterbox", grid(len(pictures), target), request, block, out, *target)
+    expected, _ = preprocess(pictures, target, layout="nhwc")
     np.testing.assert_array_equal(out, expected.astype(dtype))
 
 

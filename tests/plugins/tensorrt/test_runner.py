@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from head_reference import Result, reference
 from kernel_emulation import Emulated, compiled
 
 from yolotrt_core.errors import StageError, UsageError
+from yolotrt_core.layout import Layout, layout_of, with_channels
 from yolotrt_core.letterbox import preprocess
 from yolotrt_core.stages import DetectingSession, DeviceProgram, Session
 from yolotrt_core.types import Detections, EngineSpec, ModelSpec, Selection, TensorSpec
@@ -35,6 +37,8 @@ SPEC = ModelSpec(
 
 def network(images: np.ndarray) -> np.ndarray:
     """Boxes that depend on the picture: where they lie and how sure they are."""
+    if layout_of(images.shape) == "nhwc":
+        images = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
     rng = np.random.default_rng(0)
     raw = np.tile(rng.uniform(0, 1, (1, ROWS, 5 + CLASSES)).astype(np.float32), (len(images), 1, 1))
     raw[:, :, :4] *= SIDE / 2
@@ -51,14 +55,28 @@ def emulated(tmp_path_factory: pytest.TempPathFactory) -> Emulated:
 class Opened:
     """A session with what it stands on."""
 
-    def __init__(self, emulated: Emulated, monkeypatch: pytest.MonkeyPatch, batch: int = 2, **options: Any) -> None:
+    def __init__(
+        self,
+        emulated: Emulated,
+        monkeypatch: pytest.MonkeyPatch,
+        batch: int = 2,
+        layout: Layout = "nchw",
+        **options: Any,
+    ) -> None:
         self.cuda = FakeCuda()
         self.gpu = fake_gpu(self.cuda)
-        monkeypatch.setattr(runner, "load_kernels", lambda *_: fake_kernels(emulated, self.cuda))
+        loaded: list[Layout] = []
+
+        def load(*_: object, layout: Layout | None = None) -> object:
+            loaded.extend([layout] if layout else [])
+            return fake_kernels(emulated, self.cuda)
+
+        monkeypatch.setattr(runner, "load_kernels", load)
         monkeypatch.setattr(graphs, "available", lambda: False)
-        self.plan = FakePlan((batch, 3, SIDE, SIDE), 5 + CLASSES, network, "float32")
+        self.plan = FakePlan(with_channels(batch, SIDE, SIDE, layout), 5 + CLASSES, network, "float32")
         spec = EngineSpec(SPEC, "fp32", "tensorrt", {})
         self.session = EngineSession(self.gpu, self.plan, spec, TensorRTOptions(**options), side_cache=None)  # type: ignore[arg-type]
+        assert loaded == [layout]
 
 
 @pytest.fixture
@@ -230,6 +248,23 @@ def test_a_dynamic_engine_runs_each_batch_at_its_own_size(emulated: Emulated, mo
         assert opened.session.infer(images)["output0"].shape[0] == count
     with pytest.raises(UsageError, match=r"takes images of \(1, 3, 32, 32\) to \(4, 3, 32, 32\)"):
         opened.session.infer(np.zeros((5, 3, SIDE, SIDE), np.float32))
+    opened.session.close()
+    assert opened.cuda.live == 0
+
+
+@pytest.mark.parametrize("batch", [2, -1])
+def test_an_engine_with_channels_last_gives_the_same_boxes(
+    batch: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = Opened(compiled("float32", tmp_path, "nhwc"), monkeypatch, batch, "nhwc")
+    frames = pictures(5)
+    same(opened.session.detect(frames, PROGRAM, CHOSEN), expected(frames))
+    images, _ = preprocess(frames[:2], (SIDE, SIDE), layout="nhwc")
+    np.testing.assert_array_equal(opened.session.infer(images)["output0"], network(images))
+    with pytest.raises(UsageError, match=r"found \(2, 3, 32, 32\)"):
+        opened.session.infer(np.zeros((2, 3, SIDE, SIDE), np.float32))
+    with pytest.raises(UsageError, match=r"expected float32 images of \(B, H, W, 3\)"):
+        opened.session.infer(images[0])
     opened.session.close()
     assert opened.cuda.live == 0
 

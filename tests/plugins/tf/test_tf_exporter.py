@@ -83,7 +83,7 @@ def test_half_precision_weights_compute_what_tensorflow_lite_does(
     assert 0 < np.abs(found - expected(stored["images"])).max() < 0.2  # the rounding of the weights, in pixels
 
 
-@pytest.mark.parametrize("file", ["batched_saved_model", "batched.keras", "batched.pb", "saved_model", "fp32.tflite"])
+@pytest.mark.parametrize("file", ["batched_saved_model", "batched.keras", "batched.pb", *FILES])
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_batches(file: str, dynamic: bool, models: Path, expected: Answer, tmp_path: Path) -> None:
     """Also models that were saved for one picture at a time."""
@@ -165,7 +165,7 @@ def test_upsampling_of_tf_image_becomes_the_resize_that_tensorrt_takes(tmp_path:
         network = Network(
             lambda x: x, (1, 3, 5), frozen.inputs[0].name, frozen.outputs[0].name, frozen.graph.as_graph_def()
         )
-        model = onnx_from_network(network, tmp_path, (1, 3, 5), 17)
+        model = onnx_from_network(network, tmp_path, (1, 3, 5), 17, "nchw")
         rename_tensors(model, {model.graph.input[0].name: "images", model.graph.output[0].name: "output0"})
         assert rewrite_resizes(model) == rewritten
         session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
