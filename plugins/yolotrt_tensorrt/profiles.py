@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from yolotrt_core.errors import StageError, UsageError
-from yolotrt_core.layout import Layout, layout_of
+from yolotrt_core.layout import Layout, layout_of, without_channels
 from yolotrt_core.types import BuildRequest, ShapeRange
 from yolotrt_tensorrt.library import Library
 
@@ -81,8 +81,22 @@ def _full(shape: tuple[int, ...], asked: ShapeRange, which: str, name: str) -> t
         raise StageError(f"input `{name}` is free in its channels: a profile does not say how many")
     for axis, fixed, value in zip(_AXES[layout_of(shape)], shape, wanted, strict=True):
         if fixed not in (-1, value):
-            raise UsageError(f"input `{name}` has the fixed {axis} {fixed}, and profile {show(asked)} asks for {value}")
+            raise UsageError(
+                f"input `{name}` has the fixed {axis} {fixed}, and profile {show(asked)} asks for {value}",
+                hint=f"`--profile {show(_within(shape, asked))}` keeps to it",
+            )
     return wanted
+
+
+def _within(shape: tuple[int, ...], asked: ShapeRange) -> ShapeRange:
+    """Return a profile with the axes of an input that are fixed."""
+    fixed = without_channels(shape, layout_of(shape))
+
+    def kept(sides: tuple[int, int, int]) -> tuple[int, int, int]:
+        batch, height, width = (side if own == -1 else own for own, side in zip(fixed, sides, strict=True))
+        return batch, height, width
+
+    return ShapeRange(kept(asked.min), kept(asked.opt), kept(asked.max))
 
 
 def _like(shape: tuple[int, ...], batch: int, height: int, width: int) -> tuple[int, ...]:

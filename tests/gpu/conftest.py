@@ -23,6 +23,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "fp16-b8": {"precision": "fp16", "batch": 8},
     "fp16-b8-dyn": {"precision": "fp16", "batch": 8, "dynamic": True},
     "fp16-b32": {"precision": "fp16", "batch": 32},
+    "fp16-b8-last": {"weights": "tf/yolov5n_saved_model", "batch": 8, "flags": {"tf": {"layout": "nhwc"}}},
 }
 
 
@@ -38,8 +39,8 @@ def engine(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[st
             (path,) = (Path(ready) / variant).glob("*.engine")
         else:
             settings = {"builder": "tensorrt", **VARIANTS[variant]}
-            weights = data / "weights" / "yolov5n.pt"
-            path = build(weights, out=built / variant, store=built / "store", **settings).path
+            weights = data / settings.pop("weights", "weights/yolov5n.pt")
+            path = build(weights, imgsz=(640, 640), out=built / variant, store=built / "store", **settings).path
         return path, read_engine_spec(path)
 
     return find

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from head_reference import reference
 
+from yolotrt_core.layout import Layout, with_channels
 from yolotrt_core.letterbox import preprocess
 from yolotrt_core.stages import DeviceProgram
 from yolotrt_core.types import Detections, ModelSpec, Selection, TensorSpec
@@ -47,8 +48,10 @@ def program(columns: int) -> DeviceProgram:
     return device_program(ModelSpec((), (TensorSpec("output0", "float32", (1, 1, columns)),), labels, (8,)))
 
 
-def letterboxed(gpu: Gpu, pictures: list[np.ndarray], target: tuple[int, int], dtype: str) -> np.ndarray:
-    kernel = load_kernels(gpu, dtype, NoCache())["letterbox"]
+def letterboxed(
+    gpu: Gpu, pictures: list[np.ndarray], target: tuple[int, int], dtype: str, layout: Layout = "nchw"
+) -> np.ndarray:
+    kernel = load_kernels(gpu, dtype, NoCache(), layout=layout)["letterbox"]
     kind = np.dtype(dtype)
     with gpu.current():
         stream = gpu.stream()
@@ -59,7 +62,7 @@ def letterboxed(gpu: Gpu, pictures: list[np.ndarray], target: tuple[int, int], d
             packed += frame_bytes(picture.shape, memory.address, target)
         block = DeviceMemory(gpu, len(packed))
         gpu.cuda.memcpy_htod(block.address, np.frombuffer(packed, np.uint8))
-        out = np.empty((len(pictures), 3, *target), kind)
+        out = np.empty(with_channels(len(pictures), *target, layout), kind)
         memory = DeviceMemory(gpu, out.nbytes)
         gpu.cuda.memset_d8(memory.address, 0xA5, out.nbytes)
         grid = ((target[1] + 31) // 32, (target[0] + 7) // 8, len(pictures))
@@ -78,6 +81,14 @@ def test_letterbox_is_the_cpus_on_real_pictures(gpu: Gpu, data: Path, target: tu
     expected, _ = preprocess(pictures, target)
     found = letterboxed(gpu, pictures, target, dtype)
     np.testing.assert_array_equal(found, expected.astype(dtype))
+
+
+def test_letterbox_into_channels_last_is_the_cpus(gpu: Gpu, data: Path) -> None:
+    files = sorted((data / "coco" / "images" / "val").glob("*.jpg"))
+    pictures = [cv2.imread(str(f)) for f in files[:8]]
+    expected, _ = preprocess(pictures, (384, 672), layout="nhwc")
+    found = letterboxed(gpu, pictures, (384, 672), "float16", "nhwc")
+    np.testing.assert_array_equal(found, expected.astype(np.float16))
 
 
 def test_nv12_is_opencvs_conversion_then_the_letterbox(gpu: Gpu, data: Path) -> None:

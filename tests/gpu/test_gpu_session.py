@@ -70,11 +70,12 @@ def detect(session: EngineSession, frames: list[np.ndarray], chosen: Selection =
     return session.detect(frames, device_program(session.spec.model), chosen)
 
 
-@pytest.mark.parametrize("variant", ["fp32-b1", "fp16-b1"])
+@pytest.mark.parametrize("variant", ["fp32-b1", "fp16-b1", "fp16-b8-last"])
 def test_detect_is_infer_and_brute_force(engine: Engine, frames: list[np.ndarray], variant: str) -> None:
     with opened(engine, variant) as session:
+        batch = session.spec.model.inputs[0].shape[0]
         for frame in frames[:12]:
-            images, _ = preprocess([frame], (640, 640))
+            images, _ = preprocess([frame] * int(batch), (640, 640), layout=session.spec.model.layout)
             raw = session.infer(images)["output0"]
             for chosen in (SINGLE, MULTI):
                 (found,) = detect(session, [frame], chosen)

@@ -115,6 +115,7 @@ def test_a_profile_must_respect_fixed_axes(toy_yolo: Any, toy_model: Any, tmp_pa
     made = build(toy_model(model), request("fp32", ShapeRange((1, 32, 32), (1, 64, 64), (4, 64, 64))), tmp_path)
     assert made["kind"] == "UsageError"
     assert "fixed batch 1, and profile 1x32x32:1x64x64:4x64x64 asks for 4" in made["error"]
+    assert made["hint"] == "`--profile 1x32x32:1x64x64:1x64x64` keeps to it"
 
 
 def test_parser_errors_name_the_node(toy_yolo: Any, toy_model: Any, tmp_path: Path) -> None:

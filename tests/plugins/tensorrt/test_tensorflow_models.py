@@ -11,6 +11,7 @@ import pytest
 from trt_build import described
 
 from yolotrt_core.engine import build
+from yolotrt_core.layout import Layout, with_channels
 from yolotrt_core.store.store import Store
 from yolotrt_core.types import BuildRequest, ModelSpec, OnnxModel, ShapeRange, from_json
 
@@ -21,8 +22,13 @@ BATCHES = ShapeRange((1, 640, 640), (2, 640, 640), (8, 640, 640))
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
-@pytest.mark.parametrize("name", ["yolov5n_saved_model", "yolov5n_fp16.tflite"])
-def test_fp16_engines(name: str, dynamic: bool, data: Path, rtx_old: Callable[..., Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "layout"),
+    [("yolov5n_saved_model", "nchw"), ("yolov5n_saved_model", "nhwc"), ("yolov5n_fp16.tflite", "nchw")],
+)
+def test_fp16_engines(
+    name: str, layout: Layout, dynamic: bool, data: Path, rtx_old: Callable[..., Any], tmp_path: Path
+) -> None:
     pytest.importorskip("tf2onnx", reason="the exporter needs TensorFlow and tf2onnx (extra `tf`)")
     store, profiles = Store(tmp_path / "store"), (BATCHES,) if dynamic else ()
     engine = build(
@@ -33,10 +39,12 @@ def test_fp16_engines(name: str, dynamic: bool, data: Path, rtx_old: Callable[..
         store=store,
         out=tmp_path / "out",
         imgsz=(640, 640),
+        flags={"tf": {"layout": layout}},
     )
     last = engine.steps[-1]
     # Every YOLOv5n has 60 convolutions: 57 in its Conv blocks, 3 in the head.
     assert last.record.facts["convolutions"] == {"fp16": 60}
+    assert engine.spec.model.inputs[0].shape == with_channels("batch" if dynamic else 1, 640, 640, layout)
     assert engine.spec.model.outputs[0].shape == ("batch" if dynamic else 1, 25200, 85)
     assert engine.spec.model.strides == (8, 16, 32)
     for file in ("onnx", "spec"):

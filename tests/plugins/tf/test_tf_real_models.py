@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from yolotrt_core.dataset import read
 from yolotrt_core.engine import build
+from yolotrt_core.layout import Layout
 from yolotrt_core.letterbox import preprocess
 from yolotrt_core.metric import Scored, Truth
 from yolotrt_core.registry import Registry
@@ -22,19 +23,28 @@ pytestmark = [pytest.mark.tf, pytest.mark.slow]
 
 Found = Mapping[str, list[Detections]]
 
+LAST = "yolov5n_saved_model, channels last"
 FEW, MANY = Selection(), Selection(conf=0.001, iou=0.6, multi_label=True)
 
 
-def _detected(weights: Path, data: Path, folder: Path) -> Found:
+def _detected(weights: Path, data: Path, folder: Path, layout: Layout) -> Found:
     """Return what an fp32 engine of this model finds, as `few` and `many` for each picture in order."""
     stages, store = Registry.discover(), Store(folder / "store")
-    engine = build(weights, precision="fp32", builder="onnxruntime", imgsz=(640, 640), store=store, out=folder / "out")
+    engine = build(
+        weights,
+        precision="fp32",
+        builder="onnxruntime",
+        imgsz=(640, 640),
+        flags={"tf": {"layout": layout}},
+        store=store,
+        out=folder / "out",
+    )
     found: Found = {"few": [], "many": []}
     spec, decode = engine.spec.model, stages.postprocessor("yolov5").stage
     builder = stages.get("builder", "onnxruntime").stage
     with builder.open(engine.path, engine.spec, builder.Options(), store.side_cache()) as session:
         for picture in sorted((data / "coco" / "images" / "val").glob("*.jpg")):
-            images, geometry = preprocess([cv2.imread(str(picture))], (640, 640))
+            images, geometry = preprocess([cv2.imread(str(picture))], (640, 640), layout=layout)
             raw = session.infer(images)
             for name, selection in (("few", FEW), ("many", MANY)):
                 found[name].extend(decode.decode(raw, spec, geometry, selection, decode.Options()))
@@ -45,7 +55,8 @@ def _detected(weights: Path, data: Path, folder: Path) -> Found:
 def found(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Found]:
     """What each TensorFlow model finds."""
     names = ("yolov5n_saved_model", "yolov5n_fp16.tflite")
-    return {name: _detected(data / "tf" / name, data, tmp_path_factory.mktemp("tf")) for name in names}
+    made = {name: _detected(data / "tf" / name, data, tmp_path_factory.mktemp("tf"), "nchw") for name in names}
+    return {**made, LAST: _detected(data / "tf" / names[0], data, tmp_path_factory.mktemp("tf"), "nhwc")}
 
 
 @pytest.fixture(scope="module")
@@ -72,10 +83,11 @@ def _farthest(ours: Detections, theirs: NDArray[np.float32]) -> float:
     return farthest
 
 
+@pytest.mark.parametrize("name", ["yolov5n_saved_model", LAST])
 def test_the_saved_model_finds_what_the_checkpoint_does(
-    found: Mapping[str, Found], upstream: Mapping[str, list[NDArray[np.float32]]]
+    name: str, found: Mapping[str, Found], upstream: Mapping[str, list[NDArray[np.float32]]]
 ) -> None:
-    pairs = list(zip(found["yolov5n_saved_model"]["few"], upstream["few"], strict=True))
+    pairs = list(zip(found[name]["few"], upstream["few"], strict=True))
     assert sum(len(ours) for ours, _ in pairs) == 315
     worst = max(_farthest(ours, theirs) for ours, theirs in pairs)
     print(f"315 boxes, none farther than {worst:.5f} pixels")
@@ -127,7 +139,7 @@ def test_half_precision_weights_find_what_they_find_in_tensorflow_lite(
         assert _farthest(few[index], theirs) <= 0.05
 
 
-@pytest.mark.parametrize("name", ["yolov5n_saved_model", "yolov5n_fp16.tflite"])
+@pytest.mark.parametrize("name", ["yolov5n_saved_model", "yolov5n_fp16.tflite", LAST])
 def test_the_same_accuracy_as_the_checkpoint(
     name: str, data: Path, found: Mapping[str, Found], upstream: Mapping[str, list[NDArray[np.float32]]]
 ) -> None:
