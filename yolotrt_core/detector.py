@@ -15,9 +15,18 @@ from yolotrt_core.engine import AUTO, BuildSettings, build_engine, open_store, r
 from yolotrt_core.errors import UsageError
 from yolotrt_core.layout import without_channels
 from yolotrt_core.letterbox import preprocess
-from yolotrt_core.pipeline import GivenOptions
+from yolotrt_core.pipeline import GivenOptions, Settings
 from yolotrt_core.registry import Registered, Registry, refuse_unavailable
-from yolotrt_core.stages import DecodingSession, DetectingSession, DeviceDecoding, DeviceFrame, DeviceProgram, Session
+from yolotrt_core.stages import (
+    Builder,
+    DecodingSession,
+    DetectingSession,
+    DeviceDecoding,
+    DeviceFrame,
+    DeviceProgram,
+    PlacedBuilder,
+    Session,
+)
 from yolotrt_core.store.store import Store
 from yolotrt_core.types import Detections, EngineSpec, Selection
 
@@ -34,12 +43,16 @@ class Detector:
 
     Attributes:
         spec: the engine's spec. labels: class names by class id.
+        place: what the answers depend on beside the engine, see `stages.PlacedBuilder`.
         seconds: time spent so far by step: `preprocess`, `infer`, `postprocess`; or `detect`.
         frames: pictures seen so far.
     """
 
-    def __init__(self, session: Session, postprocessor: Registered, options: Any) -> None:
+    def __init__(
+        self, session: Session, postprocessor: Registered, options: Any, place: Mapping[str, str] | None = None
+    ) -> None:
         self.spec: EngineSpec = session.spec
+        self.place: Mapping[str, str] = place or {}
         self.labels = self.spec.model.labels
         self.seconds: dict[str, float] = defaultdict(float)
         self.frames = 0
@@ -91,6 +104,7 @@ class Detector:
         """
         stages = stages or Registry.discover()
         opened = open_store(store)
+        given = GivenOptions(settings.get("flags", {}), settings.get("recipe", {}))
         if engine is not None:
             if weights is not None:
                 raise UsageError("`weights` and `engine` exclude each other", hint="an engine holds its model already")
@@ -108,25 +122,27 @@ class Detector:
             with tempfile.TemporaryDirectory(prefix="yolotrt-") as folder:
                 built = build_engine(wanted, store=opened, stages=stages, out=Path(folder))
                 builder = stages.usable("builder", built.spec.builder)
-                return cls._start(stages, builder, built.path, built.spec, opened, settings)
+                return cls.load(built.path, built.spec, builder, given, store=opened, stages=stages)
         refuse_unavailable(builder, builder.stage.runnable())
-        return cls._start(stages, builder, path, spec, opened, settings)
+        return cls.load(path, spec, builder, given, store=opened, stages=stages)
 
     @classmethod
-    def _start(
-        cls,
-        stages: Registry,
-        builder: Registered,
-        path: Path,
-        spec: EngineSpec,
-        store: Store,
-        settings: Mapping[str, Any],
+    def load(
+        cls, engine: Path, spec: EngineSpec, builder: Registered, settings: Settings, *, store: Store, stages: Registry
     ) -> Self:
-        given = GivenOptions(settings.get("flags", {}), settings.get("recipe", {}))
+        """Open an engine file that `builder` made.
+
+        Args:
+            settings: where the options of builder and postprocessor come from.
+
+        Raises:
+            StageError: it does not run on this machine.
+        """
         postprocessor = stages.postprocessor(spec.model.head)
-        chosen = given.resolve(postprocessor.stage.Options, postprocessor.name)
-        options = given.resolve(builder.stage.Options, builder.name)
-        return cls(builder.stage.open(path, spec, options, store.side_cache()), postprocessor, chosen)
+        chosen = settings.resolve(postprocessor.stage.Options, postprocessor.name)
+        options = settings.resolve(builder.stage.Options, builder.name)
+        session = builder.stage.open(engine, spec, options, store.side_cache())
+        return cls(session, postprocessor, chosen, place_of(builder.stage, options))
 
     def detect(
         self, frames: Sequence[NDArray[np.uint8] | DeviceFrame], selection: Selection = Selection()
@@ -270,6 +286,11 @@ class Detector:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def place_of(builder: Builder, options: Any) -> Mapping[str, str]:
+    """Return what the answers of a builder's engines depend on here; nothing where they are the same anywhere."""
+    return builder.place(options) if isinstance(builder, PlacedBuilder) else {}
 
 
 def _on_host(frames: Sequence[NDArray[np.uint8] | DeviceFrame]) -> Sequence[NDArray[np.uint8]]:

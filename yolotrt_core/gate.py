@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from yolotrt_core import dataset
 from yolotrt_core.calibration import CalibrationData, choose, digest_of_pictures
-from yolotrt_core.detector import Detector
+from yolotrt_core.detector import Detector, place_of
 from yolotrt_core.errors import GateError, UsageError
 from yolotrt_core.evaluate import Judge
 from yolotrt_core.metric import Bootstrap
@@ -126,7 +126,7 @@ def judge(
             "pictures": digest_of_pictures([sha256_of(f) for f in files]),
             **({"labels": labelled.digest} if labelled else {}),
         },
-        tools={**runner.stage.fingerprint(runner.stage.Options()), "ran": "engine" if runnable else "onnx"},
+        tools={**runner.stage.fingerprint(runner.stage.Options()), **_place(planned.builder, runnable, settings)},
         core_sha256=source_digest(_CORE, "the core"),
     )
 
@@ -213,10 +213,7 @@ class _Case:
         return from_json(ModelSpec, json.loads(self.store.read(made.record.outputs[SPEC_FILE].sha256)))
 
     def _detector(self, builder: Registered, path: Path, spec: EngineSpec) -> Detector:
-        postprocessor = self.stages.postprocessor(spec.model.head)
-        chosen = self.settings.resolve(postprocessor.stage.Options, postprocessor.name)
-        options = self.settings.resolve(builder.stage.Options, builder.name)
-        return Detector(builder.stage.open(path, spec, options, self.store.side_cache()), postprocessor, chosen)
+        return Detector.load(path, spec, builder, self.settings, store=self.store, stages=self.stages)
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,6 +229,14 @@ def _onnx_of(results: Sequence[StepResult], kind: str) -> StepResult | None:
         return None
     given = reader.inputs["onnx"]
     return next(r for r in results if isinstance(given, Output) and r.step.label == given.step)
+
+
+def _place(builder: Registered, runnable: bool, settings: Settings) -> dict[str, str]:
+    """Name what is judged and where it runs: on another GPU or driver the same engine is judged again."""
+    if not runnable:
+        return {"ran": "onnx"}
+    options = settings.resolve(builder.stage.Options, builder.name)
+    return {"ran": "engine", **{f"engine {k}": v for k, v in place_of(builder.stage, options).items()}}
 
 
 def _pictures(data: GateData, options: GateOptions, labels: Sequence[str]) -> tuple[list[Path], _Labelled | None, str]:

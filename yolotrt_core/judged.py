@@ -66,7 +66,4 @@ def open_engine(made: Judged, folder: Path, *, store: Store, stages: Registry) -
     path = folder / f"{made.record.key[:12]}-{stage.engine_file}"
     store.copy_out(made.engine.sha256, path)
     spec = from_json(EngineSpec, json.loads(store.read(made.record.outputs[ENGINE_SPEC_FILE].sha256)))
-    head = stages.postprocessor(spec.model.head)
-    options = given.resolve(stage.Options, made.planned.builder.name)
-    session = stage.open(path, spec, options, store.side_cache())
-    return Detector(session, head, given.resolve(head.stage.Options, head.name))
+    return Detector.load(path, spec, made.planned.builder, given, store=store, stages=stages)

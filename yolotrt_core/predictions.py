@@ -75,7 +75,11 @@ def predict(
             "engine": spec.engine_sha256 or spec.onnx_sha256,
             "pictures": digest_of_pictures([sha256_of(f) for f in files]),
         },
-        tools={**spec.tools, "postprocessor": head.identity.source_sha256},
+        tools={
+            **spec.tools,
+            **{f"ran on {k}": v for k, v in detector.place.items()},
+            "postprocessor": head.identity.source_sha256,
+        },
         core_sha256=source_digest(_CORE, "the core"),
     )
 

@@ -8,8 +8,9 @@ import resource
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import TYPE_CHECKING
 
 from yolotrt_core.bench import Timing, measure_interleaved, timing
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 _ROUNDS = 5  # the engine's runs are split, so that drift of clocks and neighbours hits all candidates alike
 _WARMUP_SECONDS = 0.5
+_STREAM_ROUNDS = 3
+_STREAM_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +82,40 @@ def measure_speed(candidates: Sequence[Candidate], frame_size: tuple[int, int], 
         steps = {c.name: _steps(c, frames[: c.batch], selection) for c in candidates}
         bar.update(completed=3)
     return [Speed(c.name, c.batch, engine[c.name], end_to_end[c.name], steps[c.name], _graph(c)) for c in candidates]
+
+
+def measure_streams(candidates: Sequence[Candidate], frame_size: tuple[int, int]) -> dict[str, float]:
+    """Return how many frames a second each candidate takes where they keep coming, as from cameras or files.
+
+    Several batches are in flight then, so that this is more than a single batch's time tells.
+
+    Args:
+        frame_size: (height, width) of the host frames in pixels.
+    """
+    frames = _frames(max(c.batch for c in candidates), frame_size)
+    rates: dict[str, list[float]] = {c.name: [] for c in candidates}
+    order = list(candidates)
+    shuffler = random.Random(0)
+    with progress("timing streams", total=_STREAM_ROUNDS * len(order)) as bar:
+        for turn in range(_STREAM_ROUNDS):
+            shuffler.shuffle(order)
+            for number, c in enumerate(order):
+                rates[c.name].append(_stream_rate(c, frames[: c.batch]))
+                bar.update(completed=turn * len(order) + number + 1)
+    return {name: median(found) for name, found in rates.items()}
+
+
+def _stream_rate(c: Candidate, frames: Sequence[NDArray[np.uint8]]) -> float:
+    def coming(seconds: float) -> Iterator[NDArray[np.uint8]]:
+        until = time.perf_counter() + seconds
+        while time.perf_counter() < until:
+            yield from frames
+
+    for _ in c.detector.stream(coming(_WARMUP_SECONDS)):
+        pass
+    began = time.perf_counter()
+    count = sum(1 for _ in c.detector.stream(coming(_STREAM_SECONDS)))
+    return count / (time.perf_counter() - began)
 
 
 def _detecting(c: Candidate, frames: Sequence[NDArray[np.uint8]], selection: Selection) -> Callable[[], object]:

@@ -373,6 +373,14 @@ class Builder(Stage, Protocol):
         """
 
 
+@runtime_checkable
+class PlacedBuilder(Protocol):
+    """What a builder may offer beside `Builder`, if its engines may answer otherwise on another machine."""
+
+    def place(self, options: Any) -> Mapping[str, str]:
+        """Name what runs an engine here (GPU, driver, library): predictions and verdicts hold for this alone."""
+
+
 class Postprocessor(Stage, Protocol):
     """Raw network output -> boxes. Pure: the same input gives the same output, no files."""
 

@@ -98,6 +98,12 @@ class TensorRTBuilder:
 
         return installed.fingerprint(options)
 
+    def place(self, options: TensorRTOptions) -> Mapping[str, str]:
+        """Name the library, GPU and driver that run an engine here: its answers are theirs."""
+        from yolotrt_tensorrt import installed
+
+        return installed.place(options)
+
     def takes_ranges(self, request: BuildRequest, options: TensorRTOptions) -> bool:
         """Say whether int8 is built from ranges rather than from Q/DQ nodes."""
         return request.precision == "int8" and options.typing == "weak"

@@ -144,6 +144,16 @@ def fingerprint(options: TensorRTOptions) -> Mapping[str, str]:
     return tools
 
 
+def place(options: TensorRTOptions) -> Mapping[str, str]:
+    """Name what runs a plan on this machine, bound to it or not.
+
+    Raises:
+        StageError: the library is missing, or no GPU to run on.
+    """
+    found, gpu = choose(options.module), driver.gpu(options.device)
+    return {"module": found.module, "version": found.version, "gpu": gpu.name, "driver": driver.version()}
+
+
 def _preferred(wanted: str) -> tuple[str, ...]:
     if wanted != "auto":
         return (wanted,)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,20 @@ class _Elsewhere(FakeBuilder):
         raise AssertionError("cannot run here")
 
 
+class _OnGpu(FakeBuilder):
+    """A builder whose engines answer by where they run: all is well on every GPU but the broken one."""
+
+    def __init__(self, gpu: str) -> None:
+        self.gpu = gpu
+
+    def place(self, options: Any) -> Mapping[str, str]:
+        return {"gpu": self.gpu}
+
+    def open(self, engine: Path, spec: Any, options: Any, side_cache: Any) -> FakeSession:
+        wrong = self.gpu == "broken" and spec.precision == "fp16"
+        return FakeSession(0.0 if wrong else json.loads(engine.read_text()), spec)
+
+
 class _Thresholded(FakePostprocessor):
     """Keeps a box only if it scores more than asked for."""
 
@@ -92,8 +107,8 @@ class _Thresholded(FakePostprocessor):
         return [d if d.scores[0] > selection.conf else _found() for d in found]
 
 
-def _stages(factor: float, *more: Any) -> Registry:
-    builders = [FakeBuilder(), *more]
+def _stages(factor: float, *more: Any, own: FakeBuilder | None = None) -> Registry:
+    builders = [own or FakeBuilder(), *more]
     return Registry.of(fake_plugin(passes=[_Lossy(factor)], builders=builders, postprocessors=[_Thresholded()]))
 
 
@@ -136,6 +151,16 @@ def test_an_engine_that_finds_nothing_is_held_back_and_kept(store: Store, tmp_pa
     assert key[:12] in str(refused.value.hint)
     with pytest.raises(GateError):  # from the record, without running anything
         _build(_stages(0.1), store, tmp_path, eval_data=pictures / "images")
+
+
+def test_an_engine_is_judged_again_on_another_gpu(store: Store, tmp_path: Path, pictures: Path) -> None:
+    first = _build(_stages(0.99, own=_OnGpu("good")), store, tmp_path, eval_data=pictures / "images")
+    assert first.verdict is not None
+    with pytest.raises(GateError, match="0 of 4 fp32 boxes found"):
+        _build(_stages(0.99, own=_OnGpu("broken")), store, tmp_path, eval_data=pictures / "images")
+    again = _build(_stages(0.99, own=_OnGpu("good")), store, tmp_path, eval_data=pictures / "images")
+    assert again.verdict is not None
+    assert (again.verdict.key, again.verdict.from_cache) == (first.verdict.key, True)
 
 
 def test_it_can_be_handed_out_all_the_same(store: Store, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -16,8 +17,8 @@ from yolotrt_core.detector import Detector
 from yolotrt_core.engine import open_store
 from yolotrt_core.errors import UsageError
 from yolotrt_core.registry import KINDS, Registry
-from yolotrt_core.speed import Candidate, Speed, machine_facts, measure_speed
-from yolotrt_core.types import Json, to_json
+from yolotrt_core.speed import Candidate, Speed, machine_facts, measure_speed, measure_streams
+from yolotrt_core.types import EngineSpec, Json, to_json
 
 _OWN = (
     Flag("engine", "Engine file made by `build`, instead of --weights"),
@@ -68,16 +69,27 @@ def _bench(stages: Registry, given: Given) -> None:
         if given["against"]:
             candidates.append(_candidate(f"{given['against']} (against)", opened(given["against"], None)))
         speeds = measure_speed(candidates, size, repeats)
+        streams = measure_streams(candidates, size)
         engines = {c.name: c.detector.spec for c in candidates}
         facts = machine_facts()
     if given["json"]:
-        print(json.dumps(document(speeds, engines, facts, size), indent=2))
+        print(json.dumps(document(speeds, streams, engines, facts, size), indent=2))
     else:
-        _report(speeds, engines, facts, size)
+        _report(speeds, streams, engines, facts, size)
 
 
-def document(speeds: list[Speed], engines: dict[str, Any], facts: dict[str, Json], size: tuple[int, int]) -> Json:
-    """Return what `bench --json` prints; its form is in yolotrt_core/schemas/bench.json."""
+def document(
+    speeds: list[Speed],
+    streams: Mapping[str, float],
+    engines: Mapping[str, EngineSpec],
+    facts: dict[str, Json],
+    size: tuple[int, int],
+) -> Json:
+    """Return what `bench --json` prints; its form is in yolotrt_core/schemas/bench.json.
+
+    Args:
+        streams: frames a second of each where they keep coming. engines: the specs. size: (height, width) of frames.
+    """
     return {
         "schema": 1,
         "machine": facts,
@@ -94,6 +106,7 @@ def document(speeds: list[Speed], engines: dict[str, Any], facts: dict[str, Json
                 "engine_images_per_second": s.engine.per_second(s.batch),
                 "end_to_end": to_json(s.end_to_end),
                 "images_per_second": s.images_per_second,
+                "stream_images_per_second": streams[s.name],
                 "steps_ms": to_json(s.steps_ms),
             }
             for s in speeds
@@ -101,7 +114,13 @@ def document(speeds: list[Speed], engines: dict[str, Any], facts: dict[str, Json
     }
 
 
-def _report(speeds: list[Speed], engines: dict[str, Any], facts: dict[str, Json], size: tuple[int, int]) -> None:
+def _report(
+    speeds: list[Speed],
+    streams: Mapping[str, float],
+    engines: Mapping[str, EngineSpec],
+    facts: dict[str, Json],
+    size: tuple[int, int],
+) -> None:
     gpu = facts["gpu"]
     words = ", ".join(f"{k} {v}" for k, v in gpu.items()) if isinstance(gpu, dict) else "none"
     machine = [("processor", f"{facts['processor']}, {os.cpu_count()} threads"), ("GPU", words)]
@@ -117,6 +136,8 @@ def _report(speeds: list[Speed], engines: dict[str, Any], facts: dict[str, Json]
             rows.append(
                 (s.name, spec.precision, str(s.batch), what, *shown, f"{t.per_second(s.batch):.0f}", s.graph or "-")
             )
+        rate = f"{streams[s.name]:.0f}"
+        rows.append((s.name, spec.precision, str(s.batch), "stream", "", "", "", rate, s.graph or "-"))
     print_table(("what", "precision", "batch", "timed", "p50 ms", "p90", "p99", "images/s", "CUDA graph"), rows)
     print()
     steps = [(s.name, ", ".join(f"{k} {v:.3f}" for k, v in s.steps_ms.items())) for s in speeds]
@@ -124,7 +145,9 @@ def _report(speeds: list[Speed], engines: dict[str, Any], facts: dict[str, Json]
     if len(speeds) == 2 and speeds[1].name.endswith("(against)"):
         ratio = speeds[0].end_to_end.p50_ms / speeds[1].end_to_end.p50_ms
         alone = speeds[0].engine.p50_ms / speeds[1].engine.p50_ms
-        print(f"\nfirst / second: engine {alone:.3f}, frames to boxes {ratio:.3f}")
+        more = streams[speeds[0].name] / streams[speeds[1].name]
+        times = f"ms of engine {alone:.3f}, of frames to boxes {ratio:.3f}"
+        print(f"\nfirst / second: {times}; images/s of stream {more:.3f}")
 
 
 def _candidate(name: str, detector: Detector) -> Candidate:

@@ -28,6 +28,9 @@ def test_the_driver_tells_what_pycuda_tells() -> None:
     with pytest.raises(StageError, match="there is no CUDA device"):
         driver.gpu(cuda.Device.count())
     assert TensorRTBuilder().runnable().ok
+    place = TensorRTBuilder().place(TensorRTOptions())
+    assert place["gpu"] == device.name()
+    assert place["version"] == library.load("auto").trt.__version__
 
 
 def test_an_engine_built_here_may_run_here(convolution: Any, tmp_path: Path) -> None:
