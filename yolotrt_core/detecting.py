@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any, Literal
 
 from yolotrt_core import pictures, results
@@ -68,13 +69,15 @@ class DetectionRun:
 
     Attributes:
         summaries: one for each file that could be read, in order. entries: the content of the
-            results file. unread: the error of each file that could not be read.
+            results file. unread: the error of each file that could not be read. last: the last frame,
+            (H, W, 3) BGR, or None.
     """
 
     def __init__(self, detector: Detector, selection: Selection, form: Format, out: Path) -> None:
         self.summaries: list[Summary] = []
         self.entries: list[Json] = []
         self.unread: list[UsageError] = []
+        self.last: NDArray[np.uint8] | None = None
         self._detector, self._selection, self._form, self._out = detector, selection, form, out
         self._names: Counter[str] = Counter()
 
@@ -162,6 +165,14 @@ class DetectionRun:
         frames = max(1, self._detector.frames)
         return {step: round(1000 * seconds / frames, 3) for step, seconds in self._detector.seconds.items()}
 
+    def device_milliseconds(self) -> dict[str, float]:
+        """Return what each step of the last frame alone takes on the GPU; nothing where there is none."""
+        if self.last is None:
+            return {}
+        # The first rounds load kernels that a recorded graph has not needed one by one.
+        rounds = [self._detector.device_steps([self.last], self._selection) or {} for _ in range(7)][2:]
+        return {step: round(median(r[step] for r in rounds), 4) for step in rounds[0]}
+
     def refuse_unread(self, asked: int) -> None:
         """Raise for the files that could not be read, after all else is done.
 
@@ -210,6 +221,7 @@ class DetectionRun:
         self.unread.append(err)
 
     def _keep(self, path: Path, number: int | None, frame: NDArray[np.uint8], detections: Detections) -> Found:
+        self.last = frame
         found = Found(path, number, frame.shape[0], frame.shape[1], detections)
         if self._form == "coco":
             self.entries += results.as_coco(found)

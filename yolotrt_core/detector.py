@@ -26,6 +26,7 @@ from yolotrt_core.stages import (
     DeviceProgram,
     PlacedBuilder,
     Session,
+    TimedSession,
 )
 from yolotrt_core.store.store import Store
 from yolotrt_core.types import Detections, EngineSpec, Selection
@@ -218,6 +219,18 @@ class Detector:
             return
         for batch in _batches(frames, self._batch):
             yield from self._detect_batch(_on_host(batch), selection)
+
+    def device_steps(
+        self, frames: Sequence[NDArray[np.uint8]], selection: Selection = Selection()
+    ) -> dict[str, float] | None:
+        """Return the device's milliseconds of each step for one batch, launched step by step; None without a device.
+
+        Args:
+            frames: as for `detect`, at most one batch.
+        """
+        if self._device is None or not isinstance(self._session, TimedSession):
+            return None
+        return self._session.time_steps(frames, self._device[1], selection)
 
     def pinned_frames(self, count: int, shape: tuple[int, ...]) -> list[NDArray[np.uint8]]:
         """Return frame buffers for a decoder or camera to fill in place; those that upload fastest here.

@@ -159,10 +159,9 @@ def _engine_run(c: Candidate) -> Callable[[int], list[float]]:
 
 
 def _steps(c: Candidate, frames: Sequence[NDArray[np.uint8]], selection: Selection) -> dict[str, float]:
-    session, program = c.detector.session, c.detector.program
-    if isinstance(session, TimedSession) and program is not None:
-        rounds = [session.time_steps(frames, program, selection) for _ in range(9)]
-        return {step: sorted(r[step] for r in rounds)[4] for step in rounds[0]}
+    rounds = [steps for _ in range(9) if (steps := c.detector.device_steps(frames, selection))]
+    if rounds:
+        return {step: median(r[step] for r in rounds) for step in rounds[0]}
     spent = c.detector.seconds
     before = dict(spent)
     for _ in range(3):

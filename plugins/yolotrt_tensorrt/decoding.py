@@ -85,6 +85,15 @@ class Decoding:
 
     def enqueue(self, stream: Any, inputs: Inputs) -> None:
         """Put decoding and the way of the boxes to the host on a stream."""
+        self.enqueue_kernels(stream, inputs)
+        self.enqueue_download(stream)
+
+    def enqueue_download(self, stream: Any) -> None:
+        """Put the way of the boxes to the host on a stream."""
+        self._gpu.cuda.memcpy_dtoh_async(self._host, self._results.address, stream)
+
+    def enqueue_kernels(self, stream: Any, inputs: Inputs) -> None:
+        """Put decoding on a stream; its boxes stay on the device."""
         tables = (self._keys.address, self._counts.address, self._capacity)
         shape = (self._rows, self._columns)
         self._gpu.cuda.memset_d32_async(self._counts.address, 0, self._batch, stream)
@@ -98,7 +107,6 @@ class Decoding:
             *(self._results.address, self._results.address + self._found_offset, self._room),
             shared_bytes=_shared_bytes(self._capacity),
         )
-        self._gpu.cuda.memcpy_dtoh_async(self._host, self._results.address, stream)
 
     def collect(self, stream: Any, inputs: Inputs, images: int, max_det: int) -> list[Detections]:
         """Return the boxes of the first `images` images, whose work on `stream` is done.
@@ -111,7 +119,7 @@ class Decoding:
             counts = summaries["candidates"][crowded]
             for image, count in zip(crowded.tolist(), counts.tolist(), strict=True):
                 self._decode_crowded(stream, inputs, image, count)
-            self._gpu.cuda.memcpy_dtoh_async(self._host, self._results.address, stream)
+            self.enqueue_download(stream)
             stream.synchronize()
             found = self._read(images, max_det)
             if self._capacity < self._most:  # the next picture of this source will be as crowded

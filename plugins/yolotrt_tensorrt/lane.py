@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 Shape = tuple[int, ...]
-STEPS = ("upload", "preprocess", "infer", "postprocess")
+STEPS = ("upload", "preprocess", "infer", "postprocess", "download")
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,8 +194,10 @@ class Lane:
         marks[2].record(self._stream)
         self._launch("infer", (self._shape, self._input.address), self._execute)
         marks[3].record(self._stream)
-        decoding.enqueue(self._stream, inputs)
+        decoding.enqueue_kernels(self._stream, inputs)
         marks[4].record(self._stream)
+        decoding.enqueue_download(self._stream)
+        marks[5].record(self._stream)
         self._stream.synchronize()
         return {step: a.time_till(b) for step, a, b in zip(STEPS, marks[:-1], marks[1:], strict=True)}
 

@@ -305,7 +305,7 @@ def accuracy(bench: Bench) -> dict[str, Any]:
     """Detections at 0.001/0.6 on the validation pictures, for scoring elsewhere: an .npz per variant."""
     counts = {}
     pictures = [cv2.imread(str(f)) for f in bench.pictures]
-    for variant in [v.name for v in sorted(bench.engines.iterdir()) if v.is_dir()]:
+    for variant in [v.parent.name for v in sorted(bench.engines.glob("*/*.engine"))]:
         with bench.open(variant) as session:
             found = session.detect(pictures, device_program(session.spec.model), MULTI)
         rows = {

@@ -121,6 +121,10 @@ def _report(run: DetectionRun, detector: Detector, given: Given, form: str) -> N
     if given["show_timing"]:
         print()
         print_table(("step", "ms per frame"), [(k, str(v)) for k, v in run.milliseconds().items()])
+        steps = run.device_milliseconds()
+        if steps:
+            print()
+            print_table(("step on the GPU", "ms, one frame alone"), [(k, f"{v:.3f}") for k, v in steps.items()])
 
 
 def selection_from(asked: Mapping[str, Any]) -> Selection:

@@ -1,0 +1,55 @@
+"""The engines that GPU tests and benchmarks use, and a script that builds them all into a folder.
+
+    python tests/gpu/engines.py --data DIR --out ENGINES [VARIANT ...]
+
+A variant that is in the folder already is left alone, so that one whose framework the GPU host lacks (TensorFlow) can
+be built elsewhere and carried there.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+_HALF_INPUT = {"fp16": {"input": "fp16"}}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "fp32-b1": {"precision": "fp32", "flags": {"tensorrt": {"tf32": "off"}}},
+    "fp32-b1-split": {"precision": "fp32", "flags": {"tensorrt": {"tf32": "off"}, "fp32": {"convolutions": "split"}}},
+    "fp16-b1": {"precision": "fp16"},
+    "fp16-b1-i16": {"precision": "fp16", "flags": _HALF_INPUT},
+    "fp16-b8": {"precision": "fp16", "batch": 8},
+    "fp16-b8-dyn": {"precision": "fp16", "batch": 8, "dynamic": True},
+    "fp16-b32": {"precision": "fp16", "batch": 32},
+    "fp16-b32-i16": {"precision": "fp16", "batch": 32, "flags": _HALF_INPUT},
+    "fp16-b8-last": {"weights": "tf/yolov5n_saved_model", "batch": 8, "flags": {"tf": {"layout": "nhwc"}}},
+}
+
+
+def engine_of(variant: str, data: Path, out: Path) -> Path:
+    """Return the engine file of a variant in `out`, built if it is not there."""
+    ready = list((out / variant).glob("*.engine"))
+    if ready:
+        return ready[0]
+    # Imported late: with all engines at hand, tests need no exporter.
+    from yolotrt_core.engine import build
+
+    wanted = dict(VARIANTS[variant])
+    flags = {**wanted.pop("flags", {}), "gate": {"check": "off"}}  # tests/gpu/test_gpu_builds.py judges engines
+    weights = data / wanted.pop("weights", "weights/yolov5n.pt")
+    settings = {"builder": "tensorrt", "imgsz": (640, 640), "flags": flags, **wanted}
+    return build(weights, out=out / variant, store=out / "store", **settings).path
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("variants", nargs="*", metavar="VARIANT", help="default: all but those of TensorFlow")
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    given = parser.parse_args()
+    for variant in given.variants or [v for v, wanted in VARIANTS.items() if "weights" not in wanted]:
+        print(engine_of(variant, given.data, given.out), flush=True)
+
+
+if __name__ == "__main__":
+    main()
