@@ -190,7 +190,7 @@ class DetectionRun:
         """Yield what each file holds, read on threads."""
         if self._detector.decodes_files:
             batches = [paths[i : i + _DECODED_TOGETHER] for i in range(0, len(paths), _DECODED_TOGETHER)]
-            for stills in prefetched(batches, self._read_batch, threads=4, ahead=8):
+            for stills in prefetched(batches, self._read_batch, threads=6, ahead=12):
                 yield from stills
             return
         # A GPU takes thousands a second if the thread that feeds it has a processor to itself; elsewhere a few

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 _START, _END = b"\xff\xd8", b"\xff\xd9"
-# Frame headers: all of 0xC0 to 0xCF but DHT, JPG and DAC. Lossless and arithmetic ones are no business of ours.
-_FRAMES = frozenset({0xC0, 0xC1, 0xC2})
+_BASELINE = 0xC0  # the one frame header that decoding hardware takes
 _SCAN, _EXIF = 0xDA, 0xE1
 _WITHOUT_LENGTH = frozenset({0x01, *range(0xD0, 0xD9)})
 
@@ -13,7 +12,7 @@ def upright_size(data: memoryview) -> tuple[int, int] | None:
     """Return the height and width of a plain JPEG file in pixels.
 
     Returns:
-        None for anything but a complete 8-bit JPEG of one or three components that no EXIF block may turn.
+        None for anything but a complete 8-bit baseline JPEG of one or three components that no EXIF block may turn.
     """
     if bytes(data[:2]) != _START or bytes(data[-2:]) != _END:
         return None
@@ -24,7 +23,7 @@ def upright_size(data: memoryview) -> tuple[int, int] | None:
         if marker == 0xFF or marker in _WITHOUT_LENGTH:
             at += 1 if marker == 0xFF else 2
             continue
-        if marker in _FRAMES:
+        if marker == _BASELINE:
             height, width = int.from_bytes(data[at + 5 : at + 7]), int.from_bytes(data[at + 7 : at + 9])
             plain = data[at + 4] == 8 and data[at + 9] in (1, 3) and height and width
             size = (height, width) if plain else None

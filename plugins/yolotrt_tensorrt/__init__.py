@@ -57,7 +57,7 @@ class TensorRTOptions:
     )
     cuda_graph: bool = option(True, help="Replay recorded CUDA graphs instead of launching kernels", in_key=False)
     gpu_jpeg: bool = option(
-        False, help="Decode JPEG files on the GPU, where nvImageCodec is installed (extra nvjpeg)", in_key=False
+        True, help="Decode JPEG files by the GPU's hardware, where nvJPEG is installed (extra nvjpeg)", in_key=False
     )
     in_flight: int = option(
         3,

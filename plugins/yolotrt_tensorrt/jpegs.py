@@ -1,34 +1,29 @@
-"""JPEG files decoded on the GPU by nvImageCodec, where it is installed (extra `nvjpeg`).
+"""JPEG files decoded by the GPU's own hardware, where nvJPEG is installed (extra `nvjpeg`) and the GPU has it.
 
-Its pixels are not quite OpenCV's, see README.md. What it is not sure to decode as OpenCV would (another format, a
-turned or broken picture) is left to OpenCV.
+Its pixels are OpenCV's. What it is not sure to decode as OpenCV would (another format, a progressive, turned or broken
+picture) is left to OpenCV.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import logging
-import os
-import tempfile
 from collections import defaultdict, deque
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from yolotrt_core.jpeg import upright_size
-from yolotrt_tensorrt.gpu import Gpu, PinnedPool
+from yolotrt_tensorrt import graphs, nvjpeg
+from yolotrt_tensorrt.gpu import DeviceMemory, Gpu, PinnedPool
+from yolotrt_tensorrt.nvjpeg import NvJpeg, NvJpegError, Target
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _log = logging.getLogger(__name__)
 
-# Never destroyed, but lent again: an image frees its memory on the stream it was decoded on.
-_streams: defaultdict[Gpu, deque[Any]] = defaultdict(deque)
+_MEMORY_STEP = 1 << 20  # pictures of like size share their memory
 
 
 class DevicePicture:
@@ -38,56 +33,64 @@ class DevicePicture:
         shape: (H, W, 3). address: of its first pixel on the device.
     """
 
-    def __init__(self, decoder: JpegDecoder, image: Any, shape: tuple[int, int, int], address: int) -> None:
-        self._decoder, self._image = decoder, image
-        self.shape, self.address = shape, address
+    def __init__(self, decoder: JpegDecoder, memory: DeviceMemory, shape: tuple[int, int, int]) -> None:
+        self._decoder, self._memory = decoder, memory
+        self.shape, self.address = shape, memory.address
 
     def to_host(self) -> NDArray[np.uint8]:
         """Return its pixels in host memory."""
         return self._decoder.download(self)
 
     def __del__(self) -> None:
-        self._decoder.take_back(self._image)
+        self._decoder.take_back(self._memory)
 
 
-@dataclass(slots=True)
 class _Worker:
-    """What one thread decodes with.
+    """What one thread decodes with: a state, a stream, and page-locked memory for the files.
 
-    Attributes:
-        staging: page-locked memory for the files. From other memory the driver copies them itself, at the caller's
-            cost and for one caller at a time.
+    From other memory the driver copies files itself, at the caller's cost and for one caller at a time.
     """
 
-    decoder: Any
-    stream: Any
-    staging: NDArray[np.uint8] = field(default_factory=lambda: np.empty(0, np.uint8))
+    def __init__(self, gpu: Gpu, pool: PinnedPool, codec: NvJpeg) -> None:
+        self._pool, self._codec = pool, codec
+        self.state = codec.new_state()
+        self.stream: Any = _urgent_stream() or gpu.stream()
+        self._staging: NDArray[np.uint8] = np.empty(0, np.uint8)
 
-    def stage(self, files: Sequence[bytes], pool: PinnedPool) -> list[NDArray[np.uint8]]:
-        """Copy files into `staging`, which nothing may be reading, and return where each lies."""
+    def decode(self, files: Sequence[bytes], targets: Sequence[Target]) -> None:
+        """Decode a batch and wait for it; no other thread is held up meanwhile.
+
+        Raises:
+            NvJpegError: one of the files cannot be decoded.
+        """
         total = sum(map(len, files))
-        if len(self.staging) < total:
-            self.staging = pool.array((2 * total,))
-        staged, begin = [], 0
+        if len(self._staging) < total:
+            self._staging = self._pool.array((2 * total,))
+        # NumPy and ctypes let go of the GIL for each copy, and getting it back takes longer than the copy.
+        view, address = self._staging.data, self._staging.ctypes.data
+        placed, begin = [], 0
         for file in files:
-            target = self.staging[begin : begin + len(file)]
-            target[:] = np.frombuffer(file, np.uint8)
-            staged.append(target)
+            view[begin : begin + len(file)] = file
+            placed.append((address + begin, len(file)))
             begin += len(file)
-        return staged
+        try:
+            self._codec.decode(self.state, placed, targets, self.stream.handle)
+        finally:
+            self.stream.synchronize()  # also after an error: the staging memory is used again
+
+    def close(self) -> None:
+        """Free what the library holds."""
+        self._codec.free_state(self.state)
 
 
 class JpegDecoder:
-    """Decodes batches of JPEG files; any number of threads may call it, each has a decoder of its own meanwhile."""
+    """Decodes batches of JPEG files; any number of threads may call it, each has a worker of its own meanwhile."""
 
-    def __init__(self, gpu: Gpu, pool: PinnedPool, codec: Any) -> None:
+    def __init__(self, gpu: Gpu, pool: PinnedPool, codec: NvJpeg) -> None:
         self._gpu, self._pool, self._codec = gpu, pool, codec
-        self._parameters = codec.DecodeParams(sample_format=codec.SampleFormat.I_BGR)
         self._idle: deque[_Worker] = deque()
-        self._images: deque[Any] = deque()
+        self._free: defaultdict[int, deque[DeviceMemory]] = defaultdict(deque)
         self._closed = False
-        with gpu.current():
-            self._idle.append(self._new_worker())
 
     def decode(self, files: Sequence[bytes]) -> list[DevicePicture | None]:
         """Decode files.
@@ -99,66 +102,42 @@ class JpegDecoder:
             For each its picture, or None where OpenCV should have a try.
         """
         sizes = [upright_size(memoryview(f)) for f in files]
-        chosen = [i for i, size in enumerate(sizes) if size is not None]
+        chosen = [(i, size) for i, size in enumerate(sizes) if size is not None]
         decoded: list[DevicePicture | None] = [None] * len(files)
+        if not chosen:
+            return decoded
         with self._gpu.current():
             try:
-                images = self._decode([files[i] for i in chosen]) if chosen else []
-            except RuntimeError as err:  # what pybind11 makes of nvImageCodec's errors; OpenCV says what is wrong
-                _log.debug("nvImageCodec failed on %d pictures: %s", len(chosen), err)
+                pictures = [self._room_for(*size) for _, size in chosen]
+                self._decode([files[i] for i, _ in chosen], pictures)
+            except (NvJpegError, MemoryError, self._gpu.cuda.Error) as err:  # OpenCV says what is wrong with a file
+                _log.debug("nvJPEG left %d pictures: %s", len(chosen), err)
                 # One file it cannot bear may be the reason.
                 return [self.decode([f])[0] for f in files] if len(chosen) > 1 else decoded
-        for index, image in zip(chosen, images, strict=True):
-            size = sizes[index]
-            if image is None or size is None:
-                continue
-            decoded[index] = self._picture(image, size)
+        for (index, _), picture in zip(chosen, pictures, strict=True):
+            decoded[index] = picture
         return decoded
 
-    def _decode(self, files: list[bytes]) -> list[Any]:
+    def _decode(self, files: Sequence[bytes], pictures: Sequence[DevicePicture]) -> None:
         try:
             worker = self._idle.pop()
         except IndexError:
-            worker = self._new_worker()
+            worker = _Worker(self._gpu, self._pool, self._codec)
         try:
-            reused = self._reusable(len(files))
-            streams = [self._codec.CodeStream(f) for f in worker.stage(files, self._pool)]
-            images: list[Any] = worker.decoder.decode(
-                streams, images=reused, params=self._parameters, cuda_stream=worker.stream.handle
-            )
-            return images
-        finally:
-            worker.stream.synchronize()  # also after an error: the staging memory is used again
-            self._idle.append(worker)
+            worker.decode(files, [Target(p.address, 3 * p.shape[1]) for p in pictures])
+        except BaseException:
+            worker.close()  # what state an error leaves is not said
+            raise
+        self._idle.append(worker)
 
-    def _reusable(self, count: int) -> list[Any] | None:
-        """Return as many images to decode into: allocating on the device stops all that runs there."""
-        taken: list[Any] = []
+    def _room_for(self, height: int, width: int) -> DevicePicture:
+        """Return a picture whose pixels are to come; allocating on the device stops all that runs there."""
+        size = -(-3 * height * width // _MEMORY_STEP) * _MEMORY_STEP
         try:
-            while len(taken) < count:
-                taken.append(self._images.popleft())
+            memory = self._free[size].pop()
         except IndexError:
-            self._images.extend(taken)
-            return None
-        return taken
-
-    def _picture(self, image: Any, size: tuple[int, int]) -> DevicePicture | None:
-        seen = image.__cuda_array_interface__
-        shape = (*size, 3)
-        packed = seen.get("strides") in (None, (3 * size[1], 3, 1))
-        if tuple(seen["shape"]) != shape or seen["typestr"] != "|u1" or not packed:
-            return None
-        return DevicePicture(self, image, shape, int(seen["data"][0]))
-
-    def _new_worker(self) -> _Worker:
-        kind = self._codec.BackendKind
-        backends = [self._codec.Backend(k) for k in (kind.HW_GPU_ONLY, kind.GPU_ONLY, kind.HYBRID_CPU_GPU)]
-        # OpenCV's libjpeg interpolates colours too.
-        decoder = self._codec.Decoder(
-            device_id=self._gpu.ordinal, max_num_cpu_threads=2, backends=backends, options=":fancy_upsampling=1"
-        )
-        free = _streams[self._gpu]
-        return _Worker(decoder, free.pop() if free else self._gpu.stream())
+            memory = DeviceMemory(self._gpu, size)
+        return DevicePicture(self, memory, (height, width, 3))
 
     def download(self, picture: DevicePicture) -> NDArray[np.uint8]:
         """Return a picture's pixels in page-locked memory."""
@@ -167,49 +146,66 @@ class JpegDecoder:
             self._gpu.cuda.memcpy_dtoh(host, picture.address)
         return host
 
-    def take_back(self, image: Any) -> None:
-        """Keep an image's memory for the next one."""
+    def take_back(self, memory: DeviceMemory) -> None:
+        """Keep a picture's memory for the next one; after `close` it goes with its last holder."""
         if not self._closed:
-            self._images.append(image)
+            self._free[memory.size].append(memory)
 
     def close(self) -> None:
-        """Free decoders and memory that nobody holds."""
+        """Free workers and memory that nobody holds."""
         self._closed = True
         with self._gpu.current():
-            self._images.clear()
+            self._free.clear()
             while self._idle:
-                _streams[self._gpu].append(self._idle.pop().stream)
+                self._idle.pop().close()
+            self._codec.close()
+
+
+class _UrgentStream:
+    """A stream whose kernels go before those of the network: they are small, and whole batches wait for them.
+
+    Attributes:
+        handle: as an integer.
+    """
+
+    def __init__(self, driver: Any) -> None:
+        self._driver = driver
+        _, greatest = self._checked(driver.cuCtxGetStreamPriorityRange())
+        flags = driver.CUstream_flags.CU_STREAM_NON_BLOCKING
+        (self._stream,) = self._checked(driver.cuStreamCreateWithPriority(int(flags), greatest))
+        self.handle = int(self._stream)
+
+    def synchronize(self) -> None:
+        """Wait for what was put on it."""
+        self._checked(self._driver.cuStreamSynchronize(self._stream))
+
+    @staticmethod
+    def _checked(result: tuple[Any, ...]) -> tuple[Any, ...]:
+        if int(result[0]):
+            raise NvJpegError(f"CUDA: {result[0].name}")
+        return result[1:]
+
+    def __del__(self) -> None:
+        self._driver.cuStreamDestroy(self._stream)
+
+
+def _urgent_stream() -> _UrgentStream | None:
+    """Return a stream of the highest priority, or None without cuda-python; pycuda knows no priorities."""
+    if not graphs.available():
+        return None
+    from cuda.bindings import driver
+
+    return _UrgentStream(driver)
 
 
 def open_decoder(gpu: Gpu, pool: PinnedPool) -> JpegDecoder | None:
-    """Return a decoder, or None where nvImageCodec is not installed or does not run."""
-    try:
-        found = importlib.util.find_spec("nvidia.nvimgcodec")
-    except ModuleNotFoundError:
-        found = None
-    if found is None or not found.submodule_search_locations:
+    """Return a decoder, or None where nvJPEG is not installed or the GPU has no JPEG hardware."""
+    library = nvjpeg.load()
+    if library is None:
         return None
     try:
-        with _jpeg_alone(Path(found.submodule_search_locations[0])):
-            from nvidia import nvimgcodec
-
-            return JpegDecoder(gpu, pool, nvimgcodec)
-    except (ImportError, RuntimeError) as err:
-        _log.warning("JPEG files are decoded on the CPU: nvImageCodec does not run here: %s", err)
+        with gpu.current():
+            return JpegDecoder(gpu, pool, NvJpeg(library))
+    except NvJpegError as err:
+        _log.info("JPEG files are decoded on the CPU: %s", err)
         return None
-
-
-@contextmanager
-def _jpeg_alone(package: Path) -> Iterator[None]:
-    """Let nvImageCodec load its JPEG decoder only: others write to standard error if their libraries are missing."""
-    names = {"NVIMGCODEC_EXTENSIONS_PATH", "PYNVIMGCODEC_VERBOSITY"} - os.environ.keys()
-    with tempfile.TemporaryDirectory(prefix="yolotrt-") as folder:
-        for library in (package / "extensions").glob("libnvjpeg_ext.so*"):
-            (Path(folder) / library.name).symlink_to(library)
-        wanted = {"NVIMGCODEC_EXTENSIONS_PATH": folder, "PYNVIMGCODEC_VERBOSITY": "0"}
-        os.environ.update({name: wanted[name] for name in names})
-        try:
-            yield
-        finally:
-            for name in names:
-                del os.environ[name]

@@ -72,6 +72,8 @@ class Lane:
         gpu, plan = shared.gpu, shared.plan
         self._gpu, self._plan, self._letterbox, self._pool = gpu, plan, shared.letterbox, shared.pool
         self._stream: Any = gpu.stream()
+        # Those that the library makes itself are of the usual kind; see `Gpu.stream`. They must outlive the context.
+        self._side_streams: list[Any] = [gpu.stream() for _ in range(plan.side_streams)]
         self._context: tensorrt.IExecutionContext
         self._context, self.graph = self._new_context(use_graph)
         self._shape: Shape | None = None
@@ -87,6 +89,14 @@ class Lane:
         self.computed: Any = gpu.cuda.Event(gpu.cuda.event_flags.DISABLE_TIMING)
 
     def _new_context(self, use_graph: bool) -> tuple[tensorrt.IExecutionContext, str]:
+        """Make a context that computes on this lane's streams only."""
+        context: tensorrt.IExecutionContext
+        context, graph = self._recorded_context(use_graph)
+        if self._side_streams:
+            context.set_aux_streams([stream.handle for stream in self._side_streams])
+        return context, graph
+
+    def _recorded_context(self, use_graph: bool) -> tuple[tensorrt.IExecutionContext, str]:
         """Prefer our own capture, which takes in the kernels around the engine too."""
         plan = self._plan
         if use_graph and graphs.available():
@@ -303,6 +313,7 @@ class Lane:
         """Wait for the GPU and free everything."""
         self.recover()
         self._context = None
+        self._side_streams.clear()
 
     def _free_buffers(self) -> None:
         self._shape = None

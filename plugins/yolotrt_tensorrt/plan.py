@@ -119,6 +119,11 @@ class Plan:
         ranges = sorted({f"{low}" if low == high else f"{low} to {high}" for low, _, high in self.profiles})
         raise UsageError(f"the engine takes images of {' or '.join(ranges)}, found {shape}")
 
+    @property
+    def side_streams(self) -> int:
+        """How many streams an execution context computes on beside the one it is given."""
+        return int(self.engine.num_aux_streams)
+
     def new_context(self, *, own_graph: bool) -> tensorrt.IExecutionContext:
         """Make an execution context.
 

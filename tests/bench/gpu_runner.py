@@ -212,7 +212,7 @@ def _gpu_jpeg(session: EngineSession, files: list[str], program: Any) -> dict[st
     def decode(batch: list[str]) -> list[Any]:
         return list(session.decode([Path(f).read_bytes() for f in batch]))
 
-    for threads in (2, 4):
+    for threads in (2, 4, 6):
         for size in (32,):
             batches = [files[i : i + size] for i in range(0, len(files), size)]
             alone, both = [], []

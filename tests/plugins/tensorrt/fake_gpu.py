@@ -44,6 +44,7 @@ class FakeCuda(types.SimpleNamespace):
     def __init__(self) -> None:
         super().__init__()
         self.live, self.limit, self.pinned = 0, 1 << 40, 0
+        self.handles = itertools.count(7)
         self.current = threading.local()
         self.Context = types.SimpleNamespace(pop=self._pop)
 
@@ -94,7 +95,8 @@ class FakeCuda(types.SimpleNamespace):
     def Stream(self, flags: int = 0) -> Any:
         self._check()
         assert flags == 1, "a blocking stream breaks torch's work while it records a graph"
-        return types.SimpleNamespace(handle=7, synchronize=self._check, wait_for_event=lambda _: self._check())
+        handle = next(self.handles)
+        return types.SimpleNamespace(handle=handle, synchronize=self._check, wait_for_event=lambda _: self._check())
 
     class event_flags:  # noqa: N801 - pycuda's name
         DISABLE_TIMING = 2
@@ -113,6 +115,9 @@ class FakeCuda(types.SimpleNamespace):
     def memcpy_dtoh_async(self, target: np.ndarray, source: int, stream: Any) -> None:
         self._check()
         ctypes.memmove(target.ctypes.data, source, target.nbytes)
+
+    def memcpy_dtoh(self, target: np.ndarray, source: int) -> None:
+        self.memcpy_dtoh_async(target, source, None)
 
     def memset_d32_async(self, target: int, value: int, count: int, stream: Any) -> None:
         self._check()
@@ -192,16 +197,23 @@ class FakePlan(Plan):
             self.profiles = [((1, *shape[1:]), (2, *shape[1:]), (4, *shape[1:]))]
         self.context_bytes = 1 << 20
         self.network, self.saved, self.contexts = network, 0, itertools.count()
+        self.made: list[Any] = []
         self.fails: Exception | None = None
 
     @property
     def captures_itself(self) -> bool:
         return False
 
+    @property
+    def side_streams(self) -> int:
+        return 2
+
     def new_context(self, *, own_graph: bool) -> Any:
         next(self.contexts)
         rows, columns = self.outputs["output0"].shape[1:]
-        context = types.SimpleNamespace(addresses={}, shape=())
+        context = types.SimpleNamespace(addresses={}, shape=(), aux=[])
+        context.set_aux_streams = context.aux.extend
+        self.made.append(context)
         context.get_tensor_shape = lambda name: (context.shape[0], rows, columns)
         return context
 

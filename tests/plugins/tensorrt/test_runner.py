@@ -122,6 +122,14 @@ def test_any_number_of_frames_gives_what_the_cpu_path_gives(opened: Opened, coun
     same(opened.session.detect(frames, PROGRAM, CHOSEN), wanted)
 
 
+def test_the_engine_computes_on_streams_of_the_lanes_own(opened: Opened) -> None:
+    """Streams that TensorRT makes itself are blocking ones, see `FakeCuda.Stream`."""
+    opened.session.detect(pictures(9), PROGRAM, CHOSEN)
+    handles = [handle for context in opened.plan.made for handle in context.aux]
+    assert len(opened.plan.made) > 1
+    assert len(set(handles)) == len(handles) == 2 * len(opened.plan.made)
+
+
 def test_pinned_frames_are_filled_in_place_and_strided_ones_copied(opened: Opened) -> None:
     (frame,) = opened.session.pinned_frames(1, (40, 30, 3))
     frame[:] = pictures(1)[0][0, 0]
