@@ -36,6 +36,7 @@ _log = logging.getLogger(__name__)
 
 Format = Literal["json", "coco", "yolo"]
 _DECODED_TOGETHER = 32  # files that a GPU decodes at once: more wait longer and gain nothing
+_DECODING_THREADS = 3  # more take turns of the GIL from the thread that detects
 _MOST_WAITING = 32  # pictures drawn but not yet written, so that a slow disk does not fill the memory
 
 
@@ -79,6 +80,8 @@ class DetectionRun:
         self.unread: list[UsageError] = []
         self.last: NDArray[np.uint8] | None = None
         self._detector, self._selection, self._form, self._out = detector, selection, form, out
+        # A GPU uploads fastest from memory of its own.
+        self._room = (lambda shape: detector.pinned_frames(1, shape)[0]) if detector.program else None
         self._names: Counter[str] = Counter()
 
     def stills(self, paths: Sequence[Path], bar: Bar) -> None:
@@ -190,7 +193,7 @@ class DetectionRun:
         """Yield what each file holds, read on threads."""
         if self._detector.decodes_files:
             batches = [paths[i : i + _DECODED_TOGETHER] for i in range(0, len(paths), _DECODED_TOGETHER)]
-            for stills in prefetched(batches, self._read_batch, threads=6, ahead=12):
+            for stills in prefetched(batches, self._read_batch, threads=_DECODING_THREADS, ahead=2 * _DECODING_THREADS):
                 yield from stills
             return
         # A GPU takes thousands a second if the thread that feeds it has a processor to itself; elsewhere a few
@@ -202,7 +205,7 @@ class DetectionRun:
 
     def _read(self, path: Path) -> _Still | UsageError:
         try:
-            frame = self._detector.pinned_copy(pictures.read(path))
+            frame = pictures.read(path, self._room)
         except UsageError as err:
             return err
         return _Still(path, frame, frame)

@@ -26,6 +26,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from yolotrt_core import pictures
 from yolotrt_core.bench import measure_interleaved
 from yolotrt_core.engine import open_store, read_engine_spec
 from yolotrt_core.prefetch import prefetched
@@ -183,7 +184,7 @@ def jpeg(bench: Bench) -> dict[str, Any]:
         program = device_program(session.spec.model)
 
         def read(file: str) -> np.ndarray:
-            return session.pinned_copy(cv2.imread(file))
+            return pictures.read(Path(file), lambda shape: session.pinned_frames(1, shape)[0])
 
         for together in (1, 8):
             alone, both = [], []
@@ -212,7 +213,7 @@ def _gpu_jpeg(session: EngineSession, files: list[str], program: Any) -> dict[st
     def decode(batch: list[str]) -> list[Any]:
         return list(session.decode([Path(f).read_bytes() for f in batch]))
 
-    for threads in (2, 4, 6):
+    for threads in (2, 3, 4):
         for size in (32,):
             batches = [files[i : i + size] for i in range(0, len(files), size)]
             alone, both = [], []

@@ -100,3 +100,45 @@ def test_video_frames_come_one_by_one(tmp_path: Path) -> None:
     with pictures.open_video(path) as (facts, frames):
         assert (facts.width, facts.height, facts.fps, facts.frames) == (64, 48, 5.0, 3)
         assert [round(float(f.mean()), -1) for f in frames] == [0, 100, 200]
+
+
+class Memory:
+    """Room for pictures; remembers what it gave."""
+
+    def __init__(self) -> None:
+        self.given: list[np.ndarray] = []
+
+    def __call__(self, shape: tuple[int, ...]) -> np.ndarray:
+        self.given.append(np.empty(shape, np.uint8))
+        return self.given[-1]
+
+
+@pytest.mark.parametrize("ending", [".png", ".jpg", ".bmp"])
+def test_pixels_go_where_there_is_room_for_them(tmp_path: Path, ending: str) -> None:
+    path, room = tmp_path / f"ü{ending}", Memory()
+    rng = np.random.default_rng(1)
+    coarse = rng.integers(0, 256, (9, 11, 3), dtype=np.uint8)
+    good, data = cv2.imencode(ending, cv2.resize(coarse, (90, 70)))
+    assert good
+    path.write_bytes(data.tobytes())
+    frame = pictures.read(path, room)
+    np.testing.assert_array_equal(frame, pictures.read(path))
+    (given,) = room.given
+    assert np.shares_memory(frame, given)
+
+
+def test_a_turned_or_broken_jpeg_is_read_as_without_room(tmp_path: Path) -> None:
+    good, data = cv2.imencode(".jpg", np.full((20, 40, 3), 90, np.uint8))
+    assert good
+    plain = data.tobytes()
+    exif = b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"
+    turned = plain[:2] + b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif + plain[2:]
+    path, room = tmp_path / "turned.jpg", Memory()
+    path.write_bytes(turned)
+    frame = pictures.read(path, room)
+    assert frame.shape == (40, 20, 3)
+    np.testing.assert_array_equal(frame, pictures.read(path))
+    assert frame is room.given[-1]
+    (tmp_path / "bad.jpg").write_bytes(plain[:30])
+    with pytest.raises(UsageError, match="is not a picture OpenCV can read"):
+        pictures.read(tmp_path / "bad.jpg", Memory())
