@@ -56,12 +56,13 @@ def measure(call: Callable[[], object], *, repeats: int, warmup: int = 10) -> Ti
 
 
 def measure_interleaved(
-    calls: Mapping[str, Callable[[], object]], *, repeats: int, warmup: int = 10, seed: int = 0
+    calls: Mapping[str, Callable[[], object]], *, repeats: int, warmup: int = 10, burst: int = 1, seed: int = 0
 ) -> dict[str, Timing]:
     """Time several things in turn, the order of each round shuffled, so that drift hits all alike.
 
     Args:
-        calls: name to what does the work and waits for it. repeats: rounds, one call of each.
+        calls: name to what does the work and waits for it. repeats: rounds, `burst` calls of each.
+        burst: calls in a row; more than 1 where one contender leaves threads spinning that slow the next.
     """
     samples: dict[str, list[float]] = {name: [] for name in calls}
     for call in calls.values():
@@ -75,9 +76,10 @@ def measure_interleaved(
         for _ in range(repeats):
             shuffler.shuffle(order)
             for name in order:
-                begin = time.perf_counter_ns()
-                calls[name]()
-                samples[name].append((time.perf_counter_ns() - begin) / 1e6)
+                for _ in range(burst):
+                    begin = time.perf_counter_ns()
+                    calls[name]()
+                    samples[name].append((time.perf_counter_ns() - begin) / 1e6)
     finally:
         if collecting:
             gc.enable()

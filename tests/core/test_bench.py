@@ -36,4 +36,7 @@ def test_every_call_is_made_and_the_collector_restored() -> None:
     assert made == {"a": 9, "b": 9}
     assert found["a"].repeats == found["b"].repeats == 7
     assert gc.isenabled()
+    found = measure_interleaved({"a": lambda: count("a"), "b": lambda: count("b")}, repeats=3, warmup=0, burst=4)
+    assert made == {"a": 21, "b": 21}
+    assert found["a"].repeats == 12
     assert measure(lambda: None, repeats=3).repeats == 3
