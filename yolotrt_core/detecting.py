@@ -7,21 +7,25 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from yolotrt_core import pictures, results
 from yolotrt_core.annotate import annotate
 from yolotrt_core.detector import Detector
 from yolotrt_core.errors import ArtifactError, UsageError
+from yolotrt_core.interrupt import Interrupt
+from yolotrt_core.live import open_live
+from yolotrt_core.naming import Format, Names
 from yolotrt_core.prefetch import prefetched
 from yolotrt_core.progress import Bar
+from yolotrt_core.reading import read_ahead
 from yolotrt_core.results import Found
 from yolotrt_core.types import Detections, Json, Selection, to_json
 from yolotrt_core.writing import whole_file, write_whole
@@ -30,13 +34,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from yolotrt_core.stages import DeviceFrame
-
 _log = logging.getLogger(__name__)
 
-Format = Literal["json", "coco", "yolo"]
-_DECODED_TOGETHER = 32  # files that a GPU decodes at once: more wait longer and gain nothing
-_DECODING_THREADS = 3  # more take turns of the GIL from the thread that detects
 _MOST_WAITING = 32  # pictures drawn but not yet written, so that a slow disk does not fill the memory
 
 
@@ -56,15 +55,6 @@ class Summary:
     frames: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Still:
-    """A picture for drawing (`host`) and for the detector, where it may lie on a GPU (`frame`)."""
-
-    path: Path
-    host: NDArray[np.uint8]
-    frame: NDArray[np.uint8] | DeviceFrame
-
-
 class DetectionRun:
     """One run over any number of files; `finish` writes the results file.
 
@@ -74,51 +64,69 @@ class DetectionRun:
             (H, W, 3) BGR, or None.
     """
 
-    def __init__(self, detector: Detector, selection: Selection, form: Format, out: Path) -> None:
+    def __init__(self, detector: Detector, selection: Selection, form: Format, names: Names) -> None:
         self.summaries: list[Summary] = []
         self.entries: list[Json] = []
         self.unread: list[UsageError] = []
         self.last: NDArray[np.uint8] | None = None
-        self._detector, self._selection, self._form, self._out = detector, selection, form, out
-        # A GPU uploads fastest from memory of its own.
-        self._room = (lambda shape: detector.pinned_frames(1, shape)[0]) if detector.program else None
-        self._names: Counter[str] = Counter()
+        self._detector, self._selection, self._form = detector, selection, form
+        self._names, self._out = names, names.out
 
     def stills(self, paths: Sequence[Path], bar: Bar) -> None:
         """Detect on pictures; one that cannot be read is noted, and the run goes on."""
         read: deque[tuple[Path, NDArray[np.uint8]]] = deque()
 
-        def frames() -> Iterator[NDArray[np.uint8] | DeviceFrame]:
-            for still in self._read_ahead(paths):
-                if isinstance(still, UsageError):
-                    self._note(still, len(paths))
+        def frames() -> Iterator[NDArray[np.uint8]]:
+            for path, frame in zip(paths, read_ahead(paths, self._detector), strict=True):
+                if isinstance(frame, UsageError):
+                    self._note(frame, len(paths))
                 else:
-                    read.append((still.path, still.host))
-                    yield still.frame
+                    read.append((path, frame))
+                    yield frame
 
         with _Writer() as writer:
             for number, detections in enumerate(self._detector.stream(frames(), self._selection)):
                 path, frame = read.popleft()
                 found = self._keep(path, None, frame, detections)
-                target = self._target(path, path.suffix)
+                target = self._target(path)
                 writer.submit(_draw, target, frame, detections, self._detector.labels)
                 classes = Counter(int(c) for c in detections.class_ids)
                 self.summaries.append(Summary(path, target, classes, detections.truncated, 1))
                 if self._form == "yolo":
-                    self._write_labels(target, results.as_yolo(found))
+                    self._write_labels(self._names.name(path), results.as_yolo(found))
                 bar.update(completed=number + 1)
 
-    def video(self, source: str | Path, bar: Bar, most_frames: int | None = None) -> None:
-        """Detect on a video file or a live source; one that cannot be opened is noted."""
-        name = Path(source) if isinstance(source, Path) else Path(pictures.live_name(source))
+    def video(self, path: Path, bar: Bar, most_frames: int | None = None) -> None:
+        """Detect on a video file; one that cannot be opened is noted."""
         try:
-            with pictures.open_video(source) as (facts, frames):
-                self._video(name, facts, _limited(frames, most_frames), bar)
+            with pictures.open_video(path) as (facts, frames):
+                of_all = f" of {facts.frames}" if facts.frames else ""
+                self._video(path, facts, islice(frames, most_frames), bar, of_all)
         except UsageError as err:
             self._note(err)
 
-    def _video(self, path: Path, facts: pictures.VideoFacts, frames: Iterable[NDArray[np.uint8]], bar: Bar) -> None:
-        target = self._target(path, ".mp4")
+    def live(self, source: str, bar: Bar, interrupt: Interrupt, most_frames: int | None = None) -> None:
+        """Detect on a live source to its end, or until `interrupt` asks; one that cannot be opened is noted.
+
+        Raises:
+            KeyboardInterrupt: asked to end before the first frame.
+        """
+        try:
+            with open_live(source, interrupt) as (facts, frames):
+                self._video(source, facts, islice(frames, most_frames), bar, ", Ctrl-C ends")
+        except UsageError as err:
+            self._note(err)
+
+    def _video(
+        self,
+        source: Path | str,
+        facts: pictures.VideoFacts,
+        frames: Iterable[NDArray[np.uint8]],
+        bar: Bar,
+        words: str,
+    ) -> None:
+        target = self._target(source)
+        path = self._path(source)
         classes: Counter[int] = Counter()
         truncated = count = 0
         waiting: deque[NDArray[np.uint8]] = deque()
@@ -131,14 +139,14 @@ class DetectionRun:
         with whole_file(target) as partial, _VideoWriter(partial, facts.fps) as film:
             for number, detections in enumerate(self._detector.stream(kept(), self._selection)):
                 frame = waiting.popleft()
-                found = self._keep(path, number, frame, detections)
+                found = self._keep(source, number, frame, detections)
                 film.write(annotate(frame, detections, self._detector.labels))
                 classes.update(int(c) for c in detections.class_ids)
                 truncated += detections.truncated
                 count = number + 1
                 if self._form == "yolo":
-                    self._write_labels(target.with_name(f"{target.stem}_{number}"), results.as_yolo(found))
-                bar.update(text=f"{path.name} frame {count}" + (f" of {facts.frames}" if facts.frames else ""))
+                    self._write_labels(self._names.frame_name(source, number), results.as_yolo(found))
+                bar.update(text=f"{path.name} frame {count}{words}")
         self.summaries.append(Summary(path, target, classes, truncated, count))
 
     def finish(self) -> None:
@@ -189,60 +197,32 @@ class DetectionRun:
             raise first
         raise UsageError(f"{len(self.unread)} of {asked} files could not be read; the first: {first}")
 
-    def _read_ahead(self, paths: Sequence[Path]) -> Iterator[_Still | UsageError]:
-        """Yield what each file holds, read on threads."""
-        if self._detector.decodes_files:
-            batches = [paths[i : i + _DECODED_TOGETHER] for i in range(0, len(paths), _DECODED_TOGETHER)]
-            for stills in prefetched(batches, self._read_batch, threads=_DECODING_THREADS, ahead=2 * _DECODING_THREADS):
-                yield from stills
-            return
-        # A GPU takes thousands a second if the thread that feeds it has a processor to itself; elsewhere a few
-        # waiting pictures are enough, and cheaper.
-        ahead: dict[str, int] = {}
-        if self._detector.program:
-            ahead = {"ahead": 256, "together": 8, "threads": max(1, (os.cpu_count() or 1) - 1)}
-        yield from prefetched(paths, self._read, **ahead)
-
-    def _read(self, path: Path) -> _Still | UsageError:
-        try:
-            frame = pictures.read(path, self._room)
-        except UsageError as err:
-            return err
-        return _Still(path, frame, frame)
-
-    def _read_batch(self, paths: Sequence[Path]) -> list[_Still | UsageError]:
-        """Read files that a GPU decodes; those it does not as any other."""
-        decoded = self._detector.decode([_content(path) for path in paths])
-        return [
-            self._read(path) if frame is None else _Still(path, frame.to_host(), frame)
-            for path, frame in zip(paths, decoded, strict=True)
-        ]
-
     def _note(self, err: UsageError, asked: int = 1) -> None:
         if asked > 1:  # of one file alone the error at the end says it all
             _log.warning("%s", err)
         self.unread.append(err)
 
-    def _keep(self, path: Path, number: int | None, frame: NDArray[np.uint8], detections: Detections) -> Found:
+    def _keep(self, source: Path | str, number: int | None, frame: NDArray[np.uint8], detections: Detections) -> Found:
         self.last = frame
-        found = Found(path, number, frame.shape[0], frame.shape[1], detections)
+        found = Found(self._path(source), number, frame.shape[0], frame.shape[1], detections)
         if self._form == "coco":
-            self.entries += results.as_coco(found)
+            self.entries += results.as_coco(found, self._names.image_id(source, number))
         else:
             self.entries.append(results.as_json(found, self._detector.labels))
         return found
 
-    def _target(self, path: Path, suffix: str) -> Path:
-        """Name the annotated copy after its source; files of one name from several folders are numbered."""
-        self._out.mkdir(parents=True, exist_ok=True)
-        self._names[path.stem + suffix] += 1
-        count = self._names[path.stem + suffix]
-        return self._out / (path.stem + (f"-{count}" if count > 1 else "") + suffix)
+    def _path(self, source: Path | str) -> Path:
+        """Return what results call a source: of an address only the host, since the rest may hold a password."""
+        return source if isinstance(source, Path) else Path(self._names.name(source))
 
-    def _write_labels(self, target: Path, text: str) -> None:
+    def _target(self, source: Path | str) -> Path:
+        self._out.mkdir(parents=True, exist_ok=True)
+        return self._names.target(source)
+
+    def _write_labels(self, name: str, text: str) -> None:
         labels = self._out / "labels"
         labels.mkdir(exist_ok=True)
-        write_whole(labels / f"{target.stem}.txt", text)
+        write_whole(labels / f"{name}.txt", text)
 
 
 class _Writer:
@@ -306,23 +286,8 @@ class _VideoWriter:
             )
 
 
-def _content(path: Path) -> bytes:
-    """Read a file; nothing of one that cannot be, which `pictures.read` says better."""
-    try:
-        return path.read_bytes()
-    except OSError:
-        return b""
-
-
 def _same(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return frame
-
-
-def _limited(frames: Iterable[NDArray[np.uint8]], most: int | None) -> Iterator[NDArray[np.uint8]]:
-    for number, frame in enumerate(frames):
-        if most is not None and number >= most:
-            return
-        yield frame
 
 
 def _draw(target: Path, frame: NDArray[np.uint8], found: Detections, labels: Sequence[str]) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Self, cast
 
 from yolotrt_core.engine import AUTO, BuildSettings, build_engine, open_store, read_engine_spec
 from yolotrt_core.errors import UsageError
+from yolotrt_core.inputs import checked_frames, refuse_missing_frames, refuse_selection
 from yolotrt_core.layout import without_channels
 from yolotrt_core.letterbox import preprocess
 from yolotrt_core.pipeline import GivenOptions, Settings
@@ -158,19 +159,22 @@ class Detector:
             One Detections per frame, boxes in that frame's pixels.
 
         Raises:
-            UsageError: a frame of another dtype or shape, or a class id the model does not have.
+            UsageError: a frame of another dtype or shape, a threshold out of its range, or a class id the model
+                does not have.
         """
-        self._refuse_classes(selection)
+        refuse_selection(selection, self.labels)
         if self._device is not None:
+            refuse_missing_frames(frames)
             session, program = self._device
             began = time.perf_counter()
             found: list[Detections] = session.detect(frames, program, selection)
             self.seconds["detect"] += time.perf_counter() - began
             self.frames += len(frames)
             return found
+        pictures = list(checked_frames(frames))
         found = []
-        for first in range(0, len(frames), self._batch):
-            found += self._detect_batch(_on_host(frames[first : first + self._batch]), selection)
+        for first in range(0, len(pictures), self._batch):
+            found += self._detect_batch(pictures[first : first + self._batch], selection)
         return found
 
     def detect_at(
@@ -184,8 +188,8 @@ class Detector:
         Raises:
             UsageError: as for `detect`, or a size that the engine does not accept.
         """
-        self._refuse_classes(selection)
-        images, geometry = preprocess([frame], size, layout=self.spec.model.layout)
+        refuse_selection(selection, self.labels)
+        images, geometry = preprocess(list(checked_frames([frame])), size, layout=self.spec.model.layout)
         raw = self._session.infer(images)
         found: list[Detections] = self._postprocessor.stage.decode(
             raw, self.spec.model, geometry, selection, self._options
@@ -207,7 +211,7 @@ class Detector:
         Raises:
             UsageError: as for `detect`.
         """
-        self._refuse_classes(selection)
+        refuse_selection(selection, self.labels)
         if self._device is not None:
             session, program = self._device
             began = time.perf_counter()
@@ -217,7 +221,7 @@ class Detector:
                 yield found
                 began = time.perf_counter()
             return
-        for batch in _batches(frames, self._batch):
+        for batch in _batches(checked_frames(frames), self._batch):
             yield from self._detect_batch(_on_host(batch), selection)
 
     def device_steps(
@@ -262,11 +266,6 @@ class Detector:
         """
         session = self._session
         return session.decode(files) if isinstance(session, DecodingSession) else [None] * len(files)
-
-    def _refuse_classes(self, selection: Selection) -> None:
-        beyond = [c for c in selection.classes if not 0 <= c < len(self.labels)]
-        if beyond:
-            raise UsageError(f"class {beyond[0]} does not exist: the model has classes 0 to {len(self.labels) - 1}")
 
     def _detect_batch(self, frames: Sequence[NDArray[np.uint8]], selection: Selection) -> list[Detections]:
         import numpy as np

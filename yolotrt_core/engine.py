@@ -54,6 +54,13 @@ class Engine:
     trade: Trade | None = None
     pick: Pick | None = None
 
+    def __repr__(self) -> str:
+        """Name the engine; the spec and the steps would fill pages."""
+        spec = self.spec
+        return (
+            f"Engine(path={str(self.path)!r}, builder={spec.builder!r}, precision={spec.precision!r}, key={self.key!r})"
+        )
+
     @property
     def from_cache(self) -> bool:
         """Whether no stage ran."""
@@ -67,7 +74,7 @@ class BuildSettings:
     Attributes:
         weights: file, folder, known name, or None for the embedded model.
         precision: one of types.PRECISIONS, or `auto` for the fastest that runs here and passes the gate.
-        imgsz: (height, width) in pixels or None for the model's own, else 640.
+        imgsz: (height, width) in pixels, one number for a square, or None for the model's own, else 640.
         batch: images per inference of a static engine, or the optimum of a dynamic one.
         dynamic: batch, height and width may vary within `profiles` (made up if none is given).
         builder, exporter, calibrator: plugin names; None chooses.
@@ -79,7 +86,7 @@ class BuildSettings:
 
     weights: str | Path | None = None
     precision: Precision | Literal["auto"] = "fp16"
-    imgsz: tuple[int, int] | None = None
+    imgsz: tuple[int, int] | int | None = None
     batch: int = 1
     dynamic: bool = False
     profiles: tuple[ShapeRange, ...] = ()
@@ -203,7 +210,7 @@ def build_request(settings: BuildSettings, source: ModelSource) -> BuildRequest:
     """
     if settings.precision == AUTO:
         raise UsageError("precision `auto` is many builds, not one", hint=f"name one of {', '.join(PRECISIONS)}")
-    height, width = settings.imgsz or source.imgsz or DEFAULT_SIZE
+    height, width = _size(settings.imgsz) or source.imgsz or DEFAULT_SIZE
     if settings.batch < 1:
         raise UsageError(f"`--batch` expects a whole number of at least 1, found `{settings.batch}`")
     profiles = settings.profiles
@@ -234,6 +241,19 @@ def build_request(settings: BuildSettings, source: ModelSource) -> BuildRequest:
         dynamic=bool(profiles),
         profiles=profiles,
     )
+
+
+def _size(imgsz: Any) -> tuple[int, int] | None:
+    """Return `BuildSettings.imgsz` as (height, width)."""
+    if imgsz is None:
+        return None
+    sides = tuple(imgsz) if isinstance(imgsz, (tuple, list)) else (imgsz, imgsz)
+    if len(sides) != 2 or not all(isinstance(side, int) and not isinstance(side, bool) for side in sides):
+        raise UsageError(
+            f"`imgsz` is (height, width) in pixels, or one number for a square, found {imgsz!r}",
+            hint="as `imgsz=(480, 640)` or `imgsz=640`",
+        )
+    return sides[0], sides[1]
 
 
 def spec_path(engine: Path) -> Path:

@@ -29,6 +29,7 @@ VIDEOS = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".t
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _CAMERA = re.compile(r"camera:(\d{1,3})")
+_CREDENTIALS = re.compile(r"(?<=://).*@")  # up to the last one: a password may hold any sign
 _STREAMS = ("rtsp://", "rtsps://", "rtmp://", "http://", "https://", "udp://")
 
 
@@ -65,9 +66,9 @@ def find(path: str) -> list[Path]:
         matches = sorted(Path(p) for p in glob.glob(str(named), recursive=True))  # noqa: PTH207 - Path.glob has no absolute patterns
         found = [p for p in matches if p.suffix.lower() in PICTURES | VIDEOS]
         if not found:
-            raise UsageError(f"no picture or video matches the pattern `{path}`", hint=_endings())
+            raise UsageError(f"no picture or video matches the pattern `{shown(path)}`", hint=_endings())
         return found
-    raise UsageError(f"there is no file or folder `{path}`")
+    raise UsageError(f"there is no file or folder `{shown(path)}`")
 
 
 def is_live(source: str) -> bool:
@@ -80,7 +81,20 @@ def live_name(source: str) -> str:
     camera = _CAMERA.fullmatch(source)
     if camera:
         return f"camera-{camera[1]}"
-    return "stream-" + re.sub(r"[^\w.-]", "_", urllib.parse.urlsplit(source).hostname or "unknown")
+    try:
+        host = urllib.parse.urlsplit(source).hostname
+    except ValueError:  # half an IPv6 address
+        host = None
+    return "stream-" + re.sub(r"[^\w.-]", "_", host or "unknown")
+
+
+def shown(source: str | Path) -> str:
+    """Return a source as messages may show it: an address without user, password and query, which may hold a key."""
+    text = str(source)
+    if "://" not in text:
+        return text
+    address, query, _ = _CREDENTIALS.sub("***@", text).partition("?")
+    return address + ("?***" if query else "")
 
 
 def is_video(path: Path) -> bool:
@@ -187,7 +201,7 @@ def open_video(source: Path | str) -> Iterator[tuple[VideoFacts, Iterator[NDArra
                     f"cannot open the live source `{live_name(str(source))}`", hint="is it there, and free?"
                 )
             raise UsageError(
-                f"`{source}` is not a video OpenCV can read", hint="is the file complete, its codec known?"
+                f"`{shown(source)}` is not a video OpenCV can read", hint="is the file complete, its codec known?"
             )
         facts = VideoFacts(
             width=int(capture.get(cv2.CAP_PROP_FRAME_WIDTH)),
@@ -221,7 +235,7 @@ def _frames(capture: Any, source: Path | str) -> Iterator[NDArray[np.uint8]]:
         count += 1
         yield frame
     if count == 0:
-        raise UsageError(f"the video `{source}` holds no frame that can be read")
+        raise UsageError(f"the video `{shown(source)}` holds no frame that can be read")
 
 
 @contextmanager

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from yolotrt_core import pictures
 from yolotrt_core.calibration import digest_of_pictures
 from yolotrt_core.detector import Detector
 from yolotrt_core.errors import UsageError
 from yolotrt_core.progress import Bar, progress
+from yolotrt_core.reading import read_ahead
 from yolotrt_core.rect import RectDetector
 from yolotrt_core.registry import Registry, source_digest
 from yolotrt_core.sources import sha256_of
@@ -84,7 +84,7 @@ def predict(
     )
 
     def make(folder: Path) -> Mapping[str, Json]:
-        reading = _Reading(files)
+        reading = _Reading(files, detector if isinstance(detector, Detector) else None)
         with progress("evaluating", total=len(files)) as bar:
             found = list(detector.stream(reading.frames(bar), selection))
         _save(folder / "out" / FILE, reading, found)
@@ -96,26 +96,25 @@ def predict(
 
 @dataclass(slots=True)
 class _Reading:
-    """Reads files one by one, noting sizes and what cannot be read."""
+    """Reads files in order, noting sizes and what cannot be read."""
 
     files: Sequence[Path]
+    detector: Detector | None = None
     indices: list[int] = field(default_factory=list)
     sizes: list[tuple[int, int]] = field(default_factory=list)
     skipped: list[int] = field(default_factory=list)
 
     def frames(self, bar: Bar) -> Iterator[NDArray[np.uint8]]:
-        for index, file in enumerate(self.files):
-            try:
-                frame = pictures.read(file)
-            except UsageError as err:
+        for index, frame in enumerate(read_ahead(self.files, self.detector)):
+            if isinstance(frame, UsageError):
                 self.skipped.append(index)
-                _log.warning("%s; skipped", err)
+                _log.warning("%s; skipped", frame)
                 if len(self.skipped) > len(self.files) * _MOST_UNREADABLE:
                     raise UsageError(
                         f"{len(self.skipped)} of {len(self.files)} pictures cannot be read, "
-                        f"over {_MOST_UNREADABLE:.0%}; the last: {err}",
+                        f"over {_MOST_UNREADABLE:.0%}; the last: {frame}",
                         hint="remove or replace them",
-                    ) from err
+                    ) from frame
                 continue
             self.indices.append(index)
             self.sizes.append((frame.shape[0], frame.shape[1]))

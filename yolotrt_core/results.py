@@ -14,7 +14,8 @@ class Found:
     """What was found on one picture or one frame of a video.
 
     Attributes:
-        path: the file. frame: number from 0 within a video, else None. height, width: in pixels.
+        path: the file, or a live source's name. frame: number from 0 within a video, else None.
+        height, width: in pixels.
     """
 
     path: Path
@@ -45,15 +46,12 @@ def as_json(found: Found, labels: Sequence[str]) -> dict[str, Json]:
     }
 
 
-def as_coco(found: Found) -> list[Json]:
+def as_coco(found: Found, image_id: int | str) -> list[Json]:
     """Return COCO result entries: bbox is x y w h in pixels, category_id the model's class index.
 
-    image_id is the number in a numeric file name, as COCO names its pictures, else the name.
+    Args:
+        image_id: what the run calls the picture or frame, see `naming.Names.image_id`.
     """
-    stem = found.path.stem
-    image_id: int | str = int(stem) if stem.isdecimal() else stem
-    if found.frame is not None:
-        image_id = f"{stem}:{found.frame}"
     d = found.detections
     entries: list[Json] = []
     for i in range(len(d)):

@@ -56,9 +56,6 @@ class TensorRTOptions:
         "detailed", help="How much of its layers the engine tells profilers and `inspect`"
     )
     cuda_graph: bool = option(True, help="Replay recorded CUDA graphs instead of launching kernels", in_key=False)
-    gpu_jpeg: bool = option(
-        True, help="Decode JPEG files by the GPU's hardware, where nvJPEG is installed (extra nvjpeg)", in_key=False
-    )
     in_flight: int = option(
         3,
         help="Most batches on the GPU at once; one of them waits, uploaded",

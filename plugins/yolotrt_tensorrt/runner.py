@@ -227,7 +227,7 @@ class EngineSession:
     def decodes_files(self) -> bool:
         """Whether `decode` decodes JPEG files on the GPU here; see `yolotrt_core.stages.DecodingSession`."""
         with self._changed:
-            if not self._jpegs_asked and self._options.gpu_jpeg:
+            if not self._jpegs_asked:
                 self._jpegs = open_decoder(self.gpu, self._pool)
             self._jpegs_asked = True
         return self._jpegs is not None

@@ -180,7 +180,7 @@ def jpeg(bench: Bench) -> dict[str, Any]:
     files = [str(f) for f in bench.pictures] * 30
     cv2.setNumThreads(1)
     results: dict[str, Any] = {}
-    with bench.open("fp16-b32", gpu_jpeg=True) as session:
+    with bench.open("fp16-b32") as session:
         program = device_program(session.spec.model)
 
         def read(file: str) -> np.ndarray:

@@ -124,7 +124,10 @@ def test_eight_processes_build_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("command", ["yolotrt", "invoke"])
-def test_ctrl_c_leaves_no_trace_and_the_next_build_works(tmp_path: Path, command: str) -> None:
+@pytest.mark.parametrize(("number", "code", "word"), [(signal.SIGINT, 130, ""), (signal.SIGTERM, 143, " by SIGTERM")])
+def test_a_signal_leaves_no_trace_and_the_next_build_works(
+    tmp_path: Path, command: str, number: signal.Signals, code: int, word: str
+) -> None:
     program = [str(Path(sys.executable).with_name(command))]
     if command == "invoke":
         program += ["--search-root", str(Path(__file__).resolve().parents[2])]
@@ -144,11 +147,11 @@ def test_ctrl_c_leaves_no_trace_and_the_next_build_works(tmp_path: Path, command
     until = time.monotonic() + 60
     while not list(store.glob("work/*/out")) and time.monotonic() < until:
         time.sleep(0.02)
-    running.send_signal(signal.SIGINT)
+    running.send_signal(number)
     out, err = running.communicate(timeout=120)
-    assert running.returncode == 130, err
+    assert running.returncode == code, err
     assert out == ""
-    assert err.splitlines()[-1] == "cancelled"
+    assert err.splitlines()[-1] == f"cancelled{word}"
     assert "Traceback" not in err
     assert not list(store.glob("work/*/out/*"))
     assert start("yolotrt", *arguments, cwd=_here(tmp_path), store=store).code == 0

@@ -117,4 +117,74 @@ def test_a_session_that_detects_is_left_to_it() -> None:
     assert detector.frames == 3
     assert set(detector.seconds) == {"detect"}
     assert detector.pinned_frames(1, (2, 2, 3))[0].max() == 7
+    with pytest.raises(UsageError, match=r"frame 1: expected .* found NoneType"):
+        detector.detect([*_frames(1), None])  # type: ignore[list-item]
+    with pytest.raises(UsageError, match="`conf` is a number from 0 to 1"):
+        detector.detect(_frames(1), Selection(conf=2))
     assert _detector(_Counting(_spec())).pinned_frames(2, (4, 4, 3))[1].shape == (4, 4, 3)
+
+
+@pytest.mark.parametrize(
+    ("frame", "found", "hint"),
+    [
+        (None, "NoneType", "`cv2.imread` returns None for a file it cannot read"),
+        ("a.jpg", "str", None),
+        (np.zeros((32, 64, 3), np.float32), r"float32 \(32, 64, 3\)", None),
+        (np.zeros((32, 64, 4), np.uint8), r"uint8 \(32, 64, 4\)", None),
+        (np.zeros((32, 64), np.uint8), r"uint8 \(32, 64\)", "one picture goes into a list"),
+        (np.zeros((0, 64, 3), np.uint8), r"uint8 \(0, 64, 3\)", None),
+    ],
+)
+def test_what_is_no_frame_is_named(frame: Any, found: str, hint: str | None) -> None:
+    words = rf"^frame 1: expected uint8 \(H, W, 3\) in BGR, found {found}$"
+    detector = _detector(_Counting(_spec(2)))
+    with pytest.raises(UsageError, match=words) as caught:
+        detector.detect([*_frames(1), frame])
+    assert (caught.value.hint or "").startswith(hint or "")
+    assert bool(caught.value.hint) == bool(hint)
+    seen: list[int] = []
+    with pytest.raises(UsageError, match=words):
+        for each in detector.stream([*_frames(9), frame]):
+            seen += _scores([each])
+    assert seen == [9]  # what came before it is answered, also within one batch
+    with pytest.raises(UsageError, match=words.replace("frame 1", "frame 0")):
+        detector.detect_at(frame, (32, 64))
+
+
+def test_one_picture_that_is_not_in_a_list() -> None:
+    with pytest.raises(UsageError, match=r"^frame 0: .* found uint8 \(64, 3\)") as caught:
+        _detector(_Counting(_spec())).detect(_frames(1)[0])  # type: ignore[arg-type]
+    assert "goes into a list" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("selection", "words"),
+    [
+        (Selection(conf=2), "`conf` is a number from 0 to 1, found 2"),
+        (Selection(conf=float("nan")), "`conf` .* found nan"),
+        (Selection(conf="high"), "`conf` .* found 'high'"),  # type: ignore[arg-type]
+        (Selection(iou=-1), "`iou` is a number from 0 to 1, found -1"),
+        (Selection(max_det=-1), "`max_det` is a whole number from 0 on, found -1"),
+        (Selection(max_det=2.5), "`max_det` is a whole number from 0 on, found 2.5"),  # type: ignore[arg-type]
+        (Selection(classes="a"), "`classes` is a tuple of class ids, found 'a'"),  # type: ignore[arg-type]
+        (Selection(classes=("a",)), r"`classes` is a tuple of class ids, found \('a',\)"),  # type: ignore[arg-type]
+        (Selection(classes=0), "`classes` is a tuple of class ids, found 0"),  # type: ignore[arg-type]
+    ],
+)
+def test_a_wrong_selection(selection: Selection, words: str) -> None:
+    session = _Counting(_spec())
+    detector = _detector(session)
+    calls: list[Any] = [
+        detector.detect,
+        lambda f, s: list(detector.stream(f, s)),
+        lambda f, s: detector.detect_at(f[0], (32, 64), s),
+    ]
+    for call in calls:
+        with pytest.raises(UsageError, match=words):
+            call(_frames(1), selection)
+    assert session.shapes == []
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    chosen = Selection(conf=np.float32(0.5), classes=(np.int64(0),), max_det=np.int32(1))  # type: ignore[arg-type]
+    assert _scores(_detector(_Counting(_spec())).detect(_frames(9), chosen)) == [9]

@@ -142,3 +142,51 @@ def test_a_turned_or_broken_jpeg_is_read_as_without_room(tmp_path: Path) -> None
     (tmp_path / "bad.jpg").write_bytes(plain[:30])
     with pytest.raises(UsageError, match="is not a picture OpenCV can read"):
         pictures.read(tmp_path / "bad.jpg", Memory())
+
+
+@pytest.mark.parametrize(
+    ("source", "shown"),
+    [
+        ("rtsp://user:secret@10.0.0.1:554/x", "rtsp://***@10.0.0.1:554/x"),
+        ("rtsp://user:se@cr/e:t#@10.0.0.1/x", "rtsp://***@10.0.0.1/x"),
+        ("http://cam/snap?user=a&password=secret", "http://cam/snap?***"),
+        ("http://cam/live", "http://cam/live"),
+        ("camera:0", "camera:0"),
+        ("in/what?.jpg", "in/what?.jpg"),
+        ("in/me@home.jpg", "in/me@home.jpg"),
+    ],
+)
+def test_addresses_are_shown_without_what_is_secret(source: str, shown: str) -> None:
+    assert pictures.shown(source) == shown
+
+
+def test_no_error_tells_a_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Empty:
+        def __init__(self, *told: object) -> None:
+            return
+
+        def isOpened(self) -> bool:
+            return True
+
+        def get(self, what: int) -> float:
+            return 0.0
+
+        def read(self) -> tuple[bool, None]:
+            return False, None
+
+        def release(self) -> None:
+            return
+
+    monkeypatch.setattr(cv2, "VideoCapture", Empty)
+    with (
+        pytest.raises(UsageError, match=r"the video `http://\*\*\*@cam/x` holds no frame"),
+        pictures.open_video("http://user:secret@cam/x") as (_, frames),
+    ):
+        next(frames)
+    with pytest.raises(UsageError, match=r"there is no file or folder `ftp://\*\*\*@cam/x`"):
+        pictures.find("ftp://user:secret@cam/x")
+
+
+def test_half_an_address_has_a_name() -> None:
+    assert pictures.live_name("http://[::1") == "stream-unknown"
+    assert pictures.live_name("http://[::1]:80/x") == "stream-__1"

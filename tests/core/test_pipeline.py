@@ -87,6 +87,27 @@ def test_only_options_of_a_stage_change_its_key(weights: Path, store: Store, sta
     assert RUNS["export"] == 2
 
 
+def test_one_number_is_a_square(weights: Path, store: Store, stages: Registry, tmp_path: Path) -> None:
+    engine = _build(weights, store, stages, tmp_path, imgsz=64)
+    assert engine.spec.model.inputs[0].shape == (1, 3, 64, 64)
+    for wrong, words in {
+        100: "multiples of 32, found 100",
+        0: "multiples of 32, found 0",
+        "640": r"`imgsz` is \(height, width\) in pixels, or one number for a square, found '640'",
+        (64,): r"found \(64,\)",
+        64.0: "found 64.0",
+        True: "found True",
+    }.items():
+        with pytest.raises(UsageError, match=words):
+            _build(weights, store, stages, tmp_path, imgsz=wrong)
+
+
+def test_an_engine_is_shown_in_a_line(weights: Path, store: Store, stages: Registry, tmp_path: Path) -> None:
+    engine = _build(weights, store, stages, tmp_path)
+    expected = f"builder='onnxruntime', precision='fp16', key='{engine.key}')"
+    assert repr(engine) == f"Engine(path='{engine.path}', {expected}"
+
+
 def test_a_wrong_export_stops_at_parity(weights: Path, store: Store, stages: Registry, tmp_path: Path) -> None:
     with pytest.raises(StageError, match="output `output0` is off by relative L2") as caught:
         _build(weights, store, stages, tmp_path, flags={"text": {"offset": "0.5"}})

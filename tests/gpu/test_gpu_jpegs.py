@@ -33,7 +33,7 @@ class NoCache:
 @pytest.fixture(scope="module")
 def session(engine: Callable[[str], tuple[Path, EngineSpec]]) -> Iterator[EngineSession]:
     path, spec = engine("fp16-b8")
-    with open_session(path, spec, TensorRTOptions(gpu_jpeg=True), NoCache()) as opened:
+    with open_session(path, spec, TensorRTOptions(), NoCache()) as opened:
         if not opened.decodes_files:
             pytest.skip("needs nvJPEG (extra `nvjpeg`) and a GPU with JPEG hardware")
         yield opened

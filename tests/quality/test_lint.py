@@ -41,3 +41,16 @@ def test_no_sentence_of_the_readme_lies_about_files() -> None:
         text = (ROOT / name).read_text()
         for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", text):
             assert ((ROOT / name).parent / target).exists(), f"{name} links to {target}, which is not there"
+
+
+def test_what_commands_write_is_ignored_in_any_folder() -> None:
+    def git(*arguments: str) -> list[str]:
+        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.split()
+
+    if not (ROOT / ".git").exists():
+        pytest.skip("no git checkout")
+    written = ["detections/a.jpg", "tests/detections/a.jpg", "engines/m/m.onnx", "tests/cli/engines/m/m.onnx"]
+    assert git("check-ignore", *written) == written
+    assert git("ls-files", "--cached", "--ignored", "--exclude-standard") == []

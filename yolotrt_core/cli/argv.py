@@ -16,6 +16,7 @@ import invoke
 from yolotrt_core.cli.tasks import error_text
 from yolotrt_core.errors import UsageError
 from yolotrt_core.options import nearest
+from yolotrt_core.pictures import shown
 
 _PROGRAMS = ("invoke", "inv", "yolotrt")
 
@@ -85,7 +86,7 @@ def _check_one(
             return tokens if token in names else []
         else:
             raise UsageError(
-                f"`{name}` takes one {wanted[-1].upper()}, found `{taken[-1]}` and `{token}`",
+                f"`{name}` takes one {wanted[-1].upper()}, found `{shown(taken[-1])}` and `{shown(token)}`",
                 hint="quote a pattern so that the shell does not expand it, as in 'pictures/*.jpg', or name the folder",
             )
     return []

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,9 @@ from yolotrt_core.cli.tasks import Flag, Given, make_task, stage_flags
 from yolotrt_core.detecting import DetectionRun
 from yolotrt_core.detector import Detector
 from yolotrt_core.errors import ArtifactError, UsageError
+from yolotrt_core.inputs import refuse_selection
+from yolotrt_core.interrupt import Interrupt, endable
+from yolotrt_core.naming import Names
 from yolotrt_core.options import nearest, refuse_unknown
 from yolotrt_core.progress import progress
 from yolotrt_core.registry import KINDS, Registry
@@ -23,6 +29,7 @@ from yolotrt_core.types import Selection
 
 SAMPLE = "sample"
 _FORMATS = ("json", "coco", "yolo")
+_SHOWN_CLASSES = 10  # of a model with hundreds, all would hide the error
 _OWN = (
     Flag(
         "path",
@@ -35,9 +42,12 @@ _OWN = (
     Flag("iou", "Overlap over which the lower-scored box goes, 0 to 1 (default 0.45)"),
     Flag("multi_label", "on|off: a box may count for several classes (default off)"),
     Flag("agnostic", "on|off: boxes of different classes suppress each other (default off)"),
-    Flag("classes", "Class ids to keep, as 0,2 (default all)"),
+    Flag("classes", "Classes to keep, by id or name, as 0,2 or person,dog (default all)"),
     Flag("max_det", "Most detections for one picture (default 300)"),
-    Flag("format", "json|coco|yolo: form of the results file (default json)"),
+    Flag(
+        "format",
+        "json|coco|yolo: form of the results file (default json); coco: category_id is the model's class index",
+    ),
     Flag("out", "Folder for annotated pictures and results (default ./detections/)"),
     Flag("max_frames", "Stop a video or live source after this many frames (default: its end)"),
     Flag("show_timing", "Print the time of each step", switch=True),
@@ -65,25 +75,39 @@ def _detect(stages: Registry, given: Given) -> None:
     refuse_unknown({k.replace("_", "-"): v for k, v in table.items()}, own, "in table `[detect]` of the recipe")
     asked = {k.replace("-", "_"): v for k, v in table.items()} | {k: v for k, v in given.items() if v is not None}
     selection = selection_from(asked)
+    classes = class_words(asked["classes"]) if "classes" in asked else []
     form: Any = asked.get("format", "json")
     if form not in _FORMATS:
         raise UsageError(f"`--format` expects json, coco or yolo, found `{form}`", hint=nearest(str(form), _FORMATS))
     most_frames = build.whole_number("--max-frames", asked["max_frames"]) if asked.get("max_frames") else None
-    paths = _paths(given["path"])
+    source = given["path"]
+    paths = _paths(source)
     out = Path(given["out"]).expanduser() if given["out"] else Path("detections")
+    names = Names(paths or [source], out, form)
+    names.refuse_inputs()
     chosen = {f: getattr(settings, f) for f in settings.__slots__ if f != "weights"}
     with Detector.open(
         settings.weights, engine=given["engine"], store=build.path_from_text(given["store"]), stages=stages, **chosen
     ) as detector:
-        run = DetectionRun(detector, selection, form, out)
-        with _writing(out):
-            _run(run, given["path"], paths, most_frames)
-            run.finish()
-        _report(run, detector, given, form)
+        selection = replace(selection, classes=class_ids(classes, detector.labels))
+        refuse_selection(selection, detector.labels)
+        run = DetectionRun(detector, selection, form, names)
+        if paths:
+            with _writing(out):
+                _files(run, paths, most_frames)
+                run.finish()
+            _report(run, detector, given, form)
+        else:
+            with endable() as interrupt:
+                with _writing(out):
+                    _live(run, source, interrupt, most_frames)
+                    run.finish()
+                _report(run, detector, given, form)
     run.refuse_unread(len(paths))
 
 
 def _paths(source: str) -> list[Path]:
+    """Return the files to read; none for a live source."""
     if pictures.is_live(source):
         return []
     if source == SAMPLE and not Path(SAMPLE).exists():
@@ -91,11 +115,12 @@ def _paths(source: str) -> list[Path]:
     return pictures.find(source)
 
 
-def _run(run: DetectionRun, source: str, paths: list[Path], most_frames: int | None) -> None:
-    if pictures.is_live(source):
-        with progress(f"detecting on {source}, Ctrl-C ends") as bar, contextlib.suppress(KeyboardInterrupt):
-            run.video(source, bar, most_frames)
-        return
+def _live(run: DetectionRun, source: str, interrupt: Interrupt, most_frames: int | None) -> None:
+    with progress(f"detecting on {pictures.shown(source)}, Ctrl-C ends") as bar:
+        run.live(source, bar, interrupt, most_frames)
+
+
+def _files(run: DetectionRun, paths: list[Path], most_frames: int | None) -> None:
     still = [p for p in paths if not pictures.is_video(p)]
     if still:
         with progress("detecting", total=len(still)) as bar:
@@ -131,18 +156,54 @@ def selection_from(asked: Mapping[str, Any]) -> Selection:
     """Read the thresholds.
 
     Raises:
-        UsageError: not a number in its range, not on or off, not class ids.
+        UsageError: not a number in its range, not on or off.
     """
-    classes = asked.get("classes", "")
-    words = classes if isinstance(classes, list) else [w for w in str(classes).split(",") if w.strip()]
     return Selection(
         conf=_share("--conf", asked.get("conf", 0.25)),
         iou=_share("--iou", asked.get("iou", 0.45)),
         multi_label=build.switch("--multi-label", asked.get("multi_label", "off")),
         agnostic=build.switch("--agnostic", asked.get("agnostic", "off")),
-        classes=tuple(build.whole_number("--classes", str(w).strip(), least=0) for w in words),
         max_det=build.whole_number("--max-det", asked.get("max_det", 300)),
     )
+
+
+def class_words(value: Any) -> list[str]:
+    """Split `--classes`, or a recipe's list; what the words mean only the model knows.
+
+    Raises:
+        UsageError: there are none.
+    """
+    words = [str(w).strip() for w in (value if isinstance(value, list) else str(value).split(","))]
+    if not all(words) or not words:
+        raise UsageError(f"`--classes` expects class ids or names, as 0,2 or person,dog, found `{value}`")
+    return words
+
+
+def class_ids(words: Sequence[str], labels: Sequence[str]) -> tuple[int, ...]:
+    """Return the ids of classes given by id or by exact name; a name that several have means all of them.
+
+    Raises:
+        UsageError: the model has no such class.
+    """
+    ids: list[int] = []
+    for word in words:
+        if re.fullmatch(r"\d{1,9}", word):
+            ids.append(int(word))
+            continue
+        named = [number for number, label in enumerate(labels) if label == word]
+        if not named:
+            raise UsageError(f"`--classes` names `{word}`, which the model does not have", hint=_near(word, labels))
+        ids += named
+    return tuple(dict.fromkeys(ids))
+
+
+def _near(word: str, labels: Sequence[str]) -> str:
+    lower = [label.lower() for label in labels]
+    close = [lower.index(c) for c in difflib.get_close_matches(word.lower(), lower, n=3)]
+    if close:
+        return "did you mean " + " or ".join(f"`{labels[number]}` ({number})" for number in close) + "?"
+    few = ", ".join(f"{number} {label}" for number, label in enumerate(labels[:_SHOWN_CLASSES]))
+    return f"it has classes 0 to {len(labels) - 1}: {few}" + (", ..." if len(labels) > _SHOWN_CLASSES else "")
 
 
 def _share(flag: str, value: Any) -> float:

@@ -13,6 +13,7 @@ from typing import Any
 import invoke
 
 from yolotrt_core.errors import StageError, YolotrtError
+from yolotrt_core.interrupt import Terminated, terminable
 from yolotrt_core.log import configure
 from yolotrt_core.options import OptionField
 from yolotrt_core.registry import Registered, Registry
@@ -113,14 +114,17 @@ def with_errors(work: Callable[[], None]) -> None:
     """Run a command's body; end it with the message and exit code of an error meant for users.
 
     Raises:
-        invoke.Exit: for every YolotrtError, an interrupt and a reader of stdout that went away.
+        invoke.Exit: for every YolotrtError, an interrupt, SIGTERM and a reader of stdout that went away.
     """
     configure()
     try:
-        work()
-        sys.stdout.flush()
+        with terminable():
+            work()
+            sys.stdout.flush()
     except YolotrtError as err:
         raise invoke.Exit(error_text(err), code=err.exit_code) from err
+    except Terminated:
+        raise invoke.Exit("cancelled by SIGTERM", code=143) from None
     except KeyboardInterrupt:
         raise invoke.Exit("cancelled", code=130) from None
     except BrokenPipeError:

@@ -1,0 +1,167 @@
+"""What `detect` writes and refuses to write, which classes it takes, and how it is stopped on files."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from yolotrt_core.sources import sample_path
+
+from .conftest import ROOT, Run
+
+
+def _film(path: Path, frames: int) -> None:
+    picture = cv2.imread(str(sample_path()))
+    assert picture is not None
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), 10, picture.shape[1::-1])
+    for _ in range(frames):
+        writer.write(picture)
+    writer.release()
+
+
+@pytest.mark.parametrize("out", ["../pics", "../link"])
+@pytest.mark.parametrize("name", ["x.jpg", "film.mp4"])
+def test_an_input_is_never_written_over(run: Run, tmp_path: Path, name: str, out: str) -> None:
+    pics = tmp_path / "pics"
+    pics.mkdir()
+    (tmp_path / "link").symlink_to(pics)
+    if name == "x.jpg":
+        shutil.copy(sample_path(), pics / name)
+    else:
+        _film(pics / name, 2)
+    before = (pics / name).read_bytes()
+    for source in (pics / name, pics):
+        ran = run("detect", str(source), "--builder", "onnxruntime", "--out", out)
+        assert ran.code == 2
+        first, hint = ran.err.splitlines()
+        assert first.startswith(f"error: the annotated copy `{out}/{name}` would be written over the input `")
+        assert hint == "hint: choose another folder with `--out`"
+        assert ran.out == ""
+    assert (pics / name).read_bytes() == before
+    assert [p.name for p in pics.iterdir()] == [name]
+    assert not (tmp_path / "store").exists()  # before any work
+
+
+def test_every_file_of_a_run_has_its_own_name(run: Run, warm: Path, tmp_path: Path) -> None:
+    paths = ["a/x.jpg", "b/x.jpg", "c/x-2.jpg", "d/x.png", "d/000139.jpg", "d/139.jpg"]
+    grey = np.full((64, 64, 3), 114, np.uint8)  # nothing to find in
+    for number, name in enumerate(paths):
+        path = tmp_path / "in" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if number % 2:
+            cv2.imwrite(str(path), grey)
+        else:
+            cv2.imwrite(str(path), cv2.imread(str(sample_path())))
+    common = ("detect", str(tmp_path / "in" / "**" / "*.*"), "--builder", "onnxruntime")
+    ran = run(*common, "--format", "yolo", "--out", "o", store=warm / "store")
+    assert ran.code == 0, ran.err
+    out = tmp_path / "here" / "o"
+    table = dict(re.findall(r"(\S+\.(?:jpg|png)) .* o/(\S+)", ran.out))
+    assert {Path(path).relative_to(tmp_path / "in").as_posix() for path in table} == set(paths)
+    assert len(set(table.values())) == len(paths)
+    for path, written in table.items():
+        height = cv2.imread(path).shape[0]
+        assert cv2.imread(str(out / written)).shape[0] == height
+        labels = (out / "labels" / f"{Path(written).stem}.txt").read_text()
+        assert bool(labels) == (height != 64)
+    assert len(list((out / "labels").iterdir())) == len(paths)
+    ran = run(*common, "--format", "coco", "--out", "p", store=warm / "store")
+    assert ran.code == 0, ran.err
+    ids = {entry["image_id"] for entry in json.loads((tmp_path / "here" / "p" / "predictions.json").read_text())}
+    assert ids == {"x", "x-2-2", 139}
+    assert re.search(
+        r"^warning: `.*000139.jpg` has the image_id 139 already: that of `.*139.jpg` is `139`$", ran.err, re.M
+    )
+
+
+def test_classes_by_name(run: Run, warm: Path) -> None:
+    def found(*flags: str) -> Any:
+        ran = run("detect", "sample", "--builder", "onnxruntime", "--json", *flags, store=warm / "store")
+        assert ran.code == 0, ran.err
+        return json.loads(ran.out)
+
+    everything = found()
+    labels, every = everything["labels"], everything["images"][0]["detections"]
+    bolt, nut = labels.index("bolt"), labels.index("nut")
+    for words in ("bolt,nut", f"{bolt}, nut", f"{bolt},{nut},nut"):
+        document = found("--classes", words)
+        assert document["selection"]["classes"] == [bolt, nut]
+        assert document["images"][0]["detections"] == [d for d in every if d["class_id"] in (bolt, nut)]
+
+
+def test_classes_that_are_none(run: Run, warm: Path, tmp_path: Path) -> None:
+    def refused(classes: str) -> str:
+        ran = run("detect", "sample", "--builder", "onnxruntime", f"--classes={classes}", store=warm / "store")
+        assert (ran.code, ran.out) == (2, "")
+        assert not (tmp_path / "here" / "detections").exists()
+        return ran.err[ran.err.index("error: ") :]
+
+    for classes in ("", ",", "0,,1"):
+        expected = "error: `--classes` expects class ids or names, as 0,2 or person,dog"
+        assert refused(classes).splitlines()[0] == f"{expected}, found `{classes}`"
+    told = refused("Bolts")
+    assert "`--classes` names `Bolts`, which the model does not have" in told
+    assert re.search(r"^hint: did you mean `bolt` \(\d\)\?$", told, re.M)
+    assert re.search(r"^hint: it has classes 0 to \d: 0 \w+, 1 \w+", refused("person"), re.M)
+    assert "class 99 does not exist: the model has classes 0 to" in refused("99")
+
+
+def test_coco_says_what_it_is(run: Run, warm: Path) -> None:
+    told = " ".join(run("detect", "--help").out.split())
+    assert "coco: category_id is the model's class index" in told
+    common = ("detect", "sample", "--builder", "onnxruntime", "--format", "coco", "--json", "--show-timing")
+    printed = json.loads(run(*common, store=warm / "store").out)
+    assert {tuple(entry) for entry in printed} == {("image_id", "category_id", "bbox", "score")}
+    schema = json.loads((ROOT / "yolotrt_core" / "schemas" / "detect.json").read_text())
+    assert "bare list" in schema["description"]
+
+
+def test_two_addresses_are_refused_without_their_passwords(run: Run) -> None:
+    ran = run("detect", "rtsp://u:secret@a/x", "rtsp://u:secret@b/y")
+    assert ran.code == 1
+    assert "found `rtsp://***@a/x` and `rtsp://***@b/y`" in ran.err
+    assert "secret" not in ran.err
+
+
+@pytest.mark.parametrize("command", ["yolotrt", "invoke"])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_film_that_is_cancelled_leaves_nothing(
+    warm: Path, tmp_path: Path, command: str, number: signal.Signals, code: int
+) -> None:
+    _film(tmp_path / "film.mp4", 600)
+    program = [str(Path(sys.executable).with_name(command))]
+    if command == "invoke":
+        program += ["--search-root", str(ROOT)]
+    running = subprocess.Popen(
+        [*program, "detect", "film.mp4", "--builder", "onnxruntime"],
+        # A test run in the background inherits an ignored SIGINT.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        env={**os.environ, "YOLOTRT_STORE": str(warm / "store")},
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    partial = tmp_path / "detections" / ".film.partial.mp4"
+    until = time.monotonic() + 60
+    while not partial.is_file() and time.monotonic() < until:
+        time.sleep(0.02)
+    running.send_signal(number)
+    out, err = running.communicate(timeout=60)
+    assert running.returncode == code, err
+    assert out == ""
+    assert err.splitlines()[-1].startswith("cancelled")
+    assert "Traceback" not in err
+    assert list((tmp_path / "detections").iterdir()) == []

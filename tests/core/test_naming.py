@@ -1,0 +1,115 @@
+"""Names within a run: none twice, and none that is an input's."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from yolotrt_core.errors import UsageError
+from yolotrt_core.naming import Format, Names
+
+FORMS: tuple[Format, ...] = ("json", "coco", "yolo")
+
+
+def _named(form: Format, *paths: str) -> list[str]:
+    sources = [Path(p) for p in paths]
+    names = Names(sources, Path("out"), form)
+    return [names.target(s).name for s in sources]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_number_that_follows_is_never_taken(form: Format) -> None:
+    paths = ("a/x.jpg", "b/x.jpg", "c/x-2.jpg", "d/x.jpg", "e/x-2.jpg", "v/x.mov", "w/x.mp4")
+    named = _named(form, *paths)
+    assert len(set(named)) == len(paths)
+    assert named[:2] == ["x.jpg", "x-2.jpg"]
+    assert named[-2:] == ["x.mp4", "x-2.mp4"]
+
+
+def test_endings_alone_tell_pictures_apart_but_not_labels() -> None:
+    assert _named("json", "x.jpg", "x.png") == ["x.jpg", "x.png"]
+    for form in FORMS[1:]:
+        assert _named(form, "x.jpg", "x.png") == ["x.jpg", "x-2.png"]
+
+
+def test_a_picture_called_like_a_frame() -> None:
+    sources = [Path("film.mp4"), Path("film_1.jpg"), Path("film_01.jpg"), Path("other.mp4")]
+    names = Names(sources, Path("out"), "yolo")
+    assert names.name(sources[0]) == "film-2"
+    assert names.frame_name(sources[0], 1) == "film-2_1"
+    assert names.name(sources[3]) == "other"
+    assert Names([Path("film.mp4"), Path("film_01.jpg")], Path("out"), "yolo").name(Path("film.mp4")) == "film"
+    assert Names(sources, Path("out"), "json").name(sources[0]) == "film"
+    odd = [Path("film.mp4"), Path("film:1.jpg")]
+    coco = Names(odd, Path("out"), "coco")
+    assert coco.image_id(odd[0], 1) != coco.image_id(odd[1])
+
+
+def test_hosts_that_differ_after_the_last_dot() -> None:
+    assert [
+        Names([f"rtsp://u:p@10.0.0.{n}/x.mjpg"], Path("out"), "yolo").target(f"rtsp://u:p@10.0.0.{n}/x.mjpg")
+        for n in (10, 11)
+    ] == [Path("out/stream-10.0.0.10.mp4"), Path("out/stream-10.0.0.11.mp4")]
+    names = Names(["camera:0"], Path("out"), "yolo")
+    assert names.frame_name("camera:0", 3) == "camera-0_3"
+
+
+def test_image_ids(caplog: pytest.LogCaptureFixture) -> None:
+    sources = [Path(p) for p in ("000000000139.jpg", "x.jpg", "x.png", "40.jpg", "film.mp4")]
+    names = Names(sources, Path("out"), "coco")
+    assert [names.image_id(s) for s in sources[:4]] == [139, "x", "x-2", 40]
+    assert names.image_id(sources[4], 7) == "film:7"
+    assert not caplog.records
+    sources = [Path(p) for p in ("a/000000000139.jpg", "a/139.jpg", "b/139.jpg", "a/140.jpg")]
+    names = Names(sources, Path("out"), "coco")
+    assert [names.image_id(s) for s in sources] == [139, "139", "139-2", 140]
+    assert [r.getMessage() for r in caplog.records] == [
+        "`a/000000000139.jpg` has the image_id 139 already: that of `a/139.jpg` is `139`",
+        "`a/000000000139.jpg` has the image_id 139 already: that of `b/139.jpg` is `139-2`",
+    ]
+
+
+@pytest.fixture
+def pics(tmp_path: Path) -> Path:
+    folder = tmp_path / "pics"
+    folder.mkdir()
+    (folder / "x.jpg").write_bytes(b"a picture")
+    (folder / "film.mp4").write_bytes(b"a film")
+    return folder
+
+
+def test_an_input_is_never_written_over(pics: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(pics)
+    into = tmp_path / "into"
+    into.mkdir()
+    (into / "x.jpg").symlink_to(pics / "x.jpg")
+    hard = tmp_path / "hard"
+    hard.mkdir()
+    os.link(pics / "film.mp4", hard / "film.mp4")
+    for out, name in (
+        (pics, "x.jpg"),
+        (pics, "film.mp4"),
+        (tmp_path / "link", "x.jpg"),
+        (tmp_path / "pics" / ".." / "pics", "film.mp4"),
+        (into, "x.jpg"),
+        (hard, "film.mp4"),
+    ):
+        with pytest.raises(UsageError, match=f"the annotated copy `.*{name}` would be written over") as caught:
+            Names([pics / name], out, "json").refuse_inputs()
+        assert "`--out`" in str(caught.value.hint)
+    # The copy of one input, in the place of another.
+    (tmp_path / "x.jpg").write_bytes(b"another")
+    with pytest.raises(UsageError, match="would be written over the input"):
+        Names([pics / "x.jpg", tmp_path / "x.jpg"], tmp_path, "json").refuse_inputs()
+
+
+def test_what_is_no_input_may_be_written_over(pics: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "x.jpg").write_bytes(b"of the run before")
+    Names([pics / "x.jpg", pics / "film.mp4"], out, "json").refuse_inputs()
+    (pics / "film.avi").write_bytes(b"a film")
+    Names([pics / "film.avi"], tmp_path, "json").refuse_inputs()
+    Names(["camera:0"], pics, "json").refuse_inputs()

@@ -1,0 +1,76 @@
+"""What a caller hands a detector, checked before any work: a wrong frame or threshold is an error of its own words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from numbers import Integral, Real
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from yolotrt_core.errors import UsageError
+
+if TYPE_CHECKING:
+    from yolotrt_core.types import Selection
+
+
+def checked_frames(frames: Iterable[Any]) -> Iterator[Any]:
+    """Yield frames as they come, each a BGR picture on the host.
+
+    Args:
+        frames: uint8 (H, W, 3) each.
+
+    Raises:
+        UsageError: in the place of the first that is none, naming its number from 0 and what was found.
+    """
+    import numpy as np
+
+    for number, frame in enumerate(frames):
+        whole = isinstance(frame, np.ndarray) and frame.ndim == 3 and frame.shape[2] == 3 and frame.size > 0
+        if not whole or frame.dtype != np.uint8:
+            _refuse_frame(number, frame)
+        yield frame
+
+
+def refuse_missing_frames(frames: Sequence[Any]) -> None:
+    """Refuse None among frames; for a session that takes more than pictures on the host and checks the rest itself."""
+    for number, frame in enumerate(frames):
+        if frame is None:
+            _refuse_frame(number, frame)
+
+
+def _refuse_frame(number: int, frame: Any) -> NoReturn:
+    import numpy as np
+
+    is_array = isinstance(frame, np.ndarray)
+    found = f"{frame.dtype} {frame.shape}" if is_array else type(frame).__name__
+    hint = None
+    if frame is None:
+        hint = "`cv2.imread` returns None for a file it cannot read"
+    elif is_array and frame.ndim == 2 and frame.dtype == np.uint8:
+        hint = "one picture goes into a list; a grey one is made BGR by `cv2.cvtColor`"
+    raise UsageError(f"frame {number}: expected uint8 (H, W, 3) in BGR, found {found}", hint=hint)
+
+
+def refuse_selection(selection: Selection, labels: Sequence[str]) -> None:
+    """Refuse thresholds out of their range, and classes that the model does not have.
+
+    Raises:
+        UsageError: naming the field, what it expects and what was found.
+    """
+    for name, share in (("conf", selection.conf), ("iou", selection.iou)):
+        if not isinstance(share, Real) or not 0 <= share <= 1:
+            raise UsageError(f"`{name}` is a number from 0 to 1, found {share!r}")
+    if not _is_whole(selection.max_det) or selection.max_det < 0:
+        raise UsageError(f"`max_det` is a whole number from 0 on, found {selection.max_det!r}")
+    classes: Any = selection.classes
+    if isinstance(classes, (str, bytes)) or not isinstance(classes, Sequence) or not all(map(_is_whole, classes)):
+        raise UsageError(
+            f"`classes` is a tuple of class ids, found {classes!r}",
+            hint=f"the model has classes 0 to {len(labels) - 1}; as `classes=(0,)`, and () for all",
+        )
+    beyond = [c for c in classes if not 0 <= c < len(labels)]
+    if beyond:
+        raise UsageError(f"class {beyond[0]} does not exist: the model has classes 0 to {len(labels) - 1}")
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)

@@ -1,0 +1,103 @@
+"""Live sources, read on a thread of their own: one that falls silent can still be ended."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from yolotrt_core import pictures
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from yolotrt_core.interrupt import Interrupt
+
+_AHEAD = 4  # frames read and not yet taken; more would only show the past
+_POLL_SECONDS = 0.05  # Ctrl-C is answered within it
+# A thread that comes back from OpenCV while Python shuts down aborts the process, so a camera that sends gets the
+# time of a frame. One that sends nothing is left waiting: OpenCV gives up on it after 30 s only.
+_LAST_FRAME_SECONDS = 2.0
+
+
+@contextmanager
+def open_live(source: str, interrupt: Interrupt) -> Iterator[tuple[pictures.VideoFacts, Iterator[NDArray[np.uint8]]]]:
+    """Open a camera or stream; its frames end where the source does, or when `interrupt` asks.
+
+    Yields:
+        As `pictures.open_video`.
+
+    Raises:
+        UsageError: it cannot be opened or gives no frame.
+        KeyboardInterrupt: asked to end before there was a frame; `Terminated` for SIGTERM.
+    """
+    reader = _Reader(source)
+    try:
+        facts = reader.take(interrupt)
+        if not isinstance(facts, pictures.VideoFacts):
+            raise interrupt.error()
+        yield facts, _frames(reader, interrupt)
+    finally:
+        reader.close()
+
+
+def _frames(reader: _Reader, interrupt: Interrupt) -> Iterator[NDArray[np.uint8]]:
+    count = 0
+    while True:
+        frame = reader.take(interrupt)
+        if frame is None or isinstance(frame, pictures.VideoFacts):
+            break
+        count += 1
+        yield frame
+    if count == 0:  # a source that is over without a frame is an error of the reader's
+        raise interrupt.error()
+
+
+class _Reader:
+    """Reads a source into a short queue. A daemon, because nothing can end a read that waits for the network."""
+
+    def __init__(self, source: str) -> None:
+        self._stop = threading.Event()
+        self._source = source
+        self._queue: queue.Queue[pictures.VideoFacts | NDArray[np.uint8] | Exception | None] = queue.Queue(_AHEAD)
+        self._thread = threading.Thread(target=self._read, name="yolotrt-live", daemon=True)
+        self._thread.start()
+
+    def take(self, interrupt: Interrupt) -> pictures.VideoFacts | NDArray[np.uint8] | None:
+        """Return what comes next: the facts, then frames; None at the end, or when asked to end."""
+        while not interrupt.requested:
+            try:
+                item = self._queue.get(timeout=_POLL_SECONDS)
+            except queue.Empty:
+                continue
+            if isinstance(item, Exception):
+                raise item
+            return item
+        return None
+
+    def close(self) -> None:
+        self._stop.set()
+        self._thread.join(_LAST_FRAME_SECONDS)
+
+    def _read(self) -> None:
+        try:
+            with pictures.open_video(self._source) as (facts, frames):
+                self._put(facts)
+                for frame in frames:
+                    if not self._put(frame):
+                        return
+            self._put(None)
+        except Exception as err:  # noqa: BLE001 - raised by `take`
+            self._put(err)
+
+    def _put(self, item: pictures.VideoFacts | NDArray[np.uint8] | Exception | None) -> bool:
+        while not self._stop.is_set():
+            try:
+                self._queue.put(item, timeout=_POLL_SECONDS)
+            except queue.Full:
+                continue
+            return True
+        return False

@@ -1,0 +1,129 @@
+"""What a detection run calls its files: one name for each source, kept by pictures, labels and ids alike."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator, Sequence
+from itertools import count
+from pathlib import Path
+from typing import Literal
+
+from yolotrt_core import pictures
+from yolotrt_core.errors import UsageError
+
+_log = logging.getLogger(__name__)
+
+Format = Literal["json", "coco", "yolo"]
+# What stands between a video's name and the number of a frame, where frames have names of their own.
+_FRAME_MARKS: dict[Format, str] = {"coco": ":", "yolo": "_"}
+
+
+class Names:
+    """The names of a run, all known before it begins.
+
+    A source keeps the name it has. If another one of the run has that already, a number follows; where labels or ids
+    go by the name, also if only the endings differ.
+    """
+
+    def __init__(self, sources: Sequence[Path | str], out: Path, form: Format) -> None:
+        """Name the sources.
+
+        Args:
+            sources: files, or live sources as `pictures.is_live` tells them (str).
+            out: folder for what is written. form: of the results file.
+        """
+        self.out = out
+        self._mark = _FRAME_MARKS.get(form)
+        self._taken: set[tuple[bool, str, str]] = set()
+        self._like_frames: set[str] = set()  # videos that would call a frame what a picture is called
+        self._names: dict[Path | str, str] = {}
+        for source in sorted(sources, key=_is_video):  # the order of a run
+            if source not in self._names:
+                self._names[source] = self._take(source)
+        self._ids = self._image_ids() if form == "coco" else {}
+
+    def name(self, source: Path | str) -> str:
+        """Return the name of a source, without an ending."""
+        return self._names[source]
+
+    def frame_name(self, source: Path | str, number: int) -> str:
+        """Return the name of one frame of a video."""
+        return f"{self._names[source]}{self._mark}{number}"
+
+    def image_id(self, source: Path | str, number: int | None = None) -> int | str:
+        """Return the COCO id of a picture, or of a frame: the number that COCO names its pictures by, else the name."""
+        return self._ids[source] if number is None else self.frame_name(source, number)
+
+    def target(self, source: Path | str) -> Path:
+        """Return where the annotated copy of a source goes."""
+        return self.out / (self._names[source] + _ending(source))
+
+    def refuse_inputs(self) -> None:
+        """Refuse to write over what is read.
+
+        Raises:
+            UsageError: an annotated copy would be one of the run's own files, by whatever path.
+        """
+        read = {_identity(source): source for source in self._names if isinstance(source, Path)}
+        for source in self._names:
+            target = self.target(source)
+            found = read.get(_identity(target))
+            if found is not None:
+                raise UsageError(
+                    f"the annotated copy `{target}` would be written over the input `{found}`",
+                    hint="choose another folder with `--out`",
+                )
+
+    def _take(self, source: Path | str) -> str:
+        is_video = _is_video(source)
+        stem = source.stem if isinstance(source, Path) else pictures.live_name(source)
+        ending = "" if self._mark else _ending(source)
+        for name in _numbered(stem):
+            if (is_video, name, ending) not in self._taken and not (is_video and name in self._like_frames):
+                break
+        self._taken.add((is_video, name, ending))
+        frame = re.fullmatch(rf"(.+){self._mark}(0|[1-9]\d*)", name) if self._mark and not is_video else None
+        if frame:
+            self._like_frames.add(frame[1])
+        return name
+
+    def _image_ids(self) -> dict[Path | str, int | str]:
+        ids: dict[Path | str, int | str] = {}
+        numbers: dict[int, Path] = {}
+        for source, name in self._names.items():
+            if isinstance(source, str) or _is_video(source):
+                continue
+            ids[source] = name
+            if not source.stem.isdecimal():
+                continue
+            number = int(source.stem)
+            first = numbers.setdefault(number, source)
+            if first is source:
+                ids[source] = number
+            else:
+                _log.warning("`%s` has the image_id %d already: that of `%s` is `%s`", first, number, source, name)
+        return ids
+
+
+def _is_video(source: Path | str) -> bool:
+    return isinstance(source, str) or pictures.is_video(source)
+
+
+def _ending(source: Path | str) -> str:
+    return ".mp4" if isinstance(source, str) or pictures.is_video(source) else source.suffix
+
+
+def _numbered(stem: str) -> Iterator[str]:
+    yield stem
+    for number in count(2):
+        yield f"{stem}-{number}"
+
+
+def _identity(path: Path) -> tuple[int, int] | Path:
+    """Return what tells a file from all others, whatever path leads to it; the path of what is gone."""
+    try:
+        status = path.stat()
+    except OSError:
+        return path
+    return status.st_dev, status.st_ino
