@@ -54,6 +54,8 @@ def apply(model: ModelProto, spec: ModelSpec, rows: Rows, size: tuple[int, int])
         set_shape(value, tensor.shape)
     del model.graph.value_info[:]
     model.graph.name = spec.head
+    for part in (model, model.graph, *model.graph.node):  # converters number what they write there
+        part.doc_string = ""
 
 
 def rename_tensors(model: ModelProto, names: Mapping[str, str]) -> None:

@@ -42,8 +42,8 @@ def write_plugin(name: str, kind: str, parent: Path) -> Path:
         parent: the folder to put the package's folder in.
 
     Returns:
-        The new folder, `parent/yolotrt-NAME`, with pyproject.toml, README.md, the package
-        `yolotrt_NAME` and its tests.
+        The new folder, `parent/yolotrt-NAME`, with pyproject.toml, README.md, .gitignore, the
+        package `yolotrt_NAME` and its tests.
 
     Raises:
         UsageError: a name that cannot be one or is taken, an unknown kind, a folder that has something in it.
@@ -75,6 +75,8 @@ def write_plugin(name: str, kind: str, parent: Path) -> Path:
                 file = place / template.name.removesuffix(".tmpl")
                 if file.name == "test.py":
                     file = folder / "tests" / f"test_{name}.py"
+                elif file.name == "gitignore":  # a leading dot would hide the template from builds of the wheel
+                    file = folder / ".gitignore"
                 file.parent.mkdir(parents=True, exist_ok=True)
                 file.write_text(Template(template.read_text(encoding="utf-8")).substitute(values), encoding="utf-8")
     except OSError as err:
