@@ -92,9 +92,10 @@ def corner_model(folder: Path) -> Path:
 
     path = small_model(folder / "model").path
     model = onnx.load(str(path))
-    take = onnx.numpy_helper.from_array(np.array([0, 1, 2, 3, 5, 6, 7]), "take")
-    model.graph.initializer.append(take)
-    model.graph.node.append(onnx.helper.make_node("Gather", ["output0", "take"], ["corners"], axis=2))
+    corners = np.eye(8, dtype=np.float32)[:, [0, 1, 0, 1, 5, 6, 7]]  # from cx, cy, w, h, objectness, scores
+    corners[2:4, :4] = [[-0.5, 0, 0.5, 0], [0, -0.5, 0, 0.5]]
+    model.graph.initializer.append(onnx.numpy_helper.from_array(corners, "to_corners"))
+    model.graph.node.append(onnx.helper.make_node("MatMul", ["output0", "to_corners"], ["corners"]))
     model.graph.output[0].CopyFrom(onnx.helper.make_tensor_value_info("corners", 1, [1, 128, 7]))
     del model.metadata_props[:]
     onnx.save(model, str(path))
