@@ -66,6 +66,8 @@ def test_the_guide_s_first_commands_run(tmp_path: Path) -> None:
         done = _run(runnable(command), folder, folder)
         assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
     assert {path.name for path in folder.iterdir()} >= {"example.bin", "engines", "detections"}
+    ignored = (folder / ".gitignore").read_text().split()
+    assert {"engines/", "detections/", "__pycache__/", "*.egg-info/"} <= set(ignored)
 
 
 @pytest.mark.slow
