@@ -21,15 +21,18 @@ _NEEDS: Mapping[Kind, tuple[str, ...]] = {
     "builder": ("numpy", "onnxruntime>=1.20"),
     "postprocessor": ("numpy",),
 }
+# Commands of the new README; words in capitals are the reader's own files.
 _USE: Mapping[Kind, str] = {
-    "exporter": "    yolotrt build --weights YOUR_MODEL             # chosen by what the file holds\n"
-    "    yolotrt build --weights YOUR_MODEL --exporter $name",
-    "pass": "    yolotrt build --weights yolov5n.pt             # runs in every build\n"
-    "    yolotrt build --weights yolov5n.pt --$flag-run off",
-    "calibrator": "    yolotrt build --weights yolov5n.pt --precision int8 --calib-data PICTURES --calibrator $name",
-    "builder": "    yolotrt build --weights yolov5n.pt --builder $name\n"
-    "    yolotrt detect --weights yolov5n.pt --builder $name PICTURE",
-    "postprocessor": "    yolotrt detect --weights MODEL.onnx --onnx-head $name PICTURE",
+    "exporter": "    python -m $package.example                 # writes example.bin, a small model to try\n"
+    "    yolotrt build --weights example.bin --precision fp16    # chosen by what the file holds\n"
+    "    yolotrt build --weights example.bin --precision fp16 --exporter $name\n"
+    "    yolotrt detect --weights example.bin sample",
+    "pass": "    yolotrt build --precision fp16                 # runs in every build, here of the embedded model\n"
+    "    yolotrt build --precision fp16 --$flag-run off",
+    "calibrator": "    yolotrt build --precision int8 --calib-data PICTURES --calibrator $name",
+    "builder": "    yolotrt build --builder $name              # of the embedded model\n"
+    "    yolotrt detect --builder $name sample",
+    "postprocessor": "    yolotrt detect --weights MODEL.onnx --onnx-head $name --onnx-names NAMES.txt sample",
 }
 
 
@@ -42,8 +45,8 @@ def write_plugin(name: str, kind: str, parent: Path) -> Path:
         parent: the folder to put the package's folder in.
 
     Returns:
-        The new folder, `parent/yolotrt-NAME`, with pyproject.toml, README.md, the package
-        `yolotrt_NAME` and its tests.
+        The new folder, `parent/yolotrt-NAME`, with pyproject.toml, README.md, .gitignore, the
+        package `yolotrt_NAME` and its tests.
 
     Raises:
         UsageError: a name that cannot be one or is taken, an unknown kind, a folder that has something in it.
@@ -75,6 +78,8 @@ def write_plugin(name: str, kind: str, parent: Path) -> Path:
                 file = place / template.name.removesuffix(".tmpl")
                 if file.name == "test.py":
                     file = folder / "tests" / f"test_{name}.py"
+                elif file.name == "gitignore":  # a leading dot would hide the template from builds of the wheel
+                    file = folder / ".gitignore"
                 file.parent.mkdir(parents=True, exist_ok=True)
                 file.write_text(Template(template.read_text(encoding="utf-8")).substitute(values), encoding="utf-8")
     except OSError as err:

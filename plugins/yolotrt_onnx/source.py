@@ -25,7 +25,8 @@ class OnnxSourceOptions:
 
     names: Path | None = option(
         None,
-        help="Class names: a text file with one a line, or YAML with `names`; default those in the file, else numbers",
+        help="Class names: a text file with one a line, or YAML with `names`; default those in the file, else numbers "
+        "for a YOLOv5 head and an error for any other",
     )
     output: str | None = option(None, help="Name of the box output; default the only one of three dimensions")
     head: str = option(

@@ -63,6 +63,7 @@ class TfExporter:
     sources: ClassVar[tuple[str, ...]] = (
         *(f"yolotrt_tf.{module}" for module in ("convert", "exporter", "formats", "graph", "labels", "network")),
         "yolotrt_core.layout",
+        "yolotrt_core.onnx_form",
         "yolotrt_core.reference",
         "yolotrt_core.rows",
     )

@@ -16,6 +16,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto
 
+from yolotrt_core import onnx_form
 from yolotrt_core.errors import StageError, UsageError
 from yolotrt_core.labels import metadata_of
 from yolotrt_core.layout import with_channels
@@ -69,9 +70,9 @@ def export(source: ModelSource, request: BuildRequest, options: TfOptions, out: 
     if edit.has_zero_points(model):
         log.warning("the model's 8-bit integers have zero points, which TensorRT refuses: `--tf-quantized float` is "
                     "for TensorRT, onnxruntime takes it as it is")  # fmt: skip
-    edit.number_names(model)
-    edit.rewrite_resizes(model)
-    edit.arrange_rows(model, rows, size)
+    onnx_form.number_names(model)
+    onnx_form.rewrite_resizes(model)
+    onnx_form.arrange_rows(model, rows, size)
     spec = _spec(source, form, request, options, rows, answer.shape)
     _finish(model, spec, request, out / ONNX_FILE)
     images = pictures if options.layout == "nhwc" else pictures.transpose(0, 3, 1, 2)
@@ -133,7 +134,7 @@ def _convert(network: Network, path: Path, request: BuildRequest, options: TfOpt
     shape = (None if fixed else batch, request.height, request.width)
     model = onnx_from_network(network, path, shape, options.opset, options.layout)
     given, wanted = model.graph.input, model.graph.output
-    edit.rename_tensors(model, {given[0].name: "images", wanted[0].name: "output0"})
+    onnx_form.rename_tensors(model, {given[0].name: "images", wanted[0].name: "output0"})
     if fixed or (network.graph is None and made_for != batch):
         edit.set_batch(model, "batch" if batch is None else batch, made_for or 1)
     if network.input_quantization is not None:
@@ -176,7 +177,7 @@ def _spec(
 def _finish(model: ModelProto, spec: ModelSpec, request: BuildRequest, target: Path) -> None:
     """Set dimensions and metadata, check, write; equal models give equal bytes."""
     for value, tensor in zip((*model.graph.input, *model.graph.output), (*spec.inputs, *spec.outputs), strict=True):
-        edit.set_shape(value, tensor.shape)
+        onnx_form.set_shape(value, tensor.shape)
     del model.graph.value_info[:]
     del model.metadata_props[:]
     model.graph.name = "yolov5"

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from new_plugin import install, runnable, shown_commands
 from yolotrt_core.errors import UsageError
 from yolotrt_core.registry import KINDS
 from yolotrt_core.scaffold import write_plugin
+from yolotrt_core.sources import sample_path
+from yolotrt_core.testing import small_model
 
+ROOT = Path(__file__).resolve().parents[2]
 RULES = ["check", "--isolated", "--line-length=120", "--target-version=py311", "--select=E,F,I,B,UP,RUF,PIE,C4,BLE"]
 
 
 def _run(command: list[str], folder: Path, path: Path) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"PYTHONPATH": str(path)}
+    environment = os.environ | {"PYTHONPATH": f"{path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
     return subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False
     )
@@ -28,7 +34,13 @@ def test_a_new_plugin_holds_its_contract(kind: str, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime", reason="the contracts run ONNX files")
     folder = write_plugin("my_own", kind, tmp_path)
     assert folder == tmp_path / "yolotrt-my-own"
-    assert {p.name for p in folder.iterdir()} == {"pyproject.toml", "README.md", "yolotrt_my_own", "tests"}
+    assert {p.name for p in folder.iterdir()} == {
+        ".gitignore",
+        "pyproject.toml",
+        "README.md",
+        "yolotrt_my_own",
+        "tests",
+    }
     for file in folder.rglob("*"):
         assert "$" not in file.read_text() if file.is_file() else True
     done = _run([sys.executable, "-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider"], folder, folder)
@@ -37,6 +49,59 @@ def test_a_new_plugin_holds_its_contract(kind: str, tmp_path: Path) -> None:
     for command in (RULES, ["format", "--isolated", "--line-length=120", "--check"]):
         done = _run([sys.executable, "-m", "ruff", *command, "--no-cache", "."], folder, folder)
         assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.slow
+def test_the_guide_s_first_commands_run(tmp_path: Path) -> None:
+    for module in ("onnxruntime", "cv2"):
+        pytest.importorskip(module, reason="builds and runs a model (extra `cpu`)")
+    guide = (ROOT / "plugins" / "README.md").read_text()
+    commands = shown_commands(guide.partition("## A plugin in ten minutes")[2])
+    assert [command[0] for command in commands[:3]] == ["yolotrt", "cd", "pip"]
+    done = _run(runnable(commands[0]), tmp_path, tmp_path)
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / commands[1][1]
+    install(folder)
+    for command in commands[3:]:
+        done = _run(runnable(command), folder, folder)
+        assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
+    assert {path.name for path in folder.iterdir()} >= {"example.bin", "engines", "detections"}
+    ignored = (folder / ".gitignore").read_text().split()
+    assert {"engines/", "detections/", "__pycache__/", "*.egg-info/"} <= set(ignored)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_commands_of_the_new_readme_run(kind: str, tmp_path: Path) -> None:
+    for module in ("torch", "onnxruntime", "cv2"):
+        pytest.importorskip(module, reason="builds and runs the embedded model (extra `cpu`)")
+    folder = write_plugin("mine", kind, tmp_path)
+    install(folder)
+    shown = (folder / "README.md").read_text().partition("To use it")[2]
+    commands = shown_commands(shown)
+    own = {"PICTURES": str(tmp_path), "MODEL.onnx": str(corner_model(tmp_path)), "NAMES.txt": str(tmp_path / "n.txt")}
+    (tmp_path / "n.txt").write_text("a\nb\nc\n")
+    shutil.copy(sample_path(), tmp_path)
+    for command in commands:
+        done = _run(runnable([own.get(word, word) for word in command]), tmp_path / "here", folder)
+        assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
+        assert "Traceback" not in done.stderr
+
+
+def corner_model(folder: Path) -> Path:
+    """Write an ONNX (1, 3, 64, 64) -> rows of x1, y1, x2, y2 and three class scores."""
+    import onnx
+
+    path = small_model(folder / "model").path
+    model = onnx.load(str(path))
+    corners = np.eye(8, dtype=np.float32)[:, [0, 1, 0, 1, 5, 6, 7]]  # from cx, cy, w, h, objectness, scores
+    corners[2:4, :4] = [[-0.5, 0, 0.5, 0], [0, -0.5, 0, 0.5]]
+    model.graph.initializer.append(onnx.numpy_helper.from_array(corners, "to_corners"))
+    model.graph.node.append(onnx.helper.make_node("MatMul", ["output0", "to_corners"], ["corners"]))
+    model.graph.output[0].CopyFrom(onnx.helper.make_tensor_value_info("corners", 1, [1, 128, 7]))
+    del model.metadata_props[:]
+    onnx.save(model, str(path))
+    return path
 
 
 def test_names_that_cannot_be(tmp_path: Path) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
+import re
 import shutil
 import site
 import subprocess
 import sys
+import tomllib
 import venv
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,6 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from yolotrt_core.registry import KINDS
+from yolotrt_core.scaffold import write_plugin
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = {"calibrator": "yolotrt_picture_mean", "exporter": "yolotrt_zoo", "postprocessor": "yolotrt_anchor_free"}
@@ -70,6 +76,68 @@ def test_the_examples_are_short() -> None:
     for kind, package in EXAMPLES.items():
         files = (ROOT / "tests" / "examples" / kind / package).glob("*.py")
         assert sum(len(file.read_text().splitlines()) for file in files) < 80
+
+
+def _third_party(package: Path) -> set[str]:
+    """Return the modules a package imports that neither it nor the standard library has."""
+    found: set[str] = set()
+    for file in package.glob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                found.add((node.module or "").partition(".")[0])
+    return found - sys.stdlib_module_names - {package.name}
+
+
+def _declared(requirements: list[str]) -> set[str]:
+    return {re.split(r"[^A-Za-z0-9._-]", each)[0].lower().replace("-", "_") for each in requirements}
+
+
+_HIDDEN = """
+import importlib, sys
+plugin, hidden = sys.argv[1:]
+sys.modules[hidden] = None  # as if it were not installed: an import fails, and `find_spec` finds nothing
+from yolotrt_core.registry import KINDS, Registry
+registry = Registry.of(importlib.import_module(plugin))
+assert not registry.broken, registry.broken
+for kind in KINDS:
+    for found in registry.stages[kind].values():
+        can = found.stage.available()
+        print(can.ok, can.reason, can.install, sep="|")
+        found.stage.fingerprint(found.stage.Options())
+"""
+
+
+def _refuse_dishonest(project: Path, package: Path) -> None:
+    """Check that an environment with only what a plugin declares can run it, and that one without says so."""
+    declared = _declared(tomllib.loads((project / "pyproject.toml").read_text())["project"]["dependencies"])
+    imported = _third_party(package)
+    assert imported <= declared, f"imported and not declared: {imported - declared}"
+    own = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    path = os.pathsep.join([str(package.parent), os.environ.get("PYTHONPATH", "")])
+    for module in imported - _declared(own) - {"yolotrt_core"}:
+        command = [sys.executable, "-c", _HIDDEN, package.name, module]
+        done = subprocess.run(
+            command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, timeout=60, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        ok, reason, install = done.stdout.strip().split("|")
+        assert ok == "False", f"`available` of {package.name} does not miss {module}"
+        assert module in reason
+        assert install == f"pip install {module}"
+
+
+@pytest.mark.parametrize("kind", EXAMPLES)
+def test_an_example_declares_what_it_imports_and_says_when_that_is_missing(kind: str) -> None:
+    project = ROOT / "tests" / "examples" / kind
+    _refuse_dishonest(project, project / EXAMPLES[kind])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_new_plugin_declares_what_it_imports_and_says_when_that_is_missing(kind: str, tmp_path: Path) -> None:
+    project = write_plugin("mine", kind, tmp_path)
+    _refuse_dishonest(project, project / "yolotrt_mine")
 
 
 @pytest.mark.slow

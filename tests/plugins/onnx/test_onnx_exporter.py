@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from yolotrt_core.errors import StageError, UsageError, YolotrtError
+from yolotrt_core.options import option_fields
 from yolotrt_core.sources import sha256_of
 from yolotrt_core.types import BuildRequest, ModelSource, ModelSpec
 from yolotrt_onnx import OnnxExporter, yolotrt_select_exporter
@@ -276,6 +277,8 @@ def test_another_head_needs_its_name(toy_yolo: Make, tmp_path: Path) -> None:
     )
     helper.set_model_props(named, {"names": ""})
     assert "does not name its classes" in refused(named, tmp_path, head="yolov8").message
+    told = next(field.help for field in option_fields(OnnxSourceOptions, "onnx") if field.name == "names")
+    assert told.endswith("else numbers for a YOLOv5 head and an error for any other")
 
 
 def test_damaged_files(toy_yolo: Make, tmp_path: Path) -> None:

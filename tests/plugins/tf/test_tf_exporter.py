@@ -152,8 +152,8 @@ def test_upsampling_of_tf_image_becomes_the_resize_that_tensorrt_takes(tmp_path:
     """`tf.image.resize` is what upstream's TensorFlow export uses; compared for whole factors with TensorFlow."""
     import tensorflow as tf
 
+    from yolotrt_core.onnx_form import rename_tensors, rewrite_resizes
     from yolotrt_tf.convert import onnx_from_network
-    from yolotrt_tf.graph import rename_tensors, rewrite_resizes
     from yolotrt_tf.network import Network, convert_variables_to_constants_v2
 
     pixels = np.random.default_rng(0).random((1, 3, 5, 3), dtype=np.float32)

@@ -1,12 +1,11 @@
 """Calibrator `picture_mean`: each picture's largest magnitude, averaged, so that one odd picture decides little."""
 
-from importlib import metadata
-
 from yolotrt_core.hookspecs import hookimpl
+from yolotrt_core.installed import tool_versions, tools_available
 from yolotrt_core.options import NoOptions
-from yolotrt_core.stages import Availability
 
 YOLOTRT_API = 1
+TOOLS = ("onnx", "onnxruntime")
 
 
 class PictureMeanCalibrator:
@@ -17,10 +16,10 @@ class PictureMeanCalibrator:
     needs_images = True
 
     def available(self):
-        return Availability(True)
+        return tools_available(TOOLS)
 
     def fingerprint(self, options):
-        return {name: metadata.version(name) for name in ("onnx", "onnxruntime")}
+        return tool_versions(TOOLS)
 
     def calibrate(self, model, batches, request, options, out):
         from yolotrt_picture_mean import work

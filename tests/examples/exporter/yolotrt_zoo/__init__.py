@@ -1,13 +1,13 @@
 """Exporter `zoo`: a model-zoo bundle, a zip of `network.onnx` and `card.json` with classes and strides."""
 
 import zipfile
-from importlib import metadata
 
 from yolotrt_core.hookspecs import hookimpl
+from yolotrt_core.installed import tool_versions, tools_available
 from yolotrt_core.options import NoOptions
-from yolotrt_core.stages import Availability
 
 YOLOTRT_API = 1
+TOOLS = ("onnx", "onnxruntime")
 
 
 class ZooExporter:
@@ -17,10 +17,10 @@ class ZooExporter:
     Options = NoOptions
 
     def available(self):
-        return Availability(True)
+        return tools_available(TOOLS)
 
     def fingerprint(self, options):
-        return {name: metadata.version(name) for name in ("onnx", "onnxruntime")}
+        return tool_versions(TOOLS)
 
     def export(self, source, request, options, out):
         from yolotrt_zoo import exporter

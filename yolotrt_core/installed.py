@@ -1,0 +1,52 @@
+"""What a stage's tools are here, told without importing them: for `available` and `fingerprint`."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable
+from importlib import metadata, util
+
+from yolotrt_core.stages import Availability
+
+
+def tools_available(modules: Iterable[str], install: str = "") -> Availability:
+    """Say whether every module can be imported.
+
+    Args:
+        modules: names as `import` has them.
+        install: the command that brings them; without it, `pip install` and the names of those missing.
+    """
+    missing = [module for module in modules if not _is_there(module)]
+    if not missing:
+        return Availability(True)
+    verb = "is" if len(missing) == 1 else "are"
+    reason = f"{' and '.join(f'`{module}`' for module in missing)} {verb} not installed"
+    return Availability(False, reason, install or f"pip install {' '.join(missing)}")
+
+
+def tool_versions(modules: Iterable[str]) -> dict[str, str]:
+    """Return module -> version of the distribution that brought it, whatever that is called; none if missing."""
+    found = {}
+    for module in modules:
+        version = _version(module)
+        if version is not None:
+            found[module] = version
+    return found
+
+
+def _is_there(module: str) -> bool:
+    try:
+        return util.find_spec(module) is not None
+    except (ModuleNotFoundError, ValueError):  # its package is missing, or it is set to None
+        return False
+
+
+@functools.cache
+def _version(module: str) -> str | None:
+    if not _is_there(module):
+        return None
+    try:
+        return metadata.version(module)
+    except metadata.PackageNotFoundError:  # `tensorflow` of `tensorflow-cpu`; reading every list of files is slow
+        names = metadata.packages_distributions().get(module.partition(".")[0], ())
+        return metadata.version(names[0]) if names else None

@@ -1,0 +1,228 @@
+"""Brings the ONNX that a framework's converter wrote to the project's form, for exporters of any framework.
+
+Works on an `onnx.ModelProto` through its own fields and imports no ONNX library. `apply` does all of
+it; the steps are there for exporters that do more between them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from yolotrt_core.errors import StageError
+from yolotrt_core.rows import Rows
+from yolotrt_core.types import ModelSpec
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
+
+_LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+# Numbers of onnx.proto3: TensorProto.FLOAT and INT32, AttributeProto.INT.
+_FLOAT, _INT32, _INT = 1, 6, 2
+
+
+def apply(model: ModelProto, spec: ModelSpec, rows: Rows, size: tuple[int, int]) -> None:
+    """Give a graph of one input and one output the project's names, rows and shapes.
+
+    Equal networks then give equal bytes, whatever the converter numbered before.
+
+    Args:
+        model: changed in place; its input is laid out as the spec says, its output as `rows` says.
+        spec: of the ONNX that is to be. rows: what `find_rows` found. size: (height, width) in pixels.
+
+    Raises:
+        StageError: another number of inputs or outputs.
+    """
+    weights = {weight.name for weight in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in weights]
+    found = (len(inputs), len(model.graph.output))
+    if found != (1, 1):
+        raise StageError(
+            f"expected a graph of one input and one output, found {found[0]} and {found[1]}",
+            hint="convert the pictures' input and the boxes' output alone",
+        )
+    del model.graph.input[:]
+    model.graph.input.extend(inputs)
+    rename_tensors(model, {inputs[0].name: spec.inputs[0].name, model.graph.output[0].name: spec.outputs[0].name})
+    number_names(model)
+    rewrite_resizes(model)
+    arrange_rows(model, rows, size)
+    for value, tensor in zip((*model.graph.input, *model.graph.output), (*spec.inputs, *spec.outputs), strict=True):
+        set_shape(value, tensor.shape)
+    del model.graph.value_info[:]
+    model.graph.name = spec.head
+    for part in (model, model.graph, *model.graph.node):  # converters number what they write there
+        part.doc_string = ""
+
+
+def rename_tensors(model: ModelProto, names: Mapping[str, str]) -> None:
+    """Rename tensors everywhere in the main graph."""
+    graph = model.graph
+    for node in graph.node:
+        for used in (node.input, node.output):
+            for index, name in enumerate(used):
+                if name in names:
+                    used[index] = names[name]
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        value.name = names.get(value.name, value.name)
+
+
+def number_names(model: ModelProto) -> None:
+    """Order nodes by what the outputs need, and name them by operator and place in that order.
+
+    Layers with weights keep TensorFlow's names. tf2onnx goes through sets: which of several equal nodes
+    or constants gives them all its name, and the numbers in the names, differ from run to run.
+    """
+    graph = model.graph
+    _sort_nodes(graph)
+    weights = {weight.name for weight in graph.initializer}
+    kept = {value.name for value in (*graph.input, *graph.output)}
+    names: dict[str, str] = {}
+    taken = set(kept)
+
+    def fresh(wanted: str) -> str:
+        name, count = wanted, 1
+        while name in taken:
+            count += 1
+            name = f"{wanted}_{count}"
+        taken.add(name)
+        return name
+
+    for node in graph.node:
+        layer = re.sub(r"__\d+$", "", node.name) if node.op_type in _LAYERS and weights.intersection(node.input) else ""
+        node.name = fresh(layer or node.op_type)
+        for position, name in enumerate(node.output):
+            if name and name not in kept:
+                names[name] = fresh(f"{node.name}/output{position or ''}")
+    for node in graph.node:
+        for position, name in enumerate(node.input):
+            if name in weights and name not in names and name not in kept:
+                names[name] = fresh(f"{node.name}/input{position}")
+    rename_tensors(model, names)
+    for weight in graph.initializer:
+        weight.name = names.get(weight.name, weight.name)
+    ordered = sorted(graph.initializer, key=lambda weight: weight.name)
+    del graph.initializer[:]
+    graph.initializer.extend(ordered)
+
+
+def _sort_nodes(graph: GraphProto) -> None:
+    """Put each node behind those it reads, which come in the order it reads them; what nobody reads goes."""
+    producers = {name: node for node in graph.node for name in node.output}
+    ordered: dict[int, NodeProto] = {}
+    waiting = [producers[value.name] for value in reversed(graph.output) if value.name in producers]
+    while waiting:
+        node = waiting[-1]
+        needed = [producers[name] for name in node.input if name in producers]
+        missing = [each for each in needed if id(each) not in ordered]
+        if missing and id(node) not in ordered:
+            waiting.extend(reversed(missing))
+        else:
+            ordered.setdefault(id(node), node)
+            waiting.pop()
+    nodes = list(ordered.values())
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+
+def arrange_rows(model: ModelProto, rows: Rows, size: tuple[int, int]) -> None:
+    """Append what brings `output0` to anchor-major rows in pixels; nothing where it is so already.
+
+    Args:
+        size: (height, width) of the input in pixels.
+    """
+    import numpy as np
+
+    moved, scale = rows.permutation(*size), rows.scale(*size)
+    width = model.graph.output[0].type.tensor_type.shape.dim[2].dim_value
+    steps: list[tuple[str, NDArray[Any], dict[str, int]]] = []
+    if scale is not None:
+        factors = np.ones(width, np.float32)
+        factors[:4] = scale
+        steps.append(("Mul", factors, {}))
+    if moved is not None:
+        steps.append(("Gather", moved.astype(np.int32), {"axis": 1}))
+    if not steps:
+        return
+    rename_tensors(model, {"output0": "rows_0"})
+    for index, (operator, constant, attributes) in enumerate(steps):
+        name = f"rows_{operator.lower()}"
+        result = f"rows_{index + 1}" if index + 1 < len(steps) else "output0"
+        model.graph.initializer.add(
+            name=name,
+            dims=constant.shape,
+            data_type=_FLOAT if constant.dtype == np.float32 else _INT32,
+            raw_data=constant.astype(constant.dtype.newbyteorder("<")).tobytes(),
+        )
+        node = model.graph.node.add(op_type=operator, name=name, input=[f"rows_{index}", name], output=[result])
+        for key, value in attributes.items():
+            node.attribute.add(name=key, type=_INT, i=value)
+    model.graph.output[0].name = "output0"
+
+
+def rewrite_resizes(model: ModelProto) -> int:
+    """Write nearest upsampling by whole factors in the one form every TensorRT parser takes.
+
+    TensorFlow's `tf.image.resize` becomes `tf_half_pixel_for_nn` with `floor`. Source pixel of x is
+    floor((x + 0.5) / s), which for a whole factor s is floor(x / s): `asymmetric` with `floor`.
+
+    Returns:
+        How many nodes were rewritten.
+    """
+    import numpy as np
+
+    weights = {weight.name: weight for weight in model.graph.initializer}
+    count = 0
+    for node in model.graph.node:
+        if node.op_type != "Resize" or not _is_half_pixel_floor(node) or len(node.input) < 3:
+            continue
+        scales = weights.get(node.input[2])
+        if scales is None:
+            continue
+        factors = _floats(scales)
+        if factors.size == 0 or not np.array_equal(factors, np.maximum(np.round(factors), 1)):
+            continue
+        for attribute in node.attribute:
+            if attribute.name == "coordinate_transformation_mode":
+                attribute.s = b"asymmetric"
+        count += 1
+    return count
+
+
+def _floats(weight: TensorProto) -> NDArray[np.float32]:
+    import numpy as np
+
+    if weight.data_type != _FLOAT:
+        return np.zeros(0, np.float32)
+    return np.frombuffer(weight.raw_data, "<f4") if weight.raw_data else np.array(weight.float_data, np.float32)
+
+
+def _is_half_pixel_floor(node: NodeProto) -> bool:
+    words = {attribute.name: attribute.s for attribute in node.attribute}
+    wanted = {
+        "mode": b"nearest",
+        "coordinate_transformation_mode": b"tf_half_pixel_for_nn",
+        "nearest_mode": b"floor",
+    }
+    return all(words.get(name) == word for name, word in wanted.items())
+
+
+def set_shape(value: ValueInfoProto, shape: tuple[int | str, ...]) -> None:
+    """Write the dimensions of an input or output; a text is a free one."""
+    del value.type.tensor_type.shape.dim[:]
+    for axis, size in enumerate(shape):
+        value.type.tensor_type.shape.dim.add()
+        set_dim(value, axis, size)
+
+
+def set_dim(value: ValueInfoProto, axis: int, size: int | str) -> None:
+    """Write one dimension of an input or output; a text is a free one."""
+    dim = value.type.tensor_type.shape.dim[axis]
+    dim.Clear()
+    if isinstance(size, str):
+        dim.dim_param = size
+    else:
+        dim.dim_value = size
