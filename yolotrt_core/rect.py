@@ -24,7 +24,7 @@ class RectDetector:
     """Runs a dynamic engine on one picture at a time, each at its own size within the first profile.
 
     Attributes:
-        spec, labels, place: the engine's.
+        spec, labels, place, decoded_by: the detector's.
     """
 
     def __init__(self, detector: Detector) -> None:
@@ -36,6 +36,7 @@ class RectDetector:
         self.spec: EngineSpec = detector.spec
         self.labels = detector.labels
         self.place = detector.place
+        self.decoded_by = detector.decoded_by
         self._detector = detector
         if not self.spec.profiles or self.spec.profiles[0].min[0] > 1:
             raise UsageError(
