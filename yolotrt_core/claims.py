@@ -13,9 +13,7 @@ if TYPE_CHECKING:
     from yolotrt_core.registry import Registered, Registry
 
 
-def choose_exporter(
-    stages: Registry, source: ModelSource, answers: Iterable[tuple[str, Any]]
-) -> Registered | None:
+def choose_exporter(stages: Registry, source: ModelSource, answers: Iterable[tuple[str, Any]]) -> Registered | None:
     """Return the exporter that plugins claim a source for, or None if none does.
 
     Which of several knows the file best cannot be told from outside, so a plugin that claims too much must not

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,10 @@ MEMBERS: Mapping[Kind, tuple[str, ...]] = {
 }
 # Recipe tables and flags of the commands, and the names of steps that the core itself puts into a plan.
 RESERVED = frozenset(
-    "artifacts bench build calibrate detect doctor evaluate export gate parity plugin plugins sensitivity".split()
+    {
+        *("artifacts", "bench", "build", "calibrate", "detect", "doctor", "evaluate", "export", "gate"),
+        *("parity", "plugin", "plugins", "sensitivity"),
+    }
 )
 
 
@@ -35,7 +38,7 @@ def _number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _texts(*kinds: type) -> Callable[[Any], bool]:
+def _texts(*kinds: type[Collection[Any]]) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, kinds) and all(isinstance(each, str) for each in value)
 
 

@@ -92,7 +92,9 @@ def _checked(name: str, check: _Check) -> Callable[..., Any]:
 def _opening(call: Callable[..., Any]) -> Callable[..., Any]:
     def opened(self: Any, *given: Any, **named: Any) -> Any:
         session = call(self, *given, **named)
-        offered = {name: _checked(name, check) for name, check in _SESSION.items() if hasattr(session, name)}
+        offered: dict[str, Any] = {
+            name: _checked(name, check) for name, check in _SESSION.items() if hasattr(session, name)
+        }
         offered |= {name: _passed_on(name) for name in _SESSION_CALLS if hasattr(session, name)}
         offered |= {name: _property(name) for name in _SESSION_PROPERTIES if hasattr(session, name)}
         offered |= {"__enter__": _enter, "__exit__": _exit}

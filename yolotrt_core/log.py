@@ -119,7 +119,7 @@ def stdout_aside() -> Iterator[None]:
 @contextlib.contextmanager
 def _descriptor_to(descriptor: int) -> Iterator[None]:
     """Let descriptor 1 be another one during the block."""
-    global _is_away  # noqa: PLW0603 - descriptors are the process's, and so is where they lead
+    global _is_away
     _flush()
     saved = os.dup(1)
     try:

@@ -137,7 +137,9 @@ def option_fields(options: type, prefix: str) -> tuple[OptionField, ...]:
             **declared,
         )
         if not _fits(made):
-            raise PluginError(f"field `{field.name}` of {where} expects {made.expects}, its default is `{made.default}`")
+            raise PluginError(
+                f"field `{field.name}` of {where} expects {made.expects}, its default is `{made.default}`"
+            )
         found.append(made)
     return tuple(found)
 

@@ -12,7 +12,7 @@ import importlib.metadata
 import importlib.util
 import logging
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -175,12 +175,10 @@ class Registry:
         """Name the broken plugins with their reasons; empty if there are none.
 
         Args:
-            name: of a stage, a recipe table or a flag without its dashes: if broken stages have it, they alone are named.
+            name: of a stage, a recipe table or a flag without its dashes; broken stages that have it are named alone.
         """
         word = (name or "").replace("-", "_")
-        owners = [
-            b for b in self.broken if name and any(word == stage or word.startswith(f"{stage}_") for _, stage in b.stages)
-        ]
+        owners = [b for b in self.broken if name and any(f"{word}_".startswith(f"{s}_") for _, s in b.stages)]
         listed = ", ".join(f"`{b.plugin}` of `{b.dist}` ({b.error})" for b in owners or self.broken)
         if not listed:
             return ""
@@ -274,7 +272,7 @@ class Registry:
                     answer = impl.function(*(given[name] for name in impl.argnames))
             except YolotrtError:
                 raise
-            except (Exception, SystemExit) as err:  # another's code may fail in any way
+            except (Exception, SystemExit) as err:  # noqa: BLE001 - another's code may fail in any way
                 _log.warning("plugin %s is passed over: `%s` failed: %s: %s", plugin, hook, type(err).__name__, err)
                 continue
             yield plugin, answer
@@ -307,7 +305,7 @@ class Registry:
         for kind in KINDS:
             try:
                 stages = self._collect(kind, module)
-            except (Exception, SystemExit) as err:  # another's code may fail in any way
+            except (Exception, SystemExit) as err:  # noqa: BLE001 - another's code may fail in any way
                 fail(f"hook for kind `{kind}` failed: {type(err).__name__}: {err}")
                 continue
             for stage in stages:

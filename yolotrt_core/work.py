@@ -30,9 +30,7 @@ Work = Callable[["Plan", "Step", Path, Path, "Store"], Mapping[str, Json]]
 
 
 def _export(steps: Plan, step: Step, given: Path, out: Path, store: Store) -> Mapping[str, Json]:
-    spec = check_export(
-        step, step.stage.export(steps.source, step.request, step.options, out), out, _reader(steps)
-    )
+    spec = check_export(step, step.stage.export(steps.source, step.request, step.options, out), out, _reader(steps))
     if sha256_of(steps.source.path) != steps.source.sha256:
         raise StageError(f"`{steps.source.path}` changed while it was being exported", hint="build again")
     _write(out / SPEC_FILE, spec)

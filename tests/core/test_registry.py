@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from fake_stages import FakeBuilder, FakeExporter, fake_plugin
+from fake_stages import FakeExporter, fake_plugin
 from yolotrt_core.errors import PluginError, UsageError
 from yolotrt_core.hookspecs import hookimpl
 from yolotrt_core.options import NoOptions, option
@@ -202,21 +202,27 @@ def test_two_strangers_of_one_name_are_both_refused() -> None:
 def test_a_flag_that_is_taken_is_refused() -> None:
     @dataclass(frozen=True)
     class Clash:
-        offset: float = option(1.0, help="x")
-        b: int = option(1, help="x")
+        set: float = option(1.0, help="x")
 
-    class TextB(FakeBuilder):
-        name = "text"  # a builder may be called like an exporter, but `--text-offset` is the exporter's
+    class TextOff(FakeExporter):
+        name = "text_off"
         Options = Clash
 
-    class Plugin:
-        YOLOTRT_API = 1
+    @dataclass(frozen=True)
+    class Own:
+        off_set: float = option(1.0, help="x")
 
-        @hookimpl
-        def yolotrt_builders(self) -> Sequence[Any]:
-            return [TextB()]
+    class Text(FakeExporter):
+        Options = Own
 
-    assert _broken(Plugin()) == f"flag `--text-offset` is claimed by both `{OWN_DIST}` and `bad-dist`"
+    registry = Registry.load(
+        [
+            _source(fake_plugin(exporters=[Text()]), OWN_DIST, "good"),
+            _source(_exporter_plugin(TextOff()), "bad-dist", "bad"),
+        ]
+    )
+    (broken,) = registry.broken
+    assert broken.error == f"flag `--text-off-set` is claimed by both `{OWN_DIST}` and `bad-dist`"
 
 
 def test_a_flag_of_the_commands_is_reserved() -> None:
