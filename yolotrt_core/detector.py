@@ -30,7 +30,7 @@ from yolotrt_core.stages import (
     TimedSession,
 )
 from yolotrt_core.store.store import Store
-from yolotrt_core.types import Detections, EngineSpec, Selection
+from yolotrt_core.types import Detections, EngineSpec, Json, Selection
 
 if TYPE_CHECKING:
     import numpy as np
@@ -66,6 +66,11 @@ class Detector:
         self._device: tuple[DetectingSession, DeviceProgram] | None = None
         if isinstance(session, DetectingSession) and isinstance(stage, DeviceDecoding):
             self._device = (session, stage.device_program(self.spec.model))
+
+    @property
+    def decoded_by(self) -> Mapping[str, Json]:
+        """What tells the postprocessor and its options from others, for the key of what it found."""
+        return self._postprocessor.key_parts(self._options)
 
     @property
     def session(self) -> Session:

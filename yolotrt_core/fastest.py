@@ -119,7 +119,7 @@ def _pairs(settings: BuildSettings, stages: Registry) -> Iterator[tuple[Register
         builders = [named]
     else:
         stages.default_builder(to_run=True)  # says for each builder why it cannot
-        builders = [b for b in stages.builders() if b.stage.available().ok and b.stage.runnable().ok]
+        builders = [b for b in stages.builders() if stages.able(b, to_run=True).ok]
     for precision in PRECISIONS:
         for builder in builders:
             if precision in builder.stage.precisions:

@@ -114,15 +114,20 @@ def judge(
         return None
     case = _Case(planned, build, reference, typed, runner, runnable, settings, store, stages)
     files, labelled, origin = _pictures(data, options, case.labels)
+    limit = data.max_drop if data.max_drop is not None else DEFAULT_MAX_DROP
     action = Action(
         stage="gate",
         plugin=planned.builder.identity,
-        request={"max_drop": data.max_drop if data.max_drop is not None else DEFAULT_MAX_DROP} if labelled else {},
+        request={**({"max_drop": limit} if labelled else {}), "postprocessor": case.decoded_by},
         options=key_material(options, "gate"),
         inputs={
             "engine": build.record.outputs[planned.builder.stage.engine_file].sha256,
             "onnx": typed.record.outputs[ONNX_FILE].sha256,
             "reference": reference.record.outputs[ONNX_FILE].sha256,
+            # Head, labels and strides, which say how the same numbers are read.
+            "engine spec": build.record.outputs[ENGINE_SPEC_FILE].sha256,
+            "onnx spec": typed.record.outputs[SPEC_FILE].sha256,
+            "reference spec": reference.record.outputs[SPEC_FILE].sha256,
             "pictures": digest_of_pictures([sha256_of(f) for f in files]),
             **({"labels": labelled.digest} if labelled else {}),
         },
@@ -186,6 +191,15 @@ class _Case:
     @property
     def labels(self) -> tuple[str, ...]:
         return self._spec(self.reference).labels
+
+    @property
+    def decoded_by(self) -> dict[str, Json]:
+        """What tells the postprocessors of both networks and their options from others."""
+        told: dict[str, Json] = {}
+        for head in (self._spec(made).head for made in (self.reference, self.typed)):
+            found = self.stages.postprocessor(head)
+            told[head] = found.key_parts(self.settings.resolve(found.stage.Options, found.name))
+        return told
 
     def open_reference(self, folder: Path) -> Detector:
         return self._open_onnx(self.reference, folder / "reference.onnx")

@@ -12,7 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-_stdout_lock = threading.Lock()
+# Reentrant, because a hook of a plugin may itself build.
+_stdout_lock = threading.RLock()
+_is_away = False
 
 
 class _ToStderr(logging.Handler):
@@ -32,15 +34,28 @@ def configure(level: int = logging.INFO) -> None:
     A program that uses yolotrt as a library configures logging as it likes and does not call this.
     """
     root = logging.getLogger()
+    for other in root.handlers:
+        # What a plugin set up at its import, with `basicConfig` or by logging a line, would say it all again.
+        stream = getattr(other, "stream", None)
+        if stream is not None and stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
+            other.addFilter(_others)
     for handler in root.handlers:
         if isinstance(handler, _ToStderr):
             handler.setLevel(level)
             return
     handler = _ToStderr(level)
-    # Frameworks log a lot that is not for our users; it is in the stage's log.
-    handler.addFilter(lambda r: r.name.startswith("yolotrt") or r.levelno >= logging.ERROR)
+    handler.addFilter(_ours)
     root.addHandler(handler)
     root.setLevel(level)
+
+
+def _ours(record: logging.LogRecord) -> bool:
+    """Say what is shown: frameworks log a lot that is not for our users; it is in the stage's log."""
+    return record.name.startswith("yolotrt") or record.levelno >= logging.ERROR
+
+
+def _others(record: logging.LogRecord) -> bool:
+    return not _ours(record)
 
 
 @contextlib.contextmanager
@@ -86,18 +101,47 @@ def _our_loggers() -> set[str]:
 
 
 @contextlib.contextmanager
-def _stdout_to(stream: IO[str]) -> Iterator[None]:
-    with _stdout_lock, contextlib.redirect_stdout(stream):
-        _flush()
-        saved = os.dup(1)
+def stdout_aside() -> Iterator[None]:
+    """Send to standard error what plugins print while they are imported or asked, native code included.
+
+    Inside a stage the stage's log takes it already.
+    """
+    with contextlib.ExitStack() as undo:
+        if _stdout_lock.acquire(blocking=False):
+            undo.callback(_stdout_lock.release)
+            if not _is_away:
+                undo.enter_context(contextlib.redirect_stdout(sys.stderr))
+                with contextlib.suppress(OSError):  # one of the two is closed: nothing can be spoilt
+                    undo.enter_context(_descriptor_to(2))
+        yield
+
+
+@contextlib.contextmanager
+def _descriptor_to(descriptor: int) -> Iterator[None]:
+    """Let descriptor 1 be another one during the block."""
+    global _is_away
+    _flush()
+    saved = os.dup(1)
+    try:
+        os.dup2(descriptor, 1)
+        before, _is_away = _is_away, True
         try:
-            os.dup2(stream.fileno(), 1)
+            yield
+        finally:
+            _is_away = before
+            _flush()
+    finally:
+        os.dup2(saved, 1)
+        os.close(saved)
+
+
+@contextlib.contextmanager
+def _stdout_to(stream: IO[str]) -> Iterator[None]:
+    with _stdout_lock, contextlib.redirect_stdout(stream), _descriptor_to(stream.fileno()):
+        try:
             yield
         finally:
             stream.flush()
-            _flush()
-            os.dup2(saved, 1)
-            os.close(saved)
 
 
 def _flush() -> None:

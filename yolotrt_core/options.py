@@ -128,17 +128,36 @@ def option_fields(options: type, prefix: str) -> tuple[OptionField, ...]:
                 f"field `{field.name}` of {where} has type `{hints[field.name]}`",
                 hint="use bool, int, float, str, pathlib.Path, a Literal of strings, or one of these `| None`",
             )
-        found.append(
-            OptionField(
-                name=field.name,
-                flag=f"--{prefix}-{field.name}".replace("_", "-"),
-                type=kind,
-                optional=optional,
-                default=field.default,
-                **declared,
-            )
+        made = OptionField(
+            name=field.name,
+            flag=f"--{prefix}-{field.name}".replace("_", "-"),
+            type=kind,
+            optional=optional,
+            default=field.default,
+            **declared,
         )
+        if not _fits(made):
+            raise PluginError(
+                f"field `{field.name}` of {where} expects {made.expects}, its default is `{made.default}`"
+            )
+        found.append(made)
     return tuple(found)
+
+
+def _fits(field: OptionField) -> bool:
+    """Say whether an option's default is what a user may give."""
+    if field.default is None:
+        return field.optional
+    if field.choices and field.type is not bool:
+        return field.default in field.choices
+    wanted = (int, float) if field.type is float else field.type
+    if not isinstance(field.default, wanted) or (isinstance(field.default, bool) and field.type is not bool):
+        return False
+    try:
+        parse(field, field.default, field.flag)
+    except UsageError:
+        return False
+    return True
 
 
 def resolve(

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from yolotrt_core import log, options, parity, registry, work
 from yolotrt_core.calibration import DEFAULT_CALIBRATOR, CalibrationData, ChosenPictures, choose
-from yolotrt_core.errors import StageError, UsageError, YolotrtError
+from yolotrt_core.errors import PluginError, StageError, UsageError, YolotrtError
 from yolotrt_core.progress import progress
 from yolotrt_core.registry import Registered, Registry
 from yolotrt_core.stages import ONNX_FILE, RANGES_FILE, REFERENCE_FILE, QuantizedSource, RangesBuilder
@@ -143,7 +143,7 @@ def plan(
     # Ranges reach an engine once: as Q/DQ nodes of a pass, or, where it asks for them, through the builder.
     takes_ranges = isinstance(builder.stage, RangesBuilder) and builder.stage.takes_ranges(request, chosen_options)
     steps = list(_shared_steps(stages, source, request, exporter, settings))
-    passes = [r for r in stages.passes() if r.stage.order >= PRECISION_ORDER and _applies(r, request, settings)]
+    passes = [r for r in stages.passes() if r.stage.order >= PRECISION_ORDER and _applies(stages, r, request, settings)]
     passes = [r for r in passes if not (takes_ranges and r.stage.needs_calibration)]
     chosen = None
     brought = isinstance(exporter.stage, QuantizedSource) and exporter.stage.is_quantized(source)
@@ -174,7 +174,7 @@ def _shared_steps(
     yield _step("export", exporter, settings, neutral, shape, {"source": source.sha256})
     onnx = "export"
     for found in stages.passes():
-        if found.stage.order < PRECISION_ORDER and _applies(found, neutral, settings):
+        if found.stage.order < PRECISION_ORDER and _applies(stages, found, neutral, settings):
             yield _step(found.name, found, settings, neutral, shape, _model_inputs(onnx))
             onnx = found.name
     yield _parity_step(stages, settings, neutral, onnx)
@@ -306,7 +306,7 @@ def _make(steps: Plan, step: Step, action: Action, store: Store, folder: Path) -
                 return work.WORK[step.kind](steps, step, given, folder / "out", store)
             except (YolotrtError, OSError, KeyboardInterrupt):
                 raise
-            except Exception as err:  # a stage of anyone's may fail in any way; the log keeps the trace
+            except (Exception, SystemExit) as err:  # a stage of anyone's may fail in any way; the log keeps the trace
                 _log.debug("unexpected", exc_info=True)
                 raise StageError(
                     f"failed with {type(err).__name__}: {err}",
@@ -368,8 +368,16 @@ def _model_inputs(label: str) -> dict[str, Output | str]:
     return {"onnx": Output(label, ONNX_FILE), "spec": Output(label, SPEC_FILE)}
 
 
-def _applies(found: Registered, request: BuildRequest, settings: Settings) -> bool:
-    return bool(found.stage.applies(request, settings.resolve(found.stage.Options, found.name)))
+def _applies(stages: Registry, found: Registered, request: BuildRequest, settings: Settings) -> bool:
+    """Ask a pass, leaving out one that fails unless the user has set an option of it."""
+    chosen = settings.resolve(found.stage.Options, found.name)
+    try:
+        return bool(found.stage.applies(request, chosen))
+    except PluginError as err:
+        if chosen != found.stage.Options():
+            raise
+        stages.pass_over(found, err)
+        return False
 
 
 def _neutral(request: BuildRequest) -> BuildRequest:

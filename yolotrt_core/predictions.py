@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -64,12 +64,16 @@ def predict(
     """
     # A model run in its own framework names its exporter there.
     runner = stages.stages["builder"].get(detector.spec.builder) or stages.get("exporter", detector.spec.builder)
-    head = stages.postprocessor(detector.spec.model.head)
     spec = detector.spec
     action = Action(
         stage="predict",
         plugin=runner.identity,
-        request={"selection": to_json(selection), "rect": isinstance(detector, RectDetector)},
+        request={
+            "selection": to_json(selection),
+            "rect": isinstance(detector, RectDetector),
+            "model": to_json(replace(spec.model, provenance={})),
+            "postprocessor": dict(detector.decoded_by),
+        },
         options={},
         inputs={
             "engine": spec.engine_sha256 or spec.onnx_sha256,
@@ -78,7 +82,6 @@ def predict(
         tools={
             **spec.tools,
             **{f"ran on {k}": v for k, v in detector.place.items()},
-            "postprocessor": head.identity.source_sha256,
         },
         core_sha256=source_digest(_CORE, "the core"),
     )

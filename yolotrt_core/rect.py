@@ -7,13 +7,13 @@ of like shape, so its rectangular figures differ a little from these.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from yolotrt_core.detector import Detector
 from yolotrt_core.errors import UsageError
 from yolotrt_core.letterbox import geometry, placement
-from yolotrt_core.types import Detections, EngineSpec, Selection
+from yolotrt_core.types import Detections, EngineSpec, Json, Selection
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,6 +42,11 @@ class RectDetector:
                 "pictures at their own shape need an engine that accepts any: this one has one shape",
                 hint="build with `--dynamic on`, or judge square",
             )
+
+    @property
+    def decoded_by(self) -> Mapping[str, Json]:
+        """See `Detector.decoded_by`."""
+        return self._detector.decoded_by
 
     def stream(self, frames: Iterable[NDArray[np.uint8]], selection: Selection) -> Iterator[Detections]:
         """Find objects on uint8 (H, W, 3) BGR frames, one by one; see `Detector.stream`."""

@@ -12,7 +12,7 @@ import importlib.metadata
 import importlib.util
 import logging
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -21,11 +21,15 @@ from typing import Any, Literal, get_args
 import pluggy
 
 from yolotrt_core import hookspecs
+from yolotrt_core.claims import choose_exporter
+from yolotrt_core.declared import RESERVED, refuse_misdeclared
 from yolotrt_core.errors import PluginError, UsageError, YolotrtError
-from yolotrt_core.options import OptionField, nearest, option_fields
+from yolotrt_core.guard import answering, guarded, shown
+from yolotrt_core.log import stdout_aside
+from yolotrt_core.options import OptionField, key_material, nearest, option_fields
 from yolotrt_core.stages import Availability
 from yolotrt_core.store.action import PluginIdentity
-from yolotrt_core.types import ModelSource
+from yolotrt_core.types import Json, ModelSource
 
 _log = logging.getLogger(__name__)
 
@@ -34,15 +38,6 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 
 OWN_DIST = "yolotrt-core"
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
-# What a stage of each kind must have beyond the attributes that all share.
-_COMMON = ("name", "stage_version", "sources", "Options", "available", "fingerprint")
-_MEMBERS: Mapping[Kind, tuple[str, ...]] = {
-    "exporter": ("export",),
-    "pass": ("order", "needs_calibration", "applies", "apply"),
-    "calibrator": ("calibrate",),
-    "builder": ("engine_file", "precisions", "priority", "runnable", "preflight", "build", "open"),
-    "postprocessor": ("heads", "decode"),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +52,11 @@ class PluginSource:
 
 @dataclass(frozen=True, slots=True)
 class Registered:
-    """One stage and the distribution that brought it."""
+    """One stage and the distribution that brought it.
+
+    Attributes:
+        stage: the plugin's object behind a guard, see `yolotrt_core.guard`. plugin: its entry point.
+    """
 
     kind: Kind
     stage: Any
@@ -80,6 +79,17 @@ class Registered:
         digest = source_digest(tuple(self.stage.sources), f"stage `{self.name}` of `{self.dist}`")
         return PluginIdentity(self.name, self.dist, int(self.stage.stage_version), digest)
 
+    def key_parts(self, options: Any) -> dict[str, Json]:
+        """Return what tells this stage with these options from another, for the key of what it took part in."""
+        same = self.identity
+        return {
+            "name": same.name,
+            "dist": same.dist,
+            "stage_version": same.stage_version,
+            "source_sha256": same.source_sha256,
+            "options": dict(key_material(options, self.name)),
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class Broken:
@@ -100,6 +110,7 @@ class Registry:
     stages: dict[Kind, dict[str, Registered]] = field(default_factory=lambda: {kind: {} for kind in KINDS})
     broken: list[Broken] = field(default_factory=list)
     reserved_flags: frozenset[str] = frozenset()
+    _told: set[str] = field(default_factory=set)
 
     @classmethod
     def discover(cls, reserved_flags: Iterable[str] = ()) -> Registry:
@@ -130,7 +141,8 @@ class Registry:
         for source in sorted(sources, key=lambda s: (s.dist != OWN_DIST, s.dist, s.name)):
             if (source.dist, source.name) not in seen:  # an editable install can list a distribution twice
                 seen.add((source.dist, source.name))
-                registry._load_one(source)
+                with stdout_aside():
+                    registry._load_one(source)
         return registry
 
     def get(self, kind: Kind, name: str) -> Registered:
@@ -145,9 +157,7 @@ class Registry:
                 raise PluginError(f"{kind} `{name}` of `{broken.dist}` cannot be used: {broken.error}")
         found = self.stages[kind].get(name)
         if found is None:
-            hint = nearest(name, list(self.stages[kind]))
-            if self.broken:
-                hint += "; broken plugins: " + ", ".join(f"`{b.plugin}` of `{b.dist}` ({b.error})" for b in self.broken)
+            hint = "; ".join(filter(None, (nearest(name, list(self.stages[kind])), self.broken_words())))
             raise PluginError(f"there is no {kind} named `{name}`", hint=hint)
         return found
 
@@ -160,6 +170,42 @@ class Registry:
         found = self.get(kind, name)
         refuse_unavailable(found, found.stage.available())
         return found
+
+    def broken_words(self, name: str | None = None) -> str:
+        """Name the broken plugins with their reasons; empty if there are none.
+
+        Args:
+            name: of a stage, a recipe table or a flag without its dashes; broken stages that have it are named alone.
+        """
+        word = (name or "").replace("-", "_")
+        owners = [b for b in self.broken if name and any(f"{word}_".startswith(f"{s}_") for _, s in b.stages)]
+        listed = ", ".join(f"`{b.plugin}` of `{b.dist}` ({b.error})" for b in owners or self.broken)
+        if not listed:
+            return ""
+        return f"it belongs to the broken plugin {listed}" if owners else f"broken plugins: {listed}"
+
+    def able(self, found: Registered, *, to_run: bool = False) -> Availability:
+        """Say whether a stage that may not be needed can work here, and if asked, run; a fault of it is a reason."""
+        try:
+            can: Availability = found.stage.available()
+            return found.stage.runnable() if can.ok and to_run else can
+        except YolotrtError as err:
+            self.pass_over(found, err)
+            return Availability(False, err.message)
+
+    def is_own(self, found: Registered) -> bool:
+        """Say whether a stage is one of this project's own."""
+        return found.dist == OWN_DIST
+
+    def pass_over(self, found: Registered, err: YolotrtError) -> None:
+        """Warn, once, that a stage is left out where it is not needed."""
+        self.warn_once(f"{found.kind} `{found.name}` of `{found.dist}` is passed over: {err.message}")
+
+    def warn_once(self, text: str) -> None:
+        """Warn, unless the same was said before."""
+        if text not in self._told:
+            self._told.add(text)
+            _log.warning("%s", text)
 
     def passes(self) -> list[Registered]:
         """Return all passes in the order they run."""
@@ -177,30 +223,28 @@ class Registry:
         """
         reasons = []
         for candidate in self.builders():
-            for can in (candidate.stage.available(), candidate.stage.runnable() if to_run else Availability(True)):
-                if not can.ok:
-                    reasons.append(f"`{candidate.name}`: {can.reason}" + (f" ({can.install})" if can.install else ""))
-                    break
-            else:
+            can = self.able(candidate, to_run=to_run)
+            if can.ok:
                 return candidate
+            reasons.append(f"`{candidate.name}`: {can.reason}" + (f" ({can.install})" if can.install else ""))
         wanted = "run" if to_run else "build"
         raise PluginError(f"no builder can {wanted} an engine here", hint="; ".join(reasons) or "no builder installed")
 
     def select_exporter(self, source: ModelSource) -> Registered:
-        """Return the exporter that claims this source.
+        """Return the exporter that claims this source: of several a built-in one, which is told.
 
         Raises:
-            UsageError: no plugin knows what it is.
+            UsageError: no plugin knows what it is, or several do and none is built in.
+            PluginError: the one plugin that does names an exporter that is not there.
         """
-        answers = self._ask("yolotrt_select_exporter", source=source)
-        name = next((answer for answer in answers if answer is not None), None)
-        if name is None:
+        chosen = choose_exporter(self, source, self._ask("yolotrt_select_exporter", source=source))
+        if chosen is None:
             known = ", ".join(f"`{n}`" for n in sorted(self.stages["exporter"])) or "none"
             raise UsageError(
                 f"`{source.path}` is not a model that an installed exporter can read",
                 hint=f"exporters here: {known}; force one with `--exporter NAME`",
             )
-        return self.get("exporter", name)
+        return chosen
 
     def postprocessor(self, head: str) -> Registered:
         """Return the postprocessor that decodes this head.
@@ -218,19 +262,20 @@ class Registry:
         for _ in self._ask(hook, **given):
             pass
 
-    def _ask(self, hook: str, **given: Any) -> Iterator[Any]:
-        """Yield what each plugin's hook answers, the plugin loaded last first."""
+    def _ask(self, hook: str, **given: Any) -> Iterator[tuple[str, Any]]:
+        """Yield each plugin, in words, and what its hook answers; the plugin loaded last first."""
         for impl in reversed(getattr(self.manager.hook, hook).get_hookimpls()):
+            dist, _, name = impl.plugin_name.partition(":")
+            plugin = f"`{name}` of `{dist}`"
             try:
-                answer = impl.function(*(given[name] for name in impl.argnames))
+                with stdout_aside():
+                    answer = impl.function(*(given[name] for name in impl.argnames))
             except YolotrtError:
                 raise
-            except Exception as err:  # noqa: BLE001 - another's code may fail in any way
-                dist, _, plugin = impl.plugin_name.partition(":")
-                reason = f"{type(err).__name__}: {err}"
-                _log.warning("plugin `%s` of `%s` is passed over: `%s` failed: %s", plugin, dist, hook, reason)
+            except (Exception, SystemExit) as err:  # noqa: BLE001 - another's code may fail in any way
+                _log.warning("plugin %s is passed over: `%s` failed: %s: %s", plugin, hook, type(err).__name__, err)
                 continue
-            yield answer
+            yield plugin, answer
 
     def _load_one(self, source: PluginSource) -> None:
         def fail(error: str, stages: tuple[tuple[Kind, str], ...] = ()) -> None:
@@ -241,6 +286,9 @@ class Registry:
         except (Exception, SystemExit) as err:  # noqa: BLE001 - another's code may fail in any way at import
             return fail(f"import failed: {type(err).__name__}: {err}")
         version = getattr(module, "YOLOTRT_API", None)
+        if version is not None and type(version) is not int:
+            return fail(f"`YOLOTRT_API` should be an int, as in `YOLOTRT_API = {hookspecs.API_VERSION}`; "
+                        f"it is {shown(version)}")  # fmt: skip
         if version != hookspecs.API_VERSION:
             stated = "states no plugin API version" if version is None else f"is written for plugin API {version}"
             return fail(f"{stated}; this yolotrt speaks {hookspecs.API_VERSION} (`YOLOTRT_API = ...` in the module)")
@@ -257,7 +305,7 @@ class Registry:
         for kind in KINDS:
             try:
                 stages = self._collect(kind, module)
-            except Exception as err:  # noqa: BLE001 - another's code may fail in any way
+            except (Exception, SystemExit) as err:  # noqa: BLE001 - another's code may fail in any way
                 fail(f"hook for kind `{kind}` failed: {type(err).__name__}: {err}")
                 continue
             for stage in stages:
@@ -278,41 +326,47 @@ class Registry:
         return found
 
     def _add(self, kind: Kind, stage: Any, source: PluginSource) -> None:
-        name = str(getattr(stage, "name", type(stage).__name__))
+        told = getattr(stage, "name", None)
+        name = told if isinstance(told, str) else type(stage).__name__
 
         def fail(error: str) -> None:
             self.broken.append(Broken(source.name, source.dist, source.version, error, ((kind, name),)))
 
-        missing = [m for m in (*_COMMON, *_MEMBERS[kind]) if not hasattr(stage, m)]
-        if missing:
-            return fail(f"{kind} `{name}` lacks " + ", ".join(f"`{m}`" for m in missing))
+        owner = f"{kind} `{name}` of `{source.dist}`"
+        try:
+            with answering(owner, source.dist, "reading its attributes"):
+                refuse_misdeclared(kind, stage)
+                options = option_fields(stage.Options, name)
+        except YolotrtError as err:
+            return fail(err.message)
         if not _NAME.fullmatch(name):
             return fail(f"{kind} `{name}` needs a name of lower-case letters, digits and `_`")
-        try:
-            options = option_fields(stage.Options, name)
-        except PluginError as err:
-            return fail(err.message)
-        rival = self.stages[kind].get(name)
-        if rival is not None:
-            if rival.dist != OWN_DIST:  # neither has a better claim, so neither may be taken for the other
-                del self.stages[kind][name]
-                self.broken.append(
-                    Broken(
-                        rival.plugin, rival.dist, rival.version, _twice(kind, name, rival.dist, source), ((kind, name),)
-                    )
-                )
-            return fail(_twice(kind, name, rival.dist, source))
+        if name in RESERVED:
+            return fail(f"`{name}` is a name of `{OWN_DIST}` itself, and {owner} cannot have it too")
+        rivals = [named[name] for named in self.stages.values() if name in named]
+        if rivals:  # flags and recipe tables are by name, whatever the kind
+            return self._refuse_both(kind, name, source, rivals[0])
         taken = {f.flag: r.dist for stages in self.stages.values() for r in stages.values() for f in r.options}
         for option in options:
             if option.flag in taken or option.flag in self.reserved_flags:
                 owner = taken.get(option.flag, OWN_DIST)
                 return fail(f"flag `{option.flag}` is claimed by both `{owner}` and `{source.dist}`")
-        self.stages[kind][name] = Registered(kind, stage, source.name, source.dist, source.version, options)
+        behind = guarded(stage, owner, source.dist, wrap_sessions=source.dist != OWN_DIST)
+        self.stages[kind][name] = Registered(kind, behind, source.name, source.dist, source.version, options)
         return None
 
-
-def _twice(kind: Kind, name: str, rival: str, source: PluginSource) -> str:
-    return f"{kind} `{name}` is brought by both `{rival}` and `{source.dist}`"
+    def _refuse_both(self, kind: Kind, name: str, source: PluginSource, rival: Registered) -> None:
+        if kind == rival.kind:
+            error = f"{kind} `{name}` is brought by both `{rival.dist}` and `{source.dist}`"
+        else:
+            error = (
+                f"{rival.kind} `{name}` of `{rival.dist}` and {kind} `{name}` of `{source.dist}` "
+                "cannot share a name: it starts their flags and names their recipe table"
+            )
+        if rival.dist != OWN_DIST:  # neither has a better claim, so neither may be taken for the other
+            del self.stages[rival.kind][name]
+            self.broken.append(Broken(rival.plugin, rival.dist, rival.version, error, ((rival.kind, name),)))
+        self.broken.append(Broken(source.name, source.dist, source.version, error, ((kind, name),)))
 
 
 def refuse_unavailable(found: Registered, can: Availability) -> None:

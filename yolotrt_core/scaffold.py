@@ -9,6 +9,7 @@ from importlib import metadata, resources
 from pathlib import Path
 from string import Template
 
+from yolotrt_core.declared import RESERVED
 from yolotrt_core.errors import UsageError
 from yolotrt_core.options import nearest
 from yolotrt_core.registry import KINDS, OWN_DIST, Kind
@@ -55,6 +56,8 @@ def write_plugin(name: str, kind: str, parent: Path) -> Path:
         raise UsageError(f"unknown kind of stage `{kind}`", hint=nearest(kind, KINDS))
     if not _NAME.fullmatch(name):
         raise UsageError(f"a stage's name is lower-case letters, digits and `_`, found `{name}`")
+    if name in RESERVED:
+        raise UsageError(f"`{name}` is a name of yolotrt itself", hint="choose another name")
     package, folder = f"yolotrt_{name}", parent / f"yolotrt-{name.replace('_', '-')}"
     if importlib.util.find_spec(package) is not None:
         raise UsageError(f"the package `{package}` is installed already", hint="choose another name")

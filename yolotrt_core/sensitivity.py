@@ -39,6 +39,7 @@ from yolotrt_core.types import (
     OnnxModel,
     Selection,
     from_json,
+    to_json,
 )
 from yolotrt_core.work import PARITY_BUILDER
 
@@ -235,7 +236,11 @@ class _Case:
         action = Action(
             stage="sensitivity",
             plugin=self.lowering.identity,
-            request={"layer": name},
+            request={
+                "layer": name,
+                "model": to_json(replace(spec, provenance={})),
+                "postprocessor": post.key_parts(self.settings.resolve(post.stage.Options, post.name)),
+            },
             options=key_material(alone, self.lowering.prefix),
             inputs={
                 "onnx": self._digest("onnx"),
@@ -245,7 +250,6 @@ class _Case:
             tools={
                 **self.lowering.tools,
                 **runner.stage.fingerprint(runner.stage.Options()),
-                "postprocessor": post.identity.source_sha256,
             },
             core_sha256=source_digest(_CORE, "the core"),
         )

@@ -29,6 +29,7 @@ from yolotrt_core.types import (
     OnnxModel,
     Precision,
     Selection,
+    TensorSpec,
 )
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ class Stage(Protocol):
 
     @property
     def name(self) -> str:
-        """Lower case, unique within its kind; starts the flags and names the recipe table."""
+        """Lower case, unique among all stages, no command's name; starts the flags and names the recipe table."""
 
     @property
     def stage_version(self) -> int: ...
@@ -370,6 +371,27 @@ class Builder(Stage, Protocol):
 
         Raises:
             StageError: it does not run here, with the reason.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class OnnxContents:
+    """What an ONNX file declares of itself: its tensors in their order, its metadata."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    metadata: Mapping[str, str]
+
+
+@runtime_checkable
+class OnnxReader(Protocol):
+    """What the builder that checks exports may offer beside `Builder`: to tell what an ONNX file declares."""
+
+    def contents(self, onnx: Path) -> OnnxContents:
+        """Read names, types and shapes, without loading the network.
+
+        Raises:
+            StageError: it is no ONNX file.
         """
 
 

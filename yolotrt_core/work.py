@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from yolotrt_core import parity
 from yolotrt_core.calibration import Batches
 from yolotrt_core.errors import StageError, UsageError
+from yolotrt_core.handed_on import check_engine, check_export, check_pass, check_ranges, fault
 from yolotrt_core.ranges import with_origin
 from yolotrt_core.sources import sha256_of
 from yolotrt_core.stages import ONNX_FILE, RANGES_FILE
@@ -29,7 +30,7 @@ Work = Callable[["Plan", "Step", Path, Path, "Store"], Mapping[str, Json]]
 
 
 def _export(steps: Plan, step: Step, given: Path, out: Path, store: Store) -> Mapping[str, Json]:
-    spec = step.stage.export(steps.source, step.request, step.options, out)
+    spec = check_export(step, step.stage.export(steps.source, step.request, step.options, out), out, _reader(steps))
     if sha256_of(steps.source.path) != steps.source.sha256:
         raise StageError(f"`{steps.source.path}` changed while it was being exported", hint="build again")
     _write(out / SPEC_FILE, spec)
@@ -37,7 +38,8 @@ def _export(steps: Plan, step: Step, given: Path, out: Path, store: Store) -> Ma
 
 
 def _pass(steps: Plan, step: Step, given: Path, out: Path, store: Store) -> Mapping[str, Json]:
-    spec, facts = step.stage.apply(_model(step, given, store), _calibration(given), step.request, step.options, out)
+    made = step.stage.apply(_model(step, given, store), _calibration(given), step.request, step.options, out)
+    spec, facts = check_pass(step, made, out, _reader(steps))
     _write(out / SPEC_FILE, spec)
     return dict(facts)
 
@@ -48,13 +50,11 @@ def _calibrate(steps: Plan, step: Step, given: Path, out: Path, store: Store) ->
     batches = Batches(steps.pictures, size, model.spec.layout) if steps.pictures else None
     stream: Iterator[Any] = iter(batches) if batches else iter(())
     method = step.stage.calibrate(model, stream, step.request, step.options, out)
-    ranges = out / RANGES_FILE
-    if not ranges.is_file():
-        raise StageError(f"calibrator `{step.identity.name}` wrote no `{RANGES_FILE}`")
+    check_ranges(step, method, out)
     if batches is None:
         return {"method": method}
     with_origin(
-        ranges,
+        out / RANGES_FILE,
         images={"count": batches.seen, "sha256": batches.chosen.sha256, "seed": batches.chosen.seed},
         preprocessing={"height": size[0], "width": size[1], "letterbox": "grey 114, bilinear, RGB 0..1"},
         tools=step.tools,
@@ -76,14 +76,22 @@ def _build(steps: Plan, step: Step, given: Path, out: Path, store: Store) -> Map
     _refuse_sizes(step.request, max(model.spec.strides, default=1))
     spec = step.stage.build(model, _calibration(given), step.request, step.options, out, store.side_cache())
     engine = out / step.stage.engine_file
-    if not engine.is_file():
-        raise StageError(f"builder `{step.identity.name}` wrote no `{engine.name}`")
-    spec = replace(spec, onnx_sha256=model.sha256, engine_sha256=sha256_of(engine))
+    spec = replace(check_engine(step, spec, engine), onnx_sha256=model.sha256, engine_sha256=sha256_of(engine))
     _write(out / ENGINE_SPEC_FILE, spec)
     facts = out / "facts.json"
-    told = json.loads(facts.read_text()) if facts.is_file() else {}
+    try:
+        told = json.loads(facts.read_text(encoding="utf-8")) if facts.is_file() else {}
+    except ValueError as err:
+        raise fault(step, f"wrote a `{facts.name}` that is no JSON: {err}") from err
+    if not isinstance(told, dict):
+        raise fault(step, f"wrote a `{facts.name}` that is no JSON object")
     facts.unlink(missing_ok=True)
     return {"size": engine.stat().st_size, **told}
+
+
+def _reader(steps: Plan) -> Any:
+    """Return the stage that checks exports: it may know how to look into an ONNX."""
+    return next((step.stage for step in steps.steps if step.kind == "parity"), None)
 
 
 def _refuse_sizes(request: BuildRequest, step: int) -> None:

@@ -80,6 +80,8 @@ class OnnxExporter:
 
     def is_quantized(self, source: ModelSource) -> bool:
         """Look for the operator's name in the file, as quantization-aware training leaves it."""
+        if not source.path.stat().st_size:  # nothing to map; `export` says what is wrong with the file
+            return False
         with source.path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             return content.find(b"QuantizeLinear") >= 0
 

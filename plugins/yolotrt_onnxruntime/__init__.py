@@ -11,7 +11,7 @@ from typing import ClassVar
 from yolotrt_core.errors import StageError
 from yolotrt_core.hookspecs import hookimpl
 from yolotrt_core.options import option
-from yolotrt_core.stages import ONNX_FILE, Availability, Builder, Session, SideCache
+from yolotrt_core.stages import ONNX_FILE, Availability, Builder, OnnxContents, Session, SideCache
 from yolotrt_core.types import BuildRequest, Calibration, EngineSpec, OnnxModel, Precision
 
 YOLOTRT_API = 1
@@ -81,6 +81,12 @@ class OnnxRuntimeBuilder:
         from yolotrt_onnxruntime.runner import OnnxRuntimeSession
 
         return OnnxRuntimeSession(engine, spec, options.threads)
+
+    def contents(self, onnx: Path) -> OnnxContents:
+        """Tell what an ONNX file declares, any that other builders take included."""
+        from yolotrt_onnxruntime import contents
+
+        return contents.contents(onnx)
 
 
 @hookimpl

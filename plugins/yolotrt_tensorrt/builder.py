@@ -30,6 +30,7 @@ _log = logging.getLogger(__name__)
 FACTS_FILE = "facts.json"
 TIMING_CACHE = "timing.cache"
 _SHOWN_PARSER_ERRORS = 3
+_SYMMETRIC = "make a graph without zero points, or use `--builder onnxruntime`"
 _DTYPES: Mapping[str, str] = {
     "FLOAT": "float32",
     "HALF": "float16",
@@ -84,7 +85,7 @@ def build(
         config = builder.create_builder_config()
         if network is None or config is None:
             raise library.failure("make a network", messages)
-        parser = _parse(library, network, model.path, messages)
+        parser = _parse(library, network, model, messages)
         add_profiles(library, builder, network, config, request)
         _configure(library, config, options)
         if calibration is not None:
@@ -119,11 +120,11 @@ def build(
 
 
 def _parse(
-    library: Library, network: tensorrt.INetworkDefinition, onnx: Path, messages: Messages
+    library: Library, network: tensorrt.INetworkDefinition, model: OnnxModel, messages: Messages
 ) -> tensorrt.OnnxParser:
     parser = library.trt.OnnxParser(network, library.logger)
     # By its path, so that weights in files beside the ONNX are found.
-    if parser.parse_from_file(str(onnx)):
+    if parser.parse_from_file(str(model.path)):
         return parser
     told = []
     for index in range(parser.num_errors):
@@ -132,9 +133,12 @@ def _parse(
         code = str(error.code()).rpartition(".")[2]
         told.append(at + " ".join(error.desc().split()) + f" [{code}]")
     more = f"; and {len(told) - _SHOWN_PARSER_ERRORS} more" if len(told) > _SHOWN_PARSER_ERRORS else ""
-    raise StageError(
-        f"{library} cannot read the ONNX: " + ("; ".join(told[:_SHOWN_PARSER_ERRORS]) or messages.last_error()) + more
-    )
+    words = "; ".join(told[:_SHOWN_PARSER_ERRORS]) or messages.last_error()
+    hint = None
+    if "zero point" in words.lower() or "zeropoint" in words.lower():
+        remedy = model.spec.provenance.get("zero_points", _SYMMETRIC)
+        hint = f"TensorRT takes 8-bit integers without zero points only, and this model has some: {remedy}"
+    raise StageError(f"{library} cannot read the ONNX: {words}{more}", hint=hint)
 
 
 def _configure(library: Library, config: tensorrt.IBuilderConfig, options: TensorRTOptions) -> None:

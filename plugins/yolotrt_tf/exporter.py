@@ -7,6 +7,7 @@ import logging
 import re
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -67,13 +68,16 @@ def export(source: ModelSource, request: BuildRequest, options: TfOptions, out: 
         rows = find_rows(answer, size, known, _QUANTIZED_SLACK if network.rounded else _SLACK)
         model = _convert(network, source.path, request, options)
     log.debug("%s: %s", NAMES[form], rows)
-    if edit.has_zero_points(model):
+    asymmetric = edit.has_zero_points(model)
+    if asymmetric:
         log.warning("the model's 8-bit integers have zero points, which TensorRT refuses: `--tf-quantized float` is "
                     "for TensorRT, onnxruntime takes it as it is")  # fmt: skip
     onnx_form.number_names(model)
     onnx_form.rewrite_resizes(model)
     onnx_form.arrange_rows(model, rows, size)
     spec = _spec(source, form, request, options, rows, answer.shape)
+    if asymmetric:  # kept with the export: whoever refuses it may find it in the store, long after the warning
+        spec = replace(spec, provenance={**spec.provenance, "zero_points": "`--tf-quantized float` exports none"})
     _finish(model, spec, request, out / ONNX_FILE)
     images = pictures if options.layout == "nhwc" else pictures.transpose(0, 3, 1, 2)
     arrays = {"images": images, "output0": rows.to_project(answer, *size)}

@@ -6,6 +6,7 @@ import json
 import logging
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,12 @@ import cv2
 import numpy as np
 import pytest
 
-from fake_stages import FakeBuilder, FakePass, FakePostprocessor, FakeSession, fake_plugin
+from fake_stages import FakeBuilder, FakeExporter, FakePass, FakePostprocessor, FakeSession, fake_plugin
 from yolotrt_core import gate
 from yolotrt_core.engine import BuildSettings, Engine, build_engine
 from yolotrt_core.errors import GateError, UsageError
-from yolotrt_core.registry import Registry
+from yolotrt_core.options import option
+from yolotrt_core.registry import Registry, source_digest
 from yolotrt_core.stages import ONNX_FILE, Availability
 from yolotrt_core.store.store import Store
 from yolotrt_core.types import Detections
@@ -161,6 +163,67 @@ def test_an_engine_is_judged_again_on_another_gpu(store: Store, tmp_path: Path, 
     again = _build(_stages(0.99, own=_OnGpu("good")), store, tmp_path, eval_data=pictures / "images")
     assert again.verdict is not None
     assert (again.verdict.key, again.verdict.from_cache) == (first.verdict.key, True)
+
+
+def _decoded(postprocessor: Any) -> Registry:
+    return Registry.of(fake_plugin(passes=[_Lossy(0.99)], postprocessors=[postprocessor]))
+
+
+def test_an_edited_postprocessor_is_judged_anew(
+    store: Store, tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    module = tmp_path / "decoding_of_the_test.py"
+    verdicts = []
+    for text in ("a = 1\n", "a = 2\n", "a = 1\n"):
+        module.write_text(text)
+        source_digest.cache_clear()
+        head = _Thresholded()
+        head.sources = ("decoding_of_the_test",)
+        verdicts.append(_build(_decoded(head), store, tmp_path, eval_data=pictures / "images").verdict)
+    first, edited, back = verdicts
+    assert first is not None and edited is not None and back is not None
+    assert (edited.from_cache, back.from_cache) == (False, True)
+    assert first.key != edited.key
+    assert first.key == back.key
+
+
+def test_another_postprocessor_or_option_of_it_is_judged_anew(store: Store, tmp_path: Path, pictures: Path) -> None:
+    @dataclass(frozen=True)
+    class Reach:
+        share: float = option(1.0, help="How much of the picture a box covers")
+
+    class Other(_Thresholded):
+        name = "otherhead"
+        Options = Reach
+
+    keys = set()
+    for head, flags in ((_Thresholded(), {}), (Other(), {}), (Other(), {"otherhead": {"share": "0.5"}})):
+        verdict = _build(_decoded(head), store, tmp_path, eval_data=pictures / "images", flags=flags).verdict
+        assert verdict is not None
+        assert not verdict.from_cache
+        assert isinstance(verdict.facts["fp32_boxes"], int)
+        keys.add(verdict.key)
+    assert len(keys) == 3
+
+
+def test_other_labels_are_judged_anew(store: Store, tmp_path: Path, pictures: Path) -> None:
+    class Labelled(FakeExporter):
+        labels = ("thing",)
+
+        def export(self, *given: Any) -> Any:
+            return replace(super().export(*given), labels=self.labels)
+
+    keys = set()
+    for version, labels in enumerate((("thing",), ("other",)), start=1):
+        exporter = Labelled()
+        exporter.labels, exporter.stage_version = labels, version
+        brought = {"exporters": [exporter], "passes": [_Lossy(0.99)], "postprocessors": [_Thresholded()]}
+        engine = _build(Registry.of(fake_plugin(**brought)), store, tmp_path, eval_data=pictures / "images")
+        assert engine.verdict is not None
+        assert not engine.verdict.from_cache
+        keys.add(engine.verdict.key)
+    assert len(keys) == 2
 
 
 def test_it_can_be_handed_out_all_the_same(store: Store, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,9 @@ from typing import Any
 
 import pytest
 
-from fake_stages import FakeBuilder, FakeExporter, fake_plugin
+from fake_stages import FakeExporter, FakePass, fake_plugin
+from yolotrt_core.cli.build import _CORE_OPTIONS
+from yolotrt_core.declared import RESERVED
 from yolotrt_core.errors import PluginError, UsageError
 from yolotrt_core.hookspecs import hookimpl
 from yolotrt_core.options import NoOptions, option
@@ -80,6 +83,11 @@ def test_a_plugin_that_exits_at_import_is_only_broken() -> None:
 
     registry = Registry.load([PluginSource("bad", "bad-dist", "2.1", load)])
     assert "SystemExit" in registry.broken[0].error
+
+
+def test_an_api_version_in_quotes_is_told_apart_from_another_version() -> None:
+    error = _broken(SimpleNamespace(YOLOTRT_API="1"))
+    assert error == "`YOLOTRT_API` should be an int, as in `YOLOTRT_API = 1`; it is str `'1'`"
 
 
 @pytest.mark.parametrize(
@@ -202,21 +210,27 @@ def test_two_strangers_of_one_name_are_both_refused() -> None:
 def test_a_flag_that_is_taken_is_refused() -> None:
     @dataclass(frozen=True)
     class Clash:
-        offset: float = option(1.0, help="x")
-        b: int = option(1, help="x")
+        set: float = option(1.0, help="x")
 
-    class TextB(FakeBuilder):
-        name = "text"  # a builder may be called like an exporter, but `--text-offset` is the exporter's
+    class TextOff(FakeExporter):
+        name = "text_off"
         Options = Clash
 
-    class Plugin:
-        YOLOTRT_API = 1
+    @dataclass(frozen=True)
+    class Own:
+        off_set: float = option(1.0, help="x")
 
-        @hookimpl
-        def yolotrt_builders(self) -> Sequence[Any]:
-            return [TextB()]
+    class Text(FakeExporter):
+        Options = Own
 
-    assert _broken(Plugin()) == f"flag `--text-offset` is claimed by both `{OWN_DIST}` and `bad-dist`"
+    registry = Registry.load(
+        [
+            _source(fake_plugin(exporters=[Text()]), OWN_DIST, "good"),
+            _source(_exporter_plugin(TextOff()), "bad-dist", "bad"),
+        ]
+    )
+    (broken,) = registry.broken
+    assert broken.error == f"flag `--text-off-set` is claimed by both `{OWN_DIST}` and `bad-dist`"
 
 
 def test_a_flag_of_the_commands_is_reserved() -> None:
@@ -235,6 +249,93 @@ def test_a_flag_of_the_commands_is_reserved() -> None:
 def test_a_distribution_listed_twice_is_one() -> None:
     registry = Registry.load([_source(fake_plugin()), _source(fake_plugin())])
     assert registry.broken == []
+
+
+@pytest.mark.parametrize("name", ["build", "gate", "parity", "sensitivity", "detect", "calibrate", "export"])
+def test_a_name_of_the_core_is_refused(name: str) -> None:
+    stage = FakeExporter()
+    stage.name = name
+    error = _broken(_exporter_plugin(stage))
+    assert error == f"`{name}` is a name of `{OWN_DIST}` itself, and exporter `{name}` of `bad-dist` cannot have it too"
+
+
+def test_every_recipe_table_of_the_commands_is_reserved() -> None:
+    assert {"build", "detect", *_CORE_OPTIONS} <= RESERVED
+
+
+def test_a_name_of_another_kind_s_stage_is_refused() -> None:
+    class Text(FakePass):
+        name = "text"
+
+    error = _broken(fake_plugin(exporters=[], builders=[], postprocessors=[], passes=[Text()]))
+    assert "exporter `text` of `yolotrt-core` and pass `text` of `bad-dist` cannot share a name" in error
+
+
+def _choosing(answer: Any, name: str) -> Any:
+    class Named(FakeExporter):
+        pass
+
+    Named.name = name
+
+    class Plugin:
+        YOLOTRT_API = 1
+
+        @hookimpl
+        def yolotrt_exporters(self) -> Sequence[Any]:
+            return [Named()]
+
+        @hookimpl
+        def yolotrt_select_exporter(self, source: ModelSource) -> Any:
+            return answer
+
+    return Plugin()
+
+
+@pytest.mark.parametrize("answer", [42, "nobody", True])
+def test_what_names_no_exporter_is_told_with_its_distribution(
+    answer: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    odd = _source(_choosing(answer, "odd"), "odd-dist", "odd")
+    alone = Registry.load([odd])
+    with pytest.raises(PluginError, match="plugin `odd` of `odd-dist` chose"):
+        alone.select_exporter(ModelSource(tmp_path / "a.txt", "0", "a"))
+    beside = Registry.load([odd, _source(fake_plugin(), OWN_DIST, "good")])
+    for _ in range(2):
+        assert beside.select_exporter(ModelSource(tmp_path / "a.txt", "0", "a")).name == "text"
+    assert caplog.text.count("plugin `odd` of `odd-dist` chose") == 1
+
+
+def test_a_built_in_exporter_wins_and_both_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    source = ModelSource(tmp_path / "a.txt", "0", "a")
+    registry = Registry.load(
+        [_source(fake_plugin(), OWN_DIST, "good"), _source(_choosing("greedy", "greedy"), "greedy-dist")]
+    )
+    for _ in range(2):
+        assert registry.select_exporter(source).name == "text"
+    assert caplog.text.count("claimed by the exporters `text` of `yolotrt-core` and `greedy` of `greedy-dist`") == 1
+    assert "`--exporter greedy`" in caplog.text
+
+
+def test_two_strangers_who_claim_one_file_are_both_named(tmp_path: Path) -> None:
+    registry = Registry.load([_source(_choosing(n, n), f"{n}-dist", n) for n in ("one", "other")])
+    with pytest.raises(UsageError, match="claimed by several exporters") as told:
+        registry.select_exporter(ModelSource(tmp_path / "a.txt", "0", "a"))
+    assert "`one` of `one-dist`" in told.value.message
+    assert "`other` of `other-dist`" in told.value.message
+    assert told.value.hint == "name the right one with `--exporter NAME`"
+
+
+def test_what_a_plugin_prints_at_import_goes_to_standard_error(capfd: pytest.CaptureFixture[str]) -> None:
+    def load() -> Any:
+        print("hello from python")
+        os.write(1, b"hello from native code\n")
+        return fake_plugin()
+
+    assert Registry.load([PluginSource("loud", "loud-dist", "1", load)]).broken == []
+    told = capfd.readouterr()
+    assert told.out == ""
+    assert "hello from python" in told.err
+    assert "hello from native code" in told.err
 
 
 def test_selection_asks_the_plugins(tmp_path: Path) -> None:

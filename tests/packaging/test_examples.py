@@ -295,8 +295,12 @@ BROKEN: Mapping[str, tuple[str, str]] = {
     ),
     "duplicate_name": (_pass("duplicate_name", name="simplify"), "`simplify` is brought by both `yolotrt-core`"),
     "duplicate_flag": (
-        _pass("duplicate_flag", name="torch", options="Flags", field="opset"),
-        "flag `--torch-opset` is claimed by both `yolotrt-core`",
+        _pass("duplicate_flag", name="tensorrt_optimization", options="Flags", field="level"),
+        "flag `--tensorrt-optimization-level` is claimed by both `yolotrt-core`",
+    ),
+    "name_of_another_kind": (
+        _pass("name_of_another_kind", name="torch"),
+        "exporter `torch` of `yolotrt-core` and pass `torch` of `bad-name-of-another-kind` cannot share a name",
     ),
     "old_api": ("YOLOTRT_API = 0", "is written for plugin API 0; this yolotrt speaks 1"),
 }

@@ -43,7 +43,7 @@ def namespace() -> invoke.Collection:
     top.add_task(plugins.task(stages))
     top.add_collection(plugin_new.collection(stages))
     top.add_task(doctor.task(stages))
-    argv.refuse_misread(top, argv.own_arguments())
+    argv.refuse_misread(top, argv.own_arguments(), stages.broken_words)
     return top
 
 

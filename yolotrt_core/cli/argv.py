@@ -7,7 +7,7 @@ and the second file of an unquoted glob becomes the name of a task.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,14 @@ from yolotrt_core.pictures import shown
 _PROGRAMS = ("invoke", "inv", "yolotrt")
 
 
+class _UnknownFlagError(UsageError):
+    """A flag that no task has."""
+
+    def __init__(self, flag: str, message: str, *, hint: str) -> None:
+        super().__init__(message, hint=hint)
+        self.flag = flag
+
+
 def own_arguments() -> list[str]:
     """Return the arguments of this process if it is one of our commands, else none."""
     started = Path(sys.argv[0])
@@ -28,26 +36,35 @@ def own_arguments() -> list[str]:
     return sys.argv[1:] if is_ours else []
 
 
-def refuse_misread(tasks: invoke.Collection, arguments: Sequence[str]) -> None:
+def refuse_misread(
+    tasks: invoke.Collection, arguments: Sequence[str], broken: Callable[[str], str] = lambda name: ""
+) -> None:
     """End the program if the command line has a flag that does not exist, or a task would take the wrong thing.
+
+    Args:
+        broken: names the broken plugins that a name may belong to, see `Registry.broken_words`.
 
     Raises:
         invoke.Exit: exit code 1, as for all that cannot be parsed, with what was probably meant.
     """
     try:
-        _check(tasks, list(arguments))
+        _check(tasks, list(arguments), broken)
     except UsageError as err:
         raise invoke.Exit(error_text(err), code=1) from err
 
 
-def _check(tasks: invoke.Collection, tokens: list[str]) -> None:
+def _check(tasks: invoke.Collection, tokens: list[str], broken: Callable[[str], str]) -> None:
     names = set(tasks.task_names)
     while tokens and tokens[0] not in names:
         tokens = tokens[1:]
     while tokens:
         name, *tokens = tokens
         flags, wanted = _arguments(tasks[name])
-        tokens = _check_one(name, flags, wanted, tokens, names)
+        try:
+            tokens = _check_one(name, flags, wanted, tokens, names)
+        except _UnknownFlagError as err:
+            hint = "; ".join(filter(None, (err.hint, broken(err.flag.lstrip("-")))))
+            raise UsageError(err.message, hint=hint) from err
 
 
 def _arguments(task: invoke.Task[Any]) -> tuple[dict[str, invoke.Argument], list[str]]:
@@ -75,7 +92,8 @@ def _check_one(
             tokens = rest[1:] if takes_value else rest
         elif token.startswith("--") or (token.startswith("-") and len(token) > 1 and wanted):
             hint = nearest(word, list(flags))
-            raise UsageError(
+            raise _UnknownFlagError(
+                word,
                 f"`{name}` has no flag `{word}`",
                 hint=hint if hint.startswith("did you mean") else f"`{name} --help` lists them",
             )

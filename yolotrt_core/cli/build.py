@@ -167,7 +167,11 @@ def read_recipe(path: Path, stages: Registry) -> Mapping[str, Mapping[str, Any]]
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as err:
         raise UsageError(f"the recipe `{path}` is not TOML: {err}") from err
     names = {name for named in stages.stages.values() for name in named}
-    refuse_unknown(recipe, ["build", "detect", *_CORE_OPTIONS, *sorted(names)], f"in the recipe `{path}`")
+    known = ["build", "detect", *_CORE_OPTIONS, *sorted(names)]
+    for name in recipe:
+        if name not in known:
+            hint = "; ".join(filter(None, (nearest(name, known), stages.broken_words(name))))
+            raise UsageError(f"unknown name `{name}` in the recipe `{path}`", hint=hint)
     for name, table in recipe.items():
         if not isinstance(table, dict):
             raise UsageError(f"`{name}` in the recipe `{path}` is not a table", hint=f"write [{name}] above its keys")

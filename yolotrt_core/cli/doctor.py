@@ -14,6 +14,7 @@ from typing import Any
 from yolotrt_core.cli.tables import print_table
 from yolotrt_core.cli.tasks import Flag, Given, make_task
 from yolotrt_core.engine import default_store
+from yolotrt_core.health import health, runs_here
 from yolotrt_core.registry import OWN_DIST, Registry
 from yolotrt_core.types import Json
 
@@ -58,7 +59,7 @@ def document(stages: Registry) -> dict[str, Any]:
     """Return what `doctor --json` prints; its form is in yolotrt_core/schemas/doctor.json."""
     builders: list[Json] = []
     for found in stages.builders():
-        builds, runs = found.stage.available(), found.stage.runnable()
+        builds, runs = health(found), runs_here(found)
         tools = dict(found.stage.fingerprint(found.stage.Options())) if builds.ok else {}
         builders.append(
             {

@@ -29,8 +29,13 @@ def collection(stages: Registry) -> invoke.Collection:
         kind, name = given["kind"], given["name"]
         if kind is None:
             raise UsageError("`plugin.new` needs the kind of stage", hint=f"pass `--kind {'|'.join(KINDS)}`")
-        if name in stages.stages.get(kind, {}):
-            raise UsageError(f"there is already a {kind} named `{name}`", hint="choose another name")
+        for other, named in stages.stages.items():  # flags and recipe tables are by name, whatever the kind
+            if name in named:
+                raise UsageError(
+                    f"there is already {'an' if other == 'exporter' else 'a'} {other} named `{name}`, "
+                    f"of `{named[name].dist}`",
+                    hint="choose another name",
+                )
         folder = write_plugin(name, kind, Path(given["out"] or ".").expanduser())
         print(folder)
 

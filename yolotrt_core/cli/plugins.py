@@ -7,6 +7,7 @@ from typing import Any
 
 from yolotrt_core.cli.tables import print_table
 from yolotrt_core.cli.tasks import Flag, Given, make_task, option_help
+from yolotrt_core.health import health
 from yolotrt_core.registry import Registered, Registry
 from yolotrt_core.types import Json
 
@@ -39,7 +40,7 @@ def document(stages: Registry) -> Json:
 
 
 def _stage(found: Registered) -> dict[str, Json]:
-    can = found.stage.available()
+    can = health(found)
     return {
         "kind": found.kind,
         "name": found.name,
@@ -56,7 +57,7 @@ def _print(stages: Registry, with_options: bool) -> None:
     found = [r for named in stages.stages.values() for r in named.values()]
     rows = []
     for r in found:
-        can = r.stage.available()
+        can = health(r)
         rows.append((r.kind, r.name, f"{r.dist} {r.version}", "yes" if can.ok else f"no: {can.reason}"))
     print_table(("kind", "name", "distribution", "usable here"), rows)
     if with_options:
