@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from yolotrt_core.cli import build
+from yolotrt_core.cli.streams import can_show
 from yolotrt_core.cli.tables import print_table
 from yolotrt_core.cli.tasks import Flag, Given, make_task, stage_flags
 from yolotrt_core.engine import AUTO, calibration_data, open_store, plan_build
@@ -73,12 +74,13 @@ def document(found: Sensitivity) -> Json:
 
 def _report(found: Sensitivity) -> None:
     most = max(d.error for d in found.layers) or 1.0
+    block = "█" if can_show("█") else "#"
     rows = [
         (
             str(rank),
             d.layer,
             f"{d.error:.5f}",
-            "█" * max(1, round(_BAR * d.error / most)),
+            block * max(1, round(_BAR * d.error / most)),
             f"{d.agreement:.3f}",
             f"{d.drift:.4f}",
         )

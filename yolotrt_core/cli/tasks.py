@@ -12,6 +12,7 @@ from typing import Any
 
 import invoke
 
+from yolotrt_core.cli import streams
 from yolotrt_core.errors import StageError, YolotrtError
 from yolotrt_core.log import configure
 from yolotrt_core.options import OptionField
@@ -124,8 +125,7 @@ def with_errors(work: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         raise invoke.Exit("cancelled", code=130) from None
     except BrokenPipeError:
-        # Python would complain once more when it flushes stdout at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        streams.give_up()
         raise invoke.Exit(code=141) from None
 
 

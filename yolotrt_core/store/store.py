@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from yolotrt_core.errors import ArtifactError, UsageError
-from yolotrt_core.store.action import Action, Record, UnknownSchemaError, is_sha256, record_from_bytes
+from yolotrt_core.store.action import Action, Record, UnknownSchemaError, is_name, is_sha256, record_from_bytes
 from yolotrt_core.store.failures import (
     DamagedArtifactError,
     MissingArtifactError,
@@ -198,9 +198,13 @@ class Store:
         return StoredSideCache(self)
 
     def set_ref(self, name: str, key: str) -> None:
-        """Give a record a name, which keeps it and all it was made from through `gc`."""
-        if not name or not name.isascii() or not name.isprintable() or not is_sha256(key):
-            raise UsageError(f"a name and a whole key are needed, found `{name!r}` and `{key}`")
+        """Give a record a name, which keeps it and all it was made from through `gc`.
+
+        Raises:
+            UsageError: not a whole key, or a name that `is_name` does not let through.
+        """
+        if not is_name(name) or not is_sha256(key):
+            raise UsageError(f"a name and a whole key are needed, found {ascii(name)} and `{key}`")
         if self.refs().get(name) == key:
             return
         try:
