@@ -90,6 +90,21 @@ class Verdict:
     from_cache: bool
 
 
+def check(data: GateData, settings: Settings) -> None:
+    """Check what a verdict will need before anything is built for it.
+
+    Raises:
+        UsageError: an option out of bounds, evaluation data that is not there, `max_drop` without any.
+    """
+    options: GateOptions = settings.resolve(GateOptions, "gate")
+    if not options.check:
+        return
+    if data.eval_data is not None:
+        dataset.check(data.eval_data, labels_needed=data.max_drop is not None)
+    elif data.max_drop is not None:
+        raise UsageError("`--max-drop` needs labelled pictures", hint="pass them with `--eval-data`")
+
+
 def judge(
     planned: Plan, results: Sequence[StepResult], data: GateData, settings: Settings, *, store: Store, stages: Registry
 ) -> Verdict | None:
@@ -154,8 +169,9 @@ def refuse(verdict: Verdict | None, precision: str, key: str) -> None:
         boxes = verdict.facts.get("fp32_boxes")
         if isinstance(boxes, int) and boxes < _FEW_BOXES:
             _log.warning(
-                "the gate had %d boxes to compare, which says little: pass pictures of your own with `--eval-data`",
+                "the gate had %d %s to compare, which says little: pass pictures of your own with `--eval-data`",
                 boxes,
+                "box" if boxes == 1 else "boxes",
             )
         return
     raise GateError(
@@ -247,8 +263,6 @@ def _pictures(data: GateData, options: GateOptions, labels: Sequence[str]) -> tu
         if found.boxes:
             return files, _Labelled(found, found.digest), f"{len(files)} evaluation pictures with labels"
         return files[: options.images], None, f"{len(files[: options.images])} evaluation pictures"
-    if data.max_drop is not None:
-        raise UsageError("`--max-drop` needs labelled pictures", hint="pass them with `--eval-data`")
     if data.calibration is not None:
         chosen = choose(data.calibration)
         files = list(chosen.files[: options.images])
@@ -268,6 +282,7 @@ def _by_map(case: _Case, labelled: _Labelled, data: GateData) -> dict[str, Json]
     limit = data.max_drop if data.max_drop is not None else DEFAULT_MAX_DROP
     return {
         "by": "map50_95",
+        "compared": labelled.data.boxes,
         "passed": drop <= limit,
         "fp32": reference.map50_95.value,
         "lowered": lowered.map50_95.value,
@@ -293,6 +308,7 @@ def _by_agreement(case: _Case, files: Sequence[Path], options: GateOptions) -> d
     return {
         "by": "agreement",
         "passed": passed,
+        "compared": agreement.boxes,
         "fp32_boxes": agreement.expected,
         "boxes": agreement.found,
         "matched": agreement.matched,
@@ -373,6 +389,8 @@ def _text(facts: Mapping[str, Json]) -> str:
             f"mAP50-95 {facts['lowered']:.4f}, fp32 {facts['fp32']:.4f}, a loss of {facts['drop']:.4f} "
             f"({facts['max_drop']:g} allowed) {where}"
         )
+    if not facts["compared"]:
+        return f"found nothing to compare: neither the engine nor fp32 has a box {where}"
     return (
         f"{facts['matched']} of {facts['fp32_boxes']} fp32 boxes found, {facts['boxes']} boxes in all, "
         f"agreement {facts['agreement']:.3f} (at least {facts['least_agreement']:g}), "

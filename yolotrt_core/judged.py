@@ -12,6 +12,7 @@ from yolotrt_core.engine import BuildSettings, calibration_data, plan_build
 from yolotrt_core.gate import Verdict
 from yolotrt_core.pipeline import ENGINE_SPEC_FILE, GivenOptions, Plan, StepResult
 from yolotrt_core.registry import Registry
+from yolotrt_core.sensitivity import SensitivityOptions
 from yolotrt_core.store.action import Blob, Record
 from yolotrt_core.store.store import Store
 from yolotrt_core.types import EngineSpec, from_json
@@ -47,10 +48,12 @@ def make(settings: BuildSettings, *, store: Store, stages: Registry, force: bool
     Raises:
         YolotrtError: see `engine.build`; not for a verdict.
     """
+    given = GivenOptions(settings.flags, settings.recipe)
+    data = gate.GateData(settings.eval_data, settings.max_drop, calibration_data(settings))
+    gate.check(data, given)
+    given.resolve(SensitivityOptions, "sensitivity")
     planned = plan_build(settings, store=store, stages=stages)
     results = pipeline.run(planned, store, stages, force=force)
-    data = gate.GateData(settings.eval_data, settings.max_drop, calibration_data(settings))
-    given = GivenOptions(settings.flags, settings.recipe)
     verdict = gate.judge(planned, results, data, given, store=store, stages=stages)
     return Judged(settings, planned, tuple(results), verdict)
 

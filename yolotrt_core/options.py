@@ -224,7 +224,8 @@ def key_material(options: Any, prefix: str) -> dict[str, Json]:
             try:
                 value = hashlib.sha256(Path(value).read_bytes()).hexdigest()
             except OSError as err:
-                raise UsageError(f"`{field.flag}` names a file that cannot be read: {err}") from err
+                reason = (err.strerror or str(err)).lower()
+                raise UsageError(f"`{field.flag}` names a file that cannot be read: `{value}`: {reason}") from err
         elif value is not None and field.type is float:
             value = float(value)
         material[field.name] = value

@@ -94,7 +94,7 @@ def _local(path: Path) -> ModelSource:
     name = path.resolve().name if path.is_dir() else path.stem
     if not is_name(name):
         raise UsageError(
-            f"the name {ascii(name)} cannot name an engine: it is empty, has a control character, or is not UTF-8",
+            f"the name {name!a} cannot name an engine: it is empty, has a control character, or is not UTF-8",
             hint="rename the file or folder, or pass a link of another name",
         )
     return ModelSource(path, sha256_of(path), name)

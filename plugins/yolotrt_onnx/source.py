@@ -77,6 +77,12 @@ class OnnxExporter:
 
         return exporter.native_size(source.path)
 
+    def has_fixed_size(self, source: ModelSource) -> bool:
+        """Say whether the file fixes height and width."""
+        from yolotrt_onnx import exporter
+
+        return exporter.has_fixed_size(source.path)
+
     def is_quantized(self, source: ModelSource) -> bool:
         """Look for the operator's name in the file, as quantization-aware training leaves it."""
         with source.path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:

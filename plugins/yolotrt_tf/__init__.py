@@ -85,6 +85,10 @@ class TfExporter:
                     continue
         return found
 
+    def has_fixed_size(self, source: ModelSource) -> bool:
+        """Say yes: whatever the model takes, its ONNX is written for the size that was asked for."""
+        return True
+
     def export(self, source: ModelSource, request: BuildRequest, options: TfOptions, out: Path) -> ModelSpec:
         from yolotrt_tf import exporter
 

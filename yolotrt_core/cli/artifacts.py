@@ -22,6 +22,7 @@ from yolotrt_core.registry import KINDS, Registry
 from yolotrt_core.stages import ONNX_FILE, RANGES_FILE
 from yolotrt_core.store.action import Record
 from yolotrt_core.types import Json, to_json
+from yolotrt_core.writing import refuse_unwritable
 
 if TYPE_CHECKING:
     from yolotrt_core.store.lineage import Lineage
@@ -255,12 +256,15 @@ def _one_line(item: Mapping[str, Json]) -> str:
 
 def _export(stages: Registry, given: Given) -> None:
     kind, folder = given["kind"], given["out"]
+    if kind is None:
+        raise UsageError("`--kind` is needed: what to copy", hint="pass `--kind onnx`, `ranges`, `cache` or `engine`")
     if kind not in _KINDS:
         raise UsageError(
             f"`--kind` expects onnx, ranges, cache or engine, found `{kind}`", hint=nearest(str(kind), _KINDS)
         )
     if not folder:
         raise UsageError("`--out` is needed: the folder to copy to")
+    refuse_unwritable(Path(folder).expanduser())
     store = _opened(given)
     settings = build.build_settings(stages, given)
     planned = plan_build(settings, store=store, stages=stages)

@@ -6,18 +6,21 @@ import contextlib
 import json
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from yolotrt_core import dataset
+from yolotrt_core.calibration import DEFAULT_CALIBRATOR
 from yolotrt_core.cli import build
 from yolotrt_core.cli.detect import selection_from
 from yolotrt_core.cli.tables import print_table
 from yolotrt_core.cli.tasks import Flag, Given, make_task, stage_flags
 from yolotrt_core.detector import Detector
-from yolotrt_core.engine import BuildSettings, open_store
+from yolotrt_core.engine import BuildSettings, open_store, read_engine_spec
 from yolotrt_core.errors import UsageError
 from yolotrt_core.evaluate import SELECTION, Comparison, Evaluation, Judge, open_framework
 from yolotrt_core.metric import Bootstrap, Interval
+from yolotrt_core.options import nearest
 from yolotrt_core.rect import RectDetector
 from yolotrt_core.registry import KINDS, Registry
 from yolotrt_core.store.store import Store
@@ -39,6 +42,7 @@ _OWN = (
     Flag("json", "Print one JSON document, see yolotrt_core/schemas/evaluate.json", switch=True),
 )
 RESERVED = tuple("--" + f.name.replace("_", "-") for f in _OWN)
+_WORD = 8  # as long as a mistyped precision may be
 _PARTS: tuple[dataset.Part, ...] = ("train", "val", "test")
 
 
@@ -60,7 +64,9 @@ def _evaluate(stages: Registry, given: Given) -> None:
     if part not in _PARTS:
         raise UsageError(f"`--part` expects train, val or test, found `{part}`")
     build.refuse_build_flags(given)
+    dataset.check(given["data"], part)
     settings = build.build_settings(stages, given)
+    _refuse_rival(settings, given)
     # Judging is what this command is for: a second judge before it would only hide the figures.
     settings = replace(settings, flags={**settings.flags, "gate": {"check": "off"}})
     store = open_store(build.path_from_text(given["store"]))
@@ -92,6 +98,29 @@ def _evaluate(stages: Registry, given: Given) -> None:
         _report(result, rival, comparison)
 
 
+def _refuse_rival(settings: BuildSettings, given: Given) -> None:
+    """Check what is to be compared before the first engine is built."""
+    wanted = given["against"]
+    if not wanted:
+        return
+    if wanted not in PRECISIONS:
+        if not Path(wanted).expanduser().exists():
+            known = ", ".join(PRECISIONS)
+            raise UsageError(
+                f"`--against` expects an engine file or one of {known}, found `{wanted}`",
+                hint=nearest(wanted.lower(), PRECISIONS) if len(wanted) < _WORD else "there is no such file",
+            )
+        read_engine_spec(Path(wanted).expanduser())
+        return
+    if given["engine"]:
+        raise UsageError(f"`--against {wanted}` needs `--weights`: an engine cannot be built from an engine")
+    if wanted in DEFAULT_CALIBRATOR and settings.calib_data is None and settings.calibrator is None:
+        raise UsageError(
+            f"`--against {wanted}` needs pictures to calibrate on, but `--calib-data` was not given",
+            hint="pass `--calib-data DIR`",
+        )
+
+
 def _selection(given: Mapping[str, Any]) -> Any:
     defaults = {"conf": SELECTION.conf, "iou": SELECTION.iou, "multi_label": "on", "max_det": SELECTION.max_det}
     return selection_from({k: given[k] if given.get(k) is not None else v for k, v in defaults.items()})
@@ -106,8 +135,6 @@ def _open_rival(settings: BuildSettings, given: Given, store: Store, stages: Reg
     wanted = given["against"]
     if wanted not in PRECISIONS:
         return _open(replace(settings, weights=None), wanted, store, stages)
-    if given["engine"]:
-        raise UsageError(f"`--against {wanted}` needs `--weights`: an engine cannot be built from an engine")
     return _open(replace(settings, precision=wanted), None, store, stages)
 
 

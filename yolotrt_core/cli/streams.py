@@ -7,7 +7,7 @@ import io
 import os
 import sys
 from collections.abc import Callable, Iterator
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 import invoke
 
@@ -25,11 +25,14 @@ def prepare() -> None:
     for number, name in enumerate(_NAMES):
         if getattr(sys, name) is None:
             _open_nowhere(number)
-            stream = open(os.devnull, "r" if number == 0 else "w", encoding="utf-8")  # noqa: SIM115, PTH123 - for good
-            setattr(sys, name, stream)
-            setattr(sys, f"__{name}__", stream)
+            _replace(name, open(os.devnull, "r" if number == 0 else "w", encoding="utf-8"))  # noqa: SIM115, PTH123
     if type(sys.stdout) is io.TextIOWrapper and sys.stdout is sys.__stdout__:  # not what a test or a notebook put there
-        sys.stdout = sys.__stdout__ = _Output(sys.stdout)
+        _replace("stdout", _Output(sys.stdout))
+
+
+def _replace(name: str, stream: TextIO) -> None:
+    setattr(sys, name, stream)
+    setattr(sys, f"__{name}__", stream)  # logging of a stage's output goes back to this one
 
 
 class _Output(io.TextIOWrapper):
@@ -40,8 +43,8 @@ class _Output(io.TextIOWrapper):
         if errors == "strict":
             # A file name that is not UTF-8 goes out as it came in; elsewhere what is missing becomes `?`.
             errors = "surrogateescape" if encoding.lower().replace("-", "") == "utf8" else "replace"
-        buffering = {"line_buffering": replaced.line_buffering, "write_through": replaced.write_through}
-        super().__init__(replaced.detach(), encoding, errors, **buffering)
+        lines, through = replaced.line_buffering, replaced.write_through
+        super().__init__(replaced.detach(), encoding, errors, line_buffering=lines, write_through=through)
 
     def write(self, text: str, /) -> int:
         """Write; raises invoke.Exit for all but a reader that went away."""

@@ -204,7 +204,7 @@ class Store:
             UsageError: not a whole key, or a name that `is_name` does not let through.
         """
         if not is_name(name) or not is_sha256(key):
-            raise UsageError(f"a name and a whole key are needed, found {ascii(name)} and `{key}`")
+            raise UsageError(f"a name and a whole key are needed, found {name!a} and `{key}`")
         if self.refs().get(name) == key:
             return
         try:
