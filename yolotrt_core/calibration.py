@@ -18,6 +18,7 @@ from yolotrt_core.progress import progress
 from yolotrt_core.registry import source_digest
 from yolotrt_core.sources import sha256_of
 from yolotrt_core.types import Json, Precision
+from yolotrt_core.wording import counted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -86,7 +87,7 @@ def choose(data: CalibrationData) -> ChosenPictures:
         order[last], order[other] = order[other], order[last]
     chosen = order[: data.count]
     if len(chosen) < ENOUGH_PICTURES:
-        _log.warning("only %d calibration pictures: %d are known to be enough", len(chosen), ENOUGH_PICTURES)
+        _log.warning("only %s: %d are known to be enough", counted(len(chosen), "calibration picture"), ENOUGH_PICTURES)
     return ChosenPictures(
         tuple(files[i] for i in chosen),
         tuple(names[i] for i in chosen),

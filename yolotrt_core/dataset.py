@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from yolotrt_core.errors import UsageError
 from yolotrt_core.options import nearest
 from yolotrt_core.pictures import PICTURES
+from yolotrt_core.wording import counted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -98,7 +99,7 @@ def read(where: str | Path, labels: Sequence[str], part: Part = "val", *, labels
     if not data.boxes and not labels_needed:
         return data
     if not data.boxes:
-        raise UsageError(f"no labels for the {len(data.pictures)} pictures of `{where}`", hint=_LAYOUT_HINT)
+        raise UsageError(f"no labels for the {counted(len(data.pictures), 'picture')} of `{where}`", hint=_LAYOUT_HINT)
     highest = max(int(p.class_ids.max()) for p in data.pictures if len(p.class_ids))
     if highest >= len(labels):
         raise UsageError(

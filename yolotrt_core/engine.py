@@ -145,7 +145,7 @@ def build_engine(
         made, pick = fastest.pick(settings, store=store, stages=stages, force=force)
         trade = pick.trade
     else:
-        made = judged.make(settings, store=store, stages=stages, force=force)
+        made = judged.make(settings, store=store, stages=stages, force=force, is_asked_for=True)
     builder, precision = made.planned.builder, made.planned.request.precision
     name = f"{made.planned.source.name}-{precision}"
     refused = f"{name}-{builder.name}-refused"
@@ -186,7 +186,7 @@ def plan_build(settings: BuildSettings, *, store: Store, stages: Registry) -> Pl
     """Resolve the model and say which stages a build of these settings has; runs none of them."""
     if settings.precision not in (*PRECISIONS, AUTO):  # before anything is fetched
         raise UsageError(
-            f"unknown precision `{settings.precision}`", hint=nearest(settings.precision.lower(), (*PRECISIONS, AUTO))
+            f"unknown precision `{settings.precision}`", hint=nearest(settings.precision, (*PRECISIONS, AUTO))
         )
     calibration = calibration_data(settings)
     if calibration is not None:
@@ -248,10 +248,11 @@ def build_request(settings: BuildSettings, source: ModelSource, *, one_size: boo
     for shape in ((1, height, width), *(s for p in profiles for s in (p.min, p.opt, p.max))):
         for side in shape[1:]:
             if side > MOST_PIXELS:
-                raise UsageError(f"height and width must be at most {MOST_PIXELS}, found {side}")
+                raise UsageError(f"height and width must be {STRIDE} to {MOST_PIXELS} pixels, found {side}")
             if side < STRIDE or side % STRIDE:
                 raise UsageError(
-                    f"height and width must be multiples of {STRIDE}, found {side}",
+                    f"height and width must be multiples of {STRIDE}, found {side}"
+                    + (f"; {STRIDE} is the least" if side < STRIDE else ""),
                     hint=f"the nearest is {max(STRIDE, round(side / STRIDE) * STRIDE)}",
                 )
     for profile in profiles:

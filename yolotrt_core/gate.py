@@ -29,6 +29,7 @@ from yolotrt_core.stages import ONNX_FILE
 from yolotrt_core.store.action import Action
 from yolotrt_core.store.store import Store
 from yolotrt_core.types import Detections, EngineSpec, Json, ModelSpec, Selection, from_json
+from yolotrt_core.wording import counted
 from yolotrt_core.work import PARITY_BUILDER
 
 if TYPE_CHECKING:
@@ -169,9 +170,8 @@ def refuse(verdict: Verdict | None, precision: str, key: str) -> None:
         boxes = verdict.facts.get("fp32_boxes")
         if isinstance(boxes, int) and boxes < _FEW_BOXES:
             _log.warning(
-                "the gate had %d %s to compare, which says little: pass pictures of your own with `--eval-data`",
-                boxes,
-                "box" if boxes == 1 else "boxes",
+                "the gate had %s to compare, which says little: pass pictures of your own with `--eval-data`",
+                counted(boxes, "box"),
             )
         return
     raise GateError(
@@ -261,12 +261,13 @@ def _pictures(data: GateData, options: GateOptions, labels: Sequence[str]) -> tu
         found = dataset.read(data.eval_data, labels, labels_needed=data.max_drop is not None)
         files = [p.path for p in found.pictures]
         if found.boxes:
-            return files, _Labelled(found, found.digest), f"{len(files)} evaluation pictures with labels"
-        return files[: options.images], None, f"{len(files[: options.images])} evaluation pictures"
+            return files, _Labelled(found, found.digest), f"{counted(len(files), 'evaluation picture')} with labels"
+        files = files[: options.images]
+        return files, None, counted(len(files), "evaluation picture")
     if data.calibration is not None:
         chosen = choose(data.calibration)
         files = list(chosen.files[: options.images])
-        return files, None, f"{len(files)} calibration pictures"
+        return files, None, counted(len(files), "calibration picture")
     return [sample_path()], None, "the bundled picture"
 
 
@@ -392,7 +393,8 @@ def _text(facts: Mapping[str, Json]) -> str:
     if not facts["compared"]:
         return f"found nothing to compare: neither the engine nor fp32 has a box {where}"
     return (
-        f"{facts['matched']} of {facts['fp32_boxes']} fp32 boxes found, {facts['boxes']} boxes in all, "
+        f"{facts['matched']} of {counted(facts['fp32_boxes'], 'fp32 box')} found, "
+        f"{counted(facts['boxes'], 'box')} in all, "
         f"agreement {facts['agreement']:.3f} (at least {facts['least_agreement']:g}), "
         f"scores differ by {facts['score_drift']:.3f} {where}"
     )

@@ -241,6 +241,8 @@ def refuse_unknown(given: Mapping[str, Any], known: Sequence[str], where: str) -
 
 def nearest(word: str, known: Sequence[str]) -> str:
     """Return a hint that names what the user may have meant, or all there is."""
+    if word.lower() in known and word not in known:
+        return f"did you mean `{word.lower()}`?"
     close = difflib.get_close_matches(word, known, n=3, cutoff=0.6)
     if close:
         return "did you mean " + " or ".join(f"`{c}`" for c in close) + "?"

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 _STORE = next(f for f in build.SETTINGS if f.name == "store")
 _JSON = Flag("json", "Print one JSON document, see yolotrt_core/schemas/artifacts.json", switch=True)
-_KEY = Flag("key", "First digits of a key, as `artifacts.list` shows it", positional=True)
+_KEY = Flag("key", "First digits of a key, or a name, as `artifacts.list` shows them", positional=True)
 _KINDS = ("onnx", "ranges", "cache", "engine")
 
 

@@ -25,6 +25,7 @@ from yolotrt_core.rect import RectDetector
 from yolotrt_core.registry import KINDS, Registry
 from yolotrt_core.store.store import Store
 from yolotrt_core.types import PRECISIONS, Json, to_json
+from yolotrt_core.wording import counted
 
 _OWN = (
     Flag("data", "Labelled pictures: a folder in YOLO layout, a data set YAML, or a COCO JSON file"),
@@ -42,7 +43,6 @@ _OWN = (
     Flag("json", "Print one JSON document, see yolotrt_core/schemas/evaluate.json", switch=True),
 )
 RESERVED = tuple("--" + f.name.replace("_", "-") for f in _OWN)
-_WORD = 8  # as long as a mistyped precision may be
 _PARTS: tuple[dataset.Part, ...] = ("train", "val", "test")
 
 
@@ -108,7 +108,7 @@ def _refuse_rival(settings: BuildSettings, given: Given) -> None:
             known = ", ".join(PRECISIONS)
             raise UsageError(
                 f"`--against` expects an engine file or one of {known}, found `{wanted}`",
-                hint=nearest(wanted.lower(), PRECISIONS) if len(wanted) < _WORD else "there is no such file",
+                hint=close if (close := nearest(wanted.lower(), PRECISIONS)).startswith("did") else "`build` makes one",
             )
         read_engine_spec(Path(wanted).expanduser())
         return
@@ -187,8 +187,8 @@ def _report(result: Evaluation, rival: Evaluation | None, comparison: Comparison
         shown.append(_row(f"{rival.spec.builder} {rival.spec.precision}", rival.map50, rival.map50_95))
         shown.append(_row("difference", comparison.map50, comparison.map50_95, sign="+"))
     print_table(("engine", "mAP50", "95%", "mAP50-95", "95%"), shown)
-    skipped = f", {len(result.skipped)} unreadable ones left out" if result.skipped else ""
-    print(f"\n{result.pictures} pictures, {result.boxes} boxes{skipped}")
+    skipped = f", {len(result.skipped)} unreadable left out" if result.skipped else ""
+    print(f"\n{counted(result.pictures, 'picture')}, {counted(result.boxes, 'box')}{skipped}")
     if comparison is not None:
         verdict = "more than noise" if comparison.more_than_noise else "not distinguishable from noise"
         print(f"the difference in mAP50-95 is {verdict} on these pictures")

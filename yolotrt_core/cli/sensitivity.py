@@ -17,6 +17,7 @@ from yolotrt_core.pipeline import GivenOptions
 from yolotrt_core.registry import KINDS, Registry
 from yolotrt_core.sensitivity import Sensitivity, measure
 from yolotrt_core.types import Json, to_json
+from yolotrt_core.wording import counted
 
 _OWN = (
     Flag("plot", "Also draw the errors into this file, .svg, .png or .pdf (needs matplotlib)"),
@@ -45,6 +46,11 @@ def _sensitivity(stages: Registry, given: Given) -> None:
         given["precision"] is None and "precision" not in settings.recipe.get("build", {})
     ):
         settings = replace(settings, precision="int8")
+    if settings.calib_data is None and settings.calibrator is None:
+        raise UsageError(
+            "`sensitivity` runs the layers on calibration pictures, but `--calib-data` was not given",
+            hint="pass `--calib-data DIR`",
+        )
     plot = build.path_from_text(given["plot"])
     if plot is not None and plot.suffix not in (".svg", ".png", ".pdf"):
         raise UsageError(f"`--plot` expects a file that ends in .svg, .png or .pdf, found `{plot.name}`")
@@ -88,7 +94,7 @@ def _report(found: Sensitivity) -> None:
     ]
     print_table(("", "layer", "output error", "", "boxes in common", "score drift"), rows)
     worst = ",".join(d.layer for d in found.layers[:_SUGGESTED])
-    print(f"\n{len(found.layers)} layers, each alone in {found.precision}, on {found.pictures} pictures")
+    print(f"\n{len(found.layers)} layers, each alone in {found.precision}, on {counted(found.pictures, 'picture')}")
     print(f"keep the worst in fp16 with --{found.precision}-keep {worst}")
     print("or let a build find how many it takes: --max-drop 0.002 with labelled --eval-data")
 
@@ -96,4 +102,4 @@ def _report(found: Sensitivity) -> None:
 def _draw(found: Sensitivity, path: Path, model: str) -> None:
     from yolotrt_core.damage_plot import draw
 
-    draw(found, path, f"{model}: each layer alone in {found.precision}, {found.pictures} pictures")
+    draw(found, path, f"{model}: each layer alone in {found.precision}, {counted(found.pictures, 'picture')}")
