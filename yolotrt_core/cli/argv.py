@@ -16,6 +16,7 @@ import invoke
 from yolotrt_core.cli.tasks import error_text
 from yolotrt_core.errors import UsageError
 from yolotrt_core.options import nearest
+from yolotrt_core.terminal import wrapped
 
 # Options of invoke's own before a task: those after which there may be none, and those that take the next word.
 _ASKS = frozenset(("-h", "--help", "-l", "--list", "-V", "--version", "--complete", "--print-completion-script"))
@@ -44,7 +45,7 @@ def refuse_misread(tasks: invoke.Collection, arguments: Sequence[str]) -> None:
     try:
         _check(tasks, list(arguments))
     except UsageError as err:
-        raise invoke.Exit(error_text(err), code=1) from err
+        raise invoke.Exit(wrapped(error_text(err), sys.stderr), code=1) from err
 
 
 def _check(tasks: invoke.Collection, tokens: list[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -112,19 +113,23 @@ def _list(given: Given) -> None:
         shown = [{**_summary(r), "names": list(names.get(r.key, []))} for r in records]
         print(json.dumps({"schema": 1, "artifacts": shown}, indent=2))
         return
+    columns = ("key", "stage", "plugin", "made", "seconds", "MB")
     rows = [
-        (
-            r.short_key,
-            _stage(r),
-            _plugin(r),
-            r.created,
-            f"{r.seconds:.2f}",
-            _megabytes(_size(r)),
-            " ".join(names.get(r.key, [])),
-        )
+        (r.short_key, _stage(r), _plugin(r), _time(r), f"{r.seconds:.2f}", _megabytes(_size(r)), names.get(r.key, []))
         for r in records
     ]
-    print_table(("key", "stage", "plugin", "made", "seconds", "MB", "name"), rows)
+    if not sys.stdout.isatty():
+        print_table((*columns, "name"), [(*row, " ".join(named)) for *row, named in rows])
+        return
+    # Names are long and an artifact can have many: beside all the rest they would leave no room on a screen.
+    print_table(columns, [row[:-1] for row in rows], whole=columns)
+    print()
+    print_table(("key", "name"), [(row[0], name) for row in rows for name in row[-1]], whole=("key",))
+
+
+def _time(record: Record) -> str:
+    """Return when a record was made as people write it, UTC: 2026-11-25 00:21:39."""
+    return record.created[:19].replace("T", " ")
 
 
 def _show(given: Given) -> None:
@@ -134,7 +139,7 @@ def _show(given: Given) -> None:
         print(json.dumps({"schema": 1, **_lineage_json(lineage)}, indent=2))
         return
     record = lineage.record
-    rows = [("key", record.key), ("stage", _stage(record)), ("plugin", _plugin(record)), ("made", record.created)]
+    rows = [("key", record.key), ("stage", _stage(record)), ("plugin", _plugin(record)), ("made", _time(record))]
     rows += [("seconds", f"{record.seconds:.2f}")]
     rows += [
         (f"output {name}", f"{blob.sha256[:12]}  {_megabytes(blob.size)} MB") for name, blob in record.outputs.items()

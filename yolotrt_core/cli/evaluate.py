@@ -64,9 +64,7 @@ def _evaluate(stages: Registry, given: Given) -> None:
     if part not in _PARTS:
         raise UsageError(f"`--part` expects train, val or test, found `{part}`")
     build.refuse_build_flags(given)
-    dataset.check(given["data"], part)
     settings = build.build_settings(stages, given)
-    _refuse_rival(settings, given)
     # Judging is what this command is for: a second judge before it would only hide the figures.
     settings = replace(settings, flags={**settings.flags, "gate": {"check": "off"}})
     store = open_store(build.path_from_text(given["store"]))
@@ -74,10 +72,14 @@ def _evaluate(stages: Registry, given: Given) -> None:
         build.whole_number("--bootstrap", given["bootstrap"] or 200, least=0),
         build.whole_number("--seed", given["seed"] or 0, least=0),
     )
+    if given["engine"]:
+        if given["framework"]:
+            raise UsageError("`--framework` needs `--weights`: an engine holds no model of a framework")
+        read_engine_spec(Path(given["engine"]).expanduser())
+    dataset.check(given["data"], part)
+    _refuse_rival(settings, given)
     with contextlib.ExitStack() as stack:
         if given["framework"]:
-            if given["engine"]:
-                raise UsageError("`--framework` needs `--weights`: an engine holds no model of a framework")
             first = stack.enter_context(open_framework(settings, stages))
         else:
             first = stack.enter_context(_open(settings, given["engine"], store, stages))

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from yolotrt_core.calibration import DEFAULT_CALIBRATOR
 from yolotrt_core.cli import build
 from yolotrt_core.cli.streams import can_show
 from yolotrt_core.cli.tables import print_table
@@ -46,14 +47,14 @@ def _sensitivity(stages: Registry, given: Given) -> None:
         given["precision"] is None and "precision" not in settings.recipe.get("build", {})
     ):
         settings = replace(settings, precision="int8")
-    if settings.calib_data is None and settings.calibrator is None:
-        raise UsageError(
-            "`sensitivity` runs the layers on calibration pictures, but `--calib-data` was not given",
-            hint="pass `--calib-data DIR`",
-        )
     plot = build.path_from_text(given["plot"])
     if plot is not None and plot.suffix not in (".svg", ".png", ".pdf"):
         raise UsageError(f"`--plot` expects a file that ends in .svg, .png or .pdf, found `{plot.name}`")
+    usual = DEFAULT_CALIBRATOR.get(settings.precision) if settings.precision != AUTO else None
+    if usual is not None and settings.calib_data is None and settings.calibrator is None:
+        raise UsageError(
+            f"calibrator `{usual}` needs pictures, but `--calib-data` was not given", hint="pass `--calib-data DIR`"
+        )
     store = open_store(build.path_from_text(given["store"]))
     planned = plan_build(settings, store=store, stages=stages)
     options = GivenOptions(settings.flags, settings.recipe)

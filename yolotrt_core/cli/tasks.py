@@ -17,6 +17,7 @@ from yolotrt_core.errors import StageError, YolotrtError
 from yolotrt_core.log import configure
 from yolotrt_core.options import OptionField
 from yolotrt_core.registry import Registered, Registry
+from yolotrt_core.terminal import wrapped
 
 Given = Mapping[str, Any]
 
@@ -121,7 +122,7 @@ def with_errors(work: Callable[[], None]) -> None:
         work()
         sys.stdout.flush()
     except YolotrtError as err:
-        raise invoke.Exit(error_text(err), code=err.exit_code) from err
+        raise invoke.Exit(wrapped(error_text(err), sys.stderr), code=err.exit_code) from err
     except KeyboardInterrupt:
         raise invoke.Exit("cancelled", code=130) from None
     except BrokenPipeError:
