@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from yolotrt_core import dataset, pictures
-from yolotrt_core.errors import StageError, UsageError
+from yolotrt_core.errors import UsageError
 from yolotrt_core.layout import Layout
 from yolotrt_core.letterbox import preprocess
 from yolotrt_core.progress import progress
 from yolotrt_core.registry import source_digest
 from yolotrt_core.sources import sha256_of
 from yolotrt_core.types import Json, Precision
+from yolotrt_core.wording import counted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -77,7 +78,7 @@ def choose(data: CalibrationData) -> ChosenPictures:
     Raises:
         UsageError: nothing there, or no picture.
     """
-    files, names, _ = dataset.list_pictures(data.where, "train")
+    files, names, _ = dataset.list_pictures(data.where, "train", dataset.PICTURES_HINT)
     # A Fisher-Yates shuffle of our own: the standard library's may differ between Python versions.
     order = list(range(len(files)))
     numbers = random.Random(data.seed)
@@ -86,7 +87,7 @@ def choose(data: CalibrationData) -> ChosenPictures:
         order[last], order[other] = order[other], order[last]
     chosen = order[: data.count]
     if len(chosen) < ENOUGH_PICTURES:
-        _log.warning("only %d calibration pictures: %d are known to be enough", len(chosen), ENOUGH_PICTURES)
+        _log.warning("only %s: %d are known to be enough", counted(len(chosen), "calibration picture"), ENOUGH_PICTURES)
     return ChosenPictures(
         tuple(files[i] for i in chosen),
         tuple(names[i] for i in chosen),
@@ -114,7 +115,7 @@ class Batches:
         """Yield float32 (b, 3, H, W) or (b, H, W, 3), RGB in 0..1.
 
         Raises:
-            UsageError: a picture changed since it was chosen. StageError: over 10% cannot be read.
+            UsageError: a picture changed since it was chosen, or over 10% cannot be read.
         """
         frames = []
         with progress("calibrating", total=len(self.chosen.files)) as bar:
@@ -136,7 +137,7 @@ class Batches:
                 self.skipped.append(name)
                 _log.warning("%s; skipped", err)
                 if len(self.skipped) > most:
-                    raise StageError(
+                    raise UsageError(
                         f"{len(self.skipped)} of {len(self.chosen.files)} calibration pictures cannot be read, "
                         f"over {_MOST_UNREADABLE:.0%}; the last: {err}",
                         hint="remove or replace them",

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from yolotrt_core.errors import UsageError
 from yolotrt_core.options import nearest
 from yolotrt_core.pictures import PICTURES
+from yolotrt_core.wording import counted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,6 +23,7 @@ _log = logging.getLogger(__name__)
 
 Part = Literal["train", "val", "test"]
 _LAYOUT_HINT = "expected images/ and labels/ beside each other, a data set YAML, or a COCO JSON file"
+PICTURES_HINT = "expected a folder of pictures, or a data set YAML that names some"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -91,13 +93,13 @@ def read(where: str | Path, labels: Sequence[str], part: Part = "val", *, labels
     if path.suffix.lower() == ".json" and path.is_file():
         data = _read_coco(path, labels)
     else:
-        files, named, names = list_pictures(path, part)
+        files, named, names = list_pictures(path, part, _LAYOUT_HINT if labels_needed else PICTURES_HINT)
         _refuse_other_classes(names, labels, path)
         data = DataSet(path, tuple(_with_yolo_labels(f, n) for f, n in zip(files, named, strict=True)), names)
     if not data.boxes and not labels_needed:
         return data
     if not data.boxes:
-        raise UsageError(f"no labels for the {len(data.pictures)} pictures of `{where}`", hint=_LAYOUT_HINT)
+        raise UsageError(f"no labels for the {counted(len(data.pictures), 'picture')} of `{where}`", hint=_LAYOUT_HINT)
     highest = max(int(p.class_ids.max()) for p in data.pictures if len(p.class_ids))
     if highest >= len(labels):
         raise UsageError(
@@ -107,8 +109,41 @@ def read(where: str | Path, labels: Sequence[str], part: Part = "val", *, labels
     return data
 
 
-def list_pictures(where: str | Path, part: Part = "val") -> tuple[list[Path], list[str], tuple[str, ...]]:
+def refuse_missing(where: str | Path, hint: str = _LAYOUT_HINT) -> None:
+    """Check that there is something at a place before anything is made for it.
+
+    Raises:
+        UsageError: there is not.
+    """
+    try:
+        if Path(where).expanduser().exists():
+            return
+    except (OSError, RuntimeError) as err:  # RuntimeError: `~name` of nobody
+        reason = (getattr(err, "strerror", None) or str(err)).lower()
+        raise UsageError(f"cannot read `{where}`: {reason}", hint=hint) from err
+    raise UsageError(f"there is no data set `{where}`", hint=hint)
+
+
+def check(where: str | Path, part: Part = "val", *, labels_needed: bool = True) -> None:
+    """Check what can be told of a data set before a model's classes are known: that it names pictures.
+
+    Raises:
+        UsageError: as `read`, but nothing about labels.
+    """
+    path = Path(where).expanduser()
+    hint = _LAYOUT_HINT if labels_needed else PICTURES_HINT
+    refuse_missing(path, hint)
+    if not (path.suffix.lower() == ".json" and path.is_file()):
+        list_pictures(path, part, hint)
+
+
+def list_pictures(
+    where: str | Path, part: Part = "val", hint: str = _LAYOUT_HINT
+) -> tuple[list[Path], list[str], tuple[str, ...]]:
     """List the pictures of a folder or YAML description, sorted, with names that are the same on every machine.
+
+    Args:
+        hint: what to say was expected, where labels may not matter.
 
     Returns:
         Files, their names relative to the data set, and the class names (empty if not told).
@@ -117,16 +152,15 @@ def list_pictures(where: str | Path, part: Part = "val") -> tuple[list[Path], li
         UsageError: nothing there, not YAML, no such part, or no picture.
     """
     path = Path(where).expanduser()
-    if not path.exists():
-        raise UsageError(f"there is no data set `{where}`", hint=_LAYOUT_HINT)
+    refuse_missing(where, hint)
     if path.is_dir():
         described = sorted(p for p in path.iterdir() if p.suffix.lower() in (".yaml", ".yml"))
         if len(described) == 1 and not any(p.suffix.lower() in PICTURES for p in path.iterdir()):
-            return list_pictures(described[0], part)
+            return list_pictures(described[0], part, hint)
         root = path / "images" if (path / "images").is_dir() else path
-        return *_sorted_pictures([root], path), ()
+        return *_sorted_pictures([root], path, hint), ()
     if path.suffix.lower() not in (".yaml", ".yml"):
-        raise UsageError(f"`{where}` is no data set", hint=_LAYOUT_HINT)
+        raise UsageError(f"`{where}` is no data set", hint=hint)
     described_as = _read_yaml(path)
     names = described_as.get("names", ())
     if isinstance(names, dict):
@@ -137,17 +171,17 @@ def list_pictures(where: str | Path, part: Part = "val") -> tuple[list[Path], li
     if not places:
         raise UsageError(f"`{path}` names no pictures for `{part}`", hint=f"it has {', '.join(map(str, described_as))}")
     places = [str(p) for p in (places if isinstance(places, list) else [places])]
-    return *_sorted_pictures([base / p for p in places], base), tuple(map(str, names))
+    return *_sorted_pictures([base / p for p in places], base, hint), tuple(map(str, names))
 
 
-def _sorted_pictures(places: Iterable[Path], base: Path) -> tuple[list[Path], list[str]]:
+def _sorted_pictures(places: Iterable[Path], base: Path, hint: str) -> tuple[list[Path], list[str]]:
     found: dict[str, Path] = {}
     for place in places:
         for file in _pictures_at(place):
             name = file.relative_to(base).as_posix() if file.is_relative_to(base) else file.name
             found[name] = file
     if not found:
-        raise UsageError(f"no picture in `{', '.join(map(str, places))}`", hint=_LAYOUT_HINT)
+        raise UsageError(f"no picture in `{', '.join(map(str, places))}`", hint=hint)
     names = sorted(found)
     return [found[n] for n in names], names
 

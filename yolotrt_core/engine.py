@@ -10,16 +10,18 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from yolotrt_core import pipeline
+from yolotrt_core import dataset, pipeline
 from yolotrt_core.calibration import DEFAULT_PICTURES, CalibrationData
 from yolotrt_core.errors import ArtifactError, UsageError
 from yolotrt_core.options import nearest
 from yolotrt_core.pipeline import Choice, GivenOptions, Plan, StepResult
-from yolotrt_core.registry import Registry
+from yolotrt_core.registry import Registered, Registry
+from yolotrt_core.shapes import shapes_text
 from yolotrt_core.sources import resolve_source, sha256_of
-from yolotrt_core.stages import SizedExporter
+from yolotrt_core.stages import FixedSizeExporter, SizedExporter
 from yolotrt_core.store.store import Store
 from yolotrt_core.types import PRECISIONS, BuildRequest, EngineSpec, ModelSource, Precision, ShapeRange, from_json
+from yolotrt_core.writing import refuse_unwritable
 
 if TYPE_CHECKING:
     from yolotrt_core.fastest import Pick
@@ -142,6 +144,7 @@ def build_engine(
     # What opens engines may build them first, and most builds need no search.
     from yolotrt_core import gate, judged
 
+    refuse_unwritable(out if out is not None else Path("engines"))
     pick = trade = None
     if settings.precision == AUTO:
         from yolotrt_core import fastest
@@ -149,7 +152,7 @@ def build_engine(
         made, pick = fastest.pick(settings, store=store, stages=stages, force=force)
         trade = pick.trade
     else:
-        made = judged.make(settings, store=store, stages=stages, force=force)
+        made = judged.make(settings, store=store, stages=stages, force=force, is_asked_for=True)
     builder, precision = made.planned.builder, made.planned.request.precision
     name = f"{made.planned.source.name}-{precision}"
     refused = f"{name}-{builder.name}-refused"
@@ -164,6 +167,7 @@ def build_engine(
     folder = out if out is not None else Path("engines") / name
     path = folder / f"{name}{Path(builder.stage.engine_file).suffix}"
     spec = from_json(EngineSpec, json.loads(store.read(last.outputs[pipeline.ENGINE_SPEC_FILE].sha256)))
+    _say_what_goes(path, spec)
     hand_out(store, made.engine.sha256, path)
     hand_out(store, last.outputs[pipeline.ENGINE_SPEC_FILE].sha256, spec_path(path))
     store.set_ref(f"{name}-{builder.name}", last.key)
@@ -175,24 +179,47 @@ def build_engine(
     return Engine(path, spec, last.key, made.results, made.verdict, trade, pick)
 
 
+def _say_what_goes(path: Path, spec: EngineSpec) -> None:
+    """Tell of an engine for other shapes in the place of this one: whoever made it may still want it."""
+    try:
+        before = shapes_text(from_json(EngineSpec, json.loads(spec_path(path).read_text(encoding="utf-8"))))
+    except (OSError, ValueError, TypeError, LookupError, AttributeError):  # nothing there, or nothing of ours
+        return
+    if path.is_file() and before != shapes_text(spec):
+        _log.warning("replaces an engine of %s by one of %s in `%s`", before, shapes_text(spec), path)
+
+
 def plan_build(settings: BuildSettings, *, store: Store, stages: Registry) -> Plan:
     """Resolve the model and say which stages a build of these settings has; runs none of them."""
     if settings.precision not in (*PRECISIONS, AUTO):  # before anything is fetched
-        raise UsageError(f"unknown precision `{settings.precision}`", hint=nearest(settings.precision, PRECISIONS))
+        raise UsageError(
+            f"unknown precision `{settings.precision}`", hint=nearest(settings.precision, (*PRECISIONS, AUTO))
+        )
+    calibration = calibration_data(settings)
+    if calibration is not None:
+        dataset.refuse_missing(calibration.where, dataset.PICTURES_HINT)
     source = resolve_source(settings.weights, cache_dir=weights_cache(), offline=settings.offline)
+    exporter = stages.usable("exporter", settings.exporter) if settings.exporter else stages.select_exporter(source)
     if settings.imgsz is None and source.imgsz is None:
-        source = replace(source, imgsz=_native_size(settings, source, stages))
-    request = build_request(settings, source)
-    choice = Choice(settings.exporter, settings.builder, settings.calibrator, calibration_data(settings))
+        source = replace(source, imgsz=_native_size(exporter, source))
+    request = build_request(settings, source, one_size=settings.dynamic and _is_of_one_size(exporter, source))
+    choice = Choice(settings.exporter, settings.builder, settings.calibrator, calibration)
     return pipeline.plan(stages, source, request, choice, GivenOptions(settings.flags, settings.recipe))
 
 
-def _native_size(settings: BuildSettings, source: ModelSource, stages: Registry) -> tuple[int, int] | None:
-    named = settings.exporter
-    found = stages.usable("exporter", named) if named else stages.select_exporter(source)
-    if not found.stage.available().ok or not isinstance(found.stage, SizedExporter):
+def _native_size(exporter: Registered, source: ModelSource) -> tuple[int, int] | None:
+    if not exporter.stage.available().ok or not isinstance(exporter.stage, SizedExporter):
         return None
-    return found.stage.native_size(source)
+    return exporter.stage.native_size(source)
+
+
+def _is_of_one_size(exporter: Registered, source: ModelSource) -> bool:
+    """Say whether the ONNX will take one height and width: a profile that nobody asked for must not leave them."""
+    if not exporter.stage.available().ok:
+        return False
+    if isinstance(exporter.stage, FixedSizeExporter):
+        return exporter.stage.has_fixed_size(source)
+    return _native_size(exporter, source) is not None
 
 
 def calibration_data(settings: BuildSettings) -> CalibrationData | None:
@@ -202,8 +229,11 @@ def calibration_data(settings: BuildSettings) -> CalibrationData | None:
     return CalibrationData(settings.calib_data, settings.calib_images, settings.calib_seed)
 
 
-def build_request(settings: BuildSettings, source: ModelSource) -> BuildRequest:
+def build_request(settings: BuildSettings, source: ModelSource, *, one_size: bool = False) -> BuildRequest:
     """Check the user's settings and fill in what was left open.
+
+    Args:
+        one_size: the profile of a dynamic engine, where none is given, leaves height and width as they are.
 
     Raises:
         UsageError: a size that is no multiple of 32, a profile out of order, precision `auto`.
@@ -215,17 +245,21 @@ def build_request(settings: BuildSettings, source: ModelSource) -> BuildRequest:
         raise UsageError(f"`--batch` expects a whole number of at least 1, found `{settings.batch}`")
     profiles = settings.profiles
     if settings.dynamic and not profiles:
-        half = tuple(max(STRIDE, side // 2 // STRIDE * STRIDE) for side in (height, width))
+        sides = (height, width)
+        least = sides if one_size else tuple(max(STRIDE, side // 2 // STRIDE * STRIDE) for side in sides)
         profiles = (
-            ShapeRange((1, half[0], half[1]), (settings.batch, height, width), (max(8, settings.batch), height, width)),
+            ShapeRange(
+                (1, least[0], least[1]), (settings.batch, height, width), (max(8, settings.batch), height, width)
+            ),
         )
     for shape in ((1, height, width), *(s for p in profiles for s in (p.min, p.opt, p.max))):
         for side in shape[1:]:
             if side > MOST_PIXELS:
-                raise UsageError(f"height and width must be at most {MOST_PIXELS}, found {side}")
+                raise UsageError(f"height and width must be {STRIDE} to {MOST_PIXELS} pixels, found {side}")
             if side < STRIDE or side % STRIDE:
                 raise UsageError(
-                    f"height and width must be multiples of {STRIDE}, found {side}",
+                    f"height and width must be multiples of {STRIDE}, found {side}"
+                    + (f"; {STRIDE} is the least" if side < STRIDE else ""),
                     hint=f"the nearest is {max(STRIDE, round(side / STRIDE) * STRIDE)}",
                 )
     for profile in profiles:

@@ -29,6 +29,7 @@ from yolotrt_core.stages import ONNX_FILE
 from yolotrt_core.store.action import Action
 from yolotrt_core.store.store import Store
 from yolotrt_core.types import Detections, EngineSpec, Json, ModelSpec, Selection, from_json
+from yolotrt_core.wording import counted
 from yolotrt_core.work import PARITY_BUILDER
 
 if TYPE_CHECKING:
@@ -88,6 +89,21 @@ class Verdict:
     facts: Mapping[str, Json]
     key: str
     from_cache: bool
+
+
+def check(data: GateData, settings: Settings) -> None:
+    """Check what a verdict will need before anything is built for it.
+
+    Raises:
+        UsageError: an option out of bounds, evaluation data that is not there, `max_drop` without any.
+    """
+    options: GateOptions = settings.resolve(GateOptions, "gate")
+    if not options.check:
+        return
+    if data.eval_data is not None:
+        dataset.check(data.eval_data, labels_needed=data.max_drop is not None)
+    elif data.max_drop is not None:
+        raise UsageError("`--max-drop` needs labelled pictures", hint="pass them with `--eval-data`")
 
 
 def judge(
@@ -159,8 +175,8 @@ def refuse(verdict: Verdict | None, precision: str, key: str) -> None:
         boxes = verdict.facts.get("fp32_boxes")
         if isinstance(boxes, int) and boxes < _FEW_BOXES:
             _log.warning(
-                "the gate had %d boxes to compare, which says little: pass pictures of your own with `--eval-data`",
-                boxes,
+                "the gate had %s to compare, which says little: pass pictures of your own with `--eval-data`",
+                counted(boxes, "box"),
             )
         return
     raise GateError(
@@ -259,14 +275,13 @@ def _pictures(data: GateData, options: GateOptions, labels: Sequence[str]) -> tu
         found = dataset.read(data.eval_data, labels, labels_needed=data.max_drop is not None)
         files = [p.path for p in found.pictures]
         if found.boxes:
-            return files, _Labelled(found, found.digest), f"{len(files)} evaluation pictures with labels"
-        return files[: options.images], None, f"{len(files[: options.images])} evaluation pictures"
-    if data.max_drop is not None:
-        raise UsageError("`--max-drop` needs labelled pictures", hint="pass them with `--eval-data`")
+            return files, _Labelled(found, found.digest), f"{counted(len(files), 'evaluation picture')} with labels"
+        files = files[: options.images]
+        return files, None, counted(len(files), "evaluation picture")
     if data.calibration is not None:
         chosen = choose(data.calibration)
         files = list(chosen.files[: options.images])
-        return files, None, f"{len(files)} calibration pictures"
+        return files, None, counted(len(files), "calibration picture")
     return [sample_path()], None, "the bundled picture"
 
 
@@ -282,6 +297,7 @@ def _by_map(case: _Case, labelled: _Labelled, data: GateData) -> dict[str, Json]
     limit = data.max_drop if data.max_drop is not None else DEFAULT_MAX_DROP
     return {
         "by": "map50_95",
+        "compared": labelled.data.boxes,
         "passed": drop <= limit,
         "fp32": reference.map50_95.value,
         "lowered": lowered.map50_95.value,
@@ -307,6 +323,7 @@ def _by_agreement(case: _Case, files: Sequence[Path], options: GateOptions) -> d
     return {
         "by": "agreement",
         "passed": passed,
+        "compared": agreement.boxes,
         "fp32_boxes": agreement.expected,
         "boxes": agreement.found,
         "matched": agreement.matched,
@@ -387,8 +404,11 @@ def _text(facts: Mapping[str, Json]) -> str:
             f"mAP50-95 {facts['lowered']:.4f}, fp32 {facts['fp32']:.4f}, a loss of {facts['drop']:.4f} "
             f"({facts['max_drop']:g} allowed) {where}"
         )
+    if not facts["compared"]:
+        return f"found nothing to compare: neither the engine nor fp32 has a box {where}"
     return (
-        f"{facts['matched']} of {facts['fp32_boxes']} fp32 boxes found, {facts['boxes']} boxes in all, "
+        f"{facts['matched']} of {counted(facts['fp32_boxes'], 'fp32 box')} found, "
+        f"{counted(facts['boxes'], 'box')} in all, "
         f"agreement {facts['agreement']:.3f} (at least {facts['least_agreement']:g}), "
         f"scores differ by {facts['score_drift']:.3f} {where}"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,9 +13,13 @@ from yolotrt_core.engine import BuildSettings, calibration_data, plan_build
 from yolotrt_core.gate import Verdict
 from yolotrt_core.pipeline import ENGINE_SPEC_FILE, GivenOptions, Plan, StepResult
 from yolotrt_core.registry import Registry
+from yolotrt_core.sensitivity import SensitivityOptions
 from yolotrt_core.store.action import Blob, Record
 from yolotrt_core.store.store import Store
 from yolotrt_core.types import EngineSpec, from_json
+from yolotrt_core.work import PARITY_BUILDER
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,18 +46,43 @@ class Judged:
         return self.record.outputs[self.planned.builder.stage.engine_file]
 
 
-def make(settings: BuildSettings, *, store: Store, stages: Registry, force: bool = False) -> Judged:
+def make(
+    settings: BuildSettings, *, store: Store, stages: Registry, force: bool = False, is_asked_for: bool = False
+) -> Judged:
     """Build and judge; what the store holds is not made again.
+
+    Args:
+        is_asked_for: this very build is what a user named, not one that a search tries.
 
     Raises:
         YolotrtError: see `engine.build`; not for a verdict.
     """
-    planned = plan_build(settings, store=store, stages=stages)
-    results = pipeline.run(planned, store, stages, force=force)
-    data = gate.GateData(settings.eval_data, settings.max_drop, calibration_data(settings))
     given = GivenOptions(settings.flags, settings.recipe)
+    data = gate.GateData(settings.eval_data, settings.max_drop, calibration_data(settings))
+    gate.check(data, given)
+    given.resolve(SensitivityOptions, "sensitivity")
+    planned = plan_build(settings, store=store, stages=stages)
+    if is_asked_for:
+        _say_what_is_idle(planned, given, stages)
+    results = pipeline.run(planned, store, stages, force=force)
     verdict = gate.judge(planned, results, data, given, store=store, stages=stages)
     return Judged(settings, planned, tuple(results), verdict)
+
+
+def _say_what_is_idle(planned: Plan, given: GivenOptions, stages: Registry) -> None:
+    """Warn of flags for stages that the build does not have; a recipe may serve many builds, so not of its keys."""
+    running = {(step.kind, step.identity.name) for step in planned.steps}
+    for kind, named in stages.stages.items():
+        for name, flags in given.flags.items():
+            # Boxes are decoded with any postprocessor, and the gate may run the ONNX where the engine cannot run.
+            if kind == "postprocessor" or name not in named or (kind, name) in running or name == PARITY_BUILDER:
+                continue
+            asked = given.resolve(named[name].stage.Options, name)
+            # A pass that would run by default is away because a flag says so: that is its effect.
+            is_off = kind == "pass" and named[name].stage.applies(planned.request, named[name].stage.Options())
+            for option in named[name].options:
+                if flags.get(option.name) is not None and getattr(asked, option.name) != option.default and not is_off:
+                    _log.warning("`%s` has no effect: no stage `%s` runs in this build", option.flag, name)
 
 
 def open_engine(made: Judged, folder: Path, *, store: Store, stages: Registry) -> Detector:

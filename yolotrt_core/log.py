@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+from yolotrt_core.terminal import wrapped
+
 # Reentrant, because a hook of a plugin may itself build.
 _stdout_lock = threading.RLock()
 _is_away = False
@@ -24,7 +26,7 @@ class _ToStderr(logging.Handler):
         text = record.getMessage()
         prefix = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
         with contextlib.suppress(OSError, ValueError):  # logging never raises: the reader may be gone
-            sys.stderr.write(f"{prefix}{text}\n")
+            sys.stderr.write(wrapped(f"{prefix}{text}", sys.stderr) + "\n")
             sys.stderr.flush()
 
 

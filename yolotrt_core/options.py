@@ -243,7 +243,8 @@ def key_material(options: Any, prefix: str) -> dict[str, Json]:
             try:
                 value = hashlib.sha256(Path(value).read_bytes()).hexdigest()
             except OSError as err:
-                raise UsageError(f"`{field.flag}` names a file that cannot be read: {err}") from err
+                reason = (err.strerror or str(err)).lower()
+                raise UsageError(f"`{field.flag}` names a file that cannot be read: `{value}`: {reason}") from err
         elif value is not None and field.type is float:
             value = float(value)
         material[field.name] = value
@@ -259,6 +260,8 @@ def refuse_unknown(given: Mapping[str, Any], known: Sequence[str], where: str) -
 
 def nearest(word: str, known: Sequence[str]) -> str:
     """Return a hint that names what the user may have meant, or all there is."""
+    if word.lower() in known and word not in known:
+        return f"did you mean `{word.lower()}`?"
     close = difflib.get_close_matches(word, known, n=3, cutoff=0.6)
     if close:
         return "did you mean " + " or ".join(f"`{c}`" for c in close) + "?"

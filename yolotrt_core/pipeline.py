@@ -18,9 +18,10 @@ from typing import Any, Protocol
 from yolotrt_core import log, options, parity, registry, work
 from yolotrt_core.calibration import DEFAULT_CALIBRATOR, CalibrationData, ChosenPictures, choose
 from yolotrt_core.errors import PluginError, StageError, UsageError, YolotrtError
+from yolotrt_core.memory import out_of_memory
 from yolotrt_core.progress import progress
 from yolotrt_core.registry import Registered, Registry
-from yolotrt_core.stages import ONNX_FILE, RANGES_FILE, REFERENCE_FILE, QuantizedSource, RangesBuilder
+from yolotrt_core.stages import ONNX_FILE, RANGES_FILE, REFERENCE_FILE, CheckedOptions, QuantizedSource, RangesBuilder
 from yolotrt_core.store.action import Action, PluginIdentity, Record
 from yolotrt_core.store.failures import DamagedArtifactError, MissingArtifactError
 from yolotrt_core.store.store import Store
@@ -308,6 +309,8 @@ def _make(steps: Plan, step: Step, action: Action, store: Store, folder: Path) -
                 raise
             except (Exception, SystemExit) as err:  # a stage of anyone's may fail in any way; the log keeps the trace
                 _log.debug("unexpected", exc_info=True)
+                if lacking := out_of_memory(err, step.request):
+                    raise lacking from err
                 raise StageError(
                     f"failed with {type(err).__name__}: {err}",
                     hint=f"a bug in `{step.identity.name}` of `{step.identity.dist}`: report it with the log",
@@ -330,6 +333,9 @@ def _step(
 ) -> Step:
     registry.refuse_unavailable(found, found.stage.available())
     chosen = settings.resolve(found.stage.Options, found.name)
+    options.key_material(chosen, found.name)  # reads the files that options name: before any work, not on its way
+    if isinstance(found.stage, CheckedOptions):
+        found.stage.check_options(chosen)
     return Step(
         label=label,
         kind=found.kind,

@@ -110,8 +110,10 @@ def read_ranges(path: Path) -> Ranges:
         data = json.loads(path.read_text(encoding="utf-8"))
     except OSError as err:
         raise UsageError(f"cannot read the ranges `{path}`: {(err.strerror or str(err)).lower()}") from err
-    except (ValueError, RecursionError) as err:
-        raise UsageError(f"`{path}` is no ranges file: {err}") from err
+    except json.JSONDecodeError as err:
+        raise UsageError(f"`{path}` is no ranges file: no JSON from line {err.lineno}, column {err.colno} on") from err
+    except (ValueError, RecursionError) as err:  # bytes that are no text, numbers of thousands of digits, deep nesting
+        raise UsageError(f"`{path}` is no ranges file: no JSON that can be read") from err
     return ranges_from_json(data, str(path))
 
 

@@ -45,6 +45,14 @@ def refuse_unfit(images: NDArray[Any], spec: EngineSpec) -> None:
             raise UsageError(f"height and width must be multiples of {step}, found {found}")
 
 
+def shapes_text(spec: EngineSpec) -> str:
+    """Say for people which shapes an engine accepts, e.g. `batch 1, 640x640`."""
+    if spec.profiles:
+        return " and ".join(f"batch and size {_range(p)}" for p in spec.profiles)
+    batch, height, width = without_channels(spec.model.inputs[0].shape, spec.model.layout)
+    return f"batch {batch}, {height}x{width}"
+
+
 def _within(size: tuple[int, int, int], profile: ShapeRange) -> bool:
     return all(low <= have <= high for low, have, high in zip(profile.min, size, profile.max, strict=True))
 

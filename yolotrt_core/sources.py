@@ -11,6 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from yolotrt_core.errors import UsageError
+from yolotrt_core.store.action import is_name
 from yolotrt_core.types import ModelSource
 
 DEFAULT_MODEL = "parts"
@@ -90,7 +91,13 @@ def _existing(weights: str | Path) -> Path | None:
 
 
 def _local(path: Path) -> ModelSource:
-    return ModelSource(path, sha256_of(path), path.resolve().name if path.is_dir() else path.stem)
+    name = path.resolve().name if path.is_dir() else path.stem
+    if not is_name(name):
+        raise UsageError(
+            f"the name {name!a} cannot name an engine: it is empty, has a control character, or is not UTF-8",
+            hint="rename the file or folder, or pass a link of another name",
+        )
+    return ModelSource(path, sha256_of(path), name)
 
 
 def _released(name: str, release: Release, cache_dir: Path, base: str | None) -> Path:

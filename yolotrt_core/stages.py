@@ -119,6 +119,25 @@ class SizedExporter(Protocol):
 
 
 @runtime_checkable
+class FixedSizeExporter(Protocol):
+    """What an exporter may offer beside `Exporter`, whose ONNX may take one height and width only."""
+
+    def has_fixed_size(self, source: ModelSource) -> bool:
+        """Say whether it will, even for a dynamic request: then only the batch varies unless a user says otherwise.
+
+        Asked as `SizedExporter.native_size` is; an exporter that offers only that one means yes by a size.
+        """
+
+
+@runtime_checkable
+class CheckedOptions(Protocol):
+    """What a stage may offer beside its kind: to look at its options before any stage of a build runs."""
+
+    def check_options(self, options: Any) -> None:
+        """Raise a UsageError for options that it cannot work with."""
+
+
+@runtime_checkable
 class QuantizedSource(Protocol):
     """What an exporter may offer beside `Exporter`: to know a model that quantization-aware training made."""
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from yolotrt_core.errors import ArtifactError
 
 
 @contextmanager
@@ -20,6 +23,23 @@ def whole_file(target: Path) -> Iterator[Path]:
         partial.replace(target)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def refuse_unwritable(folder: Path) -> None:
+    """Check that files can be put into a folder, which need not exist yet; makes nothing.
+
+    Raises:
+        ArtifactError: something on its path is no folder, or must not be written to.
+    """
+    hint = "choose another folder with `--out`"
+    try:
+        place = next(p for p in (folder, *folder.absolute().parents) if p.exists() or p.is_symlink())
+        if not place.is_dir():
+            raise ArtifactError(f"cannot write to `{folder}`: `{place}` is not a folder", hint=hint)
+        if not os.access(place, os.W_OK | os.X_OK):
+            raise ArtifactError(f"cannot write to `{folder}`: `{place}` must not be written to", hint=hint)
+    except OSError as err:
+        raise ArtifactError(f"cannot write to `{folder}`: {(err.strerror or str(err)).lower()}", hint=hint) from err
 
 
 def write_whole(target: Path, content: bytes | str) -> None:

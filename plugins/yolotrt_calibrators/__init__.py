@@ -118,6 +118,10 @@ class Import(_Calibrator):
     def fingerprint(self, options: ImportOptions) -> Mapping[str, str]:
         return {}
 
+    def check_options(self, options: ImportOptions) -> None:
+        if options.file is None:
+            raise UsageError("calibrator `import` needs a file", hint="pass `--import-file FILE`")
+
     def calibrate(
         self, model: OnnxModel, batches: Batches, request: BuildRequest, options: ImportOptions, out: Path
     ) -> str:

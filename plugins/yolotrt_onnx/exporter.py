@@ -85,6 +85,14 @@ def native_size(path: Path) -> tuple[int, int] | None:
     return (sizes[1], sizes[2]) if sizes[1] and sizes[2] else None
 
 
+def has_fixed_size(path: Path) -> bool:
+    """Say whether the picture input has one height and width; no of what is no model."""
+    try:
+        return not _Picture(onnx.load(str(path), load_external_data=False)).is_free
+    except Exception:  # noqa: BLE001 - as in `native_size`
+        return False
+
+
 def _load(path: Path) -> ModelProto:
     try:
         model = onnx.load(str(path), load_external_data=False)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import onnx
 from onnx import ModelProto, TensorProto, helper
 
-from yolotrt_core.errors import StageError
+from yolotrt_core.errors import StageError, UsageError
 from yolotrt_core.types import Json, ModelSpec, OnnxModel
 from yolotrt_onnx.graph import check, first_line, lift_constants, load, opset, save, spec_of, type_conflicts
 from yolotrt_onnx.retype import Retyping, decode_nodes, retype, shape_nodes, unfit_weights, unsupported_nodes
@@ -71,8 +71,9 @@ def lower(model: ModelProto, lowering: Lowering) -> dict[str, Json]:
         several), and the names of weights that did not fit.
 
     Raises:
-        StageError: the graph is not float32 throughout, holds subgraphs or operators without a
-            schema, or cannot be raised to the operator set that bfloat16 needs.
+        UsageError: the graph is not float32 throughout.
+        StageError: it holds subgraphs or operators without a schema, or cannot be raised to the operator
+            set that bfloat16 needs.
     """
     name = _NAMES[lowering.dtype]
     lift_constants(model)
@@ -104,7 +105,7 @@ def _refuse_mixed(model: ModelProto, name: str) -> None:
         dtype = value.data_type if isinstance(value, TensorProto) else value.type.tensor_type.elem_type
         if dtype in (TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE):
             found = TensorProto.DataType.Name(dtype).lower()
-            raise StageError(
+            raise UsageError(
                 f"the {name} pass expects a float32 graph, but `{value.name}` is {found}",
                 hint="export the model in float32",
             )

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from yolotrt_core.errors import StageError
+from yolotrt_core.errors import StageError, UsageError
 from yolotrt_core.ranges import E4M3_MAX, INT8_LEVELS, e4m3_scale, int8_scale
 
 log = logging.getLogger(__name__)
@@ -93,7 +93,7 @@ def named_convolutions(model: ModelProto, names: Iterable[str]) -> set[str]:
     """Return the nodes of all convolutions in the named modules (`model.24`, `model.2.cv1`).
 
     Raises:
-        StageError: a name that fits none.
+        UsageError: a name that fits none.
     """
     convolutions = [n for n in model.graph.node if n.op_type == "Conv"]
     found = set()
@@ -101,7 +101,7 @@ def named_convolutions(model: ModelProto, names: Iterable[str]) -> set[str]:
         matches = {n.name for n in convolutions if n.name == name or f"{module_name(n)}.".startswith(f"{name}.")}
         if not matches:
             some = ", ".join(f"`{module_name(n)}`" for n in convolutions[:3])
-            raise StageError(f"no convolution belongs to a module `{name}`", hint=f"the first are {some}")
+            raise UsageError(f"no convolution belongs to a module `{name}`", hint=f"the first are {some}")
         found |= matches
     return found
 

@@ -40,8 +40,8 @@ def apply(
         calibration: ranges of exactly this ONNX. form: `int8` or `fp8`.
 
     Raises:
-        StageError: no ranges, ranges that miss a tensor, a module to keep that does not exist.
-        UsageError: ranges of another ONNX.
+        StageError: no ranges, ranges that miss a tensor.
+        UsageError: ranges of another ONNX, a module to keep that does not exist.
     """
     graph = load(model.path)
     lift_constants(graph)

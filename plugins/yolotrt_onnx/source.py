@@ -12,6 +12,7 @@ from typing import ClassVar, Literal
 from yolotrt_core.options import option
 from yolotrt_core.stages import Availability
 from yolotrt_core.types import BuildRequest, ModelSource, ModelSpec
+from yolotrt_core.wording import not_installed
 from yolotrt_onnx.stage import versions
 
 _OTHER_FORMATS = ((0, b"PK"), (0, b"\x80"), (0, b"\x89HDF"), (4, b"TFL3"))
@@ -60,8 +61,7 @@ class OnnxExporter:
     def available(self) -> Availability:
         missing = [name for name in ("onnx", "onnxruntime") if util.find_spec(name) is None]
         if missing:
-            return Availability(False, f"{' and '.join(f'`{m}`' for m in missing)} is not installed",
-                                f"pip install {' '.join(missing)}")  # fmt: skip
+            return Availability(False, not_installed(missing), f"pip install {' '.join(missing)}")
         return Availability(True)
 
     def fingerprint(self, options: OnnxSourceOptions) -> Mapping[str, str]:
@@ -77,6 +77,12 @@ class OnnxExporter:
         from yolotrt_onnx import exporter
 
         return exporter.native_size(source.path)
+
+    def has_fixed_size(self, source: ModelSource) -> bool:
+        """Say whether the file fixes height and width."""
+        from yolotrt_onnx import exporter
+
+        return exporter.has_fixed_size(source.path)
 
     def is_quantized(self, source: ModelSource) -> bool:
         """Look for the operator's name in the file, as quantization-aware training leaves it."""

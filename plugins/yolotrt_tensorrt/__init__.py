@@ -156,7 +156,9 @@ class OwnCalibrator:
         found = installed.find("tensorrt")
         if found is None or found.missing or int(found.version.partition(".")[0] or 0) > 10:
             reason = "calibrators are a part of TensorRT 8 to 10" + (f", and here is {found}" if found else "")
-            return Availability(False, reason, "pip install --extra-index-url https://pypi.nvidia.com tensorrt-cu13<11")
+            return Availability(
+                False, reason, "pip install --extra-index-url https://pypi.nvidia.com 'tensorrt-cu13<11'"
+            )
         return Availability(True)
 
     def fingerprint(self, options: OwnCalibratorOptions) -> Mapping[str, str]:

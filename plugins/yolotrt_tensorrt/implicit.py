@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
 from yolotrt_core.calibration_cache import CALIBRATORS, cache_from_ranges, version_number
-from yolotrt_core.errors import StageError
+from yolotrt_core.errors import UsageError
 from yolotrt_core.ranges import read_ranges
 from yolotrt_core.types import Calibration
 from yolotrt_tensorrt.library import Library
@@ -30,9 +30,9 @@ Algorithm = Literal["entropy2", "minmax"]
 Upload = Callable[["NDArray[np.float32]"], int]
 
 
-def refusal(library: Library) -> StageError:
+def refusal(library: Library) -> UsageError:
     """Make the error for a library that knows strongly typed networks only."""
-    return StageError(
+    return UsageError(
         f"{library} has no weakly typed networks and no calibrators: they ended with TensorRT 10",
         hint="leave out `--tensorrt-typing weak`: the same ranges then go into the graph as Q/DQ nodes",
     )
@@ -55,7 +55,7 @@ def configure(
         How many layers are held to a type.
 
     Raises:
-        StageError: the library has none of this.
+        UsageError: the library has none of this.
     """
     if not library.has(
         "BuilderFlag.INT8",
@@ -164,7 +164,7 @@ def engine_calibrator(library: Library, algorithm: Algorithm, feed: Feed) -> Any
     """Make TensorRT's own calibrator object around a feed; keep both alive until the build is done.
 
     Raises:
-        StageError: the library has none.
+        UsageError: the library has none.
     """
     if not library.has("IInt8EntropyCalibrator2", "IInt8MinMaxCalibrator"):
         raise refusal(library)

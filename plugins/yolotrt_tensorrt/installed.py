@@ -12,7 +12,7 @@ from importlib.metadata import Distribution
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from yolotrt_core.errors import StageError
+from yolotrt_core.errors import PluginError, StageError
 from yolotrt_core.stages import Availability
 from yolotrt_tensorrt import driver
 
@@ -88,11 +88,12 @@ def choose(wanted: str) -> Installed:
             driver the other way round, since only TensorRT-RTX builds without a GPU.
 
     Raises:
-        StageError: it is not installed, or not completely.
+        PluginError: it is not installed, or not completely. StageError: it is, and lacks a GPU.
     """
     state = available(wanted)
     if not state.ok:
-        raise StageError(state.reason, hint=state.install)
+        is_whole = any((found := find(m)) and not found.missing for m in _preferred(wanted))
+        raise (StageError if is_whole else PluginError)(state.reason, hint=state.install)
     return next(found for m in _preferred(wanted) if (found := find(m)) and not found.missing)
 
 
@@ -131,7 +132,7 @@ def fingerprint(options: TensorRTOptions) -> Mapping[str, str]:
     compute capability `current`; other TensorRT-RTX plans are portable.
 
     Raises:
-        StageError: the library is missing, or no GPU to build for.
+        PluginError: the library is missing. StageError: no GPU to build for.
     """
     found = choose(options.module)
     tools = {"module": found.module, "version": found.version}
@@ -148,7 +149,7 @@ def place(options: TensorRTOptions) -> Mapping[str, str]:
     """Name what runs a plan on this machine, bound to it or not.
 
     Raises:
-        StageError: the library is missing, or no GPU to run on.
+        PluginError: the library is missing. StageError: no GPU to run on.
     """
     found, gpu = choose(options.module), driver.gpu(options.device)
     return {"module": found.module, "version": found.version, "gpu": gpu.name, "driver": driver.version()}

@@ -105,7 +105,7 @@ def load(module: str) -> Library:
         module: `auto`, `tensorrt` or `tensorrt_rtx`, see `installed.choose`.
 
     Raises:
-        StageError: not installed, or its import fails.
+        PluginError: not installed. StageError: its import fails.
     """
     found = installed.choose(module)
     return load(found.module) if found.module != module else Library(found)

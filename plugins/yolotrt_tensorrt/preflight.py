@@ -32,7 +32,8 @@ def check(request: BuildRequest, options: TensorRTOptions) -> None:
 
     Raises:
         UsageError: an option this library does not have.
-        StageError: no library, no GPU where one is needed, or a precision that cannot be built; says
+        PluginError: no library.
+        StageError: no GPU where one is needed, or a precision that cannot be built; says
             what would do instead.
     """
     found = installed.choose(options.module)

@@ -17,6 +17,7 @@ from yolotrt_core.layout import Layout
 from yolotrt_core.options import option
 from yolotrt_core.stages import Availability, Exporter
 from yolotrt_core.types import BuildRequest, ModelSource, ModelSpec
+from yolotrt_core.wording import not_installed
 
 YOLOTRT_API = 1
 INSTALL = "pip install 'yolotrt-core[tf]'"
@@ -72,7 +73,7 @@ class TfExporter:
     def available(self) -> Availability:
         missing = [name for name in ("tensorflow", "tf2onnx", "onnx") if util.find_spec(name) is None]
         if missing:
-            return Availability(False, f"{' and '.join(f'`{m}`' for m in missing)} is not installed", INSTALL)
+            return Availability(False, not_installed(missing), INSTALL)
         return Availability(True)
 
     def fingerprint(self, options: TfOptions) -> Mapping[str, str]:
@@ -85,6 +86,10 @@ class TfExporter:
                 except metadata.PackageNotFoundError:
                     continue
         return found
+
+    def has_fixed_size(self, source: ModelSource) -> bool:
+        """Say yes: whatever the model takes, its ONNX is written for the size that was asked for."""
+        return True
 
     def export(self, source: ModelSource, request: BuildRequest, options: TfOptions, out: Path) -> ModelSpec:
         from yolotrt_tf import exporter

@@ -16,6 +16,7 @@ from yolotrt_core.hookspecs import hookimpl
 from yolotrt_core.options import option
 from yolotrt_core.stages import Availability, Exporter, Session
 from yolotrt_core.types import BuildRequest, ModelSource, ModelSpec
+from yolotrt_core.wording import not_installed
 
 YOLOTRT_API = 1
 INSTALL = "pip install 'yolotrt-core[torch]'"
@@ -49,7 +50,7 @@ class TorchExporter:
     def available(self) -> Availability:
         missing = [name for name in ("torch", "onnx") if util.find_spec(name) is None]
         if missing:
-            return Availability(False, f"{' and '.join(f'`{m}`' for m in missing)} is not installed", INSTALL)
+            return Availability(False, not_installed(missing), INSTALL)
         return Availability(True)
 
     def fingerprint(self, options: TorchOptions) -> Mapping[str, str]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,8 +28,14 @@ class Ran:
 Run = Callable[..., Ran]
 
 
-def start(command: str, *arguments: str, cwd: Path, store: Path) -> Ran:
-    """Run one of the two commands in `cwd` with its own store."""
+def start(
+    command: str, *arguments: str, cwd: Path, store: Path, redirect: str = "", variables: Mapping[str, str] = {}
+) -> Ran:
+    """Run one of the two commands in `cwd` with its own store.
+
+    Args:
+        redirect: as for a shell, e.g. `>/dev/full`. variables: more of the environment.
+    """
     program = Path(sys.executable).with_name(command)
     before = ["--search-root", str(ROOT)] if command == "invoke" else []
     environment = {
@@ -36,10 +43,12 @@ def start(command: str, *arguments: str, cwd: Path, store: Path) -> Ran:
         "YOLOTRT_STORE": str(store),
         "COLUMNS": "200",
         "XDG_CACHE_HOME": str(store.parent / "cache"),
+        **variables,
     }
-    done = subprocess.run(
-        [str(program), *before, *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=600
-    )
+    line = [str(program), *before, *arguments]
+    if redirect:
+        line = ["bash", "-c", f'exec "$@" {redirect}', "bash", *line]
+    done = subprocess.run(line, cwd=cwd, env=environment, capture_output=True, text=True, timeout=600)
     return Ran(done.returncode, done.stdout, done.stderr)
 
 
@@ -47,10 +56,10 @@ def start(command: str, *arguments: str, cwd: Path, store: Path) -> Ran:
 def run(request: pytest.FixtureRequest, tmp_path: Path) -> Run:
     """Run a command in an empty folder with an empty store; each test runs under both commands."""
 
-    def call(*arguments: str, store: Path | None = None) -> Ran:
+    def call(*arguments: str, store: Path | None = None, **how: Any) -> Ran:
         here = tmp_path / "here"
         here.mkdir(exist_ok=True)
-        return start(request.param, *arguments, cwd=here, store=store or tmp_path / "store")
+        return start(request.param, *arguments, cwd=here, store=store or tmp_path / "store", **how)
 
     return call
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from yolotrt_core.calibration import Batches, CalibrationData, choose
-from yolotrt_core.errors import StageError, UsageError
+from yolotrt_core.errors import UsageError
 from yolotrt_core.letterbox import preprocess
 
 
@@ -71,7 +71,7 @@ def test_an_unreadable_picture_among_good_ones_is_skipped_and_counted(
 def test_over_a_tenth_unreadable_is_an_error(folder: Path) -> None:
     for number in (1, 2, 3):
         (folder / f"{number:02}.png").write_bytes(b"no picture")
-    with pytest.raises(StageError, match="3 of 20 calibration pictures cannot be read, over 10%"):
+    with pytest.raises(UsageError, match="3 of 20 calibration pictures cannot be read, over 10%"):
         list(Batches(choose(CalibrationData(folder)), (32, 32)))
 
 

@@ -229,8 +229,14 @@ def test_names_stand_for_keys(store: Store) -> None:
     store.remove_ref("yolov5n fp16")
     store.remove_ref("yolov5n fp16")
     assert store.refs() == {}
-    with pytest.raises(UsageError):
-        store.set_ref("", record.key)
+    for name in ("größe-fp16", "車", "e\u0301", "مدل\u200cمن"):
+        store.set_ref(name, record.key)
+        assert store.refs() == {name: record.key}
+        store.remove_ref(name)
+    for name in ("", ".", "..", "../x", "a/b", "a\nb", "a\x1b[0m", "a\x00", "\udcff", "a\u2028b"):
+        with pytest.raises(UsageError, match="a name and a whole key are needed"):
+            store.set_ref(name, record.key)
+    assert store.refs() == {}
     with pytest.raises(UsageError):
         store.set_ref("short", record.key[:12])
 

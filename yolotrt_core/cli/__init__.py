@@ -17,6 +17,9 @@ def namespace() -> invoke.Collection:
     # invoke turns bytecode caching off for everything imported later, which would compile our
     # modules anew for every command of an editable install.
     sys.dont_write_bytecode = bool(os.environ.get("PYTHONDONTWRITEBYTECODE"))
+    from yolotrt_core.cli import streams
+
+    streams.prepare()
     from yolotrt_core.cli import (
         argv,
         artifacts,
@@ -53,28 +56,28 @@ def program() -> invoke.Program:
 
     import invoke
 
+    class Config(invoke.Config):
+        """invoke's settings without its files: what somebody's `~/.invoke.yaml` says is for their own tasks."""
+
+        def load_base_conf_files(self) -> None:
+            return
+
     return invoke.Program(
         namespace=namespace(),
         name="yolotrt",
         binary="yolotrt",
         version=importlib.metadata.version("yolotrt-core"),
+        config_class=Config,
     )
 
 
 def main() -> None:
     """Run the `yolotrt` command."""
     try:
-        import invoke
+        from yolotrt_core.cli import streams
 
-        try:
-            made = program()
-        except invoke.Exit as refused:
-            sys.stderr.write(f"{refused.message}\n")
-            sys.exit(refused.code)
-        made.run()
+        streams.prepare()
+        streams.finish(lambda: program().run())
     except KeyboardInterrupt:  # before a task could begin
         sys.stderr.write("cancelled\n")
         sys.exit(130)
-    except BrokenPipeError:  # the reader of a long help text has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        sys.exit(141)

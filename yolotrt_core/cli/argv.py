@@ -17,7 +17,16 @@ from yolotrt_core.cli.tasks import error_text
 from yolotrt_core.errors import UsageError
 from yolotrt_core.options import nearest
 from yolotrt_core.pictures import shown
+from yolotrt_core.terminal import wrapped
 
+# Options of invoke's own before a task: those after which there may be none, and those that take the next word.
+_ASKS = frozenset(("-h", "--help", "-l", "--list", "-V", "--version", "--complete", "--print-completion-script"))
+_TAKES_VALUE = frozenset(
+    (
+        *("-c", "--collection", "-r", "--search-root", "-f", "--config"),
+        *("-T", "--command-timeout", "-D", "--list-depth", "-F", "--list-format"),
+    )
+)
 _PROGRAMS = ("invoke", "inv", "yolotrt")
 
 
@@ -50,13 +59,19 @@ def refuse_misread(
     try:
         _check(tasks, list(arguments), broken)
     except UsageError as err:
-        raise invoke.Exit(error_text(err), code=1) from err
+        raise invoke.Exit(wrapped(error_text(err), sys.stderr), code=1) from err
 
 
 def _check(tasks: invoke.Collection, tokens: list[str], broken: Callable[[str], str]) -> None:
     names = set(tasks.task_names)
     while tokens and tokens[0] not in names:
-        tokens = tokens[1:]
+        word, *tokens = tokens
+        if word in _ASKS:
+            return
+        if word in _TAKES_VALUE:
+            tokens = tokens[1:]
+        elif not word.startswith("-") and (hint := nearest(word, sorted(names))).startswith("did you mean"):
+            raise UsageError(f"there is no task `{word}`", hint=hint)
     while tokens:
         name, *tokens = tokens
         flags, wanted = _arguments(tasks[name])
@@ -80,6 +95,7 @@ def _check_one(
     name: str, flags: dict[str, invoke.Argument], wanted: list[str], tokens: list[str], names: set[str]
 ) -> list[str]:
     taken: list[str] = []
+    given: dict[str, str] = {}
     while tokens:
         token, *rest = tokens
         if token in ("-h", "--help", "--"):
@@ -87,6 +103,13 @@ def _check_one(
         word = token.partition("=")[0]
         if word in flags:
             takes_value = flags[word].takes_value and "=" not in token
+            if takes_value and (not rest or rest[0].partition("=")[0] in flags):
+                raise UsageError(f"`{word}` needs a value", hint=f"`{name} --help` says which")
+            if flags[word].takes_value and flags[word].kind is not list:
+                value = rest[0] if takes_value else token.partition("=")[2]
+                if word in given:
+                    raise UsageError(f"`{word}` was given twice: `{given[word]}` and `{value}`", hint="leave one out")
+                given[word] = value
             if flags[word].positional:
                 taken.append(word)
             tokens = rest[1:] if takes_value else rest

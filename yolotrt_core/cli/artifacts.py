@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ from yolotrt_core.registry import KINDS, Registry
 from yolotrt_core.stages import ONNX_FILE, RANGES_FILE
 from yolotrt_core.store.action import Record
 from yolotrt_core.types import Json, to_json
+from yolotrt_core.writing import refuse_unwritable
 
 if TYPE_CHECKING:
     from yolotrt_core.store.lineage import Lineage
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
 
 _STORE = next(f for f in build.SETTINGS if f.name == "store")
 _JSON = Flag("json", "Print one JSON document, see yolotrt_core/schemas/artifacts.json", switch=True)
-_KEY = Flag("key", "First digits of a key, as `artifacts.list` shows it", positional=True)
+_KEY = Flag("key", "First digits of a key, or a name, as `artifacts.list` shows them", positional=True)
 _KINDS = ("onnx", "ranges", "cache", "engine")
 
 
@@ -111,19 +113,23 @@ def _list(given: Given) -> None:
         shown = [{**_summary(r), "names": list(names.get(r.key, []))} for r in records]
         print(json.dumps({"schema": 1, "artifacts": shown}, indent=2))
         return
+    columns = ("key", "stage", "plugin", "made", "seconds", "MB")
     rows = [
-        (
-            r.short_key,
-            _stage(r),
-            _plugin(r),
-            r.created,
-            f"{r.seconds:.2f}",
-            _megabytes(_size(r)),
-            " ".join(names.get(r.key, [])),
-        )
+        (r.short_key, _stage(r), _plugin(r), _time(r), f"{r.seconds:.2f}", _megabytes(_size(r)), names.get(r.key, []))
         for r in records
     ]
-    print_table(("key", "stage", "plugin", "made", "seconds", "MB", "name"), rows)
+    if not sys.stdout.isatty():
+        print_table((*columns, "name"), [(*row, " ".join(named)) for *row, named in rows])
+        return
+    # Names are long and an artifact can have many: beside all the rest they would leave no room on a screen.
+    print_table(columns, [row[:-1] for row in rows], whole=columns)
+    print()
+    print_table(("key", "name"), [(row[0], name) for row in rows for name in row[-1]], whole=("key",))
+
+
+def _time(record: Record) -> str:
+    """Return when a record was made as people write it, UTC: 2026-11-25 00:21:39."""
+    return record.created[:19].replace("T", " ")
 
 
 def _show(given: Given) -> None:
@@ -133,7 +139,7 @@ def _show(given: Given) -> None:
         print(json.dumps({"schema": 1, **_lineage_json(lineage)}, indent=2))
         return
     record = lineage.record
-    rows = [("key", record.key), ("stage", _stage(record)), ("plugin", _plugin(record)), ("made", record.created)]
+    rows = [("key", record.key), ("stage", _stage(record)), ("plugin", _plugin(record)), ("made", _time(record))]
     rows += [("seconds", f"{record.seconds:.2f}")]
     rows += [
         (f"output {name}", f"{blob.sha256[:12]}  {_megabytes(blob.size)} MB") for name, blob in record.outputs.items()
@@ -255,12 +261,15 @@ def _one_line(item: Mapping[str, Json]) -> str:
 
 def _export(stages: Registry, given: Given) -> None:
     kind, folder = given["kind"], given["out"]
+    if kind is None:
+        raise UsageError("`--kind` is needed: what to copy", hint="pass `--kind onnx`, `ranges`, `cache` or `engine`")
     if kind not in _KINDS:
         raise UsageError(
             f"`--kind` expects onnx, ranges, cache or engine, found `{kind}`", hint=nearest(str(kind), _KINDS)
         )
     if not folder:
         raise UsageError("`--out` is needed: the folder to copy to")
+    refuse_unwritable(Path(folder).expanduser())
     store = _opened(given)
     settings = build.build_settings(stages, given)
     planned = plan_build(settings, store=store, stages=stages)

@@ -8,13 +8,14 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from yolotrt_core.cli import build
 from yolotrt_core.cli.tables import print_table
 from yolotrt_core.cli.tasks import Flag, Given, make_task, stage_flags
 from yolotrt_core.detector import Detector
-from yolotrt_core.engine import open_store
+from yolotrt_core.engine import open_store, read_engine_spec
 from yolotrt_core.errors import UsageError
 from yolotrt_core.registry import KINDS, Registry
 from yolotrt_core.speed import Candidate, Speed, machine_facts, measure_speed, measure_streams
@@ -50,6 +51,8 @@ def _bench(stages: Registry, given: Given) -> None:
     settings = replace(settings, flags={**settings.flags, "gate": {"check": "off"}})
     size = _frame_size(given["frame"] or "480x640")
     repeats = build.whole_number("--repeats", given["repeats"] or 100)
+    if given["against"]:
+        read_engine_spec(Path(given["against"]).expanduser())  # before anything is built to be timed beside it
     store = open_store(build.path_from_text(given["store"]))
     batches = _batches(given["batches"])
     if batches and (given["engine"] or settings.dynamic):

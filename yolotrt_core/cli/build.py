@@ -11,7 +11,7 @@ from typing import Any
 
 from yolotrt_core.calibration import DEFAULT_PICTURES
 from yolotrt_core.cli.tasks import Flag, Given, given_stage_flags, make_task, option_help, stage_flags
-from yolotrt_core.engine import BuildSettings, Engine, build_engine, open_store, spec_path
+from yolotrt_core.engine import MOST_PIXELS, STRIDE, BuildSettings, Engine, build_engine, open_store, spec_path
 from yolotrt_core.errors import UsageError
 from yolotrt_core.gate import GateOptions
 from yolotrt_core.options import nearest, option_fields, refuse_unknown
@@ -70,6 +70,7 @@ PARITY_FLAGS = tuple(
 # What still has a meaning beside an engine file.
 _WITH_ENGINE = frozenset({"recipe", "store", "offline", "calib_data", "eval_data"})
 RESERVED = tuple("--" + f.name.replace("_", "-") for f in (*SETTINGS, *_OWN, *PARITY_FLAGS))
+_MOST = 999_999_999  # of nine digits, in any whole number
 _ON_OFF = {"on": True, "off": False}
 
 
@@ -116,10 +117,16 @@ def build_settings(stages: Registry, given: Given) -> BuildSettings:
     dynamic = switch("--dynamic", merged.get("dynamic", "on" if profiles else "off"))
     if profiles and not dynamic:
         raise UsageError("`--profile` needs a dynamic engine, but `--dynamic off` was given")
+    imgsz = size_from_text(merged["imgsz"]) if "imgsz" in merged else None
+    if profiles:
+        named = {name for name in ("batch", "imgsz") if given.get(name) is not None}
+        if not given.get("profile"):  # in the recipe, as any other of its keys
+            named |= {name for name in ("batch", "imgsz") if name in merged}
+        _refuse_two_shapes(profiles[0], {name: merged[name] for name in sorted(named)})
     return BuildSettings(
         weights=merged.get("weights"),
         precision=merged.get("precision", "fp16"),
-        imgsz=size_from_text(merged["imgsz"]) if "imgsz" in merged else None,
+        imgsz=imgsz,
         batch=whole_number("--batch", merged.get("batch", 1)),
         dynamic=dynamic,
         profiles=profiles,
@@ -135,6 +142,19 @@ def build_settings(stages: Registry, given: Given) -> BuildSettings:
         flags=flags,
         recipe=recipe,
     )
+
+
+def _refuse_two_shapes(profile: ShapeRange, named: Mapping[str, Any]) -> None:
+    """Refuse a batch or size beside a profile that says another: the profile would win without a word."""
+    for name, value in named.items():
+        said = profile.opt[:1] if name == "batch" else profile.opt[1:]
+        found = (whole_number("--batch", value),) if name == "batch" else size_from_text(value)
+        if said != found:
+            shown = ",".join(map(str, said))
+            raise UsageError(
+                f"`--{name} {value}` is not the optimum of the first `--profile`, which says {shown}",
+                hint=f"leave out `--{name}`: a profile says all of batch, height and width",
+            )
 
 
 def refuse_build_flags(given: Given) -> None:
@@ -213,7 +233,10 @@ def size_from_text(text: Any) -> tuple[int, int]:
         text = ",".join(map(str, text))
     sides = re.fullmatch(r"(\d{1,6})(?:,(\d{1,6}))?", str(text).replace(" ", ""))
     if sides is None:
-        raise UsageError(f"`--imgsz` expects a side or height,width in pixels, as 640 or 480,640, found `{text}`")
+        raise UsageError(
+            f"`--imgsz` expects a side or height,width in pixels, as 640 or 480,640, found `{text}`",
+            hint=f"each from {STRIDE} to {MOST_PIXELS}, a multiple of {STRIDE}",
+        )
     return int(sides[1]), int(sides[2] or sides[1])
 
 
@@ -233,7 +256,8 @@ def profile_from_text(text: str) -> ShapeRange:
 def whole_number(flag: str, value: Any, least: int = 1) -> int:
     """Read a whole number of at least `least`."""
     if isinstance(value, bool) or not re.fullmatch(r"\d{1,9}", str(value)) or int(value) < least:
-        raise UsageError(f"`{flag}` expects a whole number of at least {least}, found `{value}`")
+        most = f" and at most {_MOST}" if re.fullmatch(r"\d+", str(value)) and len(str(value)) > len(str(_MOST)) else ""
+        raise UsageError(f"`{flag}` expects a whole number of at least {least}{most}, found `{value}`")
     return int(value)
 
 

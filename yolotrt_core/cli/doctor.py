@@ -156,16 +156,24 @@ def _print(report: dict[str, Any]) -> None:
             "yes" if b["builds"] else "no",
             "yes" if b["runs"] else "no",
             " ".join(b["tools"].values()),
-            "; ".join([*b["reasons"], *b["install"]]),
+            "; ".join(dict.fromkeys(b["reasons"])),
         )
         for b in report["builders"]
     ]
     print_table(("builder", "builds", "runs", "with", "missing"), builders)
     print()
-    packages = [
-        (p["package"], p["installed"] or "missing", p["disables"] or "", p["install"] or "") for p in report["packages"]
-    ]
-    print_table(("package", "version", "without it you lose", "install"), packages)
+    lost: dict[str, list[str]] = {}  # several extras ask for the same package
+    for p in report["packages"]:
+        lost.setdefault(p["package"], []).extend([p["disables"]] if p["disables"] else [])
+    versions = {p["package"]: p["installed"] or "missing" for p in report["packages"]}
+    packages = [(name, versions[name], "; ".join(dict.fromkeys(parts))) for name, parts in lost.items()]
+    print_table(("package", "version", "without it you lose"), packages)
+    commands = [command for b in report["builders"] for command in b["install"]]
+    commands += [p["install"] for p in report["packages"] if p["install"]]
+    if commands:
+        # Each on a line of its own, unindented and unbroken, so that it can be copied.
+        print("\nto install what is missing:")
+        print("\n".join(dict.fromkeys(commands)))
     if report["broken_plugins"]:
         print()
         broken = [(b["plugin"], b["distribution"], b["error"]) for b in report["broken_plugins"]]

@@ -6,22 +6,26 @@ import contextlib
 import json
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from yolotrt_core import dataset
+from yolotrt_core.calibration import DEFAULT_CALIBRATOR
 from yolotrt_core.cli import build
 from yolotrt_core.cli.detect import selection_from
 from yolotrt_core.cli.tables import print_table
 from yolotrt_core.cli.tasks import Flag, Given, make_task, stage_flags
 from yolotrt_core.detector import Detector
-from yolotrt_core.engine import BuildSettings, open_store
+from yolotrt_core.engine import BuildSettings, open_store, read_engine_spec
 from yolotrt_core.errors import UsageError
 from yolotrt_core.evaluate import SELECTION, Comparison, Evaluation, Judge, open_framework
 from yolotrt_core.metric import Bootstrap, Interval
+from yolotrt_core.options import nearest
 from yolotrt_core.rect import RectDetector
 from yolotrt_core.registry import KINDS, Registry
 from yolotrt_core.store.store import Store
 from yolotrt_core.types import PRECISIONS, Json, to_json
+from yolotrt_core.wording import counted
 
 _OWN = (
     Flag("data", "Labelled pictures: a folder in YOLO layout, a data set YAML, or a COCO JSON file"),
@@ -68,10 +72,14 @@ def _evaluate(stages: Registry, given: Given) -> None:
         build.whole_number("--bootstrap", given["bootstrap"] or 200, least=0),
         build.whole_number("--seed", given["seed"] or 0, least=0),
     )
+    if given["engine"]:
+        if given["framework"]:
+            raise UsageError("`--framework` needs `--weights`: an engine holds no model of a framework")
+        read_engine_spec(Path(given["engine"]).expanduser())
+    dataset.check(given["data"], part)
+    _refuse_rival(settings, given)
     with contextlib.ExitStack() as stack:
         if given["framework"]:
-            if given["engine"]:
-                raise UsageError("`--framework` needs `--weights`: an engine holds no model of a framework")
             first = stack.enter_context(open_framework(settings, stages))
         else:
             first = stack.enter_context(_open(settings, given["engine"], store, stages))
@@ -92,6 +100,29 @@ def _evaluate(stages: Registry, given: Given) -> None:
         _report(result, rival, comparison)
 
 
+def _refuse_rival(settings: BuildSettings, given: Given) -> None:
+    """Check what is to be compared before the first engine is built."""
+    wanted = given["against"]
+    if not wanted:
+        return
+    if wanted not in PRECISIONS:
+        if not Path(wanted).expanduser().exists():
+            known = ", ".join(PRECISIONS)
+            raise UsageError(
+                f"`--against` expects an engine file or one of {known}, found `{wanted}`",
+                hint=close if (close := nearest(wanted.lower(), PRECISIONS)).startswith("did") else "`build` makes one",
+            )
+        read_engine_spec(Path(wanted).expanduser())
+        return
+    if given["engine"]:
+        raise UsageError(f"`--against {wanted}` needs `--weights`: an engine cannot be built from an engine")
+    if wanted in DEFAULT_CALIBRATOR and settings.calib_data is None and settings.calibrator is None:
+        raise UsageError(
+            f"`--against {wanted}` needs pictures to calibrate on, but `--calib-data` was not given",
+            hint="pass `--calib-data DIR`",
+        )
+
+
 def _selection(given: Mapping[str, Any]) -> Any:
     defaults = {"conf": SELECTION.conf, "iou": SELECTION.iou, "multi_label": "on", "max_det": SELECTION.max_det}
     return selection_from({k: given[k] if given.get(k) is not None else v for k, v in defaults.items()})
@@ -106,8 +137,6 @@ def _open_rival(settings: BuildSettings, given: Given, store: Store, stages: Reg
     wanted = given["against"]
     if wanted not in PRECISIONS:
         return _open(replace(settings, weights=None), wanted, store, stages)
-    if given["engine"]:
-        raise UsageError(f"`--against {wanted}` needs `--weights`: an engine cannot be built from an engine")
     return _open(replace(settings, precision=wanted), None, store, stages)
 
 
@@ -160,8 +189,8 @@ def _report(result: Evaluation, rival: Evaluation | None, comparison: Comparison
         shown.append(_row(f"{rival.spec.builder} {rival.spec.precision}", rival.map50, rival.map50_95))
         shown.append(_row("difference", comparison.map50, comparison.map50_95, sign="+"))
     print_table(("engine", "mAP50", "95%", "mAP50-95", "95%"), shown)
-    skipped = f", {len(result.skipped)} unreadable ones left out" if result.skipped else ""
-    print(f"\n{result.pictures} pictures, {result.boxes} boxes{skipped}")
+    skipped = f", {len(result.skipped)} unreadable left out" if result.skipped else ""
+    print(f"\n{counted(result.pictures, 'picture')}, {counted(result.boxes, 'box')}{skipped}")
     if comparison is not None:
         verdict = "more than noise" if comparison.more_than_noise else "not distinguishable from noise"
         print(f"the difference in mAP50-95 is {verdict} on these pictures")

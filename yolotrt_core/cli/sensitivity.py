@@ -7,7 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from yolotrt_core.calibration import DEFAULT_CALIBRATOR
 from yolotrt_core.cli import build
+from yolotrt_core.cli.streams import can_show
 from yolotrt_core.cli.tables import print_table
 from yolotrt_core.cli.tasks import Flag, Given, make_task, stage_flags
 from yolotrt_core.engine import AUTO, calibration_data, open_store, plan_build
@@ -16,6 +18,7 @@ from yolotrt_core.pipeline import GivenOptions
 from yolotrt_core.registry import KINDS, Registry
 from yolotrt_core.sensitivity import Sensitivity, measure
 from yolotrt_core.types import Json, to_json
+from yolotrt_core.wording import counted
 
 _OWN = (
     Flag("plot", "Also draw the errors into this file, .svg, .png or .pdf (needs matplotlib)"),
@@ -47,6 +50,11 @@ def _sensitivity(stages: Registry, given: Given) -> None:
     plot = build.path_from_text(given["plot"])
     if plot is not None and plot.suffix not in (".svg", ".png", ".pdf"):
         raise UsageError(f"`--plot` expects a file that ends in .svg, .png or .pdf, found `{plot.name}`")
+    usual = DEFAULT_CALIBRATOR.get(settings.precision) if settings.precision != AUTO else None
+    if usual is not None and settings.calib_data is None and settings.calibrator is None:
+        raise UsageError(
+            f"calibrator `{usual}` needs pictures, but `--calib-data` was not given", hint="pass `--calib-data DIR`"
+        )
     store = open_store(build.path_from_text(given["store"]))
     planned = plan_build(settings, store=store, stages=stages)
     options = GivenOptions(settings.flags, settings.recipe)
@@ -73,12 +81,13 @@ def document(found: Sensitivity) -> Json:
 
 def _report(found: Sensitivity) -> None:
     most = max(d.error for d in found.layers) or 1.0
+    block = "█" if can_show("█") else "#"
     rows = [
         (
             str(rank),
             d.layer,
             f"{d.error:.5f}",
-            "█" * max(1, round(_BAR * d.error / most)),
+            block * max(1, round(_BAR * d.error / most)),
             f"{d.agreement:.3f}",
             f"{d.drift:.4f}",
         )
@@ -86,7 +95,7 @@ def _report(found: Sensitivity) -> None:
     ]
     print_table(("", "layer", "output error", "", "boxes in common", "score drift"), rows)
     worst = ",".join(d.layer for d in found.layers[:_SUGGESTED])
-    print(f"\n{len(found.layers)} layers, each alone in {found.precision}, on {found.pictures} pictures")
+    print(f"\n{len(found.layers)} layers, each alone in {found.precision}, on {counted(found.pictures, 'picture')}")
     print(f"keep the worst in fp16 with --{found.precision}-keep {worst}")
     print("or let a build find how many it takes: --max-drop 0.002 with labelled --eval-data")
 
@@ -94,4 +103,4 @@ def _report(found: Sensitivity) -> None:
 def _draw(found: Sensitivity, path: Path, model: str) -> None:
     from yolotrt_core.damage_plot import draw
 
-    draw(found, path, f"{model}: each layer alone in {found.precision}, {found.pictures} pictures")
+    draw(found, path, f"{model}: each layer alone in {found.precision}, {counted(found.pictures, 'picture')}")

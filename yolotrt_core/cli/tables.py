@@ -2,23 +2,38 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Iterable, Sequence
 
+_UNBROKEN = 10_000
 
-def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: str | None = None) -> None:
+
+def print_table(
+    columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: str | None = None, whole: Sequence[str] = ()
+) -> None:
     """Print rows under headings.
 
-    Piped output is as wide as its content: a script or a reader with `less -S` gets whole cells.
+    Piped output is as wide as its content, without spaces at the ends of lines: a script or a reader
+    with `less -S` gets whole cells.
+
+    Args:
+        whole: columns that a terminal that is too narrow must not break; others fold.
     """
     from rich.console import Console
     from rich.table import Table
 
+    is_terminal = sys.stdout.isatty()
     table = Table(box=None, header_style="bold", title=title, title_justify="left", title_style="bold", pad_edge=False)
     table.show_header = any(columns)
     for column in columns:
-        table.add_column(column, overflow="fold", no_wrap=not sys.stdout.isatty())
+        table.add_column(column, overflow="fold", no_wrap=not is_terminal or column in whole)
     for row in rows:
         table.add_row(*row)
-    console = Console(highlight=False, markup=False) if sys.stdout.isatty() else Console(width=10_000, markup=False)
-    console.print(table, soft_wrap=False)
+    if is_terminal:
+        Console(highlight=False, markup=False).print(table, soft_wrap=False)
+        return
+    console = Console(width=_UNBROKEN, markup=False, file=io.StringIO())
+    with console.capture() as taken:
+        console.print(table, soft_wrap=False)
+    print("\n".join(line.rstrip() for line in taken.get().splitlines()))

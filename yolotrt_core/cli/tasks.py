@@ -12,11 +12,13 @@ from typing import Any
 
 import invoke
 
+from yolotrt_core.cli import streams
 from yolotrt_core.errors import StageError, YolotrtError
 from yolotrt_core.interrupt import Terminated, terminable
 from yolotrt_core.log import configure
 from yolotrt_core.options import OptionField
 from yolotrt_core.registry import Registered, Registry
+from yolotrt_core.terminal import wrapped
 
 Given = Mapping[str, Any]
 
@@ -122,14 +124,13 @@ def with_errors(work: Callable[[], None]) -> None:
             work()
             sys.stdout.flush()
     except YolotrtError as err:
-        raise invoke.Exit(error_text(err), code=err.exit_code) from err
+        raise invoke.Exit(wrapped(error_text(err), sys.stderr), code=err.exit_code) from err
     except Terminated:
         raise invoke.Exit("cancelled by SIGTERM", code=143) from None
     except KeyboardInterrupt:
         raise invoke.Exit("cancelled", code=130) from None
     except BrokenPipeError:
-        # Python would complain once more when it flushes stdout at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        streams.give_up()
         raise invoke.Exit(code=141) from None
 
 

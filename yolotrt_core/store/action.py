@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
@@ -104,6 +105,16 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 def is_sha256(text: object) -> bool:
     """Say whether `text` is 64 lower-case hex digits."""
     return isinstance(text, str) and _SHA256.fullmatch(text) is not None
+
+
+# Control characters and lone surrogates, and what ends a line: a name is printed and typed again.
+_NO_NAME = frozenset(("Cc", "Cs", "Zl", "Zp"))
+
+
+def is_name(text: str) -> bool:
+    """Say whether `text` can name an artifact: letters of any script, but no control character and no path."""
+    path_like = "/" in text or text in ("", ".", "..")
+    return not path_like and not any(unicodedata.category(c) in _NO_NAME for c in text)
 
 
 def key_of_material(material: Mapping[str, Json]) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from yolotrt_core.errors import ArtifactError, UsageError
-from yolotrt_core.store.action import Action, Record, UnknownSchemaError, is_sha256, record_from_bytes
+from yolotrt_core.store.action import Action, Record, UnknownSchemaError, is_name, is_sha256, record_from_bytes
 from yolotrt_core.store.failures import (
     DamagedArtifactError,
     MissingArtifactError,
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _CHUNK_BYTES = 4 << 20
+_SHOWN_KEYS = 4
 
 Make = Callable[[Path], Mapping[str, Json]]
 
@@ -164,20 +165,22 @@ class Store:
             if record is not None:
                 yield record
 
-    def resolve(self, prefix: str) -> Record:
-        """Return the record whose key starts with `prefix`.
+    def resolve(self, wanted: str) -> Record:
+        """Return the record that has a name, or whose key starts so.
 
         Raises:
-            UsageError: no key or several keys do.
+            UsageError: none, or several keys do.
         """
-        found = [record for record in self.records() if record.key.startswith(prefix.lower())] if prefix else []
+        prefix = self.refs().get(wanted, wanted).lower()
+        found = [record for record in self.records() if record.key.startswith(prefix)] if prefix else []
         if len(found) == 1:
             return found[0]
-        hint = "`invoke artifacts.list` shows the keys"
+        hint = "`artifacts.list` shows keys and names"
         if not found:
-            raise UsageError(f"no artifact has a key that starts with `{prefix}`", hint=hint)
-        some = ", ".join(f"`{record.key[:16]}`" for record in found[:4])
-        raise UsageError(f"{len(found)} artifacts have keys that start with `{prefix}`: {some}", hint=hint)
+            raise UsageError(f"no artifact has a key that starts with `{wanted}`, nor that name", hint=hint)
+        some = ", ".join(f"`{record.key[:12]}`" for record in found[:_SHOWN_KEYS])
+        more = f" and {len(found) - _SHOWN_KEYS} more" if found[_SHOWN_KEYS:] else ""
+        raise UsageError(f"{len(found)} artifacts have keys that start with `{wanted}`: {some}{more}", hint=hint)
 
     def lineage(self, record: Record) -> Lineage:
         """Return where a record's inputs come from, back to the sources."""
@@ -198,9 +201,13 @@ class Store:
         return StoredSideCache(self)
 
     def set_ref(self, name: str, key: str) -> None:
-        """Give a record a name, which keeps it and all it was made from through `gc`."""
-        if not name or not name.isascii() or not name.isprintable() or not is_sha256(key):
-            raise UsageError(f"a name and a whole key are needed, found `{name!r}` and `{key}`")
+        """Give a record a name, which keeps it and all it was made from through `gc`.
+
+        Raises:
+            UsageError: not a whole key, or a name that `is_name` does not let through.
+        """
+        if not is_name(name) or not is_sha256(key):
+            raise UsageError(f"a name and a whole key are needed, found {name!a} and `{key}`")
         if self.refs().get(name) == key:
             return
         try:

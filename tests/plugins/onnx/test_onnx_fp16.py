@@ -15,7 +15,7 @@ import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from yolotrt_core.errors import StageError
+from yolotrt_core.errors import StageError, UsageError
 from yolotrt_core.options import NoOptions
 from yolotrt_core.types import BuildRequest, OnnxModel
 from yolotrt_onnx import Bf16Pass, Fp16Options, Fp16Pass
@@ -275,13 +275,13 @@ def test_a_weight_read_on_both_sides_exists_in_both_types(toy_model: WriteToy, l
 
 def test_only_float32_is_lowered(toy_yolo: Any, toy_model: WriteToy, lower: Callable[..., Any]) -> None:
     lowered = lower(toy_model(), LOW)[0]
-    with pytest.raises(StageError, match=r"expects a float32 graph, but `.*` is float16"):
+    with pytest.raises(UsageError, match=r"expects a float32 graph, but `.*` is float16"):
         lower(toy_model(lowered, name="again"))
     double = _set_weight(toy_yolo(), "deep", lambda values: values)
     next(w for w in double.graph.initializer if w.name == "anchors").CopyFrom(
         numpy_helper.from_array(_weight(double, "anchors").astype(np.float64), "anchors")
     )
-    with pytest.raises(StageError, match="`anchors` is double"):
+    with pytest.raises(UsageError, match="`anchors` is double"):
         lower(toy_model(double, name="double"))
 
 

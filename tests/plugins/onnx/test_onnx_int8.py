@@ -125,7 +125,7 @@ def test_what_stays_float(lower: Any, options: Int8Options, missing: set[str]) -
 
 
 def test_a_module_that_does_not_exist(lower: Any) -> None:
-    with pytest.raises(StageError, match=r"no convolution belongs to a module `model\.99`"):
+    with pytest.raises(UsageError, match=r"no convolution belongs to a module `model\.99`"):
         lower(Int8Options(keep="model.99"))
 
 

@@ -151,10 +151,10 @@ def test_our_ranges_reach_it_as_its_own_cache(tmp_path: Path) -> None:
 def test_a_library_without_it_says_what_to_do(installed_rtx: str) -> None:
     request = BuildRequest("int8", 1, 640, 640)
     options = TensorRTOptions(module="tensorrt_rtx", typing="weak")
-    with pytest.raises(StageError, match="has no weakly typed networks and no calibrators") as refused:
+    with pytest.raises(UsageError, match="has no weakly typed networks and no calibrators") as refused:
         preflight.check(request, options)
     assert "Q/DQ nodes" in str(refused.value.hint)
-    with pytest.raises(StageError, match="no weakly typed"):
+    with pytest.raises(UsageError, match="no weakly typed"):
         implicit.engine_calibrator(load("tensorrt_rtx"), "minmax", implicit.Feed())
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from yolotrt_core.errors import StageError
+from yolotrt_core.errors import PluginError, StageError
 from yolotrt_core.hookspecs import PROJECT
 from yolotrt_core.options import option_fields, resolve
 from yolotrt_tensorrt import TensorRTBuilder, TensorRTOptions, driver, installed
@@ -61,7 +61,7 @@ def test_bindings_without_a_library_are_not_a_tensorrt(lay: Lay) -> None:
     state = installed.available("auto")
     assert not state.ok
     assert "`tensorrt` 11.4.0.106 is installed, but its shared library `libnvinfer.so` is missing" in state.reason
-    with pytest.raises(StageError, match="is missing") as caught:
+    with pytest.raises(PluginError, match="is missing") as caught:
         installed.choose("tensorrt")
     assert caught.value.hint == "pip install --extra-index-url https://pypi.nvidia.com tensorrt-cu13"
 

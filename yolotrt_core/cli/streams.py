@@ -1,0 +1,116 @@
+"""Standard streams as a shell may hand them over: closed, full, or of an encoding that lacks characters."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import sys
+from collections.abc import Callable, Iterator
+from typing import NoReturn, TextIO
+
+import invoke
+
+from yolotrt_core.errors import ArtifactError
+
+_NAMES = ("stdin", "stdout", "stderr")
+
+
+def prepare() -> None:
+    """Make standard streams safe to use: a closed one leads nowhere, no character ends a command.
+
+    Python leaves None in place of a stream that was closed, and its number free for the next file
+    that is opened, into which native libraries would then print.
+    """
+    for number, name in enumerate(_NAMES):
+        if getattr(sys, name) is None:
+            _open_nowhere(number)
+            _replace(name, open(os.devnull, "r" if number == 0 else "w", encoding="utf-8"))  # noqa: SIM115, PTH123
+    if type(sys.stdout) is io.TextIOWrapper and sys.stdout is sys.__stdout__:  # not what a test or a notebook put there
+        _replace("stdout", _Output(sys.stdout))
+
+
+def _replace(name: str, stream: TextIO) -> None:
+    setattr(sys, name, stream)
+    setattr(sys, f"__{name}__", stream)  # logging of a stage's output goes back to this one
+
+
+class _Output(io.TextIOWrapper):
+    """Standard output whose failure to write is an error for users, and which has a stand-in for every character."""
+
+    def __init__(self, replaced: io.TextIOWrapper) -> None:
+        encoding, errors = replaced.encoding, replaced.errors
+        if errors == "strict":
+            # A file name that is not UTF-8 goes out as it came in; elsewhere what is missing becomes `?`.
+            errors = "surrogateescape" if encoding.lower().replace("-", "") == "utf8" else "replace"
+        lines, through = replaced.line_buffering, replaced.write_through
+        super().__init__(replaced.detach(), encoding, errors, line_buffering=lines, write_through=through)
+
+    def write(self, text: str, /) -> int:
+        """Write; raises invoke.Exit for all but a reader that went away."""
+        with _reporting():
+            return super().write(text)
+
+    def flush(self) -> None:
+        """Flush; raises as `write` does."""
+        with _reporting():
+            super().flush()
+
+
+@contextlib.contextmanager
+def _reporting() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as err:
+        give_up()
+        # Not an error of ours: what invoke prints outside of any task (`--list`) must end the same way.
+        reason = (err.strerror or str(err)).lower()
+        text = f"error: cannot write to standard output: {reason}\nhint: make room, or send it somewhere else"
+        raise invoke.Exit(text, code=ArtifactError.exit_code) from err
+
+
+def _open_nowhere(number: int) -> None:
+    try:
+        os.fstat(number)
+    except OSError:
+        opened = os.open(os.devnull, os.O_RDWR)
+        if opened != number:
+            os.dup2(opened, number)
+            os.close(opened)
+
+
+def can_show(text: str) -> bool:
+    """Say whether standard output's encoding has every character of `text`."""
+    try:
+        text.encode(sys.stdout.encoding or "ascii")
+    except (UnicodeEncodeError, LookupError):
+        return False
+    return True
+
+
+def give_up() -> None:
+    """Drop what standard output did not take, or Python would complain once more as it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def finish(run: Callable[[], None]) -> NoReturn:
+    """Run a program to its end and exit as it wants to, with a message if standard output fails.
+
+    invoke's own help texts and lists are printed outside of any task.
+    """
+    code: str | int | None = 0
+    try:
+        try:
+            run()
+        except SystemExit as wanted:
+            code = wanted.code
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader of a long help text has seen enough
+        give_up()
+        sys.exit(141)
+    except invoke.Exit as refused:
+        sys.stderr.write(f"{refused.message}\n")
+        sys.exit(refused.code)
+    sys.exit(code)

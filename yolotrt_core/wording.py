@@ -1,0 +1,18 @@
+"""Numbers and lists in messages, as a person would say them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def counted(number: object, noun: str) -> str:
+    """Return `1 picture`, `2 pictures`, `2 boxes`."""
+    ending = "" if number == 1 else "es" if noun.endswith("x") else "s"
+    return f"{number} {noun}{ending}"
+
+
+def not_installed(packages: Sequence[str]) -> str:
+    """Return `a` is not installed, `a` and `b` are not installed."""
+    named = [f"`{p}`" for p in packages]
+    listed = ", ".join(named[:-1]) + (" and " if named[:-1] else "") + named[-1]
+    return f"{listed} {'is' if len(named) == 1 else 'are'} not installed"
