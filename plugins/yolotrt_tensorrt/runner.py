@@ -103,6 +103,7 @@ class EngineSession:
         letterbox = load_kernels(gpu, plan.image.dtype, side_cache, layout=plan.layout)["letterbox"]
         self._shared = Shared(gpu, plan, letterbox, self._pool, CopyThreads())
         self._programs: dict[DeviceProgram, Program] = {}
+        self._loading = threading.Lock()
         # Batches that compute at once, oldest first: one more waits, with its frames uploaded, or they would all
         # end together and leave the GPU with nothing to do until the next are there.
         self._computing: deque[Any] = deque(maxlen=max(1, options.in_flight - 1))
@@ -266,13 +267,17 @@ class EngineSession:
 
     def _program(self, program: DeviceProgram) -> Program:
         loaded = self._programs.get(program)
-        if loaded is None:
-            output = self.plan.outputs.get(program.output)
-            if output is None or len(output.shape) != 3:
-                found = ", ".join(f"`{t.name}` {t.shape}" for t in self.plan.outputs.values())
-                raise UsageError(f"expected an output `{program.output}` of (B, rows, columns), found {found}")
-            kernels = load_kernels(self.gpu, output.dtype, self._side_cache, program)
-            loaded = self._programs.setdefault(program, Program(program.output, program.classes, kernels))
+        if loaded is not None:
+            return loaded
+        output = self.plan.outputs.get(program.output)
+        if output is None or len(output.shape) != 3:
+            found = ", ".join(f"`{t.name}` {t.shape}" for t in self.plan.outputs.values())
+            raise UsageError(f"expected an output `{program.output}` of (B, rows, columns), found {found}")
+        with self._loading:  # kernels loaded twice are freed on some thread without the GPU's context
+            loaded = self._programs.get(program)
+            if loaded is None:
+                kernels = load_kernels(self.gpu, output.dtype, self._side_cache, program)
+                loaded = self._programs[program] = Program(program.output, program.classes, kernels)
         return loaded
 
     def _save_cache(self, shape: tuple[int, ...]) -> None:

@@ -23,7 +23,10 @@ if [[ $parts == *" tests "* ]]; then
 fi
 if [[ $parts == *" sanitizer "* ]]; then
   for tool in memcheck racecheck; do
-    compute-sanitizer --tool "$tool" --error-exitcode 9 \
+    # cuda-python asks the driver for calls that it may not have: memcheck would count each answer as an error.
+    options=(--tool "$tool" --error-exitcode 9)
+    [[ $tool == memcheck ]] && options+=(--report-api-errors no)
+    compute-sanitizer "${options[@]}" \
       python3 -m pytest -q -p no:cacheprovider -m gpu tests/gpu/test_gpu_kernels.py \
       -k "nv12 or graph or thousands" > "$out/$tool.txt" 2>&1 || failed=1
     echo "$tool: $(grep -a 'ERROR SUMMARY\|RACECHECK SUMMARY' "$out/$tool.txt" | tail -1)," \

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -128,6 +129,20 @@ def test_the_engine_computes_on_streams_of_the_lanes_own(opened: Opened) -> None
     handles = [handle for context in opened.plan.made for handle in context.aux]
     assert len(opened.plan.made) > 1
     assert len(set(handles)) == len(handles) == 2 * len(opened.plan.made)
+
+
+def test_kernels_are_loaded_once_however_many_threads_ask(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+    load, loads = runner.load_kernels, []
+
+    def slowly(*given: Any, **named: Any) -> Any:
+        loads.append(given)
+        time.sleep(0.05)
+        return load(*given, **named)
+
+    monkeypatch.setattr(runner, "load_kernels", slowly)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda seed: opened.session.detect(pictures(1, seed), PROGRAM, CHOSEN), range(4)))
+    assert len(loads) == 1
 
 
 def test_pinned_frames_are_filled_in_place_and_strided_ones_copied(opened: Opened) -> None:
