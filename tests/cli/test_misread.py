@@ -73,3 +73,29 @@ def test_what_invoke_rejects_exits_one(run: Run, arguments: tuple[str, ...]) -> 
     assert ran.code == 1
     assert "Traceback" not in ran.err
     assert ran.err.strip()
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("build --precision fp16 --precision=fp32", "`--precision` was given twice: `fp16` and `fp32`"),
+        ("build --weights", "`--weights` needs a value"),
+        ("build --weights --precision fp16", "`--weights` needs a value"),
+        ("detct sample", "there is no task `detct`"),
+        ("--echo detct sample", "did you mean `detect`?"),
+        ("artifact.list", "did you mean `artifacts.list`"),
+    ],
+)
+def test_what_invoke_would_not_explain(run: Run, line: str, words: str) -> None:
+    ran = run(*line.split())
+    assert ran.code == 1
+    assert words in ran.err
+    assert ran.err.startswith("error: ")
+    assert ran.out == ""
+
+
+def test_what_may_be_given_twice(run: Run) -> None:
+    shape = ("--profile", "1x320x320:1x320x320:1x320x320")
+    ran = run("artifacts.explain", "--json", "--json", "--builder", "onnxruntime", *shape, *shape)
+    assert ran.code == 0, ran.err
+    assert run("--list-depth", "1", "--list").code == 0

@@ -155,6 +155,30 @@ def test_an_engine_that_finds_nothing_is_held_back_and_kept(store: Store, tmp_pa
         _build(_stages(0.1), store, tmp_path, eval_data=pictures / "images")
 
 
+def test_nothing_to_compare_is_said(
+    store: Store, tmp_path: Path, pictures: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for file in (pictures / "images").iterdir():
+        assert cv2.imwrite(str(file), np.zeros((32, 64, 3), np.uint8))  # scores of nought on either side
+    with caplog.at_level(logging.INFO):
+        engine = _build(_stages(0.99), store, tmp_path, eval_data=pictures / "images")
+    assert engine.verdict is not None
+    assert engine.verdict.facts["compared"] == 0
+    assert "found nothing to compare: neither the engine nor fp32 has a box" in engine.verdict.text
+    assert "agreement" not in engine.verdict.text
+    assert "the gate had 0 boxes to compare, which says little" in caplog.text
+
+
+def test_how_much_was_compared_is_in_the_record(store: Store, tmp_path: Path, pictures: Path) -> None:
+    engine = _build(_stages(0.99), store, tmp_path, eval_data=pictures / "images")
+    assert engine.verdict is not None
+    assert engine.verdict.facts["compared"] == 8  # a box of either side on each of four pictures
+    assert "4 of 4 fp32 boxes found, 4 boxes in all" in engine.verdict.text
+    one = _build(_stages(0.99), store, tmp_path)
+    assert one.verdict is not None
+    assert "1 of 1 fp32 box found, 1 box in all" in one.verdict.text
+
+
 def test_an_engine_is_judged_again_on_another_gpu(store: Store, tmp_path: Path, pictures: Path) -> None:
     first = _build(_stages(0.99, own=_OnGpu("good")), store, tmp_path, eval_data=pictures / "images")
     assert first.verdict is not None

@@ -1,0 +1,181 @@
+"""What is wrong in the command line is said before any stage runs, with the exit code of its kind."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import onnx
+import pytest
+from onnx import TensorProto, numpy_helper
+
+from yolotrt_core.sources import sample_path
+
+from .conftest import Run
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Path:
+    """The folder the command runs in, with some pictures, and files that are none of what is asked for."""
+    folder = tmp_path / "here"
+    (folder / "pics").mkdir(parents=True)
+    shutil.copy(sample_path(), folder / "pics")
+    (folder / "film.mp4").write_bytes(b"")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "words"),
+    [
+        ("evaluate --data pics --against NONSENSE", 2, "`--against` expects an engine file or one of fp32"),
+        ("evaluate --data pics --against fp31", 2, "hint: did you mean `fp32`"),
+        ("evaluate --data pics --against int8", 2, "`--against int8` needs pictures to calibrate on"),
+        ("evaluate --data nix", 2, "there is no data set `nix`"),
+        ("bench --against nix.engine", 2, "there is no engine file `nix.engine`"),
+        ("build --gate-agreement 2", 2, "`--gate-agreement` expects a number, at least 0 and at most 1, found `2`"),
+        ("build --gate-images x", 2, "`--gate-images` expects a whole number"),
+        ("build --sensitivity-images 0", 2, "`--sensitivity-images` expects a whole number"),
+        ("build --eval-data nix", 2, "there is no data set `nix`"),
+        ("build --eval-data film.mp4", 2, "`film.mp4` is no data set"),
+        ("build --max-drop 0.1", 2, "`--max-drop` needs labelled pictures"),
+        ("build --precision int8 --calibrator import --import-file nix", 2, "`nix`: no such file or directory"),
+        ("build --precision int8 --calibrator import", 2, "calibrator `import` needs a file"),
+        ("build --precision fp16 --calib-data nix", 2, "hint: expected a folder of pictures, or a data set YAML"),
+        ("build --out film.mp4", 5, "cannot write to `film.mp4`: `film.mp4` is not a folder"),
+        ("build --out film.mp4/deeper", 5, "is not a folder"),
+        ("artifacts.export --kind onnx --out film.mp4", 5, "`film.mp4` is not a folder"),
+        ("build --tensorrt-module tensorrt", 3, "`tensorrt`"),
+        ("build --precision int8 --calib-data pics --tensorrt-typing weak --tensorrt-module tensorrt_rtx", 2, "weakly"),
+        ("sensitivity", 2, "calibrator `percentile` needs pictures"),
+        ("build --precision FP16", 2, "hint: did you mean `fp16`?"),
+        ("build --precision zzz", 2, "hint: known: `auto`, `bf16`"),
+        ("build --imgsz 0", 2, "multiples of 32, found 0; 32 is the least"),
+        ("build --imgsz 99999", 2, "height and width must be 32 to 8192 pixels, found 99999"),
+        ("build --imgsz 99999999", 2, "hint: each from 32 to 8192"),
+        ("detect sample --max-det 99999999999", 2, "at least 1 and at most 999999999, found"),
+        ("detect sample --max-det 0", 2, "at least 1, found `0`"),
+        ("artifacts.export --out x", 2, "`--kind` is needed"),
+        ("build --profile 1x320x320:1x320x320:1x320x320 --batch 2", 2, "`--batch 2` is not the optimum"),
+        ("build --profile 1x320x320:1x320x320:1x320x320 --imgsz 640", 2, "the first `--profile`, which says 320,320"),
+    ],
+)
+def test_nothing_is_made_first(run: Run, here: Path, tmp_path: Path, line: str, code: int, words: str) -> None:
+    before = sorted(here.iterdir())
+    ran = run(*line.split())
+    assert ran.code == code, ran.err
+    assert words in ran.err
+    assert all(text.startswith(("error: ", "hint: ")) for text in ran.err.splitlines()), ran.err
+    assert ran.out == ""
+    assert sorted(here.iterdir()) == before
+    assert not (tmp_path / "store").exists()
+
+
+def test_hints_fit_the_command(run: Run, here: Path) -> None:
+    assert "fp16" not in run("sensitivity").err
+    assert "labels" not in run("build", "--calib-data", "nix").err
+
+
+def test_a_profile_and_what_it_says_are_no_conflict(run: Run, here: Path, warm: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "r.toml"
+    recipe.write_text("[build]\nimgsz = 640\nbatch = 2\nbuilder = 'onnxruntime'\n")
+    shapes = "1x320x320:1x320x320:4x320x320"
+    explained = run("artifacts.explain", "--recipe", str(recipe), "--profile", shapes)
+    assert explained.code == 0, explained.err  # a flag wins over the recipe
+    explained = run("artifacts.explain", "--profile", shapes, "--batch", "1", "--imgsz", "320")
+    assert explained.code == 0, explained.err
+    recipe.write_text(f"[build]\nimgsz = 640\nprofile = '{shapes}'\n")
+    assert "`--imgsz 640` is not the optimum" in run("artifacts.explain", "--recipe", str(recipe)).err
+
+
+def test_a_module_to_keep_that_is_not_there(run: Run, here: Path, warm: Path) -> None:
+    common = ("build", "--builder", "onnxruntime", "--precision", "int8", "--calib-data", "pics")
+    ran = run(*common, "--int8-keep", "model.99", store=warm / "store")
+    assert ran.code == 2
+    assert "no convolution belongs to a module `model.99`" in ran.err
+    assert "only 1 calibration picture:" in ran.err
+
+
+def test_a_half_precision_source_for_the_fp16_pass(run: Run, here: Path, warm: Path) -> None:
+    model = onnx.load(str(next((warm / "engine").glob("*.onnx"))))
+    stray = numpy_helper.from_array(numpy_helper.to_array(model.graph.initializer[0]).astype("float16"), "stray")
+    model.graph.initializer.append(stray)
+    assert stray.data_type == TensorProto.FLOAT16
+    onnx.save(model, str(here / "half.onnx"))
+    ran = run("build", "--builder", "onnxruntime", "--weights", "half.onnx", store=here.parent / "store")
+    assert ran.code == 2
+    assert "the fp16 pass expects a float32 graph" in ran.err
+
+
+def test_calibration_pictures_that_cannot_be_read(run: Run, here: Path, warm: Path) -> None:
+    for number in range(3):
+        (here / "pics" / f"bad{number}.jpg").write_bytes(b"")
+    ran = run("build", "--builder", "onnxruntime", "--precision", "int8", "--calib-data", "pics", store=warm / "store")
+    assert ran.code == 2
+    assert "calibration pictures cannot be read, over 10%" in ran.err
+
+
+def test_a_batch_that_memory_does_not_hold(run: Run, here: Path) -> None:
+    ran = run("build", "--builder", "onnxruntime", "--batch", "100000000")
+    assert ran.code == 4
+    assert "memory does not suffice for batch 100000000 of 320x320 pixels" in ran.err
+    assert "hint: build for a smaller `--batch` or `--imgsz`" in ran.err
+    assert "a bug in" not in ran.err
+
+
+def test_an_engine_of_other_shapes_is_not_replaced_without_a_word(run: Run, warm: Path) -> None:
+    common = ("build", "--builder", "onnxruntime")
+    words = "warning: replaces an engine of batch 1, 320x320 by one of batch 2, 320x320 in"
+    assert "replaces" not in run(*common, store=warm / "store").err
+    assert "replaces" not in run(*common, store=warm / "store").err
+    ran = run(*common, "--batch", "2", store=warm / "store")
+    assert ran.code == 0
+    assert [line for line in ran.err.splitlines() if line.startswith(words)]
+
+
+def test_flags_that_change_nothing(run: Run, warm: Path, tmp_path: Path) -> None:
+    idle = ("--int8-keep", "model.2", "--tensorrt-workspace", "7")
+    working = ("--simplify-tool", "off", "--fp32-convolutions", "plain")
+    ran = run("build", "--builder", "onnxruntime", *idle, *working, store=warm / "store")
+    assert ran.code == 0, ran.err
+    assert [line for line in ran.err.splitlines() if "no effect" in line] == [
+        "warning: `--int8-keep` has no effect: no stage `int8` runs in this build",
+        "warning: `--tensorrt-workspace` has no effect: no stage `tensorrt` runs in this build",
+    ]
+    recipe = tmp_path / "r.toml"
+    recipe.write_text("[int8]\nkeep = 'model.2'\n[tensorrt]\nworkspace = 7\n")
+    ran = run("build", "--builder", "onnxruntime", "--recipe", str(recipe), store=warm / "store")
+    assert "no effect" not in ran.err
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [("[1,2", "no JSON from line 1, column 5 on"), ("[1, 2]", "it has no table `tensors`"), ("[" * 9**6, "no JSON")],
+)
+def test_a_ranges_file_that_is_none(run: Run, warm: Path, tmp_path: Path, content: str, words: str) -> None:
+    file = tmp_path / "r.json"
+    file.write_text(content)
+    common = ("build", "--builder", "onnxruntime", "--precision", "int8", "--calibrator", "import")
+    ran = run(*common, "--import-file", str(file), store=warm / "store")
+    assert ran.code == 2
+    assert f"`{file}` is no ranges file: " in ran.err
+    assert words in ran.err
+    assert "Expecting" not in ran.err
+    assert "recursion" not in ran.err
+
+
+def test_show_by_name_and_what_is_ambiguous(run: Run, warm: Path) -> None:
+    store = warm / "store"
+    listed = json.loads(run("artifacts.list", "--json", store=store).out)["artifacts"]
+    for artifact in listed:
+        for name in artifact["names"]:
+            shown = json.loads(run("artifacts.show", name, "--json", store=store).out)
+            assert shown["record"]["key"] == artifact["key"]
+    keys = [a["key"] for a in listed]
+    shared = [d for d in "0123456789abcdef" if sum(k.startswith(d) for k in keys) > 1]
+    if shared:
+        ran = run("artifacts.show", shared[0], store=store)
+        assert ran.code == 2
+        count = sum(k.startswith(shared[0]) for k in keys)
+        assert ran.err.count("`, `") + 1 == min(count, 4)
+        assert (f"and {count - 4} more" in ran.err) == (count > 4)
