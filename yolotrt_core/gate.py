@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from yolotrt_core import dataset
+from yolotrt_core.agreement import agree
 from yolotrt_core.calibration import CalibrationData, choose, digest_of_pictures
 from yolotrt_core.detector import Detector, place_of
 from yolotrt_core.errors import GateError, UsageError
@@ -28,21 +29,21 @@ from yolotrt_core.sources import sample_path, sha256_of
 from yolotrt_core.stages import ONNX_FILE
 from yolotrt_core.store.action import Action
 from yolotrt_core.store.store import Store
-from yolotrt_core.types import Detections, EngineSpec, Json, ModelSpec, Selection, from_json
+from yolotrt_core.types import EngineSpec, Json, ModelSpec, Selection, from_json
 from yolotrt_core.wording import counted
 from yolotrt_core.work import PARITY_BUILDER
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+    pass
 
 _log = logging.getLogger(__name__)
 
-_CORE = tuple(f"yolotrt_core.{n}" for n in ("gate", "evaluate", "metric", "dataset", "predictions", "detector", "nms"))
+_CORE = tuple(
+    f"yolotrt_core.{n}"
+    for n in ("gate", "agreement", "evaluate", "metric", "dataset", "predictions", "detector", "nms")
+)
 _FEW_BOXES = 5
 _VERDICT_FILE = "verdict.json"
-# A box counts as the same if it is of one class and overlaps as COCO's loosest threshold asks.
-_SAME_IOU = 0.5
 _SELECTION = Selection()
 
 
@@ -332,69 +333,6 @@ def _by_agreement(case: _Case, files: Sequence[Path], options: GateOptions) -> d
         "least_agreement": options.agreement,
         "most_drift": options.drift,
     }
-
-
-@dataclass(frozen=True, slots=True)
-class Agreement:
-    """How far two sets of detections are the same.
-
-    Attributes:
-        expected, found: how many boxes each has. matched: pairs of one class that overlap by half or more.
-        drift: mean absolute difference in score of the pairs, 0..1.
-    """
-
-    expected: int
-    found: int
-    matched: int
-    drift: float
-
-    @property
-    def boxes(self) -> int:
-        """Boxes of both sides together."""
-        return self.expected + self.found
-
-    @property
-    def common(self) -> int:
-        """Those of them that are in a pair."""
-        return 2 * self.matched
-
-    @property
-    def share(self) -> float:
-        """Share in common, 0..1; 1 where there is nothing to find."""
-        return self.common / self.boxes if self.boxes else 1.0
-
-
-def agree(expected: Sequence[Detections], found: Sequence[Detections]) -> Agreement:
-    """Compare detections picture by picture; each box is in at most one pair, the best-scored choose first."""
-    matched, drift = 0, 0.0
-    for one, other in zip(expected, found, strict=True):
-        pairs = _pairs(one, other)
-        matched += len(pairs)
-        drift += sum(abs(float(one.scores[i]) - float(other.scores[j])) for i, j in pairs)
-    totals = (sum(map(len, expected)), sum(map(len, found)))
-    return Agreement(*totals, matched, drift / matched if matched else 0.0)
-
-
-def _pairs(one: Detections, other: Detections) -> list[tuple[int, int]]:
-    overlaps = _overlaps(one.boxes, other.boxes)
-    overlaps[one.class_ids[:, None] != other.class_ids[None, :]] = 0
-    pairs = []
-    for i in range(len(one)):
-        if len(other) and overlaps[i].max() >= _SAME_IOU:
-            j = int(overlaps[i].argmax())
-            pairs.append((i, j))
-            overlaps[:, j] = 0
-    return pairs
-
-
-def _overlaps(one: NDArray[np.float32], other: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return the IoU of every box (M, 4) with every other (N, 4): float64 (M, N)."""
-    import numpy as np
-
-    a, b = one.astype(np.float64)[:, None], other.astype(np.float64)[None, :]
-    inner = np.clip(np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2]), 0, None).prod(-1)
-    union = (a[..., 2:] - a[..., :2]).prod(-1) + (b[..., 2:] - b[..., :2]).prod(-1) - inner
-    return np.asarray(np.divide(inner, union, out=np.zeros_like(inner), where=union > 0))
 
 
 def _text(facts: Mapping[str, Json]) -> str:

@@ -35,7 +35,9 @@ LOG_FILE = "stage.log"
 CALIBRATE = "calibrate"
 # Passes below this order run before a precision is chosen: every precision shares their artifact.
 PRECISION_ORDER = 50
-_CORE_SOURCES = tuple(f"yolotrt_core.{name}" for name in ("stages", "types", "options", "pipeline", "work", "ranges"))
+_CORE_SOURCES = tuple(
+    f"yolotrt_core.{name}" for name in ("stages", "sessions", "types", "options", "pipeline", "work", "ranges")
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,10 +18,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from yolotrt_core import pictures, pipeline
+from yolotrt_core.agreement import agree
 from yolotrt_core.calibration import CalibrationData, choose, digest_of_pictures
 from yolotrt_core.detector import Detector
 from yolotrt_core.errors import StageError, UsageError
-from yolotrt_core.gate import agree
 from yolotrt_core.options import key_material, option
 from yolotrt_core.pipeline import Plan, Settings, Step
 from yolotrt_core.progress import progress

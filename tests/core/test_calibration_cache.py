@@ -5,8 +5,7 @@ from __future__ import annotations
 import struct
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from yolotrt_core.calibration_cache import cache_from_ranges, is_cache, parse_cache, version_number
 from yolotrt_core.errors import UsageError

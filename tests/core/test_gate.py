@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from fake_stages import FakeBuilder, FakeExporter, FakePass, FakePostprocessor, FakeSession, fake_plugin
-from yolotrt_core import gate
+from yolotrt_core.agreement import agree
 from yolotrt_core.engine import BuildSettings, Engine, build_engine
 from yolotrt_core.errors import GateError, UsageError
 from yolotrt_core.options import option
@@ -51,13 +51,13 @@ A, B, FAR = [0, 0, 10, 10], [0, 0, 10, 8], [50, 50, 60, 60]
     ],
 )
 def test_agreement(one: Detections, other: Detections, share: float, drift: float) -> None:
-    result = gate.agree([one], [other])
+    result = agree([one], [other])
     assert result.share == pytest.approx(share)
     assert result.drift == pytest.approx(drift, abs=1e-6)
 
 
 def test_agreement_adds_up_over_pictures() -> None:
-    result = gate.agree([_found((A, 0.9, 0)), _found((A, 0.5, 0))], [_found((A, 0.7, 0)), _found()])
+    result = agree([_found((A, 0.9, 0)), _found((A, 0.5, 0))], [_found((A, 0.7, 0)), _found()])
     assert (result.expected, result.found, result.matched) == (2, 1, 1)
     assert result.share == pytest.approx(2 / 3)
 

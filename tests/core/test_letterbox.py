@@ -6,8 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from yolotrt_core.errors import UsageError
 from yolotrt_core.letterbox import boxes_to_source, geometry, placement, preprocess

@@ -7,8 +7,7 @@ import json
 import math
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 from store_worker import action
 
 from yolotrt_core.options import key_material, option, resolve

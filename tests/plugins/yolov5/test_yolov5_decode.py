@@ -7,8 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 from brute_force import candidates, kept
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from yolotrt_core.errors import UsageError
 from yolotrt_core.letterbox import geometry
