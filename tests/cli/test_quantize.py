@@ -30,7 +30,7 @@ def test_ranges_and_cache_go_out_and_come_back(run: Run, warm: Path, pictures: P
     chosen = (*_INT8, "--calib-data", str(pictures))
     built = run("build", *chosen, "--json", "--out", "first", store=store)
     assert built.code == 0, built.err
-    assert "only 1 calibration pictures: 64 are known to be enough" in built.err
+    assert "only 1 calibration picture: 64 are known to be enough" in built.err
     first = json.loads(built.out)
     assert first["gate"]["passed"] is True
     assert [s["step"] for s in first["steps"]] == ["export", "simplify", "parity", "calibrate", "int8", "build"]
