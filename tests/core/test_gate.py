@@ -16,13 +16,15 @@ import pytest
 
 from fake_stages import FakeBuilder, FakeExporter, FakePass, FakePostprocessor, FakeSession, fake_plugin
 from yolotrt_core.agreement import agree
+from yolotrt_core.detector import Detector
 from yolotrt_core.engine import BuildSettings, Engine, build_engine
 from yolotrt_core.errors import GateError, UsageError
 from yolotrt_core.options import option
+from yolotrt_core.predictions import predict
 from yolotrt_core.registry import Registry, source_digest
 from yolotrt_core.stages import ONNX_FILE, Availability
 from yolotrt_core.store.store import Store
-from yolotrt_core.types import Detections
+from yolotrt_core.types import Detections, Selection
 
 
 def _found(*rows: tuple[list[float], float, int]) -> Detections:
@@ -229,6 +231,35 @@ def test_another_postprocessor_or_option_of_it_is_judged_anew(store: Store, tmp_
         assert isinstance(verdict.facts["fp32_boxes"], int)
         keys.add(verdict.key)
     assert len(keys) == 3
+
+
+def test_predictions_are_of_one_postprocessor_and_its_options(store: Store, tmp_path: Path, pictures: Path) -> None:
+    @dataclass(frozen=True)
+    class Reach:
+        share: float = option(1.0, help="How much of the picture a box covers")
+
+    class Other(_Thresholded):
+        name = "otherhead"
+        Options = Reach
+
+    weights = tmp_path / "model.txt"
+    weights.write_text("1 1")
+    files = sorted((pictures / "images").iterdir())
+    keys = []
+    for head, flags in (
+        (_Thresholded(), {}),
+        (Other(), {}),
+        (Other(), {"otherhead": {"share": "0.5"}}),
+        (_Thresholded(), {}),
+    ):
+        stages = _decoded(head)
+        settings: dict[str, Any] = {"precision": "fp32", "imgsz": (32, 64), "flags": flags}
+        with Detector.open(weights, store=store, stages=stages, **settings) as detector:
+            made = predict(detector, files, Selection(), store=store, stages=stages)
+        assert made.from_cache == (made.record.key in keys)
+        keys.append(made.record.key)
+    assert len(set(keys)) == 3
+    assert keys[3] == keys[0]
 
 
 def test_other_labels_are_judged_anew(store: Store, tmp_path: Path, pictures: Path) -> None:

@@ -131,6 +131,23 @@ def test_parser_errors_name_the_node(toy_yolo: Any, toy_model: Any, tmp_path: Pa
     assert not (tmp_path / "model.engine").exists()
 
 
+@pytest.mark.parametrize("told", [None, "`--tf-quantized float` exports none"])
+def test_zero_points_are_refused_with_what_helps(told: str | None, convolution: Make, tmp_path: Path) -> None:
+    import onnx
+
+    made = convolution("int8")
+    model = onnx.load(made.path)
+    zero = next(weight for weight in model.graph.initializer if weight.name == "zero")
+    zero.CopyFrom(onnx.helper.make_tensor("zero", zero.data_type, [], [3]))
+    onnx.save(model, made.path)
+    if told:  # as the exporter left it, in this run or in one long before
+        made = replace(made, spec=replace(made.spec, provenance={"zero_points": told}))
+    refused = build(made, request("int8"), tmp_path)
+    assert refused["kind"] == "StageError"
+    words = "TensorRT takes 8-bit integers without zero points only, and this model has some: "
+    assert refused["hint"] == words + (told or "make a graph without zero points, or use `--builder onnxruntime`")
+
+
 def test_what_is_no_onnx_is_refused(convolution: Make, tmp_path: Path) -> None:
     model = convolution()
     model.path.write_bytes(b"not an ONNX")

@@ -122,6 +122,7 @@ def test_eight_bit_models(
     assert ({"QuantizeLinear", "DequantizeLinear"} <= operators) == (quantized == "keep")
     assert ("DequantizeLinear" in operators) == (quantized == "keep")
     assert ("--tf-quantized float" in caplog.text) == (quantized == "keep")
+    assert ("--tf-quantized float" in spec.provenance.get("zero_points", "")) == (quantized == "keep")
     stored = reference(tmp_path)
     error = np.linalg.norm(run(tmp_path, stored["images"]) - stored["output0"]) / np.linalg.norm(stored["output0"])
     assert error <= float(stored["tolerance"]) / 2
