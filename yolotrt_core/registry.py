@@ -225,6 +225,8 @@ class Registry:
         for candidate in self.builders():
             can = self.able(candidate, to_run=to_run)
             if can.ok:
+                if to_run and reasons:
+                    _log.info("running with `%s`, which can here; not %s", candidate.name, "; ".join(reasons))
                 return candidate
             reasons.append(f"`{candidate.name}`: {can.reason}" + (f" ({can.install})" if can.install else ""))
         wanted = "run" if to_run else "build"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from fake_stages import FakeExporter, FakePass, fake_plugin
+from fake_stages import FakeBuilder, FakeExporter, FakePass, fake_plugin
 from yolotrt_core.cli.build import _CORE_OPTIONS
 from yolotrt_core.declared import RESERVED
 from yolotrt_core.errors import PluginError, UsageError
@@ -362,3 +363,22 @@ def test_source_digest_follows_the_text(tmp_path: Path, monkeypatch: pytest.Monk
 def test_the_installed_plugins_are_all_whole() -> None:
     registry = Registry.discover()
     assert [(b.plugin, b.error) for b in registry.broken if b.dist == OWN_DIST] == []
+
+
+class _Elsewhere(FakeBuilder):
+    """Preferred, but for another machine."""
+
+    name = "elsewhere"
+    priority = 90
+
+    def runnable(self) -> Availability:
+        return Availability(False, "no such device")
+
+
+def test_who_runs_an_engine_is_said_where_it_is_not_who_builds_it(caplog: pytest.LogCaptureFixture) -> None:
+    stages = Registry.of(fake_plugin(builders=[FakeBuilder(), _Elsewhere()]))
+    with caplog.at_level(logging.INFO):
+        assert stages.default_builder(to_run=False).name == "elsewhere"
+        assert caplog.text == ""
+        assert stages.default_builder(to_run=True).name == "onnxruntime"
+    assert "running with `onnxruntime`, which can here; not `elsewhere`: no such device" in caplog.text
