@@ -111,6 +111,8 @@ def _check_onnx(step: Step, spec: ModelSpec, path: Path, reader: Any) -> None:
         found = reader.contents(path)
     except StageError as err:
         raise fault(step, f"wrote a `{ONNX_FILE}` that is none: {err}") from err
+    if found is None:
+        return
     if [tensor.name for tensor in found.inputs] != ["images"]:
         names = _listed([tensor.name for tensor in found.inputs])
         raise fault(step, f"wrote an ONNX with the inputs {names}, expected one, named `images`")

@@ -221,7 +221,7 @@ class Registry:
         Raises:
             PluginError: none can; every builder's reason is told.
         """
-        reasons = []
+        reasons: list[str] = []
         for candidate in self.builders():
             can = self.able(candidate, to_run=to_run)
             if can.ok:

@@ -22,6 +22,8 @@ from yolotrt_core.agreement import agree
 from yolotrt_core.calibration import CalibrationData, choose, digest_of_pictures
 from yolotrt_core.detector import Detector
 from yolotrt_core.errors import StageError, UsageError
+from yolotrt_core.guard import answering
+from yolotrt_core.handed_on import check_pass
 from yolotrt_core.options import key_material, option
 from yolotrt_core.pipeline import Plan, Settings, Step
 from yolotrt_core.progress import progress
@@ -272,7 +274,10 @@ class _Case:
         lowered = work / "lowered"
         lowered.mkdir()
         stage, request = self.lowering.stage, self.lowering.request
-        spec, _ = stage.apply(model, calibration, replace(request, profiles=()), alone, lowered)
+        who = self.lowering.identity
+        with answering(f"pass `{who.name}` of `{who.dist}`", who.dist, "apply"):
+            made = stage.apply(model, calibration, replace(request, profiles=()), alone, lowered)
+        spec, _ = check_pass(self.lowering, made, lowered, self._runner.stage)
         watched = _Watched(self._open(lowered / ONNX_FILE, spec), reference.outputs)
         with self._detector(watched) as detector:
             agreement = agree(reference.found, detector.detect(reference.frames, _SELECTION))

@@ -296,8 +296,8 @@ class OnnxContents:
 class OnnxReader(Protocol):
     """What the builder that checks exports may offer beside `Builder`: to tell what an ONNX file declares."""
 
-    def contents(self, onnx: Path) -> OnnxContents:
-        """Read names, types and shapes, without loading the network.
+    def contents(self, onnx: Path) -> OnnxContents | None:
+        """Read names, types and shapes, without loading the network; None where that is not possible.
 
         Raises:
             StageError: it is no ONNX file.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata, util
@@ -82,8 +83,10 @@ class OnnxRuntimeBuilder:
 
         return OnnxRuntimeSession(engine, spec, options.threads)
 
-    def contents(self, onnx: Path) -> OnnxContents:
-        """Tell what an ONNX file declares, any that other builders take included."""
+    def contents(self, onnx: Path) -> OnnxContents | None:
+        """Tell what an ONNX file declares, any that other builders take included; None without the onnx package."""
+        if importlib.util.find_spec("onnx") is None:
+            return None
         from yolotrt_onnxruntime import contents
 
         return contents.contents(onnx)

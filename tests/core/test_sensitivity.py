@@ -16,7 +16,7 @@ from fake_layers import RUNS, SHARES, SIZE, LayeredBuilder, layered_stages, writ
 from yolotrt_core import mixed, sensitivity
 from yolotrt_core.detector import Detector
 from yolotrt_core.engine import BuildSettings, Engine, build_engine, plan_build
-from yolotrt_core.errors import GateError, StageError, UsageError
+from yolotrt_core.errors import GateError, PluginError, StageError, UsageError
 from yolotrt_core.pipeline import GivenOptions
 from yolotrt_core.registry import Registry
 from yolotrt_core.store.store import Store
@@ -72,6 +72,18 @@ def test_nothing_is_measured_twice(store: Store, tmp_path: Path, pictures: Path)
     fewer = _measure(store, _settings(tmp_path, pictures, flags={"sensitivity": {"images": "1"}}))
     assert fewer.pictures == 1
     assert RUNS["lowered"] == 2 * len(SHARES)
+
+
+def test_a_pass_that_fails_on_a_layer_is_named(store: Store, tmp_path: Path, pictures: Path) -> None:
+    stages = layered_stages()
+
+    def fail(*given: Any) -> Any:
+        raise RuntimeError("no luck")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stages.get("pass", "int8").stage, "apply", fail, raising=False)
+        with pytest.raises(PluginError, match="`apply` of pass `int8` of `in-process` failed with RuntimeError"):
+            _measure(store, _settings(tmp_path, pictures), stages)
 
 
 def test_layers_the_user_keeps_are_not_measured(store: Store, tmp_path: Path, pictures: Path) -> None:

@@ -1,4 +1,4 @@
-"""What an ONNX file declares, against what the onnx package reads."""
+"""What an ONNX file declares is what was written into it."""
 
 from __future__ import annotations
 
@@ -8,31 +8,25 @@ import pytest
 
 from yolotrt_core.errors import StageError
 from yolotrt_core.testing import small_model
+from yolotrt_core.types import TensorSpec
 from yolotrt_onnxruntime.contents import contents
 
-onnx = pytest.importorskip("onnx", reason="the expected values are the onnx package's")
+onnx = pytest.importorskip("onnx", reason="needs the onnx package")
 
 
-def _declared(model: object) -> tuple[list[tuple[str, int, list[int | str]]], ...]:
-    graph = model.graph  # type: ignore[attr-defined]
-    weights = {weight.name for weight in graph.initializer}
-    return tuple(
-        [
-            (
-                value.name,
-                value.type.tensor_type.elem_type,
-                [d.dim_value if d.HasField("dim_value") else d.dim_param for d in value.type.tensor_type.shape.dim],
-            )
-            for value in values
-            if value.name not in weights
-        ]
-        for values in (graph.input, graph.output)
-    )
-
-
-@pytest.mark.parametrize("kind", ["FLOAT", "FLOAT16", "BFLOAT16", "UINT8", "FLOAT8E4M3FN", "INT64"])
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    [
+        ("FLOAT", "float32"),
+        ("FLOAT16", "float16"),
+        ("BFLOAT16", "bfloat16"),
+        ("UINT8", "uint8"),
+        ("FLOAT8E4M3FN", "float8_e4m3fn"),
+        ("INT64", "int64"),
+    ],
+)
 @pytest.mark.parametrize("shape", [(1, 3, 32, 64), ("batch", 3, "height", "width"), (2**40, 0, 1, 3)])
-def test_what_is_declared(kind: str, shape: tuple[int | str, ...], tmp_path: Path) -> None:
+def test_what_is_declared(kind: str, dtype: str, shape: tuple[int | str, ...], tmp_path: Path) -> None:
     helper, number = onnx.helper, getattr(onnx.TensorProto, kind)
     weight = helper.make_tensor("weight", onnx.TensorProto.FLOAT, (2,), [1, 2])
     tensors = [helper.make_tensor_value_info(name, number, shape) for name in ("images", "output0")]
@@ -43,10 +37,8 @@ def test_what_is_declared(kind: str, shape: tuple[int | str, ...], tmp_path: Pat
     onnx.save(model, tmp_path / "m.onnx")
     found = contents(tmp_path / "m.onnx")
     assert found.metadata == {"names": "{0: 'é'}", "empty": ""}
-    dtype = helper.tensor_dtype_to_np_dtype(number).name
-    for ours, theirs in zip((found.inputs, found.outputs), _declared(model), strict=True):
-        assert [(t.name, list(t.shape)) for t in ours] == [(name, dims) for name, _, dims in theirs]
-        assert [t.dtype for t in ours] == [dtype]
+    assert found.inputs == (TensorSpec("images", dtype, shape),)
+    assert found.outputs == (TensorSpec("output0", dtype, shape),)
 
 
 def test_a_real_network(tmp_path: Path) -> None:
@@ -61,5 +53,5 @@ def test_what_is_no_onnx_is_told(tmp_path: Path) -> None:
     whole = made.path.read_bytes()
     for data in (b"", b"no model at all", whole[: len(whole) // 2], whole[:2], bytes(range(256))):
         made.path.write_bytes(data)
-        with pytest.raises(StageError, match=r"^it (is empty|cannot be read|holds no graph)"):
+        with pytest.raises(StageError, match=r"^it (cannot be read|holds no graph)"):
             contents(made.path)
