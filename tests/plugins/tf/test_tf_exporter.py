@@ -355,7 +355,7 @@ def test_without_tensorflow_the_stage_says_what_to_install(monkeypatch: pytest.M
     monkeypatch.setattr(util, "find_spec", lambda name: None if name in ("tensorflow", "tf2onnx") else object())
     can = TfExporter().available()
     assert not can.ok
-    assert can.reason == "`tensorflow` and `tf2onnx` is not installed"
+    assert can.reason == "`tensorflow` and `tf2onnx` are not installed"
     assert can.install == "pip install 'yolotrt-core[tf]'"
 
 
