@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import pickletools
 import re
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -112,7 +113,7 @@ def read_pickle(stream: IO[bytes]) -> Any:
     """
     machine = _Machine()
     try:
-        for count, (code, argument, _) in enumerate(pickletools.genops(stream)):
+        for count, (code, argument) in enumerate(_instructions(stream)):
             if code.name == "STOP":
                 break
             if count > MOST_INSTRUCTIONS:
@@ -138,6 +139,19 @@ def read_pickle(stream: IO[bytes]) -> Any:
         RecursionError,
     ) as err:
         raise DamagedPickle(f"the pickle is damaged ({type(err).__name__}: {' '.join(str(err).split())[:80]})") from err
+
+
+def _instructions(stream: IO[bytes]) -> Iterator[tuple[pickletools.OpcodeInfo, Any]]:
+    """Yield each instruction with its argument."""
+    instructions = pickletools.genops(stream)
+    while True:
+        with warnings.catch_warnings():
+            # Of a damaged text it warns as of a program's source; the warning is nobody's here.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            found = next(instructions, None)
+        if found is None:
+            return
+        yield found[0], found[1]
 
 
 class _Mark:

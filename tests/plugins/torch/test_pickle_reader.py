@@ -151,3 +151,7 @@ def test_the_number_of_instructions_is_limited(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(pickle_reader, "MOST_INSTRUCTIONS", 100)
     with pytest.raises(DamagedPickle, match="more than 100 instructions"):
         read(b"\x80\x02" + b"N0" * 100 + b"N.")
+
+
+def test_a_text_with_a_wrong_escape_warns_nobody() -> None:
+    assert read(b"S'a\\qb'\n.") == "a\\qb"
