@@ -196,6 +196,7 @@ _STAGE: Mapping[str, _Check] = {
     "applies": _BOOL,
     "is_quantized": _BOOL,
     "takes_ranges": _BOOL,
+    "rounds_fp32": _BOOL,
     "preflight": _anything,
     "native_size": _size,
     "place": _texts,

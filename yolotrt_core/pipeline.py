@@ -21,7 +21,15 @@ from yolotrt_core.errors import PluginError, StageError, UsageError, YolotrtErro
 from yolotrt_core.memory import out_of_memory
 from yolotrt_core.progress import progress
 from yolotrt_core.registry import Registered, Registry
-from yolotrt_core.stages import ONNX_FILE, RANGES_FILE, REFERENCE_FILE, CheckedOptions, QuantizedSource, RangesBuilder
+from yolotrt_core.stages import (
+    ONNX_FILE,
+    RANGES_FILE,
+    REFERENCE_FILE,
+    CheckedOptions,
+    QuantizedSource,
+    RangesBuilder,
+    RoundingBuilder,
+)
 from yolotrt_core.store.action import Action, PluginIdentity, Record
 from yolotrt_core.store.failures import DamagedArtifactError, MissingArtifactError
 from yolotrt_core.store.store import Store
@@ -143,6 +151,8 @@ def plan(
     registry.refuse_unavailable(exporter, exporter.stage.available())
     chosen_options = settings.resolve(builder.stage.Options, builder.name)
     builder.stage.preflight(request, chosen_options)
+    if isinstance(builder.stage, RoundingBuilder) and builder.stage.rounds_fp32(request, chosen_options):
+        request = replace(request, exact_fp32=True)
     # Ranges reach an engine once: as Q/DQ nodes of a pass, or, where it asks for them, through the builder.
     takes_ranges = isinstance(builder.stage, RangesBuilder) and builder.stage.takes_ranges(request, chosen_options)
     steps = list(_shared_steps(stages, source, request, exporter, settings))
@@ -393,7 +403,7 @@ def _neutral(request: BuildRequest) -> BuildRequest:
     if request.profiles:
         batch, height, width = request.profiles[0].opt
         request = replace(request, batch=batch, height=height, width=width)
-    return replace(request, precision="fp32", profiles=())
+    return replace(request, precision="fp32", profiles=(), exact_fp32=False)
 
 
 def _shape_material(request: BuildRequest) -> dict[str, Json]:

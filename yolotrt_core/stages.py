@@ -239,6 +239,14 @@ class RangesBuilder(Protocol):
         """Say whether this build wants ranges; `build` then gets a calibration and an ONNX without Q/DQ."""
 
 
+@runtime_checkable
+class RoundingBuilder(Protocol):
+    """What a builder may offer beside `Builder`, if its library ignores a wish for exact fp32."""
+
+    def rounds_fp32(self, request: BuildRequest, options: Any) -> bool:
+        """Say whether fp32 operands would be cut short against the options; passes then see `exact_fp32`."""
+
+
 class Builder(Stage, Protocol):
     """Typed ONNX -> engine, and engine -> session."""
 

@@ -109,7 +109,8 @@ class ShapeRange:
 class BuildRequest:
     """What the user wants built. Height and width in pixels, multiples of the largest stride.
 
-    `profiles` is empty for a static model; with `dynamic` there is at least one.
+    `profiles` is empty for a static model; with `dynamic` there is at least one. `exact_fp32`: the library that will
+    run the network multiplies fp32 operands cut short, which the user forbids, so a pass must write them as sums.
     """
 
     precision: Precision
@@ -118,6 +119,7 @@ class BuildRequest:
     width: int
     dynamic: bool = False
     profiles: tuple[ShapeRange, ...] = ()
+    exact_fp32: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,10 +30,10 @@ class SimplifyOptions:
 class Fp32Options:
     """How exact a single-precision engine is."""
 
-    convolutions: Literal["plain", "split"] = option(
-        "plain",
-        help="As they are, or each as wide as three, whose sum is exact to float32 where the hardware "
-        "multiplies in TF32; slower, for engines that shall agree with the CPU",
+    convolutions: Literal["auto", "plain", "split"] = option(
+        "auto",
+        help="plain: as they are; split: each as wide as three, whose sum is exact to float32 where the hardware "
+        "multiplies in TF32, but slower; auto: split where TF32 is forbidden and the library uses it all the same",
     )
 
 
@@ -117,7 +117,9 @@ class Fp32Pass(OnnxPass):
     Options: ClassVar[type] = Fp32Options
 
     def applies(self, request: BuildRequest, options: Fp32Options) -> bool:
-        return request.precision == "fp32" and options.convolutions == "split"
+        if request.precision != "fp32":
+            return False
+        return options.convolutions == "split" or (options.convolutions == "auto" and request.exact_fp32)
 
     def apply(
         self, model: OnnxModel, calibration: Calibration | None, request: BuildRequest, options: Fp32Options, out: Path

@@ -13,6 +13,7 @@ split here, activations when the network runs, by way of bfloat16, whose range i
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +27,8 @@ from yolotrt_onnx.graph import check, element_types, lift_constants, load, save,
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+_log = logging.getLogger(__name__)
+
 _TF32_DROPS = 13  # of float32's 23 stored bits
 
 
@@ -33,6 +36,7 @@ def apply(model: OnnxModel, out: Path) -> tuple[ModelSpec, Mapping[str, Json]]:
     """Write the graph of `model` with its convolutions split to `out/model.onnx`; see `split_convolutions`."""
     graph = load(model.path)
     count = split_convolutions(graph)
+    _log.info("%d convolutions become exact sums, which takes longer than TF32", count)
     check(graph, "the fp32 pass", "report this graph; `--fp32-convolutions plain` builds without the pass")
     save(graph, out)
     return spec_of(graph, model.spec), {"split": count, "nodes": len(graph.graph.node)}

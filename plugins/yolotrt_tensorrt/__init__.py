@@ -36,8 +36,8 @@ class TensorRTOptions:
     )
     tf32: bool = option(
         True,
-        help="Allow TF32 in fp32 layers; tensorrt_rtx 1.6 uses it all the same, which `--fp32-convolutions split` "
-        "undoes",
+        help="Allow TF32 in fp32 layers; for tensorrt_rtx, which uses it all the same, off splits the convolutions of "
+        "fp32 engines into exact, slower sums",
     )
     compute_capabilities: str | None = option(
         None, help="GPUs the engine must run on, e.g. 86,89 or current (tensorrt_rtx only); default: its portable set"
@@ -104,6 +104,12 @@ class TensorRTBuilder:
     def takes_ranges(self, request: BuildRequest, options: TensorRTOptions) -> bool:
         """Say whether int8 is built from ranges rather than from Q/DQ nodes."""
         return request.precision == "int8" and options.typing == "weak"
+
+    def rounds_fp32(self, request: BuildRequest, options: TensorRTOptions) -> bool:
+        """Say whether TF32 is forbidden and the library uses it all the same."""
+        from yolotrt_tensorrt import installed
+
+        return request.precision == "fp32" and not options.tf32 and installed.choose(options.module).is_rtx
 
     def preflight(self, request: BuildRequest, options: TensorRTOptions) -> None:
         """Refuse what the installed library cannot build; see `yolotrt_tensorrt.preflight`."""

@@ -144,6 +144,7 @@ NEEDED = [
     ({"fingerprint": _answering({"tool": 1})}, "should return a mapping of str to str"),
     ({"preflight": _raising(KeyError("x"))}, "`preflight` of builder `bad` of `bad-dist` failed with KeyError"),
     ({"takes_ranges": _raising(BOOM)}, "`takes_ranges` of builder `bad` of `bad-dist` failed"),
+    ({"rounds_fp32": _answering(1)}, "`rounds_fp32` of builder `bad` of `bad-dist`"),
 ]
 
 

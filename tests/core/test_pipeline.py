@@ -11,14 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fake_stages import RUNS, FakeBuilder, FakePass, FakeStage, fake_plugin
+from fake_stages import RUNS, FakeBuilder, fake_plugin
 from yolotrt_core import pipeline
 from yolotrt_core.engine import BuildSettings, Engine, build_engine, read_engine_spec
 from yolotrt_core.errors import ArtifactError, PluginError, StageError, UsageError
 from yolotrt_core.hookspecs import hookimpl
-from yolotrt_core.ranges import Ranges, write_ranges
 from yolotrt_core.registry import Registry
-from yolotrt_core.stages import RANGES_FILE, Availability
+from yolotrt_core.stages import Availability
 from yolotrt_core.store.store import Store
 from yolotrt_core.types import ShapeRange
 
@@ -352,59 +351,3 @@ def test_a_stage_with_a_bug_is_a_stage_error_with_the_trace_in_its_log(
     assert "Traceback" in caught.value.log.read_text()
     assert caught.value.hint is not None
     assert "`text` of `in-process`" in caught.value.hint
-
-
-class _Ranging(FakeBuilder):
-    """A builder that takes ranges itself, where asked to."""
-
-    def takes_ranges(self, request: Any, options: Any) -> bool:
-        return bool(options.level == 5)
-
-    def build(self, model: Any, calibration: Any, *rest: Any) -> Any:
-        self.calibration = calibration and calibration.method
-        return super().build(model, calibration, *rest)
-
-
-class _Calibrator(FakeStage):
-    name = "steady"
-    needs_images = False
-
-    def calibrate(self, model: Any, batches: Any, request: Any, options: Any, out: Path) -> str:
-        assert list(batches) == []
-        assert request.precision == "fp32"
-        write_ranges(out / RANGES_FILE, Ranges(model.sha256, "steady", {"x": 1.0}))
-        return "steady"
-
-
-class _Quantizing(FakePass):
-    needs_calibration = True
-
-    def apply(self, model: Any, calibration: Any, *rest: Any) -> Any:
-        assert calibration.method == "steady"
-        return super().apply(model, calibration, *rest)
-
-
-def test_ranges_reach_an_engine_once(weights: Path, store: Store, tmp_path: Path) -> None:
-    """Through the pass that quantizes, or to the builder that asks for them; never both."""
-    builder = _Ranging()
-    plugin = fake_plugin(passes=[_Quantizing()], calibrators=[_Calibrator()], builders=[builder])
-    ranging = Registry.of(plugin)
-    assert not ranging.broken
-    engine = _build(weights, store, ranging, tmp_path, calibrator="steady")
-    assert [s.step.label for s in engine.steps] == ["export", "parity", "calibrate", "halve", "build"]
-    assert builder.calibration is None
-    flags = {"onnxruntime": {"level": "5"}}
-    engine = _build(weights, store, ranging, tmp_path, calibrator="steady", flags=flags)
-    assert [s.step.label for s in engine.steps] == ["export", "parity", "calibrate", "build"]
-    assert builder.calibration == "steady"
-
-
-def test_a_calibrator_without_pictures_says_so(weights: Path, store: Store, tmp_path: Path) -> None:
-    class Wanting(_Calibrator):
-        needs_images = True
-
-    plugin = fake_plugin(passes=[_Quantizing()], calibrators=[Wanting()])
-    with pytest.raises(UsageError, match="calibrator `steady` needs pictures, but `--calib-data` was not given"):
-        _build(weights, store, Registry.of(plugin), tmp_path, calibrator="steady")
-    with pytest.raises(UsageError, match="fp16 has no default calibrator"):
-        _build(weights, store, Registry.of(plugin), tmp_path)

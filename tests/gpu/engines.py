@@ -14,8 +14,8 @@ from typing import Any
 
 _HALF_INPUT = {"fp16": {"input": "fp16"}}
 VARIANTS: dict[str, dict[str, Any]] = {
-    "fp32-b1": {"precision": "fp32", "flags": {"tensorrt": {"tf32": "off"}}},
-    "fp32-b1-split": {"precision": "fp32", "flags": {"tensorrt": {"tf32": "off"}, "fp32": {"convolutions": "split"}}},
+    "fp32-b1": {"precision": "fp32"},
+    "fp32-b1-exact": {"precision": "fp32", "flags": {"tensorrt": {"tf32": "off"}}},
     "fp16-b1": {"precision": "fp16"},
     "fp16-b1-i16": {"precision": "fp16", "flags": _HALF_INPUT},
     "fp16-b8": {"precision": "fp16", "batch": 8},

@@ -12,6 +12,7 @@ import pytest
 from yolotrt_core.errors import PluginError, StageError
 from yolotrt_core.hookspecs import PROJECT
 from yolotrt_core.options import option_fields, resolve
+from yolotrt_core.types import BuildRequest
 from yolotrt_tensorrt import TensorRTBuilder, TensorRTOptions, driver, installed
 
 Lay = Callable[..., None]
@@ -146,6 +147,18 @@ def test_the_options_are_declared_for_help() -> None:
     assert fields["module"].choices == ("auto", "tensorrt", "tensorrt_rtx")
     assert {name for name, f in fields.items() if not f.in_key} >= {"module", "device", "timing_cache"}
     assert resolve(TensorRTOptions, "tensorrt", {"tf32": "off"}).tf32 is False
+
+
+@pytest.mark.parametrize("module", ["tensorrt", "tensorrt_rtx"])
+def test_only_tensorrt_rtx_rounds_fp32_against_the_options(
+    lay: Lay, monkeypatch: pytest.MonkeyPatch, module: str
+) -> None:
+    lay(module, "1.7.1", None)
+    monkeypatch.setattr(driver, "present", lambda: True)
+    builder, forbidden = TensorRTBuilder(), TensorRTOptions(tf32=False)
+    assert builder.rounds_fp32(BuildRequest("fp32", 1, 64, 64), forbidden) == (module == "tensorrt_rtx")
+    assert not builder.rounds_fp32(BuildRequest("fp32", 1, 64, 64), TensorRTOptions())
+    assert not builder.rounds_fp32(BuildRequest("fp16", 1, 64, 64), forbidden)
 
 
 def test_the_plugin_brings_one_builder() -> None:

@@ -20,6 +20,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("installed_rtx")]
 
 PROFILE = ShapeRange((1, 320, 320), (1, 640, 640), (8, 640, 640))
 OUTPUTS = {"yolov5n": 85, "helmet_yolov5n": 7, "waste_yolov5n": 7}
+CONVOLUTIONS = 60  # of every YOLOv5n: 57 in its Conv blocks, 3 in the head
 OLD = "print(json.dumps(build_described(sys.argv[1], sys.argv[2])))"
 
 
@@ -68,9 +69,25 @@ def test_fp16_engines_of_real_models(made: Made, rtx_old: Callable[..., Any], tm
     assert (output.name, output.shape[-1]) == ("output0", OUTPUTS[name])
     if not made.request.dynamic:
         assert output.shape == (1, 25200, OUTPUTS[name])
-    # Every YOLOv5n has 60 convolutions: 57 in its Conv blocks, 3 in the head.
-    assert made.facts["convolutions"] == {"fp16": 60}
+    assert made.facts["convolutions"] == {"fp16": CONVOLUTIONS}
     old = rtx_old(OLD, described(made.model, made.request), tmp_path)
     assert old["spec"]["tools"]["version"] == "1.6.1.120"
-    assert old["facts"]["convolutions"] == {"fp16": 60}
+    assert old["facts"]["convolutions"] == {"fp16": CONVOLUTIONS}
     assert (tmp_path / "model.engine").read_bytes()[:4] == RTX_MAGIC
+
+
+def test_forbidding_tf32_splits_every_convolution(data: Path, tmp_path: Path) -> None:
+    """TensorRT-RTX multiplies in TF32 whatever its flag says, so the graph has to."""
+    pytest.importorskip("torch", reason="the exporter needs torch (extra `torch`)")
+
+    def steps(**flags: Any) -> dict[str, Any]:
+        weights = data / "weights" / "yolov5n.pt"
+        common = {"builder": "tensorrt", "precision": "fp32", "store": tmp_path / "store", "out": tmp_path / "out"}
+        return {s.step.label: s.record.facts for s in build(weights, imgsz=(320, 320), flags=flags, **common).steps}
+
+    forbidden = {"tensorrt": {"tf32": "off"}}
+    split = steps(**forbidden)
+    assert split["fp32"]["split"] == CONVOLUTIONS
+    assert split["build"]["convolutions"] == {"fp32": CONVOLUTIONS}
+    assert "fp32" not in steps()
+    assert "fp32" not in steps(**forbidden, fp32={"convolutions": "plain"})
