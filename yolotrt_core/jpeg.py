@@ -4,38 +4,39 @@ from __future__ import annotations
 
 _START, _END = b"\xff\xd8", b"\xff\xd9"
 _BASELINE = 0xC0  # the one frame header that decoding hardware takes
-_SCAN, _EXIF = 0xDA, 0xE1
+_SCAN, _EXIF, _FILL = 0xDA, 0xE1, 0xFF
 _WITHOUT_LENGTH = frozenset({0x01, *range(0xD0, 0xD9)})
 
 
-def upright_size(data: memoryview) -> tuple[int, int] | None:
+def upright_size(data: bytes) -> tuple[int, int] | None:
     """Return the height and width of a plain JPEG file in pixels.
 
     Returns:
         None for anything but a complete 8-bit baseline JPEG of one or three components that no EXIF block may turn.
     """
-    if bytes(data[:2]) != _START or bytes(data[-2:]) != _END:
+    if not (data.startswith(_START) and data.endswith(_END)):
         return None
-    at, turned = 2, False
+    # Asked for every picture on threads that decode, which one at a time may do: so few objects are made here.
+    at, last = 2, len(data) - 9
     size: tuple[int, int] | None = None
-    while at + 9 < len(data) and data[at] == 0xFF:
+    while at < last and data[at] == 0xFF:
         marker = data[at + 1]
-        if marker == 0xFF or marker in _WITHOUT_LENGTH:
-            at += 1 if marker == 0xFF else 2
+        if marker == _SCAN:
+            return size
+        if marker == _FILL or marker in _WITHOUT_LENGTH:
+            at += 1 if marker == _FILL else 2
             continue
         if marker == _BASELINE:
-            height, width = int.from_bytes(data[at + 5 : at + 7]), int.from_bytes(data[at + 7 : at + 9])
+            height, width = data[at + 5] << 8 | data[at + 6], data[at + 7] << 8 | data[at + 8]
             plain = data[at + 4] == 8 and data[at + 9] in (1, 3) and height and width
             size = (height, width) if plain else None
-        if marker == _SCAN:
-            return None if turned else size
-        length = int.from_bytes(data[at + 2 : at + 4])
-        turned = turned or (marker == _EXIF and _turns(data[at : at + 2 + length]))
-        at += 2 + length
+        following = at + 2 + (data[at + 2] << 8 | data[at + 3])
+        if marker == _EXIF and _turns(data[at:following]):
+            return None
+        at = following
     return None
 
 
-def _turns(segment: memoryview) -> bool:
+def _turns(block: bytes) -> bool:
     """Say whether an EXIF block holds an orientation tag, in either byte order; a chance match costs speed only."""
-    block = bytes(segment)
     return b"\x01\x12\x00\x03" in block or b"\x12\x01\x03\x00" in block

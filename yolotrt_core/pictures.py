@@ -5,9 +5,10 @@ from __future__ import annotations
 import glob
 import os
 import re
+import threading
 import urllib.parse
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -119,25 +120,22 @@ def read(path: Path, room: Room | None = None) -> NDArray[np.uint8]:
     import numpy as np
 
     try:
-        encoded = np.fromfile(path, dtype=np.uint8)
+        encoded = contents(path)
     except OSError as err:
         raise UsageError(f"cannot read the picture `{path}`: {(err.strerror or str(err)).lower()}") from err
-    if encoded.size == 0:
+    if not encoded:
         raise UsageError(f"the picture `{path}` is an empty file")
-    header = encoded[:24].tobytes()
+    if room is not None and (placed := _read_into(path, encoded, room)) is not None:
+        return placed
     if (
-        header.startswith(_PNG)
-        and header[12:16] == b"IHDR"
-        and 0 in (int.from_bytes(header[i : i + 4]) for i in (16, 20))
+        encoded.startswith(_PNG)
+        and encoded[12:16] == b"IHDR"
+        and 0 in (int.from_bytes(encoded[i : i + 4]) for i in (16, 20))
     ):
         raise UsageError(f"the picture `{path}` has no pixels")  # libpng would print its own words about it
-    if room is not None:
-        placed = _read_into(path, encoded, room)
-        if placed is not None:
-            return placed
     with quiet_opencv():
         try:
-            frame = cv2.imdecode(encoded, cv2.IMREAD_COLOR)
+            frame = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR)
         except cv2.error as err:
             raise UsageError(f"`{path}` is not a picture OpenCV can read: {err.err or err}") from err
     if frame is None or 0 in frame.shape:
@@ -149,11 +147,20 @@ def read(path: Path, room: Room | None = None) -> NDArray[np.uint8]:
     return copy
 
 
-def _read_into(path: Path, encoded: NDArray[np.uint8], room: Room) -> NDArray[np.uint8] | None:
+def contents(path: Path) -> bytes:
+    """Read a file in few calls: after each, a thread among many waits for its turn of the interpreter."""
+    file = os.open(path, os.O_RDONLY)
+    try:
+        return os.read(file, os.fstat(file).st_size)
+    finally:
+        os.close(file)
+
+
+def _read_into(path: Path, encoded: bytes, room: Room) -> NDArray[np.uint8] | None:
     """Decode a plain JPEG file into memory made for it; None for any other, and where OpenCV cannot."""
     import cv2
 
-    size = upright_size(memoryview(encoded.data)) if _imread_fills() else None
+    size = upright_size(encoded) if _imread_fills() else None
     if size is None:
         return None
     target = room((*size, 3))
@@ -238,21 +245,42 @@ def _frames(capture: Any, source: Path | str) -> Iterator[NDArray[np.uint8]]:
         raise UsageError(f"the video `{shown(source)}` holds no frame that can be read")
 
 
-@contextmanager
-def quiet_opencv() -> Iterator[None]:
+class _Quiet:
+    """OpenCV's log level is the process's: the first thread that wants silence sets it, the last one restores it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._wanted = 0
+        self._before: Any = None
+
+    def __enter__(self) -> None:
+        logging = _opencv_logging()
+        with self._lock:
+            self._wanted += 1
+            if self._wanted == 1 and logging is not None:
+                self._before = logging.getLogLevel()
+                logging.setLogLevel(logging.LOG_LEVEL_SILENT)
+
+    def __exit__(self, *raised: object) -> None:
+        logging = _opencv_logging()
+        with self._lock:
+            self._wanted -= 1
+            if self._wanted == 0 and logging is not None:
+                logging.setLogLevel(self._before)
+
+
+_quiet = _Quiet()
+
+
+def quiet_opencv() -> AbstractContextManager[None]:
     """Keep OpenCV's own complaints off standard error: the UsageError says the same better."""
+    return _quiet
+
+
+def _opencv_logging() -> Any:
     import cv2
 
-    logging = getattr(getattr(cv2, "utils", None), "logging", None)
-    if logging is None:
-        yield
-        return
-    before = logging.getLogLevel()
-    logging.setLogLevel(logging.LOG_LEVEL_SILENT)
-    try:
-        yield
-    finally:
-        logging.setLogLevel(before)
+    return getattr(getattr(cv2, "utils", None), "logging", None)
 
 
 def _endings() -> str:

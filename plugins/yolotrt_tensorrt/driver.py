@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,6 +88,18 @@ def current(device: int) -> Iterator[None]:
             cuda.cuCtxPopCurrent_v2(ctypes.byref(context))
     finally:
         cuda.cuDevicePrimaryCtxRelease_v2(handle)
+
+
+@functools.cache
+def copy_to_device() -> Callable[[int, int, int, int], int]:
+    """Return `cuMemcpyHtoDAsync`: (device address, host address, bytes, stream handle) -> CUDA's error, 0 for none.
+
+    It keeps the GIL, so it is for page-locked memory only, of which no copy takes a moment to start.
+    """
+    call = ctypes.PyDLL("libcuda.so.1").cuMemcpyHtoDAsync_v2
+    call.argtypes = (ctypes.c_uint64, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p)
+    call.restype = ctypes.c_int
+    return call
 
 
 @functools.cache

@@ -101,7 +101,7 @@ class JpegDecoder:
         Returns:
             For each its picture, or None where OpenCV should have a try.
         """
-        sizes = [upright_size(memoryview(f)) for f in files]
+        sizes = [upright_size(f) for f in files]
         chosen = [(i, size) for i, size in enumerate(sizes) if size is not None]
         decoded: list[DevicePicture | None] = [None] * len(files)
         if not chosen:

@@ -270,7 +270,7 @@ class Lane:
     def _enqueue_letterbox(self, inputs: Inputs) -> None:
         assert self._shape is not None  # bound by `_prepare`
         batch, height, width = without_channels(self._shape, self._plan.layout)
-        self._gpu.cuda.memcpy_htod_async(self._block.address, self._host_block, self._stream)
+        self._gpu.upload_pinned(self._block.address, self._host_block, self._stream)
         grid = ((width + 31) // 32, (height + 7) // 8, batch)
         self._letterbox(grid, self._stream, inputs.request, inputs.frames, self._input.address, height, width)
 

@@ -143,7 +143,7 @@ class Uploads:
     def _from_pinned(self, part: _Part, stream: Any) -> None:
         address = self._device.address + part.offset
         if part.rows is None:
-            self._gpu.cuda.memcpy_htod_async(address, part.frame, stream)
+            self._gpu.upload_pinned(address, part.frame, stream)
             return
         copy = self._gpu.cuda.Memcpy2D()
         copy.set_src_host(part.frame[part.rows.index[0] :])
@@ -164,7 +164,7 @@ class Uploads:
                 copying[index].result()
             else:
                 _copy(copies)
-            self._gpu.cuda.memcpy_htod_async(self._device.address + begin, self._staging[begin:end], stream)
+            self._gpu.upload_pinned(self._device.address + begin, self._staging[begin:end], stream)
 
     def _pieces(self, staged: list[_Part]) -> list[tuple[list[_Copy], int, int]]:
         """Cut big frames and gather small ones; each piece is one range of the staging memory."""

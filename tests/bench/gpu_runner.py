@@ -182,14 +182,15 @@ def _rate(session: EngineSession, program: Any, frames: list[np.ndarray], count:
 
 def jpeg(bench: Bench) -> dict[str, Any]:
     """From JPEG files: detection beside what the decoder alone reaches; one thread fewer decodes where one detects."""
-    files = [str(f) for f in bench.pictures] * 30
+    paths = bench.pictures * 30
+    files = [str(f) for f in paths]
     cv2.setNumThreads(1)
     results: dict[str, Any] = {}
     with bench.open("fp16-b32") as session:
         program = device_program(session.spec.model)
 
-        def read(file: str) -> np.ndarray:
-            return pictures.read(Path(file), lambda shape: session.pinned_frames(1, shape)[0])
+        def read(file: Path) -> np.ndarray:
+            return pictures.read(file, lambda shape: session.pinned_frames(1, shape)[0])
 
         for together in (1, 8):
             alone, both = [], []
@@ -198,7 +199,7 @@ def jpeg(bench: Bench) -> dict[str, Any]:
                 count = sum(1 for _ in prefetched(files, cv2.imread, ahead=256, together=together))
                 alone.append(count / (time.perf_counter() - begin))
                 begin = time.perf_counter()
-                coming = prefetched(files, read, ahead=256, together=together, threads=(os.cpu_count() or 2) - 1)
+                coming = prefetched(paths, read, ahead=256, together=together, threads=(os.cpu_count() or 2) - 1)
                 count = sum(1 for _ in session.stream(coming, program, SINGLE))
                 both.append(count / (time.perf_counter() - begin))
             results[f"{together} together"] = {
@@ -216,7 +217,7 @@ def _gpu_jpeg(session: EngineSession, files: list[str], program: Any) -> dict[st
     results: dict[str, Any] = {}
 
     def decode(batch: list[str]) -> list[Any]:
-        return list(session.decode([Path(f).read_bytes() for f in batch]))
+        return list(session.decode([pictures.contents(Path(f)) for f in batch]))
 
     for threads in (2, 3, 4):
         for size in (32,):

@@ -74,6 +74,22 @@ def test_unreadable(tmp_path: Path, content: bytes, words: str, capfd: pytest.Ca
     assert capfd.readouterr().err == ""
 
 
+def test_opencv_speaks_again_after_the_last_of_those_who_want_silence() -> None:
+    logging = cv2.utils.logging
+    before = logging.getLogLevel()
+    logging.setLogLevel(logging.LOG_LEVEL_ERROR)
+    try:
+        first, second = pictures.quiet_opencv(), pictures.quiet_opencv()
+        first.__enter__()
+        second.__enter__()
+        first.__exit__(None, None, None)
+        assert logging.getLogLevel() == logging.LOG_LEVEL_SILENT
+        second.__exit__(None, None, None)
+        assert logging.getLogLevel() == logging.LOG_LEVEL_ERROR
+    finally:
+        logging.setLogLevel(before)
+
+
 def test_an_unreadable_video_is_one_error_without_ffmpegs_own_words(tmp_path: Path) -> None:
     (tmp_path / "x.mp4").write_bytes(b"junk")
     code = (  # a process of its own, since FFmpeg's verbosity is fixed at its first use

@@ -167,6 +167,13 @@ def fake_gpu(cuda: FakeCuda) -> Gpu:
     gpu.cuda, gpu.ordinal, gpu.name, gpu.capability, gpu.driver = cuda, 0, "Fake GPU", (9, 0), "13.0"
     gpu.shared_bytes = 64 << 10
     gpu._context = device.retain_primary_context()
+
+    def copy(target: int, source: int, size: int, stream: int) -> int:
+        cuda._check()
+        ctypes.memmove(target, source, size)
+        return 0
+
+    gpu._copy = copy
     return gpu
 
 
