@@ -373,8 +373,16 @@ class Registry:
 
 def refuse_unavailable(found: Registered, can: Availability) -> None:
     """Raise a PluginError with reason and remedy unless `can` is ok."""
-    if not can.ok:
-        raise PluginError(f"{found.kind} `{found.name}` cannot be used here: {can.reason}", hint=can.install or None)
+    if can.ok:
+        return
+    hints, whose = [can.install] if can.install else [], ""
+    if found.dist != OWN_DIST:
+        whose = f" of `{found.dist}`"
+        if found.kind == "pass":  # nobody asked for it by name
+            hints.append(f"`pip uninstall {found.dist}` builds without it")
+    raise PluginError(
+        f"{found.kind} `{found.name}`{whose} cannot be used here: {can.reason}", hint="; ".join(hints) or None
+    )
 
 
 @functools.cache

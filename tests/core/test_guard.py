@@ -156,6 +156,14 @@ def test_what_is_needed_is_a_plugin_error(members: Mapping[str, Any], words: str
     assert told.value.hint == "this is a fault of the plugin: report it to the authors of `bad-dist`"
 
 
+def test_a_pass_that_cannot_work_says_how_to_build_without_it(store: Store, tmp_path: Path) -> None:
+    stages = _with(_Pass, available=_answering(Availability(False, "its tool is missing", "pip install tool")))
+    with pytest.raises(PluginError) as told:
+        _build(stages, store, tmp_path)
+    assert told.value.message == "pass `bad` of `bad-dist` cannot be used here: its tool is missing"
+    assert told.value.hint == "pip install tool; `pip uninstall bad-dist` builds without it"
+
+
 @pytest.mark.parametrize("member", ["native_size", "is_quantized"])
 def test_an_exporter_s_quick_answers(member: str, store: Store, tmp_path: Path) -> None:
     stages = _with(_Exporter, **{member: _raising(BOOM)})
