@@ -16,7 +16,7 @@ from yolotrt_core.errors import UsageError
 from yolotrt_core.inputs import checked_frames, refuse_missing_frames, refuse_selection
 from yolotrt_core.layout import without_channels
 from yolotrt_core.letterbox import preprocess
-from yolotrt_core.pipeline import GivenOptions, Settings
+from yolotrt_core.plans import GivenOptions, Settings
 from yolotrt_core.registry import Registered, Registry, refuse_unavailable
 from yolotrt_core.stages import (
     Builder,

@@ -10,11 +10,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from yolotrt_core import dataset, pipeline
+from yolotrt_core import dataset, plans, work
 from yolotrt_core.calibration import DEFAULT_PICTURES, CalibrationData
 from yolotrt_core.errors import ArtifactError, UsageError
 from yolotrt_core.options import nearest
-from yolotrt_core.pipeline import Choice, GivenOptions, Plan, StepResult
+from yolotrt_core.pipeline import StepResult
+from yolotrt_core.plans import Choice, GivenOptions, Plan
 from yolotrt_core.registry import Registered, Registry
 from yolotrt_core.shapes import shapes_text
 from yolotrt_core.sources import resolve_source, sha256_of
@@ -83,7 +84,7 @@ class BuildSettings:
         calib_data: pictures to calibrate int8 and fp8 on: a folder, or a data set YAML (its `train`).
         calib_images: how many of them at most. calib_seed: which, if there are more.
         eval_data: pictures to judge the engine on, see `gate`. max_drop: largest loss of mAP50-95.
-        flags, recipe: stage options, see `pipeline.GivenOptions`.
+        flags, recipe: stage options, see `plans.GivenOptions`.
     """
 
     weights: str | Path | None = None
@@ -166,10 +167,10 @@ def build_engine(
     gate.refuse(made.verdict, precision, last.key)
     folder = out if out is not None else Path("engines") / name
     path = folder / f"{name}{Path(builder.stage.engine_file).suffix}"
-    spec = from_json(EngineSpec, json.loads(store.read(last.outputs[pipeline.ENGINE_SPEC_FILE].sha256)))
+    spec = from_json(EngineSpec, json.loads(store.read(last.outputs[work.ENGINE_SPEC_FILE].sha256)))
     _say_what_goes(path, spec)
     hand_out(store, made.engine.sha256, path)
-    hand_out(store, last.outputs[pipeline.ENGINE_SPEC_FILE].sha256, spec_path(path))
+    hand_out(store, last.outputs[work.ENGINE_SPEC_FILE].sha256, spec_path(path))
     store.set_ref(f"{name}-{builder.name}", last.key)
     for check in (r for r in made.results if r.step.kind == "parity"):  # nothing is made from it, so gc would take it
         store.set_ref(f"{name}-{builder.name}-{check.step.label}", check.record.key)
@@ -204,7 +205,7 @@ def plan_build(settings: BuildSettings, *, store: Store, stages: Registry) -> Pl
         source = replace(source, imgsz=_native_size(exporter, source))
     request = build_request(settings, source, one_size=settings.dynamic and _is_of_one_size(exporter, source))
     choice = Choice(settings.exporter, settings.builder, settings.calibrator, calibration)
-    return pipeline.plan(stages, source, request, choice, GivenOptions(settings.flags, settings.recipe))
+    return plans.plan(stages, source, request, choice, GivenOptions(settings.flags, settings.recipe))
 
 
 def _native_size(exporter: Registered, source: ModelSource) -> tuple[int, int] | None:

@@ -11,7 +11,7 @@ from yolotrt_core.detector import Detector
 from yolotrt_core.engine import BuildSettings, build_request, weights_cache
 from yolotrt_core.errors import UsageError
 from yolotrt_core.metric import Accuracy, Bootstrap, Interval, Scored, Truth
-from yolotrt_core.pipeline import GivenOptions
+from yolotrt_core.plans import GivenOptions
 from yolotrt_core.predictions import Predictions, predict
 from yolotrt_core.rect import RectDetector
 from yolotrt_core.registry import Registered, Registry, refuse_unavailable

@@ -12,7 +12,7 @@ from yolotrt_core.errors import GateError, PluginError, StageError, UsageError
 from yolotrt_core.gate import GateOptions
 from yolotrt_core.judged import Judged, make
 from yolotrt_core.mixed import Trade
-from yolotrt_core.pipeline import GivenOptions
+from yolotrt_core.plans import GivenOptions
 from yolotrt_core.registry import Registered, Registry, refuse_unavailable
 from yolotrt_core.store.store import Store
 from yolotrt_core.timing import times_ms

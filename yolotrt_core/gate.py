@@ -22,7 +22,8 @@ from yolotrt_core.errors import GateError, UsageError
 from yolotrt_core.evaluate import Judge
 from yolotrt_core.metric import Bootstrap
 from yolotrt_core.options import key_material, option
-from yolotrt_core.pipeline import ENGINE_SPEC_FILE, SPEC_FILE, Output, Plan, Settings, StepResult
+from yolotrt_core.pipeline import StepResult
+from yolotrt_core.plans import Output, Plan, Settings
 from yolotrt_core.predictions import predict
 from yolotrt_core.registry import Registered, Registry, source_digest
 from yolotrt_core.sources import sample_path, sha256_of
@@ -31,7 +32,7 @@ from yolotrt_core.store.action import Action
 from yolotrt_core.store.store import Store
 from yolotrt_core.types import EngineSpec, Json, ModelSpec, Selection, from_json
 from yolotrt_core.wording import counted
-from yolotrt_core.work import PARITY_BUILDER
+from yolotrt_core.work import ENGINE_SPEC_FILE, PARITY_BUILDER, SPEC_FILE
 
 if TYPE_CHECKING:
     pass

@@ -11,13 +11,14 @@ from yolotrt_core import gate, pipeline
 from yolotrt_core.detector import Detector
 from yolotrt_core.engine import BuildSettings, calibration_data, plan_build
 from yolotrt_core.gate import Verdict
-from yolotrt_core.pipeline import ENGINE_SPEC_FILE, GivenOptions, Plan, StepResult
+from yolotrt_core.pipeline import StepResult
+from yolotrt_core.plans import GivenOptions, Plan
 from yolotrt_core.registry import Registry
 from yolotrt_core.sensitivity import SensitivityOptions
 from yolotrt_core.store.action import Blob, Record
 from yolotrt_core.store.store import Store
 from yolotrt_core.types import EngineSpec, from_json
-from yolotrt_core.work import PARITY_BUILDER
+from yolotrt_core.work import ENGINE_SPEC_FILE, PARITY_BUILDER
 
 _log = logging.getLogger(__name__)
 

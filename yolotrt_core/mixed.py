@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from yolotrt_core.engine import BuildSettings, calibration_data
 from yolotrt_core.errors import GateError
 from yolotrt_core.judged import Judged, make
-from yolotrt_core.pipeline import GivenOptions
+from yolotrt_core.plans import GivenOptions
 from yolotrt_core.registry import Registry
 from yolotrt_core.sensitivity import SensitivityOptions, lowering_step, measure
 from yolotrt_core.store.store import Store

@@ -1,7 +1,6 @@
-"""Plan the stages of a build, then run those whose artifact is not in the store.
+"""Run the stages of a plan whose artifact is not in the store.
 
-A key holds the digests of the inputs, and those are known only once the stage before is known, so
-a plan is walked: look up or run a step, take its outputs' digests, make the next step's key.
+A plan is walked: look up or run a step, take its outputs' digests, make the next step's key.
 """
 
 from __future__ import annotations
@@ -10,114 +9,27 @@ import contextlib
 import functools
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
 
-from yolotrt_core import log, options, parity, registry, work
-from yolotrt_core.calibration import DEFAULT_CALIBRATOR, CalibrationData, ChosenPictures, choose
-from yolotrt_core.errors import PluginError, StageError, UsageError, YolotrtError
+from yolotrt_core import log, options, registry, work
+from yolotrt_core.errors import StageError, YolotrtError
 from yolotrt_core.memory import out_of_memory
+from yolotrt_core.plans import Output, Plan, Step
 from yolotrt_core.progress import progress
-from yolotrt_core.registry import Registered, Registry
-from yolotrt_core.stages import (
-    ONNX_FILE,
-    RANGES_FILE,
-    REFERENCE_FILE,
-    CheckedOptions,
-    QuantizedSource,
-    RangesBuilder,
-    RoundingBuilder,
-)
-from yolotrt_core.store.action import Action, PluginIdentity, Record
+from yolotrt_core.registry import Registry
+from yolotrt_core.store.action import Action, Record
 from yolotrt_core.store.failures import DamagedArtifactError, MissingArtifactError
 from yolotrt_core.store.store import Store
-from yolotrt_core.types import BuildRequest, Json, ModelSource, to_json
+from yolotrt_core.types import Json
 
 _log = logging.getLogger(__name__)
 
-SPEC_FILE = work.SPEC_FILE
-ENGINE_SPEC_FILE = work.ENGINE_SPEC_FILE
 LOG_FILE = "stage.log"
-CALIBRATE = "calibrate"
-# Passes below this order run before a precision is chosen: every precision shares their artifact.
-PRECISION_ORDER = 50
 _CORE_SOURCES = tuple(
-    f"yolotrt_core.{name}" for name in ("stages", "sessions", "types", "options", "pipeline", "work", "ranges")
+    f"yolotrt_core.{name}" for name in ("stages", "sessions", "types", "options", "plans", "pipeline", "work", "ranges")
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Output:
-    """A file that an earlier step of the plan writes."""
-
-    step: str
-    file: str
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One stage of a plan.
-
-    Attributes:
-        label: unique in the plan, e.g. `export`. kind: as in Action.stage.
-        request: what the stage is asked for. material: the part of it that enters the key.
-        options: the stage's resolved options. prefix: their flag prefix.
-        inputs: input name to an earlier step's output, or to the SHA-256 of something outside.
-    """
-
-    label: str
-    kind: str
-    identity: PluginIdentity
-    stage: Any
-    request: BuildRequest
-    material: Mapping[str, Json]
-    options: Any
-    prefix: str
-    inputs: Mapping[str, Output | str]
-    tools: Mapping[str, str]
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """The steps of a build, in order; the last one makes the engine.
-
-    `pictures` are those the network is calibrated on, or None.
-    """
-
-    source: ModelSource
-    request: BuildRequest
-    builder: Registered
-    steps: tuple[Step, ...]
-    pictures: ChosenPictures | None = None
-
-
-class Settings(Protocol):
-    """Where a stage's options come from: flags over recipe over defaults."""
-
-    def resolve(self, cls: type, prefix: str) -> Any: ...
-
-
-@dataclass(frozen=True, slots=True)
-class GivenOptions:
-    """Stage options as the user gave them: `flags[stage][field]` text, `recipe[stage][field]`."""
-
-    flags: Mapping[str, Mapping[str, str | None]] = field(default_factory=dict)
-    recipe: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-
-    def resolve(self, cls: type, prefix: str) -> Any:
-        return options.resolve(cls, prefix, self.flags.get(prefix), self.recipe.get(prefix))
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """Which plugins the user named, None being the automatic choice, and the pictures to calibrate on."""
-
-    exporter: str | None = None
-    builder: str | None = None
-    calibrator: str | None = None
-    calibration: CalibrationData | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,103 +40,6 @@ class StepResult:
     action: Action
     record: Record
     from_cache: bool
-
-
-def plan(
-    stages: Registry,
-    source: ModelSource,
-    request: BuildRequest,
-    choice: Choice = Choice(),
-    settings: Settings = GivenOptions(),
-) -> Plan:
-    """Decide which stages a build needs, without running any or importing a framework.
-
-    Raises:
-        UsageError: unknown plugin, option or precision. PluginError: a stage lacks its tools.
-        StageError: the builder says that it cannot build this request.
-    """
-    builder = stages.usable("builder", choice.builder) if choice.builder else stages.default_builder(to_run=False)
-    if request.precision not in builder.stage.precisions:
-        known = ", ".join(sorted(builder.stage.precisions))
-        raise UsageError(f"builder `{builder.name}` does not build {request.precision}", hint=f"it builds {known}")
-    exporter = stages.usable("exporter", choice.exporter) if choice.exporter else stages.select_exporter(source)
-    registry.refuse_unavailable(exporter, exporter.stage.available())
-    chosen_options = settings.resolve(builder.stage.Options, builder.name)
-    builder.stage.preflight(request, chosen_options)
-    if isinstance(builder.stage, RoundingBuilder) and builder.stage.rounds_fp32(request, chosen_options):
-        request = replace(request, exact_fp32=True)
-    # Ranges reach an engine once: as Q/DQ nodes of a pass, or, where it asks for them, through the builder.
-    takes_ranges = isinstance(builder.stage, RangesBuilder) and builder.stage.takes_ranges(request, chosen_options)
-    steps = list(_shared_steps(stages, source, request, exporter, settings))
-    passes = [r for r in stages.passes() if r.stage.order >= PRECISION_ORDER and _applies(stages, r, request, settings)]
-    passes = [r for r in passes if not (takes_ranges and r.stage.needs_calibration)]
-    chosen = None
-    brought = isinstance(exporter.stage, QuantizedSource) and exporter.stage.is_quantized(source)
-    calibrated = not brought and (takes_ranges or any(found.stage.needs_calibration for found in passes))
-    if calibrated:
-        calibrator = _calibrator(stages, request, choice)
-        chosen = _pictures(calibrator, choice)
-        steps.append(_calibrate_step(calibrator, settings, steps, chosen))
-    typed = replace(request, profiles=())
-    for found in passes:
-        inputs = _model_inputs(_last_onnx(steps))
-        if calibrated and found.stage.needs_calibration:
-            inputs["ranges"] = Output(CALIBRATE, RANGES_FILE)
-        steps.append(_step(found.name, found, settings, typed, _material(typed), inputs))
-    inputs = _model_inputs(_last_onnx(steps))
-    if calibrated and takes_ranges:
-        inputs["ranges"] = Output(CALIBRATE, RANGES_FILE)
-    steps.append(_step("build", builder, settings, request, _material(request), inputs))
-    return Plan(source, request, builder, tuple(steps), chosen)
-
-
-def _shared_steps(
-    stages: Registry, source: ModelSource, request: BuildRequest, exporter: Registered, settings: Settings
-) -> Iterator[Step]:
-    """Yield the steps that all precisions have in common."""
-    neutral = _neutral(request)
-    shape = _shape_material(neutral)
-    yield _step("export", exporter, settings, neutral, shape, {"source": source.sha256})
-    onnx = "export"
-    for found in stages.passes():
-        if found.stage.order < PRECISION_ORDER and _applies(stages, found, neutral, settings):
-            yield _step(found.name, found, settings, neutral, shape, _model_inputs(onnx))
-            onnx = found.name
-    yield _parity_step(stages, settings, neutral, onnx)
-
-
-def _calibrator(stages: Registry, request: BuildRequest, choice: Choice) -> Registered:
-    name = choice.calibrator or DEFAULT_CALIBRATOR.get(request.precision)
-    if name is None:
-        raise UsageError(f"{request.precision} has no default calibrator", hint="name one with `--calibrator`")
-    return stages.usable("calibrator", name)
-
-
-def _pictures(calibrator: Registered, choice: Choice) -> ChosenPictures | None:
-    """Choose the calibration pictures, unless the calibrator works without."""
-    if not getattr(calibrator.stage, "needs_images", True):
-        return None
-    if choice.calibration is None:
-        raise UsageError(
-            f"calibrator `{calibrator.name}` needs pictures, but `--calib-data` was not given",
-            hint="pass `--calib-data DIR`, or build with `--precision fp16`",
-        )
-    return choose(choice.calibration)
-
-
-def _calibrate_step(
-    calibrator: Registered, settings: Settings, before: Sequence[Step], pictures: ChosenPictures | None
-) -> Step:
-    inputs = _model_inputs(_last_onnx(before))
-    if pictures is not None:
-        inputs["pictures"] = pictures.sha256
-    request = before[0].request
-    return _step(CALIBRATE, calibrator, settings, request, _shape_material(request), inputs)
-
-
-def _last_onnx(steps: Sequence[Step]) -> str:
-    """Return the label of the last step that made an ONNX."""
-    return next(step.label for step in reversed(steps) if step.kind in ("exporter", "pass"))
 
 
 def walk(steps: Plan, store: Store) -> Iterator[tuple[Step, Action | None, Record | None]]:
@@ -333,84 +148,3 @@ def _make(steps: Plan, step: Step, action: Action, store: Store, folder: Path) -
     except YolotrtError:
         log_file.unlink(missing_ok=True)  # the user's input is at fault: nothing to look up in a log
         raise
-
-
-def _step(
-    label: str,
-    found: Registered,
-    settings: Settings,
-    request: BuildRequest,
-    material: Mapping[str, Json],
-    inputs: Mapping[str, Output | str],
-) -> Step:
-    registry.refuse_unavailable(found, found.stage.available())
-    chosen = settings.resolve(found.stage.Options, found.name)
-    options.key_material(chosen, found.name)  # reads the files that options name: before any work, not on its way
-    if isinstance(found.stage, CheckedOptions):
-        found.stage.check_options(chosen)
-    return Step(
-        label=label,
-        kind=found.kind,
-        identity=found.identity,
-        stage=found.stage,
-        request=request,
-        material=material,
-        options=chosen,
-        prefix=found.name,
-        inputs=inputs,
-        tools=dict(found.stage.fingerprint(chosen)),
-    )
-
-
-def _parity_step(stages: Registry, settings: Settings, request: BuildRequest, onnx: str) -> Step:
-    runner = stages.usable("builder", work.PARITY_BUILDER)
-    chosen = settings.resolve(parity.ParityOptions, "parity")
-    sources = ("yolotrt_core.parity", *runner.stage.sources)
-    return Step(
-        label="parity",
-        kind="parity",
-        identity=PluginIdentity(
-            runner.name, runner.dist, runner.stage.stage_version, registry.source_digest(sources, "parity")
-        ),
-        stage=runner.stage,
-        request=request,
-        material={},
-        options=chosen,
-        prefix="parity",
-        inputs={**_model_inputs(onnx), "reference": Output("export", REFERENCE_FILE)},
-        tools=dict(runner.stage.fingerprint(runner.stage.Options())),
-    )
-
-
-def _model_inputs(label: str) -> dict[str, Output | str]:
-    return {"onnx": Output(label, ONNX_FILE), "spec": Output(label, SPEC_FILE)}
-
-
-def _applies(stages: Registry, found: Registered, request: BuildRequest, settings: Settings) -> bool:
-    """Ask a pass, leaving out one that fails unless the user has set an option of it."""
-    chosen = settings.resolve(found.stage.Options, found.name)
-    try:
-        return bool(found.stage.applies(request, chosen))
-    except PluginError as err:
-        if chosen != found.stage.Options():
-            raise
-        stages.pass_over(found, err)
-        return False
-
-
-def _neutral(request: BuildRequest) -> BuildRequest:
-    """The request as stages before the precision see it: fp32, at the first profile's optimum."""
-    if request.profiles:
-        batch, height, width = request.profiles[0].opt
-        request = replace(request, batch=batch, height=height, width=width)
-    return replace(request, precision="fp32", profiles=(), exact_fp32=False)
-
-
-def _shape_material(request: BuildRequest) -> dict[str, Json]:
-    return {k: v for k, v in _material(request).items() if k not in ("precision", "profiles")}
-
-
-def _material(request: BuildRequest) -> dict[str, Json]:
-    shown = to_json(request)
-    assert isinstance(shown, dict)
-    return shown

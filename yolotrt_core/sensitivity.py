@@ -25,7 +25,7 @@ from yolotrt_core.errors import StageError, UsageError
 from yolotrt_core.guard import answering
 from yolotrt_core.handed_on import check_pass
 from yolotrt_core.options import key_material, option
-from yolotrt_core.pipeline import Plan, Settings, Step
+from yolotrt_core.plans import Output, Plan, Settings, Step
 from yolotrt_core.progress import progress
 from yolotrt_core.registry import Registered, Registry, source_digest
 from yolotrt_core.sources import sample_path, sha256_of
@@ -307,7 +307,7 @@ class _Case:
 
     def _digest(self, given: str) -> str:
         made = self.lowering.inputs[given]
-        assert isinstance(made, pipeline.Output)
+        assert isinstance(made, Output)
         return self.records[made.step].outputs[made.file].sha256
 
     def _model(self, folder: Path) -> OnnxModel:

@@ -18,7 +18,7 @@ from yolotrt_core.stages import ONNX_FILE, RANGES_FILE
 from yolotrt_core.types import BuildRequest, Calibration, EngineSpec, Json, ModelSpec, OnnxModel, from_json, to_json
 
 if TYPE_CHECKING:
-    from yolotrt_core.pipeline import Plan, Step
+    from yolotrt_core.plans import Plan, Step
     from yolotrt_core.store.store import Store
 
 SPEC_FILE = "spec.json"

@@ -17,7 +17,7 @@ from yolotrt_core import mixed, sensitivity
 from yolotrt_core.detector import Detector
 from yolotrt_core.engine import BuildSettings, Engine, build_engine, plan_build
 from yolotrt_core.errors import GateError, PluginError, StageError, UsageError
-from yolotrt_core.pipeline import GivenOptions
+from yolotrt_core.plans import GivenOptions
 from yolotrt_core.registry import Registry
 from yolotrt_core.store.store import Store
 

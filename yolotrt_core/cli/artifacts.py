@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import invoke
 
-from yolotrt_core import pipeline
+from yolotrt_core import pipeline, work
 from yolotrt_core.calibration_cache import CALIBRATORS, cache_from_ranges, version_number
 from yolotrt_core.cli import build
 from yolotrt_core.cli.tables import print_table
@@ -297,7 +297,7 @@ def _export(stages: Registry, given: Given) -> None:
     else:
         hand_out(store, record.outputs[wanted].sha256, target)
     if kind == "engine":
-        spec = record.outputs[pipeline.ENGINE_SPEC_FILE].sha256
+        spec = record.outputs[work.ENGINE_SPEC_FILE].sha256
         hand_out(store, spec, target.with_name(target.name + ".json"))
     if given["json"]:
         print(json.dumps({"schema": 1, "kind": kind, "path": str(target), "key": record.key}, indent=2))

@@ -14,7 +14,7 @@ from yolotrt_core.cli.tables import print_table
 from yolotrt_core.cli.tasks import Flag, Given, make_task, stage_flags
 from yolotrt_core.engine import AUTO, calibration_data, open_store, plan_build
 from yolotrt_core.errors import UsageError
-from yolotrt_core.pipeline import GivenOptions
+from yolotrt_core.plans import GivenOptions
 from yolotrt_core.registry import KINDS, Registry
 from yolotrt_core.sensitivity import Sensitivity, measure
 from yolotrt_core.types import Json, to_json
