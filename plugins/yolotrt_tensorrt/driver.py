@@ -94,7 +94,8 @@ def current(device: int) -> Iterator[None]:
 def copy_to_device() -> Callable[[int, int, int, int], int]:
     """Return `cuMemcpyHtoDAsync`: (device address, host address, bytes, stream handle) -> CUDA's error, 0 for none.
 
-    It keeps the GIL, so it is for page-locked memory only, of which no copy takes a moment to start.
+    It keeps the GIL, so it is for page-locked memory only, of which a copy takes two microseconds to start. If another
+    thread keeps the driver busy meanwhile (allocating, say), every Python thread waits for that, not this one alone.
     """
     call = ctypes.PyDLL("libcuda.so.1").cuMemcpyHtoDAsync_v2
     call.argtypes = (ctypes.c_uint64, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p)
