@@ -15,7 +15,7 @@ from yolotrt_core.errors import UsageError
 from yolotrt_core.layout import Layout
 from yolotrt_core.letterbox import preprocess
 from yolotrt_core.progress import progress
-from yolotrt_core.registry import source_digest
+from yolotrt_core.source_digest import source_digest
 from yolotrt_core.sources import sha256_of
 from yolotrt_core.types import Json, Precision
 from yolotrt_core.wording import counted

@@ -25,7 +25,8 @@ from yolotrt_core.options import key_material, option
 from yolotrt_core.pipeline import StepResult
 from yolotrt_core.plans import Output, Plan, Settings
 from yolotrt_core.predictions import predict
-from yolotrt_core.registry import Registered, Registry, source_digest
+from yolotrt_core.registry import Registered, Registry
+from yolotrt_core.source_digest import source_digest
 from yolotrt_core.sources import sample_path, sha256_of
 from yolotrt_core.stages import ONNX_FILE
 from yolotrt_core.store.action import Action

@@ -14,6 +14,7 @@ from yolotrt_core import options, parity, registry, work
 from yolotrt_core.calibration import DEFAULT_CALIBRATOR, CalibrationData, ChosenPictures, choose
 from yolotrt_core.errors import PluginError, UsageError
 from yolotrt_core.registry import Registered, Registry
+from yolotrt_core.source_digest import source_digest
 from yolotrt_core.stages import (
     ONNX_FILE,
     RANGES_FILE,
@@ -234,9 +235,7 @@ def _parity_step(stages: Registry, settings: Settings, request: BuildRequest, on
     return Step(
         label="parity",
         kind="parity",
-        identity=PluginIdentity(
-            runner.name, runner.dist, runner.stage.stage_version, registry.source_digest(sources, "parity")
-        ),
+        identity=PluginIdentity(runner.name, runner.dist, runner.stage.stage_version, source_digest(sources, "parity")),
         stage=runner.stage,
         request=request,
         material={},

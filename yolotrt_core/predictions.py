@@ -15,7 +15,8 @@ from yolotrt_core.errors import UsageError
 from yolotrt_core.progress import Bar, progress
 from yolotrt_core.reading import read_ahead
 from yolotrt_core.rect import RectDetector
-from yolotrt_core.registry import Registry, source_digest
+from yolotrt_core.registry import Registry
+from yolotrt_core.source_digest import source_digest
 from yolotrt_core.sources import sha256_of
 from yolotrt_core.store.action import Action, Record
 from yolotrt_core.store.store import Store

@@ -7,14 +7,12 @@ build that asks for one of its stages fails.
 from __future__ import annotations
 
 import functools
-import hashlib
 import importlib.metadata
 import importlib.util
 import logging
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, get_args
 
@@ -27,6 +25,7 @@ from yolotrt_core.errors import PluginError, UsageError, YolotrtError
 from yolotrt_core.guard import answering, guarded, shown
 from yolotrt_core.log import stdout_aside
 from yolotrt_core.options import OptionField, key_material, nearest, option_fields
+from yolotrt_core.source_digest import source_digest
 from yolotrt_core.stages import Availability
 from yolotrt_core.store.action import PluginIdentity
 from yolotrt_core.types import Json, ModelSource
@@ -226,7 +225,7 @@ class Registry:
             can = self.able(candidate, to_run=to_run)
             if can.ok:
                 if to_run and reasons:
-                    _log.info("running with `%s`, which can here; not %s", candidate.name, "; ".join(reasons))
+                    _log.info("running with `%s`, not with %s", candidate.name, "; ".join(reasons))
                 return candidate
             reasons.append(f"`{candidate.name}`: {can.reason}" + (f" ({can.install})" if can.install else ""))
         wanted = "run" if to_run else "build"
@@ -383,22 +382,3 @@ def refuse_unavailable(found: Registered, can: Availability) -> None:
     raise PluginError(
         f"{found.kind} `{found.name}`{whose} cannot be used here: {can.reason}", hint="; ".join(hints) or None
     )
-
-
-@functools.cache
-def source_digest(modules: tuple[str, ...], owner: str) -> str:
-    """Return the SHA-256 over the named modules' source text, without importing them.
-
-    Raises:
-        PluginError: a module does not exist.
-    """
-    digest = hashlib.sha256()
-    for name in sorted(modules):
-        try:
-            spec = importlib.util.find_spec(name)
-        except ModuleNotFoundError:
-            spec = None
-        if spec is None or spec.origin is None:
-            raise PluginError(f"{owner} names the module `{name}` in `sources`, which does not exist")
-        digest.update(name.encode() + b"\0" + hashlib.sha256(Path(spec.origin).read_bytes()).digest())
-    return digest.hexdigest()

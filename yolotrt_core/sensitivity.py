@@ -27,7 +27,8 @@ from yolotrt_core.handed_on import check_pass
 from yolotrt_core.options import key_material, option
 from yolotrt_core.plans import Output, Plan, Settings, Step
 from yolotrt_core.progress import progress
-from yolotrt_core.registry import Registered, Registry, source_digest
+from yolotrt_core.registry import Registered, Registry
+from yolotrt_core.source_digest import source_digest
 from yolotrt_core.sources import sample_path, sha256_of
 from yolotrt_core.stages import ONNX_FILE, RANGES_FILE, QuantizingPass, Session
 from yolotrt_core.store.action import Action, Record

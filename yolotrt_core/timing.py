@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from yolotrt_core.judged import Judged, open_engine
-from yolotrt_core.registry import OWN_DIST, Registry, source_digest
+from yolotrt_core.registry import OWN_DIST, Registry
+from yolotrt_core.source_digest import source_digest
 from yolotrt_core.speed import Candidate, machine_facts, measure_speed
 from yolotrt_core.store.action import Action, PluginIdentity
 from yolotrt_core.store.store import Store

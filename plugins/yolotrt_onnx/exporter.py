@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,7 @@ import numpy as np
 import onnx
 import onnxruntime
 from numpy.typing import NDArray
-from onnx import ModelProto, TensorProto, ValueInfoProto, helper, numpy_helper
+from onnx import ModelProto, TensorProto, ValueInfoProto, helper
 
 from yolotrt_core.errors import StageError, UsageError
 from yolotrt_core.labels import labels_from_file, labels_in_order, literal, metadata_of, numbered_labels
@@ -22,6 +21,7 @@ from yolotrt_core.reference import reference_images
 from yolotrt_core.rows import Known, Rows, find_rows
 from yolotrt_core.stages import REFERENCE_FILE
 from yolotrt_core.types import BuildRequest, ModelSource, ModelSpec
+from yolotrt_onnx.edits import arrange, keep_output, make_float, rename
 from yolotrt_onnx.graph import first_line, save, tensor_specs
 
 if TYPE_CHECKING:
@@ -58,12 +58,12 @@ def export(source: ModelSource, request: BuildRequest, options: OnnxSourceOption
     rows = _rows(answer, request, options, picture.is_free, _is_rounded(model))
     labels = _labels(model, source.path, answer, options)
 
-    _keep_output(model, output)
+    keep_output(model, output)
     picture.become_images(request)
-    _rename(model, {output: "output0"})
-    _make_float(model, "output0")
+    rename(model, {output: "output0"})
+    make_float(model)
     if rows is not None:
-        _arrange(model, rows, size)
+        arrange(model, rows, size)
     _free_output(model, answer, request)
     spec = _spec(model, source, options, rows, labels)
     _finish(model, spec, request, source.path, out)
@@ -164,7 +164,7 @@ class _Picture:
             steps.append(("Cast", {"to": TensorProto.FLOAT16}))
         if self.is_last:
             steps.append(("Transpose", {"perm": [0, 2, 3, 1]}))
-        _rename(self.model, {self.value.name: "images_0" if steps else "images"})
+        rename(self.model, {self.value.name: "images_0" if steps else "images"})
         # Backwards from what the graph goes on reading to the new input.
         for index, (operator, attributes) in enumerate(reversed(steps)):
             before = f"images_{index + 1}" if index + 1 < len(steps) else "images"
@@ -255,74 +255,6 @@ def _labels(model: ModelProto, path: Path, answer: NDArray[np.float32], options:
     if classes is not None and len(names) != classes:
         raise UsageError(f"the file has {classes} classes, {where} names {len(names)}", hint=hint)
     return names
-
-
-def _keep_output(model: ModelProto, output: str) -> None:
-    """Drop all outputs but one, and the nodes that only the others needed."""
-    graph = model.graph
-    kept = [value for value in graph.output if value.name == output]
-    del graph.output[:]
-    graph.output.extend(kept)
-    needed, nodes = {output}, []
-    for node in reversed(graph.node):
-        if needed.intersection(node.output):
-            nodes.append(node)
-            needed.update(node.input)
-            for attribute in node.attribute:  # a subgraph reads the tensors around it
-                for inner in (attribute.g, *attribute.graphs):
-                    needed.update(name for each in inner.node for name in each.input)
-    del graph.node[:]
-    graph.node.extend(reversed(nodes))
-    weights = [weight for weight in graph.initializer if weight.name in needed]
-    del graph.initializer[:]
-    graph.initializer.extend(weights)
-
-
-def _rename(model: ModelProto, names: Mapping[str, str]) -> None:
-    """Rename tensors of the main graph; what has a new name already makes room."""
-    graph = model.graph
-    taken = {name for node in graph.node for name in (*node.input, *node.output)}
-    taken |= {value.name for value in (*graph.input, *graph.output)}
-    wanted = {old: new for old, new in names.items() if old != new}
-    for new in list(wanted.values()):
-        if new in taken:
-            room = f"{new}_original"
-            while room in taken:
-                room += "_"
-            wanted[new] = room
-    for node in graph.node:
-        for used in (node.input, node.output):
-            for index, name in enumerate(used):
-                used[index] = wanted.get(name, name)
-    for thing in (*graph.input, *graph.output, *graph.initializer):
-        thing.name = wanted.get(thing.name, thing.name)
-    del graph.value_info[:]
-
-
-def _make_float(model: ModelProto, output: str) -> None:
-    value = model.graph.output[0]
-    if value.type.tensor_type.elem_type != TensorProto.FLOAT:
-        _rename(model, {output: "output0_typed"})
-        node = helper.make_node("Cast", ["output0_typed"], ["output0"], name="output0_cast", to=TensorProto.FLOAT)
-        model.graph.node.append(node)
-        value.name, value.type.tensor_type.elem_type = "output0", TensorProto.FLOAT
-
-
-def _arrange(model: ModelProto, rows: Rows, size: tuple[int, int]) -> None:
-    """Append what brings `output0` to anchor-major rows in pixels; nothing where it is so already."""
-    moved, scale = rows.permutation(*size), rows.scale(*size)
-    steps: list[tuple[str, NDArray[Any], dict[str, int]]] = []
-    if scale is not None:
-        width = model.graph.output[0].type.tensor_type.shape.dim[2].dim_value
-        steps.append(("Mul", np.array([*scale, *[1] * (width - 4)], np.float32), {}))
-    if moved is not None:
-        steps.append(("Gather", moved.astype(np.int32), {"axis": 1}))
-    for operator, constant, attributes in steps:
-        before, name = f"before_{operator.lower()}", f"rows_{operator.lower()}"
-        _rename(model, {"output0": before})
-        model.graph.initializer.append(numpy_helper.from_array(constant, name))
-        model.graph.node.append(helper.make_node(operator, [before, name], ["output0"], name=name, **attributes))
-        model.graph.output[0].name = "output0"
 
 
 def _free_output(model: ModelProto, answer: NDArray[np.float32], request: BuildRequest) -> None:

@@ -51,6 +51,7 @@ class OnnxExporter:
     stage_version: ClassVar[int] = 1
     sources: ClassVar[tuple[str, ...]] = (
         "yolotrt_onnx.exporter",
+        "yolotrt_onnx.edits",
         "yolotrt_onnx.graph",
         "yolotrt_core.labels",
         "yolotrt_core.reference",

@@ -21,7 +21,8 @@ from yolotrt_core.engine import BuildSettings, Engine, build_engine
 from yolotrt_core.errors import GateError, UsageError
 from yolotrt_core.options import option
 from yolotrt_core.predictions import predict
-from yolotrt_core.registry import Registry, source_digest
+from yolotrt_core.registry import Registry
+from yolotrt_core.source_digest import source_digest
 from yolotrt_core.stages import ONNX_FILE, Availability
 from yolotrt_core.store.store import Store
 from yolotrt_core.types import Detections, Selection
@@ -214,15 +215,17 @@ def test_an_edited_postprocessor_is_judged_anew(
     assert first.key == back.key
 
 
+@dataclass(frozen=True)
+class Reach:
+    share: float = option(1.0, help="How much of the picture a box covers")
+
+
+class Other(_Thresholded):
+    name = "otherhead"
+    Options = Reach
+
+
 def test_another_postprocessor_or_option_of_it_is_judged_anew(store: Store, tmp_path: Path, pictures: Path) -> None:
-    @dataclass(frozen=True)
-    class Reach:
-        share: float = option(1.0, help="How much of the picture a box covers")
-
-    class Other(_Thresholded):
-        name = "otherhead"
-        Options = Reach
-
     keys = set()
     for head, flags in ((_Thresholded(), {}), (Other(), {}), (Other(), {"otherhead": {"share": "0.5"}})):
         verdict = _build(_decoded(head), store, tmp_path, eval_data=pictures / "images", flags=flags).verdict
@@ -234,14 +237,6 @@ def test_another_postprocessor_or_option_of_it_is_judged_anew(store: Store, tmp_
 
 
 def test_predictions_are_of_one_postprocessor_and_its_options(store: Store, tmp_path: Path, pictures: Path) -> None:
-    @dataclass(frozen=True)
-    class Reach:
-        share: float = option(1.0, help="How much of the picture a box covers")
-
-    class Other(_Thresholded):
-        name = "otherhead"
-        Options = Reach
-
     weights = tmp_path / "model.txt"
     weights.write_text("1 1")
     files = sorted((pictures / "images").iterdir())

@@ -18,7 +18,8 @@ from yolotrt_core.declared import RESERVED
 from yolotrt_core.errors import PluginError, UsageError
 from yolotrt_core.hookspecs import hookimpl
 from yolotrt_core.options import NoOptions, option
-from yolotrt_core.registry import OWN_DIST, PluginSource, Registry, source_digest
+from yolotrt_core.registry import OWN_DIST, PluginSource, Registry
+from yolotrt_core.source_digest import source_digest
 from yolotrt_core.stages import Availability
 from yolotrt_core.types import ModelSource
 
@@ -381,4 +382,4 @@ def test_who_runs_an_engine_is_said_where_it_is_not_who_builds_it(caplog: pytest
         assert stages.default_builder(to_run=False).name == "elsewhere"
         assert caplog.text == ""
         assert stages.default_builder(to_run=True).name == "onnxruntime"
-    assert "running with `onnxruntime`, which can here; not `elsewhere`: no such device" in caplog.text
+    assert "running with `onnxruntime`, not with `elsewhere`: no such device" in caplog.text

@@ -96,7 +96,7 @@ class BytesOnlyDisk(diskcache.Disk):  # type: ignore[misc]  # diskcache has no t
                 file.flush()
                 os.fsync(file.fileno())
                 os.fchmod(file.fileno(), 0o444)
-        except BaseException:
+        except BaseException:  # raised again: half a file must not stay, whatever ended the writing
             target.unlink(missing_ok=True)
             raise
         return size

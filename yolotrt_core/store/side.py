@@ -48,7 +48,7 @@ class StoredSideCache:
             with self._store.writing() as cache:
                 try:
                     cache.set(side_key(name, material), hashlib.sha256(data).digest() + data)
-                except BaseException:
+                except BaseException:  # raised again: a half-written file must not stay, whatever ended the writing
                     cache.close()
                     cache.sweep()
                     raise
