@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from importlib import metadata, util
 
 from yolotrt_core.stages import Availability
+from yolotrt_core.wording import not_installed
 
 
 def tools_available(modules: Iterable[str], install: str = "") -> Availability:
@@ -19,9 +20,7 @@ def tools_available(modules: Iterable[str], install: str = "") -> Availability:
     missing = [module for module in modules if not _is_there(module)]
     if not missing:
         return Availability(True)
-    verb = "is" if len(missing) == 1 else "are"
-    reason = f"{' and '.join(f'`{module}`' for module in missing)} {verb} not installed"
-    return Availability(False, reason, install or f"pip install {' '.join(missing)}")
+    return Availability(False, not_installed(missing), install or f"pip install {' '.join(missing)}")
 
 
 def tool_versions(modules: Iterable[str]) -> dict[str, str]:

@@ -139,10 +139,10 @@ class FixedSizeExporter(Protocol):
 
 @runtime_checkable
 class CheckedOptions(Protocol):
-    """What a stage may offer beside its kind: to look at its options before any stage of a build runs."""
+    """What a stage of any kind may offer beside `Stage`: to look at its options before any stage of a build runs."""
 
     def check_options(self, options: Any) -> None:
-        """Raise a UsageError for options that it cannot work with."""
+        """Raise a UsageError for options that it cannot work with, before any stage of a build runs."""
 
 
 @runtime_checkable

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import metadata, util
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from yolotrt_core.errors import UsageError
 from yolotrt_core.hookspecs import hookimpl
+from yolotrt_core.installed import tools_available
 from yolotrt_core.options import option
 from yolotrt_core.stages import Availability, Calibrator
 from yolotrt_core.types import BuildRequest, OnnxModel
@@ -59,10 +60,7 @@ class _Calibrator:
     needs_images: ClassVar[bool] = True
 
     def available(self) -> Availability:
-        for package, wheel in (("onnx", "onnx"), ("onnxruntime", "onnxruntime"), ("cv2", "opencv-python-headless")):
-            if util.find_spec(package) is None:
-                return Availability(False, f"{wheel} is not installed", f"pip install {wheel}")
-        return Availability(True)
+        return tools_available(("onnx", "onnxruntime", "cv2"), "pip install onnx onnxruntime opencv-python-headless")
 
     def fingerprint(self, options: Any) -> Mapping[str, str]:
         return {name: metadata.version(name) for name in ("numpy", "onnxruntime")}

@@ -5,14 +5,13 @@ from __future__ import annotations
 import mmap
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import util
 from pathlib import Path
 from typing import ClassVar, Literal
 
+from yolotrt_core.installed import tools_available
 from yolotrt_core.options import option
 from yolotrt_core.stages import Availability
 from yolotrt_core.types import BuildRequest, ModelSource, ModelSpec
-from yolotrt_core.wording import not_installed
 from yolotrt_onnx.stage import versions
 
 _OTHER_FORMATS = ((0, b"PK"), (0, b"\x80"), (0, b"\x89HDF"), (4, b"TFL3"))
@@ -60,10 +59,7 @@ class OnnxExporter:
     Options: ClassVar[type] = OnnxSourceOptions
 
     def available(self) -> Availability:
-        missing = [name for name in ("onnx", "onnxruntime") if util.find_spec(name) is None]
-        if missing:
-            return Availability(False, not_installed(missing), f"pip install {' '.join(missing)}")
-        return Availability(True)
+        return tools_available(("onnx", "onnxruntime"))
 
     def fingerprint(self, options: OnnxSourceOptions) -> Mapping[str, str]:
         return versions("onnx", "onnxruntime")
@@ -87,7 +83,7 @@ class OnnxExporter:
 
     def is_quantized(self, source: ModelSource) -> bool:
         """Look for the operator's name in the file, as quantization-aware training leaves it."""
-        if not source.path.stat().st_size:  # nothing to map; `export` says what is wrong with the file
+        if not source.path.is_file() or not source.path.stat().st_size:  # `export` says what is wrong with it
             return False
         with source.path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             return content.find(b"QuantizeLinear") >= 0

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib import metadata, util
+from importlib import metadata
 from typing import Any, ClassVar
 
+from yolotrt_core.installed import tools_available
 from yolotrt_core.stages import Availability
 from yolotrt_core.types import BuildRequest
 
@@ -24,9 +25,7 @@ class OnnxPass:
     tools: ClassVar[tuple[str, ...]] = ("onnx",)
 
     def available(self) -> Availability:
-        if util.find_spec("onnx") is None:
-            return Availability(False, "onnx is not installed", "pip install onnx onnxsim")
-        return Availability(True)
+        return tools_available(("onnx",), "pip install onnx onnxsim")
 
     def fingerprint(self, options: Any) -> Mapping[str, str]:
         return versions(*self.tools)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata, util
@@ -11,6 +10,7 @@ from typing import ClassVar
 
 from yolotrt_core.errors import StageError
 from yolotrt_core.hookspecs import hookimpl
+from yolotrt_core.installed import tools_available
 from yolotrt_core.options import option
 from yolotrt_core.stages import ONNX_FILE, Availability, Builder, OnnxContents, Session, SideCache
 from yolotrt_core.types import BuildRequest, Calibration, EngineSpec, OnnxModel, Precision
@@ -43,9 +43,7 @@ class OnnxRuntimeBuilder:
     priority: ClassVar[int] = 50
 
     def available(self) -> Availability:
-        if util.find_spec("onnxruntime") is None:
-            return Availability(False, "onnxruntime is not installed", "pip install onnxruntime")
-        return Availability(True)
+        return tools_available(("onnxruntime",))
 
     def runnable(self) -> Availability:
         return self.available()
@@ -85,7 +83,7 @@ class OnnxRuntimeBuilder:
 
     def contents(self, onnx: Path) -> OnnxContents | None:
         """Tell what an ONNX file declares, any that other builders take included; None without the onnx package."""
-        if importlib.util.find_spec("onnx") is None:
+        if util.find_spec("onnx") is None:
             return None
         from yolotrt_onnxruntime import contents
 

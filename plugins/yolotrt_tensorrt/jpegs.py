@@ -1,18 +1,20 @@
 """JPEG files decoded by the GPU's own hardware, where nvJPEG is installed (extra `nvjpeg`) and the GPU has it.
 
-Its pixels are OpenCV's. What it is not sure to decode as OpenCV would (another format, a progressive, turned or broken
-picture) is left to OpenCV.
+Its pixels are OpenCV's, of rare colour samplings within one step. What it is not sure to decode as OpenCV would
+(another format, a progressive, turned or broken picture) is left to OpenCV.
 """
 
 from __future__ import annotations
 
 import logging
+import threading
 from collections import defaultdict, deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from yolotrt_core.errors import UsageError
 from yolotrt_core.jpeg import upright_size
 from yolotrt_tensorrt import graphs, nvjpeg
 from yolotrt_tensorrt.gpu import DeviceMemory, Gpu, PinnedPool
@@ -53,8 +55,8 @@ class _Worker:
 
     def __init__(self, gpu: Gpu, pool: PinnedPool, codec: NvJpeg) -> None:
         self._pool, self._codec = pool, codec
-        self.state = codec.new_state()
         self.stream: Any = _urgent_stream() or gpu.stream()
+        self.state = codec.new_state()  # nothing may fail behind it: it does not free itself
         self._staging: NDArray[np.uint8] = np.empty(0, np.uint8)
 
     def decode(self, files: Sequence[bytes], targets: Sequence[Target]) -> None:
@@ -90,6 +92,8 @@ class JpegDecoder:
         self._gpu, self._pool, self._codec = gpu, pool, codec
         self._idle: deque[_Worker] = deque()
         self._free: defaultdict[int, deque[DeviceMemory]] = defaultdict(deque)
+        self._changed = threading.Condition()
+        self._running = 0  # calls of `decode`, whose library must stay until they end
         self._closed = False
 
     def decode(self, files: Sequence[bytes]) -> list[DevicePicture | None]:
@@ -100,7 +104,22 @@ class JpegDecoder:
 
         Returns:
             For each its picture, or None where OpenCV should have a try.
+
+        Raises:
+            UsageError: after `close`.
         """
+        with self._changed:
+            if self._closed:
+                raise UsageError("the session is closed")
+            self._running += 1
+        try:
+            return self._decoded(files)
+        finally:
+            with self._changed:
+                self._running -= 1
+                self._changed.notify_all()
+
+    def _decoded(self, files: Sequence[bytes]) -> list[DevicePicture | None]:
         sizes = [upright_size(f) for f in files]
         chosen = [(i, size) for i, size in enumerate(sizes) if size is not None]
         decoded: list[DevicePicture | None] = [None] * len(files)
@@ -113,7 +132,7 @@ class JpegDecoder:
             except (NvJpegError, MemoryError, self._gpu.cuda.Error) as err:  # OpenCV says what is wrong with a file
                 _log.debug("nvJPEG left %d pictures: %s", len(chosen), err)
                 # One file it cannot bear may be the reason.
-                return [self.decode([f])[0] for f in files] if len(chosen) > 1 else decoded
+                return [self._decoded([f])[0] for f in files] if len(chosen) > 1 else decoded
         for (index, _), picture in zip(chosen, pictures, strict=True):
             decoded[index] = picture
         return decoded
@@ -152,8 +171,10 @@ class JpegDecoder:
             self._free[memory.size].append(memory)
 
     def close(self) -> None:
-        """Free workers and memory that nobody holds."""
-        self._closed = True
+        """Wait for pictures under way, then free workers and memory that nobody holds."""
+        with self._changed:
+            self._closed = True
+            self._changed.wait_for(lambda: not self._running)
         with self._gpu.current():
             self._free.clear()
             while self._idle:
@@ -169,7 +190,7 @@ class _UrgentStream:
     """
 
     def __init__(self, driver: Any) -> None:
-        self._driver = driver
+        self._driver, self._stream = driver, None
         _, greatest = self._checked(driver.cuCtxGetStreamPriorityRange())
         flags = driver.CUstream_flags.CU_STREAM_NON_BLOCKING
         (self._stream,) = self._checked(driver.cuStreamCreateWithPriority(int(flags), greatest))
@@ -186,7 +207,8 @@ class _UrgentStream:
         return result[1:]
 
     def __del__(self) -> None:
-        self._driver.cuStreamDestroy(self._stream)
+        if self._stream is not None:
+            self._driver.cuStreamDestroy(self._stream)
 
 
 def _urgent_stream() -> _UrgentStream | None:

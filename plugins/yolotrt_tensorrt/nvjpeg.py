@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import logging
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,7 +126,8 @@ def load() -> Any:
 
 
 def _wheels() -> Iterator[Path]:
-    """Yield the libraries of the packages `nvidia-nvjpeg` and `nvidia-nvjpeg-cu12`."""
+    """Yield the libraries of the packages `nvidia-nvjpeg` and `nvidia-nvjpeg-cu12`, newest first."""
     spec = importlib.util.find_spec("nvidia")
-    for folder in (spec.submodule_search_locations or ()) if spec else ():
-        yield from sorted(Path(folder).glob("*/lib/libnvjpeg.so.*"), reverse=True)
+    folders = (spec.submodule_search_locations or ()) if spec else ()
+    found = [library for folder in folders for library in Path(folder).glob("*/lib/libnvjpeg.so.*")]
+    yield from sorted(found, key=lambda library: [int(n) for n in re.findall(r"\d+", library.name)], reverse=True)

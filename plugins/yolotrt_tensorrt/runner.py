@@ -228,7 +228,7 @@ class EngineSession:
     def decodes_files(self) -> bool:
         """Whether `decode` decodes JPEG files on the GPU here; see `yolotrt_core.stages.DecodingSession`."""
         with self._changed:
-            if not self._jpegs_asked:
+            if not self._jpegs_asked and not self._closed:
                 self._jpegs = open_decoder(self.gpu, self._pool)
             self._jpegs_asked = True
         return self._jpegs is not None

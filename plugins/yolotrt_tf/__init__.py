@@ -8,16 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import metadata, util
+from importlib import metadata
 from pathlib import Path
 from typing import ClassVar, Literal
 
 from yolotrt_core.hookspecs import hookimpl
+from yolotrt_core.installed import tools_available
 from yolotrt_core.layout import Layout
 from yolotrt_core.options import option
 from yolotrt_core.stages import Availability, Exporter
 from yolotrt_core.types import BuildRequest, ModelSource, ModelSpec
-from yolotrt_core.wording import not_installed
 
 YOLOTRT_API = 1
 INSTALL = "pip install 'yolotrt-core[tf]'"
@@ -71,10 +71,7 @@ class TfExporter:
     Options: ClassVar[type] = TfOptions
 
     def available(self) -> Availability:
-        missing = [name for name in ("tensorflow", "tf2onnx", "onnx") if util.find_spec(name) is None]
-        if missing:
-            return Availability(False, not_installed(missing), INSTALL)
-        return Availability(True)
+        return tools_available(("tensorflow", "tf2onnx", "onnx"), INSTALL)
 
     def fingerprint(self, options: TfOptions) -> Mapping[str, str]:
         found = {}

@@ -8,15 +8,15 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import metadata, util
+from importlib import metadata
 from pathlib import Path
 from typing import ClassVar, Literal
 
 from yolotrt_core.hookspecs import hookimpl
+from yolotrt_core.installed import tools_available
 from yolotrt_core.options import option
 from yolotrt_core.stages import Availability, Exporter, Session
 from yolotrt_core.types import BuildRequest, ModelSource, ModelSpec
-from yolotrt_core.wording import not_installed
 
 YOLOTRT_API = 1
 INSTALL = "pip install 'yolotrt-core[torch]'"
@@ -48,10 +48,7 @@ class TorchExporter:
     Options: ClassVar[type] = TorchOptions
 
     def available(self) -> Availability:
-        missing = [name for name in ("torch", "onnx") if util.find_spec(name) is None]
-        if missing:
-            return Availability(False, not_installed(missing), INSTALL)
-        return Availability(True)
+        return tools_available(("torch", "onnx"), INSTALL)
 
     def fingerprint(self, options: TorchOptions) -> Mapping[str, str]:
         tools = ("torch", "onnx", "onnxscript") if options.exporter == "dynamo" else ("torch", "onnx")

@@ -10,7 +10,11 @@ import onnx
 import pytest
 from onnx import TensorProto, numpy_helper
 
+from fake_stages import fake_plugin
+from yolotrt_core.engine import BuildSettings, build_engine
+from yolotrt_core.registry import Registry
 from yolotrt_core.sources import sample_path
+from yolotrt_core.store.store import Store
 
 from .conftest import Run
 
@@ -171,11 +175,19 @@ def test_show_by_name_and_what_is_ambiguous(run: Run, warm: Path) -> None:
         for name in artifact["names"]:
             shown = json.loads(run("artifacts.show", name, "--json", store=store).out)
             assert shown["record"]["key"] == artifact["key"]
-    keys = [a["key"] for a in listed]
-    shared = [d for d in "0123456789abcdef" if sum(k.startswith(d) for k in keys) > 1]
-    if shared:
-        ran = run("artifacts.show", shared[0], store=store)
-        assert ran.code == 2
-        count = sum(k.startswith(shared[0]) for k in keys)
-        assert ran.err.count("`, `") + 1 == min(count, 4)
-        assert (f"and {count - 4} more" in ran.err) == (count > 4)
+
+
+def test_a_prefix_of_several_keys_names_some(run: Run, tmp_path: Path) -> None:
+    stages = Registry.of(fake_plugin())
+    weights, folder = tmp_path / "model.txt", tmp_path / "store"
+    for factor in range(22):  # 4 artifacts each: of 16 first digits one must stand before more than 4 keys
+        weights.write_text(f"2 {factor + 1}")
+        wanted = BuildSettings(weights=weights, imgsz=(32, 64), precision="fp16")
+        build_engine(wanted, store=Store(folder), stages=stages, out=tmp_path / "out")
+    keys = [a["key"] for a in json.loads(run("artifacts.list", "--json", store=folder).out)["artifacts"]]
+    count, digit = max((sum(key.startswith(digit) for key in keys), digit) for digit in "0123456789abcdef")
+    assert count > 4
+    ran = run("artifacts.show", digit, store=folder)
+    assert ran.code == 2
+    assert ran.err.count("`, `") + 1 == 4
+    assert f"and {count - 4} more" in ran.err

@@ -79,7 +79,9 @@ def test_damaged_files_harm_no_other(session: EngineSession, files: list[Path]) 
             changed[at] = int(rng.integers(0, 255))  # never a marker's first byte
         broken.append(bytes(changed))
     for _ in range(3):
-        session.decode([*broken, *contents])
+        for file, picture in zip(files, session.decode([*broken, *contents])[len(broken) :], strict=False):
+            assert picture is not None
+            np.testing.assert_array_equal(picture.to_host(), cv2.imread(str(file)), err_msg=file.name)
     (last,) = session.decode(contents[:1])
     assert last is not None
     np.testing.assert_array_equal(last.to_host(), cv2.imread(str(files[0])))

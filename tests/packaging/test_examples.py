@@ -1,4 +1,4 @@
-"""Plugins of third parties: three that work, installed as distributions of their own, and six that are broken."""
+"""Plugins of third parties: three that work, installed as distributions of their own, and others that are broken."""
 
 from __future__ import annotations
 
@@ -148,7 +148,8 @@ def test_an_installed_example_holds_its_contract(kind: str, environment: Environ
     done = environment.run(
         "-m", "pytest", *options, f"--confcutdir={tests}", "-c", os.devnull, f"--rootdir={tests}", str(tests)
     )
-    assert "failed" not in done.stdout
+    assert "passed" in done.stdout
+    assert "skipped" not in done.stdout  # by a contract whose stage says that it is not available
     where = environment.run("-c", f"import {EXAMPLES[kind]} as p; print(p.__file__)").stdout
     assert "site-packages" in where
     assert str(environment.folder) in where

@@ -359,3 +359,9 @@ def test_our_own_export_is_taken_back(data: Path, tmp_path: Path) -> None:
         found = answer(exported(tmp_path), torch["images"])
         assert np.linalg.norm(found - torch["output0"]) <= 1e-5 * np.linalg.norm(torch["output0"])
         assert ours["output0"].shape == torch["output0"].shape
+
+
+def test_a_folder_or_an_empty_file_has_no_operators(tmp_path: Path) -> None:
+    (tmp_path / "empty.onnx").touch()
+    for path in (tmp_path, tmp_path / "empty.onnx"):
+        assert not OnnxExporter().is_quantized(ModelSource(path, "0" * 64, "x"))

@@ -9,9 +9,9 @@ import pytest
 from yolotrt_core.errors import StageError
 from yolotrt_core.testing import small_model
 from yolotrt_core.types import TensorSpec
-from yolotrt_onnxruntime.contents import contents
 
 onnx = pytest.importorskip("onnx", reason="needs the onnx package")
+from yolotrt_onnxruntime.contents import contents  # noqa: E402 - it imports onnx
 
 
 @pytest.mark.parametrize(

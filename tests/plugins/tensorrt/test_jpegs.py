@@ -6,6 +6,11 @@ What the hardware makes of files is in tests/gpu.
 from __future__ import annotations
 
 import ctypes
+import sys
+import threading
+import types
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -13,7 +18,8 @@ import numpy as np
 import pytest
 from fake_gpu import FakeCuda, fake_gpu
 
-from yolotrt_tensorrt import jpegs, nvjpeg
+from yolotrt_core.errors import UsageError
+from yolotrt_tensorrt import driver, jpegs, nvjpeg
 from yolotrt_tensorrt.gpu import Gpu, PinnedPool
 from yolotrt_tensorrt.jpegs import JpegDecoder
 from yolotrt_tensorrt.nvjpeg import NvJpeg, NvJpegError
@@ -136,16 +142,81 @@ def test_a_gpu_without_the_hardware(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_the_genuine_library_has_every_call_and_says_what_is_missing() -> None:
-    pytest.importorskip("nvidia", reason="needs the package `nvidia-nvjpeg` (extra `nvjpeg`)")
     library = nvjpeg.load()
-    assert library is not None
+    if library is None:
+        pytest.skip("nvJPEG is not installed (extra `nvjpeg`)")
     for name in vars(FakeLibrary):
         if name.startswith("nvjpeg"):
             assert getattr(library, name)
     major = ctypes.c_int()
     assert library.nvjpegGetProperty(0, ctypes.byref(major)) == 0
     assert major.value >= 12
-    try:
-        NvJpeg(library).close()
-    except NvJpegError as err:
-        assert "nvjpegCreateEx: " in str(err)
+    if not driver.present():
+        with pytest.raises(NvJpegError, match="nvjpegCreateEx: "):
+            NvJpeg(library)
+
+
+def test_the_newest_of_several_libraries_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder, name in (("nvjpeg", "libnvjpeg.so.9"), ("cu13", "libnvjpeg.so.13"), ("cu12", "libnvjpeg.so.12")):
+        (tmp_path / "nvidia" / folder / "lib").mkdir(parents=True)
+        (tmp_path / "nvidia" / folder / "lib" / name).touch()
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    for name in [n for n in sys.modules if n.partition(".")[0] == "nvidia"]:
+        monkeypatch.delitem(sys.modules, name)
+    assert [p.name for p in nvjpeg._wheels()] == ["libnvjpeg.so.13", "libnvjpeg.so.12", "libnvjpeg.so.9"]
+
+
+def test_a_closed_decoder_says_so(gpu: Gpu) -> None:
+    library = FakeLibrary()
+    decoder = JpegDecoder(gpu, PinnedPool(gpu), NvJpeg(library))
+    decoder.close()
+    with pytest.raises(UsageError, match="the session is closed"):
+        decoder.decode([file(20, 30)])
+    assert library.live == 0
+
+
+def test_closing_waits_for_pictures_under_way(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    library, decoding, go_on = FakeLibrary(), threading.Event(), threading.Event()
+    whole = library.nvjpegDecodeBatched
+
+    def slowly(*arguments: Any) -> int:
+        decoding.set()
+        assert go_on.wait(30)
+        assert library.live == 2, "the library was taken away from under a batch"
+        return whole(*arguments)
+
+    monkeypatch.setattr(library, "nvjpegDecodeBatched", slowly)
+    decoder = JpegDecoder(gpu, PinnedPool(gpu), NvJpeg(library))
+    with ThreadPoolExecutor(2) as pool:
+        pictures = pool.submit(decoder.decode, [file(20, 30)])
+        assert decoding.wait(30)
+        closed = pool.submit(decoder.close)
+        with pytest.raises(TimeoutError):
+            closed.result(0.2)
+        go_on.set()
+        closed.result(30)
+        assert [p is None for p in pictures.result(30)] == [False]
+    assert library.live == 0
+
+
+def test_a_stream_that_cannot_be_made_leaves_nothing_behind(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Driver:
+        """cuda-python's, on a GPU that makes no more streams."""
+
+        CUstream_flags = types.SimpleNamespace(CU_STREAM_NON_BLOCKING=1)
+
+        def cuCtxGetStreamPriorityRange(self) -> tuple[int, int, int]:
+            return 0, 0, -5
+
+        def cuStreamCreateWithPriority(self, flags: int, priority: int) -> tuple[Any, None]:
+            return Failed(2), None
+
+    class Failed(int):
+        name = "CUDA_ERROR_OUT_OF_MEMORY"
+
+    monkeypatch.setattr(jpegs, "_urgent_stream", lambda: jpegs._UrgentStream(Driver()))
+    library = FakeLibrary()
+    decoder = JpegDecoder(gpu, PinnedPool(gpu), NvJpeg(library))
+    assert decoder.decode([file(20, 30), file(20, 31)]) == [None, None]
+    decoder.close()
+    assert library.live == 0
