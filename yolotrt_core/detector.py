@@ -25,6 +25,7 @@ from yolotrt_core.stages import (
     DeviceDecoding,
     DeviceFrame,
     DeviceProgram,
+    PageLockingSession,
     PlacedBuilder,
     Session,
     TimedSession,
@@ -257,6 +258,19 @@ class Detector:
     def pinned_copy(self, frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Return a frame as it uploads fastest here; a thread that decodes takes the copy off the one that detects."""
         return self._device[0].pinned_copy(frame) if self._device is not None else frame
+
+    def page_lock(self, memory: NDArray[np.uint8]) -> object:
+        """Page-lock memory that another process fills with frames, while what this returns lives.
+
+        Returns:
+            None if frames there would upload no faster here.
+
+        Raises:
+            StageError: the memory cannot be locked.
+        """
+        if self._device is None or not isinstance(self._session, PageLockingSession):
+            return None
+        return self._session.page_lock(memory)
 
     @property
     def decodes_files(self) -> bool:

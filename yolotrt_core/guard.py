@@ -214,7 +214,7 @@ _SESSION: Mapping[str, _Check] = {
     "time_steps": _is(Mapping, "milliseconds by step"),
 }
 # Passed on unchecked: `stream` raises also what the caller's own frames raise.
-_SESSION_CALLS = ("stream", "pinned_frames", "pinned_copy", "decode", "close")
+_SESSION_CALLS = ("stream", "pinned_frames", "pinned_copy", "page_lock", "decode", "close")
 _SESSION_PROPERTIES = ("spec", "graph", "decodes_files")
 # Called for every picture, from any thread: standard output is the process's, and is left alone there.
 _QUIET = frozenset({"decode", "open", "open_source", *_SESSION})

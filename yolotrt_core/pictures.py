@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import glob
 import os
 import re
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 PICTURES = frozenset({".bmp", ".jpeg", ".jpg", ".jp2", ".png", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm"})
 VIDEOS = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv"})
 
-
+_BIG = 1 << 30  # bytes
 _PNG = b"\x89PNG\r\n\x1a\n"
 _CAMERA = re.compile(r"camera:(\d{1,3})")
 _CREDENTIALS = re.compile(r"(?<=://).*@")  # up to the last one: a password may hold any sign
@@ -147,13 +148,34 @@ def read(path: Path, room: Room | None = None) -> NDArray[np.uint8]:
     return copy
 
 
+def attempt(path: Path, room: Room | None = None) -> NDArray[np.uint8] | UsageError:
+    """Return what `read` does, or the error that it raises."""
+    try:
+        return read(path, room)
+    except UsageError as err:
+        return err
+
+
 def contents(path: Path) -> bytes:
-    """Read a file in few calls: after each, a thread among many waits for its turn of the interpreter."""
+    """Read a file in few calls that let go of the interpreter: after each, a thread among many waits for its turn."""
+    size_of, close = _unparted()
     file = os.open(path, os.O_RDONLY)
     try:
-        return os.read(file, os.fstat(file).st_size)
+        size = size_of(file, 0, os.SEEK_END)
+        if not 0 <= size <= _BIG:  # a folder may say anything
+            size = os.fstat(file).st_size
+        return os.pread(file, size, 0)
     finally:
-        os.close(file)
+        close(file)
+
+
+@cache
+def _unparted() -> tuple[Callable[[int, int, int], int], Callable[[int], Any]]:
+    """Return `lseek` and `close` that keep the interpreter, as what waits for no disk may."""
+    library = ctypes.PyDLL(None)
+    library.lseek.argtypes, library.lseek.restype = (ctypes.c_int, ctypes.c_ssize_t, ctypes.c_int), ctypes.c_ssize_t
+    library.close.argtypes = (ctypes.c_int,)
+    return library.lseek, library.close
 
 
 def _read_into(path: Path, encoded: bytes, room: Room) -> NDArray[np.uint8] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -9,12 +10,18 @@ from typing import TYPE_CHECKING
 
 from yolotrt_core import pictures
 from yolotrt_core.detector import Detector
-from yolotrt_core.errors import UsageError
+from yolotrt_core.errors import StageError, UsageError
+from yolotrt_core.picture_processes import PictureProcesses, region_bytes
 from yolotrt_core.prefetch import prefetched
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+_log = logging.getLogger(__name__)
+
+_MANY = 4096  # pictures
+_FEW = 3  # processes
 
 
 def read_ahead(paths: Sequence[Path], detector: Detector | None = None) -> Iterator[NDArray[np.uint8] | UsageError]:
@@ -27,15 +34,31 @@ def read_ahead(paths: Sequence[Path], detector: Detector | None = None) -> Itera
     room = (lambda shape: fed.pinned_frames(1, shape)[0]) if fed else None
 
     def read(path: Path) -> NDArray[np.uint8] | UsageError:
-        try:
-            return pictures.read(path, room)
-        except UsageError as err:
-            return err
+        return pictures.attempt(path, room)
 
     if fed is None:
         yield from prefetched(paths, read)
         return
     # A GPU takes thousands a second if the thread that feeds it has a processor to itself; elsewhere a few
     # waiting pictures are enough, and cheaper.
-    threads = max(1, (os.cpu_count() or 1) - 1)
-    yield from prefetched(paths, read, ahead=256, together=8, threads=threads)
+    others = max(1, (os.cpu_count() or 1) - 1)
+    processes = _processes(paths, fed, others)
+    if processes is None:
+        yield from prefetched(paths, read, ahead=256, together=8, threads=others)
+        return
+    with processes:
+        yield from processes.read(paths)
+
+
+def _processes(paths: Sequence[Path], detector: Detector, others: int) -> PictureProcesses | None:
+    """Start processes that read for a GPU if they are worth their start, half a second, and can be had."""
+    if len(paths) < _MANY or others < _FEW:
+        return None
+    region = region_bytes(paths)
+    if region is None:
+        return None
+    try:
+        return PictureProcesses(others, region, detector.page_lock)
+    except (OSError, StageError) as err:
+        _log.info("reading pictures by threads: %s", err)
+        return None

@@ -104,6 +104,21 @@ class DetectingSession(Protocol):
 
 
 @runtime_checkable
+class PageLockingSession(Protocol):
+    """What a session may offer beside `DetectingSession`: frames that another process decodes upload fastest too."""
+
+    def page_lock(self, memory: NDArray[np.uint8]) -> object:
+        """Page-lock memory of another owner; views of it count as such where `yolotrt_core.lent.Lent` says so.
+
+        Returns:
+            What undoes it when it goes, which must be before the memory does.
+
+        Raises:
+            StageError: the memory cannot be locked.
+        """
+
+
+@runtime_checkable
 class DecodingSession(Protocol):
     """What a session may offer beside `DetectingSession`: picture files decoded on the device, on any thread."""
 

@@ -22,6 +22,7 @@ from yolotrt_core.sessions import (
     DetectingSession as DetectingSession,
     DeviceFrame as DeviceFrame,
     DeviceProgram as DeviceProgram,
+    PageLockingSession as PageLockingSession,
     Session as Session,
     TimedSession as TimedSession,
 )

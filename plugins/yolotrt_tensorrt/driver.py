@@ -18,6 +18,7 @@ _VERSION_FILE = Path("/proc/driver/nvidia/version")
 # cuda.h, CUdevice_attribute.
 _CAPABILITY_MAJOR = 75
 _CAPABILITY_MINOR = 76
+_PORTABLE = 1  # CU_MEMHOSTREGISTER_PORTABLE
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +102,22 @@ def copy_to_device() -> Callable[[int, int, int, int], int]:
     call.argtypes = (ctypes.c_uint64, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p)
     call.restype = ctypes.c_int
     return call
+
+
+def page_lock(address: int, size: int) -> None:
+    """Page-lock host memory for every context of this process; one must be current.
+
+    Not by pycuda, which refuses arrays of a memory map.
+
+    Raises:
+        StageError: the driver refuses.
+    """
+    _check(_cuda().cuMemHostRegister_v2(ctypes.c_void_p(address), ctypes.c_size_t(size), _PORTABLE))
+
+
+def page_unlock(address: int) -> None:
+    """Undo `page_lock`."""
+    _check(_cuda().cuMemHostUnregister(ctypes.c_void_p(address)))
 
 
 @functools.cache

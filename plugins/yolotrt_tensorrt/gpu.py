@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from yolotrt_core.errors import StageError
+from yolotrt_core.lent import Lent
 from yolotrt_tensorrt import driver
 
 if TYPE_CHECKING:
@@ -176,15 +177,29 @@ class _Pinned:
             self._allocation.free()
 
 
-class _Lent:
-    """Pinned memory as NumPy sees it; goes back to its pool with the last view."""
+class PageLock:
+    """Memory of another owner, page-locked while this lives; goes before it."""
 
-    def __init__(self, pool: PinnedPool, memory: _Pinned, size: int, lent: int) -> None:
-        self._pool, self._memory, self._size = pool, memory, size
-        self.__array_interface__ = {"shape": (lent,), "typestr": "|u1", "data": (memory.address, False), "version": 3}
+    def __init__(self, gpu: Gpu, memory: NDArray[np.uint8]) -> None:
+        """Lock it.
+
+        Raises:
+            StageError: the driver refuses.
+        """
+        self._gpu = gpu
+        self._address: int | None = None
+        with gpu.current():
+            driver.page_lock(memory.ctypes.data, memory.nbytes)
+        self._address = memory.ctypes.data
 
     def __del__(self) -> None:
-        _quietly(lambda: self._pool.take_back(self._memory, self._size))
+        if self._address is not None:
+            _quietly(self._unlock)
+
+    def _unlock(self) -> None:
+        assert self._address is not None  # looked at by `__del__`
+        with self._gpu.current():
+            driver.page_unlock(self._address)
 
 
 class PinnedPool:
@@ -210,7 +225,8 @@ class PinnedPool:
             memory = self._free[size].pop()
         except IndexError:
             memory = _Pinned(self._gpu, size)
-        array: NDArray[np.uint8] = np.asarray(_Lent(self, memory, size, lent)).reshape(shape)
+        back = functools.partial(_quietly, functools.partial(self.take_back, memory, size))
+        array: NDArray[np.uint8] = np.asarray(Lent(memory.address, lent, back, page_locked=True)).reshape(shape)
         return array
 
     def take_back(self, memory: _Pinned, size: int) -> None:
@@ -225,11 +241,11 @@ class PinnedPool:
 
 
 def is_pinned(array: NDArray[Any]) -> bool:
-    """Say whether an array lies in memory of a `PinnedPool`."""
+    """Say whether an array lies in memory that its owner page-locked: a `PinnedPool`, say."""
     base: Any = array
     while isinstance(base, np.ndarray):
         base = base.base
-    return isinstance(base, _Lent)
+    return isinstance(base, Lent) and base.page_locked
 
 
 def _quietly(free: Any) -> None:

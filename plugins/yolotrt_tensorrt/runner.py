@@ -22,7 +22,7 @@ from yolotrt_core.errors import StageError, UsageError
 from yolotrt_core.layout import with_channels, without_channels
 from yolotrt_core.stages import DeviceProgram, SideCache
 from yolotrt_core.types import Detections, EngineSpec, Selection
-from yolotrt_tensorrt.gpu import Gpu, PinnedPool, open_gpu
+from yolotrt_tensorrt.gpu import Gpu, PageLock, PinnedPool, open_gpu
 from yolotrt_tensorrt.jpegs import DevicePicture, JpegDecoder, open_decoder
 from yolotrt_tensorrt.lane import Lane, Program, Shared
 from yolotrt_tensorrt.library import check_engine
@@ -223,6 +223,10 @@ class EngineSession:
         copy = self._pool.array(frame.shape)
         np.copyto(copy, frame)
         return copy
+
+    def page_lock(self, memory: NDArray[np.uint8]) -> PageLock:
+        """Page-lock memory of another owner; see `yolotrt_core.stages.PageLockingSession`."""
+        return PageLock(self.gpu, memory)
 
     @property
     def decodes_files(self) -> bool:

@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -30,6 +30,7 @@ from gpu_accuracy import accuracy
 from yolotrt_core import pictures
 from yolotrt_core.bench import measure_interleaved
 from yolotrt_core.engine import open_store, read_engine_spec
+from yolotrt_core.picture_processes import PictureProcesses, region_bytes
 from yolotrt_core.prefetch import prefetched
 from yolotrt_core.types import Selection
 from yolotrt_tensorrt import TensorRTOptions
@@ -176,7 +177,7 @@ def _rate(session: EngineSession, program: Any, frames: list[np.ndarray], count:
 
 
 def jpeg(bench: Bench) -> dict[str, Any]:
-    """From JPEG files: detection beside what the decoder alone reaches; one thread fewer decodes where one detects."""
+    """From JPEG files: detection beside what the decoder alone reaches, in turn; one processor is left to detect."""
     paths = bench.pictures * 30
     files = [str(f) for f in paths]
     cv2.setNumThreads(1)
@@ -187,20 +188,32 @@ def jpeg(bench: Bench) -> dict[str, Any]:
         def read(file: Path) -> np.ndarray:
             return pictures.read(file, lambda shape: session.pinned_frames(1, shape)[0])
 
-        for together in (1, 8):
-            alone, both = [], []
-            for _ in range(3):
-                begin = time.perf_counter()
-                count = sum(1 for _ in prefetched(files, cv2.imread, ahead=256, together=together))
-                alone.append(count / (time.perf_counter() - begin))
-                begin = time.perf_counter()
-                coming = prefetched(paths, read, ahead=256, together=together, threads=(os.cpu_count() or 2) - 1)
-                count = sum(1 for _ in session.stream(coming, program, SINGLE))
-                both.append(count / (time.perf_counter() - begin))
-            results[f"{together} together"] = {
-                "decoder alone": round(max(alone)),
-                "with detection": round(max(both)),
-                "ratio": round(max(both) / max(alone), 3),
+        others = (os.cpu_count() or 2) - 1
+        region = region_bytes(paths)
+        assert region is not None, "these files are for processes"
+        begin = time.perf_counter()
+        with PictureProcesses(others, region, session.page_lock) as processes:
+            next(processes.read(paths[:1]))
+            results["start of the processes, s"] = round(time.perf_counter() - begin, 2)
+            ways: dict[str, Callable[[], Iterator[Any]]] = {
+                "decoder alone": lambda: prefetched(files, cv2.imread, ahead=256, together=8),
+                "threads": lambda: prefetched(paths, read, ahead=256, together=8, threads=others),
+                "processes": lambda: processes.read(paths),
+            }
+            rates: dict[str, list[float]] = {name: [] for name in ways}
+            for _ in range(6):
+                for name, way in ways.items():
+                    begin = time.perf_counter()
+                    coming = way() if name == "decoder alone" else session.stream(way(), program, SINGLE)
+                    count = sum(1 for _ in coming)
+                    rates[name].append(count / (time.perf_counter() - begin))
+        alone = median(rates["decoder alone"][1:])  # the first round warms up
+        for name, taken in rates.items():
+            rate = median(taken[1:])
+            results[name] = {
+                "img/s": round(rate),
+                "of the decoder": round(rate / alone, 3),
+                "rounds": [round(r) for r in taken],
             }
         if session.decodes_files:
             results["on the GPU"] = _gpu_jpeg(session, files, program)

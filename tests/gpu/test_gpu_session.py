@@ -18,8 +18,10 @@ from head_reference import Result, reference
 
 from yolotrt_core.errors import StageError, UsageError
 from yolotrt_core.letterbox import preprocess
+from yolotrt_core.picture_processes import PictureProcesses, region_bytes
 from yolotrt_core.types import Detections, EngineSpec, Selection
 from yolotrt_tensorrt import TensorRTOptions
+from yolotrt_tensorrt.gpu import is_pinned
 from yolotrt_tensorrt.runner import EngineSession, open_session
 from yolotrt_yolov5.device import device_program
 
@@ -264,3 +266,24 @@ def test_memory_is_flat_over_a_hundred_thousand_frames(engine: Engine, frames: l
     host, device = zip(*marks[1:], strict=True)
     assert max(host) - min(host) <= 16
     assert max(device) - min(device) <= 4
+
+
+def test_pictures_of_other_processes_upload_from_locked_memory(engine: Engine, data: Path) -> None:
+    paths = sorted((data / "coco" / "images" / "val").glob("*.jpg"))
+    region = region_bytes(paths)
+    assert region is not None
+    with opened(engine, "fp16-b8") as session:
+        program = device_program(session.spec.model)
+        expected = detect(session, [cv2.imread(str(p)) for p in paths])
+        with PictureProcesses(3, region, session.page_lock) as processes:
+            kept = next(frame for frame in processes.read(paths[:8]) if isinstance(frame, np.ndarray))
+            assert is_pinned(kept)
+            shared: Any = processes.read(paths * 6)
+            for found, like in zip(session.stream(shared, program, SINGLE), expected * 6, strict=True):
+                same(found, like)
+    del processes, shared
+    np.testing.assert_array_equal(kept, cv2.imread(str(paths[0])))  # its memory outlives session and processes
+    del kept
+    gc.collect()
+    with opened(engine, "fp16-b8") as session:  # and the GPU goes on
+        same(detect(session, [cv2.imread(str(paths[0]))])[0], expected[0])

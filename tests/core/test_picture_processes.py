@@ -1,0 +1,191 @@
+"""Processes that read pictures: the same as reading them here, whatever happens to them."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import signal
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from yolotrt_core import pictures, reading
+from yolotrt_core.errors import StageError, UsageError
+from yolotrt_core.lent import Lent
+from yolotrt_core.picture_processes import PictureProcesses, region_bytes
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[Path]:
+    """60 JPEG files of several sizes, with a broken one, one that is missing, and a PNG file among them."""
+    noise = np.random.default_rng(0)
+    paths = []
+    for index in range(60):
+        shape = (40 + index % 7, 50 + index % 5, 3)
+        paths.append(tmp_path / f"{index:02}.jpg")
+        cv2.imwrite(str(paths[-1]), noise.integers(0, 255, shape, np.uint8))
+    paths[13].write_bytes(paths[13].read_bytes()[:300])
+    paths[21].unlink()
+    paths[34] = paths[34].with_suffix(".png")
+    cv2.imwrite(str(paths[34]), noise.integers(0, 255, (44, 33, 3), np.uint8))
+    return paths
+
+
+def assert_as_read_here(found: list[np.ndarray | UsageError], files: list[Path]) -> None:
+    assert len(found) == len(files)
+    for one, file in zip(found, files, strict=True):
+        expected = pictures.attempt(file)
+        if isinstance(expected, UsageError):
+            assert isinstance(one, UsageError)
+            assert (str(one), one.hint) == (str(expected), expected.hint)
+        else:
+            assert isinstance(one, np.ndarray)
+            np.testing.assert_array_equal(one, expected)
+
+
+def memory_of(frame: np.ndarray) -> object:
+    base: object = frame
+    while isinstance(base, np.ndarray):
+        base = base.base
+    return base
+
+
+def children(of: int) -> list[int]:
+    return [int(pid) for pid in Path(f"/proc/{of}/task/{of}/children").read_text().split()]
+
+
+def test_pictures_and_errors_are_those_read_here_twice_over(files: list[Path]) -> None:
+    with PictureProcesses(3, 1 << 16) as processes:
+        for _ in range(2):
+            found = [one if isinstance(one, UsageError) else one.copy() for one in processes.read(files)]
+            assert_as_read_here(found, files)
+    assert sum(isinstance(one, UsageError) for one in found) == 2
+
+
+def test_their_pictures_lie_in_locked_memory_which_is_unlocked_last(files: list[Path]) -> None:
+    events: list[str] = []
+
+    class Lock:
+        def __init__(self, memory: np.ndarray) -> None:
+            self.size = memory.nbytes
+
+        def __del__(self) -> None:
+            events.append("unlocked")
+
+    with PictureProcesses(2, 1 << 16, Lock) as processes:
+        kept = next(frame for frame in processes.read(files[:8]) if isinstance(frame, np.ndarray))
+        base = memory_of(kept)
+        assert isinstance(base, Lent)
+        assert base.page_locked
+    expected = pictures.read(files[0])
+    del processes, base
+    gc.collect()
+    assert events == []
+    np.testing.assert_array_equal(kept, expected)
+    del kept
+    gc.collect()
+    assert events == ["unlocked"]
+
+
+def test_whoever_keeps_every_picture_gets_every_picture(files: list[Path]) -> None:
+    many = files * 8
+    with PictureProcesses(2, 1 << 16) as processes:
+        kept = list(processes.read(many))  # more than there is shared memory for
+    assert_as_read_here(kept, many)
+    shared = sum(isinstance(memory_of(one), Lent) for one in kept if isinstance(one, np.ndarray))
+    assert 0 < shared < len(kept) - 16
+
+
+def test_pictures_too_big_for_their_region_come_all_the_same(files: list[Path]) -> None:
+    with PictureProcesses(2, 8192) as processes:  # one of eight fits
+        assert_as_read_here(
+            [one if isinstance(one, UsageError) else one.copy() for one in processes.read(files)], files
+        )
+
+
+def test_killed_processes_lose_no_picture(files: list[Path], caplog: pytest.LogCaptureFixture) -> None:
+    many = files * 20
+    found = []
+    with PictureProcesses(3, 1 << 16) as processes:
+        root = processes.process_id
+        for index, one in enumerate(processes.read(many)):
+            found.append(one if isinstance(one, UsageError) else one.copy())
+            if index in (100, 400, 700):
+                os.kill(children(root)[0], signal.SIGKILL)
+    assert_as_read_here(found, many)
+    assert [r.levelno for r in caplog.records if "ended early" in r.message] == [logging.WARNING]
+
+
+def test_processes_that_never_start_lose_no_picture(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.executable", "/bin/false")
+    with PictureProcesses(2, 1 << 16) as processes:
+        assert_as_read_here(list(processes.read(files)), files)
+
+
+def test_nothing_is_left_after_an_early_end(files: list[Path]) -> None:
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    with PictureProcesses(3, 1 << 16) as processes:
+        root = processes.process_id
+        for index, frame in enumerate(processes.read(files * 20)):  # noqa: B007 - the frame is let go of below
+            if index == 30:
+                running = [root, *children(root)]
+                break
+    assert len(running) == 4
+    deadline = time.monotonic() + 10
+    while any(Path(f"/proc/{pid}").exists() for pid in running):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    del processes, frame
+    gc.collect()
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_a_region_holds_eight_of_the_biggest_seen(tmp_path: Path) -> None:
+    sizes = [(40, 60), (200, 100), (64, 64)]
+    paths = [tmp_path / f"{i}.jpg" for i in range(3)]
+    for path, size in zip(paths, sizes, strict=True):
+        cv2.imwrite(str(path), np.zeros((*size, 3), np.uint8))
+    assert region_bytes(paths) == 8 * 200 * 100 * 3
+    assert region_bytes([*paths, tmp_path / "missing.jpg"]) == 8 * 200 * 100 * 3
+    cv2.imwrite(str(tmp_path / "big.jpg"), np.zeros((1080, 1920, 3), np.uint8))
+    assert region_bytes([*paths, tmp_path / "big.jpg"]) is None, "decoding takes long beside the turns it costs"
+    cv2.imwrite(str(tmp_path / "4.png"), np.zeros((40, 60, 3), np.uint8))
+    assert region_bytes([*paths, tmp_path / "4.png"]) is None
+    assert region_bytes([tmp_path / "missing.jpg"]) is None
+
+
+class Fed:
+    """A detector that has a GPU, as far as reading goes."""
+
+    program = object()
+
+    def __init__(self, fails: bool = False) -> None:
+        self.fails, self.locked = fails, 0
+
+    def page_lock(self, memory: np.ndarray) -> object:
+        if self.fails:
+            raise StageError("no room")
+        self.locked += memory.nbytes
+        return object()
+
+    def pinned_frames(self, count: int, shape: tuple[int, ...]) -> list[np.ndarray]:
+        return [np.empty(shape, np.uint8) for _ in range(count)]
+
+
+@pytest.mark.parametrize(("count", "fails", "by_processes"), [(60, False, True), (59, False, False), (60, True, False)])
+def test_many_pictures_for_a_gpu_are_read_by_processes(
+    files: list[Path], monkeypatch: pytest.MonkeyPatch, count: int, fails: bool, by_processes: bool
+) -> None:
+    cv2.imwrite(str(files[34].with_suffix(".jpg")), pictures.read(files[34]))
+    files[34] = files[34].with_suffix(".jpg")
+    monkeypatch.setattr(reading, "_MANY", 60)
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    detector = Fed(fails)
+    found = list(reading.read_ahead(files[:count], detector))  # type: ignore[arg-type]
+    assert_as_read_here(found, files[:count])
+    assert bool(detector.locked) == by_processes
+    assert isinstance(memory_of(found[0]), Lent) == by_processes

@@ -1,0 +1,253 @@
+"""Picture files decoded by processes into shared memory, which a GPU may take them from.
+
+Threads share one interpreter: each picture takes turns of it, and so does the thread that feeds the GPU. On a host
+whose processors are shared with others every wait for a turn may cost a millisecond, and threads then reach a third of
+what the decoder alone does. Processes wait for nobody.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import mmap
+import os
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, Self
+
+from yolotrt_core import pictures
+from yolotrt_core.jpeg import upright_size
+from yolotrt_core.lent import Lent
+from yolotrt_core.prefetch import prefetched
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from yolotrt_core.errors import UsageError
+
+    PageLock = Callable[[NDArray[np.uint8]], object]
+    # For each file where its picture is, the picture if its region is full, or what is wrong; None: nothing was read.
+    Answer = list["Placed | NDArray[np.uint8] | UsageError"] | None
+
+_log = logging.getLogger(__name__)
+
+_TOGETHER = 8  # pictures to a message
+_AHEAD = 3  # messages to a process that it has not answered
+_HELD = 20  # messages whose pictures may wait for the GPU, or for one before them
+_MOST_BYTES = 1 << 30
+_SAMPLE = 16
+
+
+class Placed(NamedTuple):
+    """Where in its region of the shared memory a picture begins, in bytes, and its shape."""
+
+    offset: int
+    shape: tuple[int, ...]
+
+
+@dataclass(slots=True, eq=False)
+class _Group:
+    files: Sequence[Path]
+    region: int
+    answered: bool = False
+    answer: Answer = None
+
+
+@dataclass(slots=True, eq=False)
+class _Process:
+    connection: Connection
+    groups: deque[_Group] = field(default_factory=deque)
+
+
+class _Memory:
+    """Memory shared with processes, page-locked where somebody knows how."""
+
+    def __init__(self, size: int, page_lock: PageLock | None) -> None:
+        import numpy as np
+
+        self.file = os.memfd_create("yolotrt-pictures")
+        os.ftruncate(self.file, size)
+        self.bytes = np.frombuffer(mmap.mmap(self.file, size), np.uint8)
+        self._lock = page_lock(self.bytes) if page_lock is not None else None
+        self.page_locked = self._lock is not None
+
+    def __del__(self) -> None:
+        self._lock = None  # before the memory goes
+
+
+def region_bytes(paths: Sequence[Path]) -> int | None:
+    """Return how much memory a message's pictures may need, or None where threads serve as well.
+
+    Looks at some of the files: plain JPEG files of less than a megapixel gain, whose decoding is short beside the
+    turns of the interpreter that it costs.
+    """
+    if not hasattr(os, "memfd_create"):
+        return None
+    most = 0
+    for path in paths[:: max(1, len(paths) // _SAMPLE)]:
+        try:
+            size = upright_size(pictures.contents(path))
+        except OSError:
+            continue
+        if size is None:
+            return None
+        most = max(most, 3 * size[0] * size[1])
+    return _TOGETHER * most if 0 < most < 3 << 20 else None
+
+
+class PictureProcesses:
+    """Processes that read pictures; a context manager that ends them.
+
+    Memory: `region` bytes times about four for each process, at most a GiB.
+
+    Attributes:
+        process_id: of the process that all others were forked from.
+    """
+
+    def __init__(self, processes: int, region: int, page_lock: PageLock | None = None) -> None:
+        """Start them.
+
+        Args:
+            processes: how many. region: see `region_bytes`. page_lock: returns what keeps memory page-locked while it
+                lives, or None.
+
+        Raises:
+            OSError: the system has no room for them.
+            StageError: of `page_lock`.
+        """
+        self._region = -(-region // mmap.PAGESIZE) * mmap.PAGESIZE
+        regions = max(2, min(_AHEAD * processes + _HELD, _MOST_BYTES // self._region))
+        self._memory = _Memory(regions * self._region, page_lock)
+        self._free = deque(range(regions))
+        pipes = [Pipe() for _ in range(processes)]
+        self._processes = [_Process(ours) for ours, _ in pipes]
+        self._told = False
+        theirs = [connection.fileno() for _, connection in pipes]
+        packages = str(Path(__file__).resolve().parent.parent)
+        environment = os.environ | {
+            "PYTHONPATH": os.pathsep.join(filter(None, (packages, os.environ.get("PYTHONPATH")))),
+            "OPENBLAS_NUM_THREADS": "1",  # a process with threads had better not fork
+        }
+        try:
+            self._root = subprocess.Popen(
+                [sys.executable, "-P", "-m", "yolotrt_core.picture_worker", *map(str, (self._memory.file, *theirs))],
+                pass_fds=(self._memory.file, *theirs),
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                process_group=0,  # Ctrl-C is for us to tell
+            )
+        finally:
+            os.close(self._memory.file)
+            for _, connection in pipes:
+                connection.close()
+        self.process_id = self._root.pid
+
+    def read(self, paths: Sequence[Path]) -> Iterator[NDArray[np.uint8] | UsageError]:
+        """Yield each picture, uint8 (H, W, 3) BGR, in order, or what is wrong with its file.
+
+        Pictures that somebody keeps keep their shared memory; once all of it is kept, and where a process was
+        killed, files are read by threads.
+        """
+        order: deque[_Group] = deque()
+        begin = 0
+        try:
+            while begin < len(paths) or order:
+                while begin < len(paths) and self._free and (process := self._least_busy()):
+                    group = _Group(paths[begin : begin + _TOGETHER], self._free.popleft())
+                    self._send(process, group)
+                    order.append(group)
+                    begin += _TOGETHER
+                if not order:
+                    end = begin + _TOGETHER if self._processes else len(paths)
+                    yield from prefetched(paths[begin:end], pictures.attempt)
+                    begin = end
+                elif order[0].answered:
+                    yield from self._pictures(order.popleft())
+                else:
+                    self._receive()
+        finally:
+            if order:  # their answers are nobody's
+                self.close()
+
+    def _least_busy(self) -> _Process | None:
+        process = min(self._processes, key=lambda p: len(p.groups), default=None)
+        return process if process is not None and len(process.groups) < _AHEAD else None
+
+    def _send(self, process: _Process, group: _Group) -> None:
+        begin = group.region * self._region
+        process.groups.append(group)
+        try:
+            process.connection.send((begin, begin + self._region, [os.fspath(file) for file in group.files]))
+        except OSError:
+            self._bury(process)
+
+    def _receive(self) -> None:
+        """Wait for some answer."""
+        by_connection = {p.connection: p for p in self._processes if p.groups}
+        for connection in wait(list(by_connection)):
+            process = by_connection[connection]  # type: ignore[index] # `wait` returns what it was given
+            try:
+                answer = process.connection.recv()
+            except (EOFError, OSError):
+                self._bury(process)
+                continue
+            group = process.groups.popleft()
+            group.answered, group.answer = True, answer
+
+    def _bury(self, process: _Process) -> None:
+        """Go on without a process that ended; what it had not answered is read here."""
+        if not self._told:
+            _log.warning("a process that reads pictures ended early; going on without")
+        self._told = True
+        self._processes.remove(process)
+        process.connection.close()
+        for group in process.groups:
+            group.answered = True
+
+    def _pictures(self, group: _Group) -> Iterator[NDArray[np.uint8] | UsageError]:
+        import numpy as np
+
+        if group.answer is None:
+            self._free.append(group.region)
+            yield from prefetched(group.files, pictures.attempt)
+            return
+        memory, region = self._memory, group.region
+        begin = region * self._region
+        lent = Lent(
+            memory.bytes.ctypes.data + begin,
+            self._region,
+            functools.partial(_give_back, self._free, region, memory),
+            page_locked=memory.page_locked,
+        )
+        base: NDArray[np.uint8] = np.asarray(lent)
+        del lent
+        for one in group.answer:
+            if isinstance(one, Placed):
+                yield base[one.offset : one.offset + int(np.prod(one.shape))].reshape(one.shape)
+            else:
+                yield one
+
+    def close(self) -> None:
+        """End the processes; pictures that they read stay as they are."""
+        for process in self._processes:
+            process.connection.close()
+        self._processes.clear()
+        self._root.wait()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.close()
+
+
+def _give_back(free: deque[int], region: int, memory: _Memory) -> None:
+    """Keep a region for other pictures; `memory` is only there to stay until its last region is back."""
+    free.append(region)

@@ -1,0 +1,83 @@
+"""Started by `picture_processes`: forks processes that decode pictures into memory shared with who started them.
+
+Forked and not started one by one, since importing OpenCV takes as long as reading a hundred pictures.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import sys
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+
+from yolotrt_core import pictures
+from yolotrt_core.picture_processes import Placed
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from yolotrt_core.errors import UsageError
+    from yolotrt_core.picture_processes import Answer
+
+
+def main(memory: int, connections: list[int]) -> None:
+    """Serve each connection by a process of its own until its other end is closed.
+
+    Args:
+        memory, connections: file descriptors.
+    """
+    cv2.setNumThreads(1)
+    for own in connections:
+        if os.fork() == 0:
+            try:
+                for other in connections:
+                    if other != own:  # or nobody would see it closed
+                        os.close(other)
+                _serve(Connection(own), np.frombuffer(mmap.mmap(memory, os.fstat(memory).st_size), np.uint8))
+            finally:
+                os._exit(0)  # what it inherited is not its own to tear down
+    for connection in connections:
+        os.close(connection)
+    for _ in connections:
+        os.wait()
+
+
+def _serve(connection: Connection, memory: NDArray[np.uint8]) -> None:
+    while True:
+        try:
+            begin, end, files = connection.recv()
+            try:
+                answer = _read(memory[begin:end], files)
+            except Exception:  # noqa: BLE001 - it is met again, and told, where the files are read for want of an answer
+                answer = None
+            connection.send(answer)
+        except (EOFError, OSError):  # whoever asked is done, or gone
+            return
+
+
+def _read(region: NDArray[np.uint8], files: list[str]) -> Answer:
+    taken = 0
+
+    def room(shape: tuple[int, ...]) -> NDArray[np.uint8]:
+        size = int(np.prod(shape))
+        place = region[taken : taken + size] if taken + size <= len(region) else np.empty(size, np.uint8)
+        return place.reshape(shape)
+
+    answer: list[Placed | NDArray[np.uint8] | UsageError] = []
+    for file in files:
+        one = pictures.attempt(Path(file), room)
+        if isinstance(one, np.ndarray) and np.may_share_memory(one, region):
+            answer.append(Placed(taken, one.shape))
+            taken += one.nbytes
+        else:
+            answer.append(one)
+    return answer
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), [int(fd) for fd in sys.argv[2:]])
