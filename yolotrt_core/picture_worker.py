@@ -12,13 +12,11 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import cv2
-import numpy as np
-
 from yolotrt_core import pictures
 from yolotrt_core.picture_processes import Placed
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
     from yolotrt_core.errors import UsageError
@@ -31,6 +29,9 @@ def main(memory: int, connections: list[int]) -> None:
     Args:
         memory, connections: file descriptors.
     """
+    import cv2  # here, so that the forked have it; and NumPy with it
+    import numpy as np
+
     cv2.setNumThreads(1)
     for own in connections:
         if os.fork() == 0:
@@ -61,6 +62,8 @@ def _serve(connection: Connection, memory: NDArray[np.uint8]) -> None:
 
 
 def _read(region: NDArray[np.uint8], files: list[str]) -> Answer:
+    import numpy as np
+
     taken = 0
 
     def room(shape: tuple[int, ...]) -> NDArray[np.uint8]:
