@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _MANY = 4096  # pictures
-_FEW = 3  # processes
+_FEW = 4  # processors
 
 
 def read_ahead(paths: Sequence[Path], detector: Detector | None = None) -> Iterator[NDArray[np.uint8] | UsageError]:
@@ -39,26 +39,27 @@ def read_ahead(paths: Sequence[Path], detector: Detector | None = None) -> Itera
     if fed is None:
         yield from prefetched(paths, read)
         return
-    # A GPU takes thousands a second if the thread that feeds it has a processor to itself; elsewhere a few
-    # waiting pictures are enough, and cheaper.
-    others = max(1, (os.cpu_count() or 1) - 1)
-    processes = _processes(paths, fed, others)
+    processes = _processes(paths, fed)
     if processes is None:
-        yield from prefetched(paths, read, ahead=256, together=8, threads=others)
+        # A GPU takes thousands a second if the thread that feeds it has a processor to itself; elsewhere a few
+        # waiting pictures are enough, and cheaper.
+        yield from prefetched(paths, read, ahead=256, together=8, threads=max(1, (os.cpu_count() or 1) - 1))
         return
     with processes:
         yield from processes.read(paths)
 
 
-def _processes(paths: Sequence[Path], detector: Detector, others: int) -> PictureProcesses | None:
+def _processes(paths: Sequence[Path], detector: Detector) -> PictureProcesses | None:
     """Start processes that read for a GPU if they are worth their start, half a second, and can be had."""
-    if len(paths) < _MANY or others < _FEW:
+    # One to a processor: the thread that feeds the GPU sleeps most of the time, and shares no interpreter with them.
+    count = os.cpu_count() or 1
+    if len(paths) < _MANY or count < _FEW:
         return None
     region = region_bytes(paths)
     if region is None:
         return None
     try:
-        return PictureProcesses(others, region, detector.page_lock)
+        return PictureProcesses(count, region, detector.page_lock)
     except (OSError, StageError) as err:
         _log.info("reading pictures by threads: %s", err)
         return None

@@ -177,7 +177,7 @@ def _rate(session: EngineSession, program: Any, frames: list[np.ndarray], count:
 
 
 def jpeg(bench: Bench) -> dict[str, Any]:
-    """From JPEG files: detection beside what the decoder alone reaches, in turn; one processor is left to detect."""
+    """From JPEG files: detection beside what the decoder alone reaches, in turn."""
     paths = bench.pictures * 30
     files = [str(f) for f in paths]
     cv2.setNumThreads(1)
@@ -188,16 +188,16 @@ def jpeg(bench: Bench) -> dict[str, Any]:
         def read(file: Path) -> np.ndarray:
             return pictures.read(file, lambda shape: session.pinned_frames(1, shape)[0])
 
-        others = (os.cpu_count() or 2) - 1
+        processors = os.cpu_count() or 2
         region = region_bytes(paths)
         assert region is not None, "these files are for processes"
         begin = time.perf_counter()
-        with PictureProcesses(others, region, session.page_lock) as processes:
+        with PictureProcesses(processors, region, session.page_lock) as processes:
             next(processes.read(paths[:1]))
             results["start of the processes, s"] = round(time.perf_counter() - begin, 2)
             ways: dict[str, Callable[[], Iterator[Any]]] = {
                 "decoder alone": lambda: prefetched(files, cv2.imread, ahead=256, together=8),
-                "threads": lambda: prefetched(paths, read, ahead=256, together=8, threads=others),
+                "threads": lambda: prefetched(paths, read, ahead=256, together=8, threads=processors - 1),
                 "processes": lambda: processes.read(paths),
             }
             rates: dict[str, list[float]] = {name: [] for name in ways}
