@@ -73,9 +73,13 @@ class _Memory:
         import numpy as np
 
         self.file = os.memfd_create("yolotrt-pictures")
-        os.ftruncate(self.file, size)
-        self.bytes = np.frombuffer(mmap.mmap(self.file, size), np.uint8)
-        self._lock = page_lock(self.bytes) if page_lock is not None else None
+        try:
+            os.ftruncate(self.file, size)
+            self.bytes = np.frombuffer(mmap.mmap(self.file, size), np.uint8)
+            self._lock = page_lock(self.bytes) if page_lock is not None else None
+        except BaseException:
+            os.close(self.file)
+            raise
         self.page_locked = self._lock is not None
 
     def __del__(self) -> None:
@@ -126,26 +130,30 @@ class PictureProcesses:
         regions = max(2, min(_AHEAD * processes + _HELD, _MOST_BYTES // self._region))
         self._memory = _Memory(regions * self._region, page_lock)
         self._free = deque(range(regions))
-        pipes = [Pipe() for _ in range(processes)]
-        self._processes = [_Process(ours) for ours, _ in pipes]
+        self._processes: list[_Process] = []
         self._told = False
-        theirs = [connection.fileno() for _, connection in pipes]
+        theirs: list[Connection] = []
         packages = str(Path(__file__).resolve().parent.parent)
         environment = os.environ | {
             "PYTHONPATH": os.pathsep.join(filter(None, (packages, os.environ.get("PYTHONPATH")))),
             "OPENBLAS_NUM_THREADS": "1",  # a process with threads had better not fork
         }
         try:
+            for _ in range(processes):
+                ours, other = Pipe()
+                self._processes.append(_Process(ours))
+                theirs.append(other)
+            files = (self._memory.file, *(connection.fileno() for connection in theirs))
             self._root = subprocess.Popen(
-                [sys.executable, "-P", "-m", "yolotrt_core.picture_worker", *map(str, (self._memory.file, *theirs))],
-                pass_fds=(self._memory.file, *theirs),
+                [sys.executable, "-P", "-m", "yolotrt_core.picture_worker", *map(str, files)],
+                pass_fds=files,
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 process_group=0,  # Ctrl-C is for us to tell
             )
         finally:
             os.close(self._memory.file)
-            for _, connection in pipes:
+            for connection in theirs:
                 connection.close()
         self.process_id = self._root.pid
 

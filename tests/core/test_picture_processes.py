@@ -144,6 +144,20 @@ def test_nothing_is_left_after_an_early_end(files: list[Path]) -> None:
     assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
+def test_nothing_is_left_where_memory_cannot_be_locked_or_nothing_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(memory: np.ndarray) -> object:
+        raise StageError("no room")
+
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    with pytest.raises(StageError, match="no room"):
+        PictureProcesses(2, 1 << 16, refuse)
+    monkeypatch.setattr("sys.executable", "/nowhere/python")
+    with pytest.raises(OSError, match="/nowhere/python"):
+        PictureProcesses(2, 1 << 16)
+    gc.collect()
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
 def test_a_region_holds_eight_of_the_biggest_seen(tmp_path: Path) -> None:
     sizes = [(40, 60), (200, 100), (64, 64)]
     paths = [tmp_path / f"{i}.jpg" for i in range(3)]
