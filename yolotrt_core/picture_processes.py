@@ -136,7 +136,7 @@ class PictureProcesses:
         packages = str(Path(__file__).resolve().parent.parent)
         environment = os.environ | {
             "PYTHONPATH": os.pathsep.join(filter(None, (packages, os.environ.get("PYTHONPATH")))),
-            "OPENBLAS_NUM_THREADS": "1",  # a process with threads had better not fork
+            "OPENBLAS_NUM_THREADS": "1",  # forking a process that has threads may leave locks held
         }
         try:
             for _ in range(processes):
