@@ -10,6 +10,7 @@ import logging
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -25,7 +26,7 @@ from yolotrt_core.live import open_live
 from yolotrt_core.naming import Format, Names
 from yolotrt_core.prefetch import prefetched
 from yolotrt_core.progress import Bar
-from yolotrt_core.reading import read_ahead
+from yolotrt_core.reading import decode_ahead, read_ahead
 from yolotrt_core.results import Found
 from yolotrt_core.types import Detections, Json, Selection, to_json
 from yolotrt_core.writing import whole_file, write_whole
@@ -34,8 +35,11 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from yolotrt_core.stages import DeviceFrame
+
 _log = logging.getLogger(__name__)
 
+_RESULTS: dict[Format, str] = {"json": "detections.json", "coco": "predictions.json", "yolo": "labels"}
 _MOST_WAITING = 32  # pictures drawn but not yet written, so that a slow disk does not fill the memory
 
 
@@ -44,15 +48,15 @@ class Summary:
     """What was found in one file.
 
     Attributes:
-        path: the file. written: the annotated copy. classes: class id to how often. truncated: boxes
-            that `max_det` cut off. frames: 1 for a picture.
+        path: the file. written: the annotated copy; without one, what holds its boxes. classes: class id to how
+            often. truncated: boxes that `max_det` cut off. frames: how many, or None for a picture.
     """
 
     path: Path
     written: Path
     classes: Counter[int]
     truncated: int
-    frames: int
+    frames: int | None
 
 
 class DetectionRun:
@@ -64,20 +68,29 @@ class DetectionRun:
             (H, W, 3) BGR, or None.
     """
 
-    def __init__(self, detector: Detector, selection: Selection, form: Format, names: Names) -> None:
+    def __init__(
+        self, detector: Detector, selection: Selection, form: Format, names: Names, *, annotate: bool = True
+    ) -> None:
+        """Prepare a run.
+
+        Args:
+            annotate: write copies with the boxes drawn in; without them, pictures need not be on the host.
+        """
         self.summaries: list[Summary] = []
         self.entries: list[Json] = []
         self.unread: list[UsageError] = []
-        self.last: NDArray[np.uint8] | None = None
+        self.last: NDArray[np.uint8] | DeviceFrame | None = None
+        self._annotate = annotate
         self._detector, self._selection, self._form = detector, selection, form
         self._names, self._out = names, names.out
 
     def stills(self, paths: Sequence[Path], bar: Bar) -> None:
         """Detect on pictures; one that cannot be read is noted, and the run goes on."""
-        read: deque[tuple[Path, NDArray[np.uint8]]] = deque()
+        read: deque[tuple[Path, NDArray[np.uint8] | DeviceFrame]] = deque()
+        ahead = read_ahead if self._annotate else decode_ahead
 
-        def frames() -> Iterator[NDArray[np.uint8]]:
-            for path, frame in zip(paths, read_ahead(paths, self._detector), strict=True):
+        def frames() -> Iterator[NDArray[np.uint8] | DeviceFrame]:
+            for path, frame in zip(paths, ahead(paths, self._detector), strict=True):
                 if isinstance(frame, UsageError):
                     self._note(frame, len(paths))
                 else:
@@ -89,9 +102,11 @@ class DetectionRun:
                 path, frame = read.popleft()
                 found = self._keep(path, None, frame, detections)
                 target = self._target(path)
-                writer.submit(_draw, target, frame, detections, self._detector.labels)
-                classes = Counter(int(c) for c in detections.class_ids)
-                self.summaries.append(Summary(path, target, classes, detections.truncated, 1))
+                if target is not None:
+                    writer.submit(_draw, target, frame, detections, self._detector.labels)
+                classes = Counter(detections.class_ids.tolist())
+                written = target or self._boxes(path)
+                self.summaries.append(Summary(path, written, classes, detections.truncated, None))
                 if self._form == "yolo":
                     self._write_labels(self._names.name(path), results.as_yolo(found))
                 bar.update(completed=number + 1)
@@ -136,27 +151,31 @@ class DetectionRun:
                 waiting.append(frame)
                 yield frame
 
-        with whole_file(target) as partial, _VideoWriter(partial, facts.fps) as film:
+        with ExitStack() as stack:
+            film = None
+            if target is not None:
+                film = stack.enter_context(_VideoWriter(stack.enter_context(whole_file(target)), facts.fps))
             for number, detections in enumerate(self._detector.stream(kept(), self._selection)):
                 frame = waiting.popleft()
                 found = self._keep(source, number, frame, detections)
-                film.write(annotate(frame, detections, self._detector.labels))
-                classes.update(int(c) for c in detections.class_ids)
+                if film is not None:
+                    film.write(annotate(frame, detections, self._detector.labels))
+                classes.update(detections.class_ids.tolist())
                 truncated += detections.truncated
                 count = number + 1
                 if self._form == "yolo":
                     self._write_labels(self._names.frame_name(source, number), results.as_yolo(found))
                 bar.update(text=f"{path.name} frame {count}{words}")
-        self.summaries.append(Summary(path, target, classes, truncated, count))
+        self.summaries.append(Summary(path, target or self._boxes(source), classes, truncated, count))
 
     def finish(self) -> None:
         """Write the results file; without any readable file there is none."""
         if self._form == "yolo" or not self.summaries:
             return
+        self._out.mkdir(parents=True, exist_ok=True)
         coco = self._form == "coco"
-        target = self._out / ("predictions.json" if coco else "detections.json")
-        content = self.entries if coco else self.document()
-        write_whole(target, json.dumps(content, indent=None if coco else 1) + "\n")
+        content = json.dumps(self.entries) + "\n" if coco else results.one_to_a_line(self.document(), "images")
+        write_whole(self._out / _RESULTS[self._form], content)
 
     def document(self) -> dict[str, Json]:
         """Return the results in yolotrt's own form, see yolotrt_core/schemas/detect.json."""
@@ -202,7 +221,9 @@ class DetectionRun:
             _log.warning("%s", err)
         self.unread.append(err)
 
-    def _keep(self, source: Path | str, number: int | None, frame: NDArray[np.uint8], detections: Detections) -> Found:
+    def _keep(
+        self, source: Path | str, number: int | None, frame: NDArray[np.uint8] | DeviceFrame, detections: Detections
+    ) -> Found:
         self.last = frame
         found = Found(self._path(source), number, frame.shape[0], frame.shape[1], detections)
         if self._form == "coco":
@@ -215,13 +236,21 @@ class DetectionRun:
         """Return what results call a source: of an address only the host, since the rest may hold a password."""
         return source if isinstance(source, Path) else Path(self._names.name(source))
 
-    def _target(self, source: Path | str) -> Path:
+    def _target(self, source: Path | str) -> Path | None:
+        """Return where the annotated copy of a source goes, if there is to be one."""
+        if not self._annotate:
+            return None
         self._out.mkdir(parents=True, exist_ok=True)
         return self._names.target(source)
 
+    def _boxes(self, source: Path | str) -> Path:
+        """Return what holds the boxes of a source: a file, or the labels' folder for a film."""
+        of_one = self._form == "yolo" and isinstance(source, Path) and not pictures.is_video(source)
+        return self._out / _RESULTS[self._form] / (f"{self._names.name(source)}.txt" if of_one else "")
+
     def _write_labels(self, name: str, text: str) -> None:
-        labels = self._out / "labels"
-        labels.mkdir(exist_ok=True)
+        labels = self._out / _RESULTS["yolo"]
+        labels.mkdir(parents=True, exist_ok=True)
         write_whole(labels / f"{name}.txt", text)
 
 

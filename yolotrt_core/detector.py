@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import tempfile
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +17,7 @@ from yolotrt_core.inputs import checked_frames, refuse_missing_frames, refuse_se
 from yolotrt_core.layout import without_channels
 from yolotrt_core.letterbox import preprocess
 from yolotrt_core.plans import GivenOptions, Settings
+from yolotrt_core.reading import decode_ahead
 from yolotrt_core.registry import Registered, Registry, refuse_unavailable
 from yolotrt_core.stages import (
     Builder,
@@ -230,8 +231,40 @@ class Detector:
         for batch in _batches(checked_frames(frames), self._batch):
             yield from self._detect_batch(_on_host(batch), selection)
 
+    def detect_files(
+        self, paths: Iterable[str | Path], selection: Selection = Selection()
+    ) -> Iterator[Detections | UsageError]:
+        """Find objects in picture files, which are read and decoded ahead: by a GPU's own hardware where it can.
+
+        Args:
+            paths: of any formats and sizes that OpenCV reads.
+
+        Yields:
+            For each file, in order, what was found, or what is wrong with it.
+
+        Raises:
+            UsageError: as for `detect`.
+        """
+        read: deque[UsageError | None] = deque()
+
+        def frames() -> Iterator[NDArray[np.uint8] | DeviceFrame]:
+            for one in decode_ahead([Path(p) for p in paths], self):
+                if isinstance(one, UsageError):
+                    read.append(one)
+                else:
+                    read.append(None)
+                    yield one
+
+        for found in self.stream(frames(), selection):
+            while (error := read.popleft()) is not None:
+                yield error
+            yield found
+        for error in read:
+            assert error is not None  # every frame was answered
+            yield error
+
     def device_steps(
-        self, frames: Sequence[NDArray[np.uint8]], selection: Selection = Selection()
+        self, frames: Sequence[NDArray[np.uint8] | DeviceFrame], selection: Selection = Selection()
     ) -> dict[str, float] | None:
         """Return the device's milliseconds of each step for one batch, launched step by step; None without a device.
 

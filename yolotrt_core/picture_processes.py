@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 from yolotrt_core import pictures
-from yolotrt_core.jpeg import upright_size
 from yolotrt_core.lent import Lent
 from yolotrt_core.prefetch import prefetched
 
@@ -42,7 +41,6 @@ _TOGETHER = 8  # pictures to a message
 _AHEAD = 3  # messages to a process that it has not answered
 _HELD = 20  # messages whose pictures may wait for the GPU, or for one before them
 _MOST_BYTES = 1 << 30
-_SAMPLE = 16
 
 
 class Placed(NamedTuple):
@@ -86,24 +84,15 @@ class _Memory:
         self._lock = None  # before the memory goes
 
 
-def region_bytes(paths: Sequence[Path]) -> int | None:
+def region_bytes(sizes: Sequence[tuple[int, int]]) -> int | None:
     """Return how much memory a message's pictures may need, or None where threads serve as well.
 
-    Looks at some of the files: plain JPEG files of less than a megapixel gain, whose decoding is short beside the
-    turns of the interpreter that it costs.
+    Args:
+        sizes: height and width of JPEG files like those to come, in pixels. Those of less than a megapixel gain,
+            whose decoding is short beside the turns of the interpreter that it costs.
     """
-    if not hasattr(os, "memfd_create"):
-        return None
-    most = 0
-    for path in paths[:: max(1, len(paths) // _SAMPLE)]:
-        try:
-            size = upright_size(pictures.contents(path))
-        except OSError:
-            continue
-        if size is None:
-            return None
-        most = max(most, 3 * size[0] * size[1])
-    return _TOGETHER * most if 0 < most < 3 << 20 else None
+    most = max(height * width for height, width in sizes)
+    return 3 * _TOGETHER * most if most < 1 << 20 and hasattr(os, "memfd_create") else None
 
 
 class PictureProcesses:

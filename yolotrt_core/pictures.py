@@ -8,7 +8,7 @@ import os
 import re
 import threading
 import urllib.parse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -29,6 +29,7 @@ PICTURES = frozenset({".bmp", ".jpeg", ".jpg", ".jp2", ".png", ".tif", ".tiff", 
 VIDEOS = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv"})
 
 _BIG = 1 << 30  # bytes
+_SAMPLE = 16  # files
 _PNG = b"\x89PNG\r\n\x1a\n"
 _CAMERA = re.compile(r"camera:(\d{1,3})")
 _CREDENTIALS = re.compile(r"(?<=://).*@")  # up to the last one: a password may hold any sign
@@ -154,6 +155,20 @@ def attempt(path: Path, room: Room | None = None) -> NDArray[np.uint8] | UsageEr
         return read(path, room)
     except UsageError as err:
         return err
+
+
+def plain_jpeg_sizes(paths: Sequence[Path]) -> list[tuple[int, int]]:
+    """Return (height, width) in pixels of some of the files; none if one of them is no plain JPEG (`upright_size`)."""
+    sizes = []
+    for path in paths[:: max(1, len(paths) // _SAMPLE)]:
+        try:
+            size = upright_size(contents(path))
+        except OSError:
+            continue
+        if size is None:
+            return []
+        sizes.append(size)
+    return sizes
 
 
 def contents(path: Path) -> bytes:

@@ -1,4 +1,4 @@
-"""Picture files read on threads before an engine asks for them."""
+"""Picture files read before an engine asks for them: by threads, by processes, or where the engine runs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from yolotrt_core import pictures
-from yolotrt_core.detector import Detector
 from yolotrt_core.errors import StageError, UsageError
 from yolotrt_core.picture_processes import PictureProcesses, region_bytes
 from yolotrt_core.prefetch import prefetched
@@ -18,10 +17,34 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from yolotrt_core.detector import Detector
+    from yolotrt_core.stages import DeviceFrame
+
 _log = logging.getLogger(__name__)
 
 _MANY = 4096  # pictures
 _FEW = 4  # processors
+# Beyond three, threads that hand files to decoding hardware wait for each other.
+_DEVICE_THREADS, _DEVICE_TOGETHER = 3, 32
+
+
+def decode_ahead(paths: Sequence[Path], detector: Detector) -> Iterator[NDArray[np.uint8] | DeviceFrame | UsageError]:
+    """Do as `read_ahead` for who needs no pixels on the host: JPEG files are decoded where the engine runs if it can.
+
+    Yields:
+        What `detector.stream` takes, in order; or what is wrong with a file.
+    """
+    if not (detector.decodes_files and pictures.plain_jpeg_sizes(paths)):
+        yield from read_ahead(paths, detector)
+        return
+
+    def decode(group: Sequence[Path]) -> list[NDArray[np.uint8] | DeviceFrame | UsageError]:
+        decoded = detector.decode([_contents(path) for path in group])
+        return [_read(path, detector) if one is None else one for path, one in zip(group, decoded, strict=True)]
+
+    groups = (paths[begin : begin + _DEVICE_TOGETHER] for begin in range(0, len(paths), _DEVICE_TOGETHER))
+    for group in prefetched(groups, decode, threads=_DEVICE_THREADS, ahead=2 * _DEVICE_THREADS):
+        yield from group
 
 
 def read_ahead(paths: Sequence[Path], detector: Detector | None = None) -> Iterator[NDArray[np.uint8] | UsageError]:
@@ -30,16 +53,14 @@ def read_ahead(paths: Sequence[Path], detector: Detector | None = None) -> Itera
     Args:
         detector: for whom, if it takes host frames to a GPU, which uploads fastest from memory of its own.
     """
-    fed = detector if detector is not None and detector.program else None
-    room = (lambda shape: fed.pinned_frames(1, shape)[0]) if fed else None
+    if detector is None or not detector.program:
+        yield from prefetched(paths, pictures.attempt)
+        return
 
     def read(path: Path) -> NDArray[np.uint8] | UsageError:
-        return pictures.attempt(path, room)
+        return _read(path, detector)
 
-    if fed is None:
-        yield from prefetched(paths, read)
-        return
-    processes = _processes(paths, fed)
+    processes = _processes(paths, detector)
     if processes is None:
         # A GPU takes thousands a second if the thread that feeds it has a processor to itself; elsewhere a few
         # waiting pictures are enough, and cheaper.
@@ -49,13 +70,25 @@ def read_ahead(paths: Sequence[Path], detector: Detector | None = None) -> Itera
         yield from processes.read(paths)
 
 
+def _read(path: Path, detector: Detector) -> NDArray[np.uint8] | UsageError:
+    return pictures.attempt(path, lambda shape: detector.pinned_frames(1, shape)[0])
+
+
+def _contents(path: Path) -> bytes:
+    try:
+        return pictures.contents(path)
+    except OSError:  # told when it is read again, since nothing decodes no bytes
+        return b""
+
+
 def _processes(paths: Sequence[Path], detector: Detector) -> PictureProcesses | None:
     """Start processes that read for a GPU if they are worth their start, half a second, and can be had."""
     # One to a processor: the thread that feeds the GPU sleeps most of the time, and shares no interpreter with them.
     count = os.cpu_count() or 1
     if len(paths) < _MANY or count < _FEW:
         return None
-    region = region_bytes(paths)
+    sizes = pictures.plain_jpeg_sizes(paths)
+    region = region_bytes(sizes) if sizes else None
     if region is None:
         return None
     try:

@@ -2,8 +2,8 @@
 
     python tests/bench/gpu_runner.py --engines DIR --data DIR [--out results.json] [SECTION ...]
 
-DIR holds one folder per variant of tests/gpu/conftest.py. Sections: engine, frame, throughput, jpeg, start, peer,
-accuracy; default all. `peer` needs torch and the package `yolov5`, and is left out, saying so, without them.
+DIR holds one folder per variant of tests/gpu/conftest.py. Sections: engine, frame, throughput, jpeg, folder, start,
+peer, accuracy; default all. `peer` needs torch and the package `yolov5`, and is left out, saying so, without them.
 """
 
 from __future__ import annotations
@@ -29,9 +29,11 @@ from gpu_accuracy import accuracy
 
 from yolotrt_core import pictures
 from yolotrt_core.bench import measure_interleaved
+from yolotrt_core.detector import Detector
 from yolotrt_core.engine import open_store, read_engine_spec
 from yolotrt_core.picture_processes import PictureProcesses, region_bytes
 from yolotrt_core.prefetch import prefetched
+from yolotrt_core.reading import decode_ahead, read_ahead
 from yolotrt_core.types import Selection
 from yolotrt_tensorrt import TensorRTOptions
 from yolotrt_tensorrt.runner import EngineSession, open_session
@@ -177,36 +179,27 @@ def _rate(session: EngineSession, program: Any, frames: list[np.ndarray], count:
 
 
 def jpeg(bench: Bench) -> dict[str, Any]:
-    """From JPEG files: detection beside what the decoder alone reaches, in turn."""
-    paths = bench.pictures * 30
+    """From JPEG files, as many as are left to processes: detection beside what the decoder alone reaches, in turn."""
+    paths = bench.pictures * 64
     files = [str(f) for f in paths]
     cv2.setNumThreads(1)
     results: dict[str, Any] = {}
-    with bench.open("fp16-b32") as session:
-        program = device_program(session.spec.model)
-
-        def read(file: Path) -> np.ndarray:
-            return pictures.read(file, lambda shape: session.pinned_frames(1, shape)[0])
-
-        processors = os.cpu_count() or 2
-        region = region_bytes(paths)
+    with Detector.open(engine=bench.path("fp16-b32"), store=bench.store) as detector:
+        region = region_bytes(pictures.plain_jpeg_sizes(paths))
         assert region is not None, "these files are for processes"
         begin = time.perf_counter()
-        with PictureProcesses(processors, region, session.page_lock) as processes:
+        with PictureProcesses(os.cpu_count() or 2, region, detector.page_lock) as processes:
             next(processes.read(paths[:1]))
             results["start of the processes, s"] = round(time.perf_counter() - begin, 2)
             ways: dict[str, Callable[[], Iterator[Any]]] = {
                 "decoder alone": lambda: prefetched(files, cv2.imread, ahead=256, together=8),
-                "threads": lambda: prefetched(paths, read, ahead=256, together=8, threads=processors - 1),
-                "processes": lambda: processes.read(paths),
+                "threads": lambda: detector.stream(read_ahead(paths[:-1], detector)),
+                "processes": lambda: detector.stream(processes.read(paths)),
             }
             rates: dict[str, list[float]] = {name: [] for name in ways}
             for _ in range(6):
                 for name, way in ways.items():
-                    begin = time.perf_counter()
-                    coming = way() if name == "decoder alone" else session.stream(way(), program, SINGLE)
-                    count = sum(1 for _ in coming)
-                    rates[name].append(count / (time.perf_counter() - begin))
+                    rates[name].append(_each_second(way()))
         alone = median(rates["decoder alone"][1:])  # the first round warms up
         for name, taken in rates.items():
             rate = median(taken[1:])
@@ -215,33 +208,28 @@ def jpeg(bench: Bench) -> dict[str, Any]:
                 "of the decoder": round(rate / alone, 3),
                 "rounds": [round(r) for r in taken],
             }
-        if session.decodes_files:
-            results["on the GPU"] = _gpu_jpeg(session, files, program)
+        if detector.decodes_files:
+            results["on the GPU"] = _gpu_jpeg(detector, paths)
     return results
 
 
-def _gpu_jpeg(session: EngineSession, files: list[str], program: Any) -> dict[str, Any]:
+def _each_second(coming: Iterator[Any]) -> float:
+    begin = time.perf_counter()
+    count = sum(1 for _ in coming)
+    return count / (time.perf_counter() - begin)
+
+
+def _gpu_jpeg(detector: Detector, paths: list[Path]) -> dict[str, Any]:
     """Files decoded on the GPU: rates, and how far pixels and boxes are from those of OpenCV's decoder."""
-    results: dict[str, Any] = {}
-
-    def decode(batch: list[str]) -> list[Any]:
-        return list(session.decode([pictures.contents(Path(f)) for f in batch]))
-
-    for threads in (2, 3, 4):
-        for size in (32,):
-            batches = [files[i : i + size] for i in range(0, len(files), size)]
-            alone, both = [], []
-            for _ in range(3):
-                begin = time.perf_counter()
-                count = sum(map(len, prefetched(batches, decode, threads=threads, ahead=2 * threads)))
-                alone.append(count / (time.perf_counter() - begin))
-                begin = time.perf_counter()
-                coming = (p for b in prefetched(batches, decode, threads=threads, ahead=2 * threads) for p in b)
-                count = sum(1 for _ in session.stream(coming, program, SINGLE))
-                both.append(count / (time.perf_counter() - begin))
-            results[f"{threads} threads, {size} together"] = {"decoder": round(max(alone)), "boxes": round(max(both))}
-    few = files[:64]
-    decoded, host = decode(few), [cv2.imread(f) for f in few]
+    rates: dict[str, list[float]] = {"decoder": [], "boxes": []}
+    for _ in range(5):
+        rates["decoder"].append(_each_second(decode_ahead(paths, detector)))
+        rates["boxes"].append(_each_second(detector.detect_files(paths, SINGLE)))
+    results: dict[str, Any] = {
+        name: {"img/s": round(median(taken[1:])), "rounds": [round(r) for r in taken]} for name, taken in rates.items()
+    }
+    few = paths[:64]
+    decoded, host = detector.decode([f.read_bytes() for f in few]), [cv2.imread(str(f)) for f in few]
     results["left to OpenCV"] = sum(d is None for d in decoded)
     apart = [np.abs(d.to_host().astype(int) - h) for d, h in zip(decoded, host, strict=True) if d is not None]
     results["pixels apart"] = {
@@ -251,13 +239,40 @@ def _gpu_jpeg(session: EngineSession, files: list[str], program: Any) -> dict[st
     }
     total = matched = 0
     frames = [h if d is None else d for d, h in zip(decoded, host, strict=True)]
-    for a, b in zip(session.detect(host, program, SINGLE), session.detect(frames, program, SINGLE), strict=True):
+    for a, b in zip(detector.detect(host, SINGLE), detector.detect(frames, SINGLE), strict=True):
         total += max(len(a), len(b))
         far = np.abs(a.boxes[:, None] - b.boxes[None]).max(-1) if len(a) and len(b) else np.empty((0, 0))
         near = (far < 3) & (np.abs(a.scores[:, None] - b.scores[None]) < 0.05) if far.size else far
         near = near & (a.class_ids[:, None] == b.class_ids[None]) if far.size else far
         matched += int(near.any(axis=1).sum()) if far.size else 0
     results["boxes within 3 pixels and 0.05"] = f"{matched} of {total}"
+    return results
+
+
+def folder(bench: Bench) -> dict[str, Any]:
+    """The command on a folder of 4,096 JPEG files, with its start: seconds, and files a second."""
+    results: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as place:
+        given = Path(place, "given")
+        given.mkdir()
+        for index in range(4096):
+            (given / f"{index:04}.jpg").symlink_to(bench.pictures[index % 64])
+        for annotate in ("off", "off", "on"):  # the first fills caches
+            command = [sys.executable, "-c", "from yolotrt_core.cli import main; main()", "detect", "--engine"]
+            options = ["--annotate", annotate, "--show-timing", "--out", f"{place}/{annotate}", str(given)]
+            begin = time.perf_counter()
+            done = subprocess.run(
+                [*command, str(bench.path("fp16-b32")), *options],
+                env={**os.environ, "YOLOTRT_STORE": str(bench.store)},
+                capture_output=True,
+                text=True,
+                check=True,
+            )
+            seconds = time.perf_counter() - begin
+            results[f"--annotate {annotate}"] = {"s": round(seconds, 2), "files/s": round(4096 / seconds)}
+            print(done.stdout, flush=True)
+        off, on = (json.loads(Path(place, a, "detections.json").read_text())["images"] for a in ("off", "on"))
+        results["files with the same boxes"] = sum(a == b for a, b in zip(off, on, strict=True))
     return results
 
 
@@ -319,7 +334,7 @@ def peer(bench: Bench) -> dict[str, Any]:
     return {**results, "ratio": timings["upstream"].p50_ms / timings["ours"].p50_ms, "boxes": boxes}
 
 
-SECTIONS = {f.__name__: f for f in (engine, frame, throughput, jpeg, start, peer, accuracy)}
+SECTIONS = {f.__name__: f for f in (engine, frame, throughput, jpeg, folder, start, peer, accuracy)}
 
 
 def main() -> None:

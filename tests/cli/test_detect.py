@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,60 @@ def test_every_file_of_a_run_has_its_own_name(run: Run, warm: Path, tmp_path: Pa
     assert re.search(
         r"^warning: `.*000139.jpg` has the image_id 139 already: that of `.*139.jpg` is `139`$", ran.err, re.M
     )
+
+
+def test_without_annotated_copies_the_results_are_the_same(run: Run, warm: Path, tmp_path: Path) -> None:
+    pics = tmp_path / "pics"
+    pics.mkdir()
+    shutil.copy(sample_path(), pics / "x.jpg")
+    _film(pics / "film.mp4", 3)
+    before = {p.name: p.read_bytes() for p in pics.iterdir()}
+    (tmp_path / "recipe.toml").write_text('[detect]\nannotate = "off"\n')
+    model = ("--builder", "onnxruntime", str(pics))
+    for form, name, single in (("json", "detections.json", ""), ("yolo", "labels", "/x.txt")):
+        outs = {}
+        for out, flags in (("on", ()), ("off", ("--annotate", "off")), ("by", ("--recipe", "../recipe.toml"))):
+            ran = run("detect", *model, "--format", form, "--out", out, *flags, store=warm / "store")
+            assert ran.code == 0, ran.err
+            outs[out] = [line.split()[-1] for line in ran.out.splitlines()[1:]]
+        here = tmp_path / "here"
+        assert outs["on"] == ["on/x.jpg", "on/film.mp4"]
+        for out in ("off", "by"):
+            assert outs[out] == [f"{out}/{name}{single}", f"{out}/{name}"]
+            assert [p.name for p in (here / out).iterdir()] == [name]
+            if form == "json":
+                found = [json.loads((here / o / name).read_text())["images"] for o in ("on", out)]
+            else:
+                found = [{p.name: p.read_text() for p in (here / o / name).iterdir()} for o in ("on", out)]
+            assert len(found[0]) == 4
+            assert found[0] == found[1]
+            shutil.rmtree(here / out)
+        shutil.rmtree(here / "on")
+    ran = run("detect", *model, "--annotate", "off", "--out", str(pics), store=warm / "store")  # nothing to write over
+    assert ran.code == 0, ran.err
+    assert {p.name: p.read_bytes() for p in pics.iterdir() if p.name != "detections.json"} == before
+
+
+def test_of_many_files_the_sum_is_shown(run: Run, warm: Path, tmp_path: Path) -> None:
+    pics = tmp_path / "pics"
+    pics.mkdir()
+    for index in range(101):
+        shutil.copy(sample_path(), pics / f"{index:03}.jpg")
+    common = ("detect", "--builder", "onnxruntime", "--annotate", "off")
+    ran = run(*common, str(pics), store=warm / "store")
+    assert ran.code == 0, ran.err
+    heading, *rows = ran.out.splitlines()
+    assert heading.split() == ["file", "found", "written"]
+    images = json.loads((tmp_path / "here" / "detections" / "detections.json").read_text())["images"]
+    one = Counter(d["label"] for d in images[0]["detections"])
+    assert len(one) > 3
+    (row,) = rows
+    assert re.fullmatch(r"101 files +(.*?) +detections", row)
+    for label, count in one.items():
+        assert f" {101 * count} {label}" in row
+    (pics / "100.jpg").unlink()
+    ran = run(*common, str(pics), store=warm / "store")
+    assert len(ran.out.splitlines()) == 101
 
 
 def test_classes_by_name(run: Run, warm: Path) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from picture_files import write_files
 from release_server import Server
 
 from yolotrt_core import sources
@@ -18,6 +19,11 @@ def store(tmp_path: Path) -> Iterator[Store]:
     opened = Store(tmp_path / "store")
     yield opened
     opened.close()
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[Path]:
+    return write_files(tmp_path)
 
 
 @pytest.fixture

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -74,6 +76,23 @@ def test_stream_keeps_order_and_passes_an_error_on_after_what_came_before() -> N
         for found in _detector(_Counting(_spec(2))).stream(camera()):
             seen += _scores([found])
     assert seen == [10, 20, 30]
+
+
+def test_files_and_what_is_wrong_with_them_come_in_order(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{index}.png" for index in range(8)]
+    for index in (1, 4, 5):
+        cv2.imwrite(str(paths[index]), _frames(10 * index)[0])
+    paths[6].write_bytes(b"no picture")
+    for batch in (1, 2, 8):
+        found = list(_detector(_Counting(_spec(batch))).detect_files(paths))
+        assert len(found) == 8
+        for index, (one, path) in enumerate(zip(found, paths, strict=True)):
+            if index in (1, 4, 5):
+                assert _scores([one] if isinstance(one, Detections) else []) == [10 * index]
+            else:
+                assert isinstance(one, UsageError)
+                assert f"`{path}`" in str(one)
+    assert list(_detector(_Counting(_spec())).detect_files([])) == []
 
 
 def test_a_class_that_the_model_does_not_have() -> None:

@@ -9,49 +9,14 @@ import signal
 import time
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
+from picture_files import assert_as_read_here, memory_of
 
-from yolotrt_core import pictures, reading
+from yolotrt_core import pictures
 from yolotrt_core.errors import StageError, UsageError
 from yolotrt_core.lent import Lent
 from yolotrt_core.picture_processes import PictureProcesses, region_bytes
-
-
-@pytest.fixture
-def files(tmp_path: Path) -> list[Path]:
-    """60 JPEG files of several sizes, with a broken one, one that is missing, and a PNG file among them."""
-    noise = np.random.default_rng(0)
-    paths = []
-    for index in range(60):
-        shape = (40 + index % 7, 50 + index % 5, 3)
-        paths.append(tmp_path / f"{index:02}.jpg")
-        cv2.imwrite(str(paths[-1]), noise.integers(0, 255, shape, np.uint8))
-    paths[13].write_bytes(paths[13].read_bytes()[:300])
-    paths[21].unlink()
-    paths[34] = paths[34].with_suffix(".png")
-    cv2.imwrite(str(paths[34]), noise.integers(0, 255, (44, 33, 3), np.uint8))
-    return paths
-
-
-def assert_as_read_here(found: list[np.ndarray | UsageError], files: list[Path]) -> None:
-    assert len(found) == len(files)
-    for one, file in zip(found, files, strict=True):
-        expected = pictures.attempt(file)
-        if isinstance(expected, UsageError):
-            assert isinstance(one, UsageError)
-            assert (str(one), one.hint) == (str(expected), expected.hint)
-        else:
-            assert isinstance(one, np.ndarray)
-            np.testing.assert_array_equal(one, expected)
-
-
-def memory_of(frame: np.ndarray) -> object:
-    base: object = frame
-    while isinstance(base, np.ndarray):
-        base = base.base
-    return base
 
 
 def children(of: int) -> list[int]:
@@ -158,48 +123,7 @@ def test_nothing_is_left_where_memory_cannot_be_locked_or_nothing_started(monkey
     assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
-def test_a_region_holds_eight_of_the_biggest_seen(tmp_path: Path) -> None:
+def test_a_region_holds_eight_of_the_biggest_seen() -> None:
     sizes = [(40, 60), (200, 100), (64, 64)]
-    paths = [tmp_path / f"{i}.jpg" for i in range(3)]
-    for path, size in zip(paths, sizes, strict=True):
-        cv2.imwrite(str(path), np.zeros((*size, 3), np.uint8))
-    assert region_bytes(paths) == 8 * 200 * 100 * 3
-    assert region_bytes([*paths, tmp_path / "missing.jpg"]) == 8 * 200 * 100 * 3
-    cv2.imwrite(str(tmp_path / "big.jpg"), np.zeros((1080, 1920, 3), np.uint8))
-    assert region_bytes([*paths, tmp_path / "big.jpg"]) is None, "decoding takes long beside the turns it costs"
-    cv2.imwrite(str(tmp_path / "4.png"), np.zeros((40, 60, 3), np.uint8))
-    assert region_bytes([*paths, tmp_path / "4.png"]) is None
-    assert region_bytes([tmp_path / "missing.jpg"]) is None
-
-
-class Fed:
-    """A detector that has a GPU, as far as reading goes."""
-
-    program = object()
-
-    def __init__(self, fails: bool = False) -> None:
-        self.fails, self.locked = fails, 0
-
-    def page_lock(self, memory: np.ndarray) -> object:
-        if self.fails:
-            raise StageError("no room")
-        self.locked += memory.nbytes
-        return object()
-
-    def pinned_frames(self, count: int, shape: tuple[int, ...]) -> list[np.ndarray]:
-        return [np.empty(shape, np.uint8) for _ in range(count)]
-
-
-@pytest.mark.parametrize(("count", "fails", "by_processes"), [(60, False, True), (59, False, False), (60, True, False)])
-def test_many_pictures_for_a_gpu_are_read_by_processes(
-    files: list[Path], monkeypatch: pytest.MonkeyPatch, count: int, fails: bool, by_processes: bool
-) -> None:
-    cv2.imwrite(str(files[34].with_suffix(".jpg")), pictures.read(files[34]))
-    files[34] = files[34].with_suffix(".jpg")
-    monkeypatch.setattr(reading, "_MANY", 60)
-    monkeypatch.setattr(os, "cpu_count", lambda: 4)
-    detector = Fed(fails)
-    found = list(reading.read_ahead(files[:count], detector))  # type: ignore[arg-type]
-    assert_as_read_here(found, files[:count])
-    assert bool(detector.locked) == by_processes
-    assert isinstance(memory_of(found[0]), Lent) == by_processes
+    assert region_bytes(sizes) == 8 * 200 * 100 * 3
+    assert region_bytes([*sizes, (1080, 1920)]) is None, "decoding takes long beside the turns it costs"

@@ -18,8 +18,10 @@ import pytest
 import yolotrt_core
 from yolotrt_core import Detector, Selection, build
 from yolotrt_core.engine import Engine
-from yolotrt_core.errors import GateError
+from yolotrt_core.errors import GateError, UsageError
 from yolotrt_core.fastest import _FASTER
+from yolotrt_core.reading import decode_ahead
+from yolotrt_core.types import Detections
 from yolotrt_tensorrt.lane import STEPS
 
 pytestmark = pytest.mark.gpu
@@ -153,6 +155,30 @@ def test_detect_finds_on_pictures_and_films_what_the_cpu_finds(data: Path, store
     assert all(step in ran.stdout for step in ("detect", "ms, one frame alone", *STEPS))
     assert len(counts["tensorrt"]) == 30
     assert np.abs(np.subtract(counts["tensorrt"], counts["onnxruntime"])).max() <= 1
+
+
+def test_files_are_decoded_by_the_gpu_where_nobody_draws(data: Path, store: Path, tmp_path: Path) -> None:
+    weights, folder = data / "weights" / "yolov5n.pt", data / "coco" / "images" / "val"
+    paths = sorted(folder.glob("*.jpg"))
+    with Detector.open(weights, builder="tensorrt", batch=8, store=store) as detector:
+        if not detector.decodes_files:
+            pytest.skip("needs nvJPEG (extra `nvjpeg`) and a GPU with JPEG hardware")
+        assert not any(isinstance(one, (np.ndarray, UsageError)) for one in decode_ahead(paths, detector))
+        found = list(detector.detect_files(paths))
+        for one, like in zip(found, detector.detect([cv2.imread(str(p)) for p in paths]), strict=True):
+            assert isinstance(one, Detections)
+            np.testing.assert_array_equal(one.boxes, like.boxes)
+            np.testing.assert_array_equal(one.scores, like.scores)
+            np.testing.assert_array_equal(one.class_ids, like.class_ids)
+    images = []
+    for annotate in ("on", "off"):
+        flags = ("--weights", str(weights), "--builder", "tensorrt", "--batch", "8", "--annotate", annotate)
+        ran = command("detect", *flags, "--out", annotate, str(folder), store=store, cwd=tmp_path)
+        assert ran.returncode == 0, ran.stderr
+        images.append(json.loads((tmp_path / annotate / "detections.json").read_text())["images"])
+    assert len(images[0]) == len(paths)
+    assert images[0] == images[1]
+    assert [p.name for p in (tmp_path / "off").iterdir()] == ["detections.json"]
 
 
 def test_bench_and_doctor_know_the_gpu(data: Path, store: Path, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from head_reference import Result, reference
 from yolotrt_core.errors import StageError, UsageError
 from yolotrt_core.letterbox import preprocess
 from yolotrt_core.picture_processes import PictureProcesses, region_bytes
+from yolotrt_core.pictures import plain_jpeg_sizes
 from yolotrt_core.types import Detections, EngineSpec, Selection
 from yolotrt_tensorrt import TensorRTOptions
 from yolotrt_tensorrt.gpu import is_pinned
@@ -270,7 +271,7 @@ def test_memory_is_flat_over_a_hundred_thousand_frames(engine: Engine, frames: l
 
 def test_pictures_of_other_processes_upload_from_locked_memory(engine: Engine, data: Path) -> None:
     paths = sorted((data / "coco" / "images" / "val").glob("*.jpg"))
-    region = region_bytes(paths)
+    region = region_bytes(plain_jpeg_sizes(paths))
     assert region is not None
     with opened(engine, "fp16-b8") as session:
         program = device_program(session.spec.model)

@@ -6,12 +6,13 @@ import contextlib
 import difflib
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from yolotrt_core import pictures
+from yolotrt_core import pictures, results
 from yolotrt_core.cli import build
 from yolotrt_core.cli.tables import print_table
 from yolotrt_core.cli.tasks import Flag, Given, make_task, stage_flags
@@ -29,6 +30,7 @@ from yolotrt_core.types import Selection
 
 SAMPLE = "sample"
 _FORMATS = ("json", "coco", "yolo")
+_LISTED = 100  # files; of more, their sum
 _SHOWN_CLASSES = 10  # of a model with hundreds, all would hide the error
 _OWN = (
     Flag(
@@ -48,6 +50,7 @@ _OWN = (
         "format",
         "json|coco|yolo: form of the results file (default json); coco: category_id is the model's class index",
     ),
+    Flag("annotate", "on|off: write copies with the boxes drawn in; without them it is much faster (default on)"),
     Flag("out", "Folder for annotated pictures and results (default ./detections/)"),
     Flag("max_frames", "Stop a video or live source after this many frames (default: its end)"),
     Flag("show_timing", "Print the time of each step", switch=True),
@@ -83,26 +86,28 @@ def _detect(stages: Registry, given: Given) -> None:
     source = given["path"]
     paths = _paths(source)
     out = Path(given["out"]).expanduser() if given["out"] else Path("detections")
+    annotate = build.switch("--annotate", asked.get("annotate", "on"))
     names = Names(paths or [source], out, form)
-    names.refuse_inputs()
+    if annotate:
+        names.refuse_inputs()
     chosen = {f: getattr(settings, f) for f in settings.__slots__ if f != "weights"}
     with Detector.open(
         settings.weights, engine=given["engine"], store=build.path_from_text(given["store"]), stages=stages, **chosen
     ) as detector:
         selection = replace(selection, classes=class_ids(classes, detector.labels))
         refuse_selection(selection, detector.labels)
-        run = DetectionRun(detector, selection, form, names)
+        run = DetectionRun(detector, selection, form, names, annotate=annotate)
         if paths:
             with _writing(out):
                 _files(run, paths, most_frames)
                 run.finish()
-            _report(run, detector, given, form)
+            _report(run, detector, given, form, out)
         else:
             with endable() as interrupt:
                 with _writing(out):
                     _live(run, source, interrupt, most_frames)
                     run.finish()
-                _report(run, detector, given, form)
+                _report(run, detector, given, form, out)
     run.refuse_unread(len(paths))
 
 
@@ -131,16 +136,22 @@ def _files(run: DetectionRun, paths: list[Path], most_frames: int | None) -> Non
                 run.video(path, bar, most_frames)
 
 
-def _report(run: DetectionRun, detector: Detector, given: Given, form: str) -> None:
+def _report(run: DetectionRun, detector: Detector, given: Given, form: str, out: Path) -> None:
+    if given["json"] and form == "coco":
+        print(json.dumps(run.entries, indent=2))
+        return
     if given["json"]:
-        print(json.dumps(run.entries if form == "coco" else run.document(), indent=2))
+        print(results.one_to_a_line(run.document(), "images"), end="")
         return
     rows = []
     for s in run.summaries:
-        words = ", ".join(f"{n} {detector.labels[c]}" for c, n in sorted(s.classes.items())) or "nothing"
-        words += f" ({s.truncated} more cut off by --max-det)" if s.truncated else ""
-        words = f"{s.frames} frames: {words}" if s.written.suffix == ".mp4" else words
+        words = _found(s.classes, s.truncated, detector.labels)
+        words = words if s.frames is None else f"{s.frames} frames: {words}"
         rows.append((str(s.path), words, str(s.written)))
+    if len(rows) > _LISTED:
+        total = sum((s.classes for s in run.summaries), Counter[int]())
+        words = _found(total, sum(s.truncated for s in run.summaries), detector.labels)
+        rows = [(f"{len(rows)} files", words, str(out))]
     if rows:
         print_table(("file", "found", "written"), rows)
     if given["show_timing"]:
@@ -150,6 +161,11 @@ def _report(run: DetectionRun, detector: Detector, given: Given, form: str) -> N
         if steps:
             print()
             print_table(("step on the GPU", "ms, one frame alone"), [(k, f"{v:.3f}") for k, v in steps.items()])
+
+
+def _found(classes: Counter[int], truncated: int, labels: Sequence[str]) -> str:
+    words = ", ".join(f"{n} {labels[c]}" for c, n in sorted(classes.items())) or "nothing"
+    return words + (f" ({truncated} more cut off by --max-det)" if truncated else "")
 
 
 def selection_from(asked: Mapping[str, Any]) -> Selection:

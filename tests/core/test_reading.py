@@ -1,0 +1,96 @@
+"""Who reads pictures for an engine: threads, processes or the device; it is always the same that comes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from picture_files import assert_as_read_here, memory_of
+
+from yolotrt_core import pictures, reading
+from yolotrt_core.errors import StageError, UsageError
+from yolotrt_core.jpeg import upright_size
+from yolotrt_core.lent import Lent
+
+
+class OnDevice:
+    """A picture that is elsewhere."""
+
+    def __init__(self, pixels: np.ndarray) -> None:
+        self.shape, self._pixels = pixels.shape, pixels
+
+    def to_host(self) -> np.ndarray:
+        return self._pixels
+
+
+class Fed:
+    """A detector that has a GPU, as far as reading goes; its decoder is OpenCV, and leaves every fifth file to it."""
+
+    program = object()
+
+    def __init__(self, *, locks: bool = True, decodes: bool = False) -> None:
+        self.locks, self.decodes_files = locks, decodes
+        self.locked = self.asked = 0
+
+    def page_lock(self, memory: np.ndarray) -> object:
+        if not self.locks:
+            raise StageError("no room")
+        self.locked += memory.nbytes
+        return object()
+
+    def pinned_frames(self, count: int, shape: tuple[int, ...]) -> list[np.ndarray]:
+        return [np.empty(shape, np.uint8) for _ in range(count)]
+
+    def decode(self, files: Sequence[bytes]) -> list[OnDevice | None]:
+        self.asked += len(files)
+        takes = [bool(number % 5 and upright_size(file)) for number, file in enumerate(files)]
+        return [
+            OnDevice(cv2.imdecode(np.frombuffer(file, np.uint8), cv2.IMREAD_COLOR)) if takes[number] else None
+            for number, file in enumerate(files)
+        ]
+
+
+@pytest.mark.parametrize(("count", "locks", "by_processes"), [(60, True, True), (59, True, False), (60, False, False)])
+def test_many_pictures_for_a_gpu_are_read_by_processes(
+    files: list[Path], monkeypatch: pytest.MonkeyPatch, count: int, locks: bool, by_processes: bool
+) -> None:
+    cv2.imwrite(str(files[34].with_suffix(".jpg")), pictures.read(files[34]))
+    files[34] = files[34].with_suffix(".jpg")
+    monkeypatch.setattr(reading, "_MANY", 60)
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    detector = Fed(locks=locks)
+    found = list(reading.read_ahead(files[:count], detector))  # type: ignore[arg-type]
+    assert_as_read_here(found, files[:count])
+    assert bool(detector.locked) == by_processes
+    assert isinstance(memory_of(found[0]), Lent) == by_processes
+
+
+def test_a_device_decodes_what_it_can_and_opencv_the_rest(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pictures, "_SAMPLE", 1)  # the first file
+    detector = Fed(decodes=True)
+    found = list(reading.decode_ahead(files, detector))  # type: ignore[arg-type]
+    assert detector.asked == 60
+    on_device = [one for one in found if isinstance(one, OnDevice)]
+    # Of groups of 32 and 28 it leaves 7 and 6; and the broken, the missing and the PNG file, which none of those is.
+    assert len(on_device) == 60 - 13 - 3
+    assert_as_read_here([one.to_host() if isinstance(one, OnDevice) else one for one in found], files)  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("decodes", [False, True])
+def test_a_device_is_not_asked_where_files_are_of_many_kinds(files: list[Path], decodes: bool) -> None:
+    detector = Fed(decodes=decodes)
+    found = list(reading.decode_ahead(files[30:40], detector))  # type: ignore[arg-type]
+    assert detector.asked == 0
+    assert_as_read_here(found, files[30:40])  # type: ignore[arg-type]
+
+
+def test_a_sample_says_what_files_are(files: list[Path], tmp_path: Path) -> None:
+    assert pictures.plain_jpeg_sizes(files[:5]) == [(40 + i, 50 + i) for i in range(5)]
+    assert pictures.plain_jpeg_sizes(files[20:23]) == [(46, 50), (41, 52)], "one that is missing says nothing"
+    assert pictures.plain_jpeg_sizes(files[33:36]) == [], "a PNG file"
+    assert pictures.plain_jpeg_sizes([tmp_path / "missing.jpg"]) == []
+    assert isinstance(pictures.attempt(files[13]), UsageError)
