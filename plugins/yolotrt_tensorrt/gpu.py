@@ -253,3 +253,12 @@ def _quietly(free: Any) -> None:
         free()
     except Exception:  # noqa: BLE001 - a destructor: at interpreter exit anything may be gone already
         _log.debug("device memory could not be freed", exc_info=True)
+
+
+def told(err: Exception) -> Exception:
+    """Return CUDA's errors as ours; others as they are."""
+    if type(err).__module__.startswith("pycuda"):
+        return StageError(
+            f"the GPU failed: {err}", hint="the session cannot go on; see `nvidia-smi` and the kernel log"
+        )
+    return err

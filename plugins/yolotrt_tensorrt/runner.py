@@ -1,8 +1,7 @@
 """Runs TensorRT plans on an NVIDIA GPU: from network inputs, or from host frames to boxes.
 
 A session may be used from any number of threads. Batches run in lanes (`lane.py`), by default three, so that one is
-uploaded while others compute. A lane is never held across the caller's own code: who finds none free finishes
-the oldest batch in flight first, whoever started it; its results wait in its ticket.
+uploaded while others compute; `lanes.py` shares them out.
 """
 
 from __future__ import annotations
@@ -22,9 +21,10 @@ from yolotrt_core.errors import StageError, UsageError
 from yolotrt_core.layout import with_channels, without_channels
 from yolotrt_core.stages import DeviceProgram, SideCache
 from yolotrt_core.types import Detections, EngineSpec, Selection
-from yolotrt_tensorrt.gpu import Gpu, PageLock, PinnedPool, open_gpu
+from yolotrt_tensorrt.gpu import Gpu, PageLock, PinnedPool, open_gpu, told
 from yolotrt_tensorrt.jpegs import DevicePicture, JpegDecoder, open_decoder
 from yolotrt_tensorrt.lane import Lane, Program, Shared
+from yolotrt_tensorrt.lanes import Lanes, Ticket
 from yolotrt_tensorrt.library import check_engine
 from yolotrt_tensorrt.plan import ELEMENT_BYTES, Plan
 from yolotrt_tensorrt.programs import load_kernels
@@ -51,43 +51,6 @@ def open_session(engine: Path, spec: EngineSpec, options: TensorRTOptions, side_
     return EngineSession(gpu, plan, spec, options, side_cache)
 
 
-class Ticket:
-    """A batch in flight; `result` waits for it."""
-
-    def __init__(self, session: EngineSession, lane: Lane, frames: Sequence[NDArray[np.uint8]], max_det: int) -> None:
-        self._session, self._lane = session, lane
-        # Held until they are uploaded: pinned memory that nobody holds is lent to the next.
-        self._frames, self._max_det = frames, max_det
-        self._lock = threading.Lock()
-        self._found: list[Detections] | None = None
-        self._error: Exception | None = None
-
-    def result(self) -> list[Detections]:
-        """Return one Detections per frame.
-
-        Raises:
-            StageError: the GPU failed on this batch.
-        """
-        self.finish()
-        if self._error is not None:
-            raise self._error
-        assert self._found is not None  # set by `finish` where no error is
-        return self._found
-
-    def finish(self) -> None:
-        """Wait for the batch and give its lane back; any thread may, and often."""
-        with self._lock:
-            if self._found is not None or self._error is not None:
-                return
-            try:
-                with self._session.gpu.current():
-                    self._found = self._lane.collect(len(self._frames), self._max_det)
-            except Exception as err:  # noqa: BLE001 - kept for whoever asks for the result
-                self._error = _told(err)
-            self._frames = ()
-            self._session.release(self._lane, self)
-
-
 class EngineSession:
     """An engine ready to run; see `yolotrt_core.stages.Session` and `DetectingSession`.
 
@@ -98,7 +61,6 @@ class EngineSession:
     def __init__(self, gpu: Gpu, plan: Plan, spec: EngineSpec, options: TensorRTOptions, side_cache: SideCache) -> None:
         self.spec, self.gpu, self.plan = spec, gpu, plan
         self._options, self._side_cache = options, side_cache
-        self._most_lanes = options.in_flight
         self._pool = PinnedPool(gpu)
         letterbox = load_kernels(gpu, plan.image.dtype, side_cache, layout=plan.layout)["letterbox"]
         self._shared = Shared(gpu, plan, letterbox, self._pool, CopyThreads())
@@ -108,24 +70,19 @@ class EngineSession:
         # end together and leave the GPU with nothing to do until the next are there.
         self._computing: deque[Any] = deque(maxlen=max(1, options.in_flight - 1))
         self._order = threading.Lock()
-        self._changed = threading.Condition()
-        self._lanes: list[Lane] = []
-        self._free: list[Lane] = []
-        self._flying: deque[Ticket] = deque()
-        self._being_made = 0
-        self._saved_for: set[tuple[int, ...]] = set()
         self._closed = False
+        self._saved_for: set[tuple[int, ...]] = set()
         _, best, high = plan.profiles[0]
         self._most_images: int = high[0]
         self._jpegs: JpegDecoder | None = None
         self._jpegs_asked = False
         self._target: tuple[int, int] = without_channels(best, plan.layout)[1:]
-        self._free.append(self._make_lane())
+        self._lanes = Lanes(self._make_lane, options.in_flight)
 
     @property
     def graph(self) -> str:
         """How engines are launched: `capture`, `library` or `none`; see `Lane.graph`."""
-        return self._lanes[0].graph
+        return self._lanes.graph
 
     def infer(self, images: NDArray[np.float32]) -> Mapping[str, NDArray[np.float32]]:
         """Run one batch; see `yolotrt_core.stages.Session.infer`."""
@@ -134,7 +91,7 @@ class EngineSession:
             wanted = "(B, H, W, 3)" if self.plan.layout == "nhwc" else "(B, 3, H, W)"
             raise UsageError(f"expected float32 images of {wanted}, found {found}")
         self.plan.profile_for(images.shape)
-        lane = self._take()
+        lane = self._lanes.take()
         try:
             with self.gpu.current():
                 raw = lane.infer(images)
@@ -144,7 +101,7 @@ class EngineSession:
                 lane.recover()
             raise self._explained(err, images.shape[0]) from err
         finally:
-            self.release(lane)
+            self._lanes.release(lane)
         return raw
 
     def submit(self, frames: Sequence[NDArray[np.uint8]], program: DeviceProgram, selection: Selection) -> Ticket:
@@ -159,7 +116,8 @@ class EngineSession:
         loaded = self._program(program)
         batch = self._most_images if self.plan.is_static else len(frames)
         shape = self._shape(batch)
-        lane = self._take()
+        lane = self._lanes.take()
+        started = False
         try:
             with self.gpu.current():
                 lane.prepare(frames, loaded, selection, shape)
@@ -167,15 +125,16 @@ class EngineSession:
                     full = len(self._computing) == self._computing.maxlen
                     lane.launch(self._computing[0] if full else None)
                     self._computing.append(lane.computed)
+            started = True
         except Exception as err:  # pycuda and TensorRT raise their own; the lane must be mended whatever it was
             with self.gpu.current():
                 lane.recover()
-            self.release(lane)
             raise self._explained(err, batch) from err
-        ticket = Ticket(self, lane, frames, selection.max_det)
-        with self._changed:
-            self._flying.append(ticket)
-            self._changed.notify()
+        finally:
+            if not started:
+                self._lanes.release(lane)
+        ticket = Ticket(self.gpu, self._lanes, lane, frames, selection.max_det)
+        self._lanes.fly(ticket)
         if shape not in self._saved_for:
             ticket.finish()
             with self.gpu.current():
@@ -208,7 +167,7 @@ class EngineSession:
             more = more and len(batch) == self._most_images
             if batch:
                 waiting.append(self.submit(batch, program, selection))
-            while waiting and (len(waiting) >= self._most_lanes or not more):
+            while waiting and (len(waiting) >= self._lanes.most or not more):
                 yield from waiting.popleft().result()
         if failure is not None:
             raise failure
@@ -231,7 +190,7 @@ class EngineSession:
     @property
     def decodes_files(self) -> bool:
         """Whether `decode` decodes JPEG files on the GPU here; see `yolotrt_core.stages.DecodingSession`."""
-        with self._changed:
+        with self._loading:
             if not self._jpegs_asked and not self._closed:
                 self._jpegs = open_decoder(self.gpu, self._pool)
             self._jpegs_asked = True
@@ -250,21 +209,21 @@ class EngineSession:
         check_frames(frames)
         loaded = self._program(program)
         batch = self._most_images if self.plan.is_static else len(frames)
-        lane = self._take()
+        lane = self._lanes.take()
         try:
             with self.gpu.current():
                 return lane.time_steps(frames, loaded, selection, self._shape(batch))
         finally:
-            self.release(lane)
+            self._lanes.release(lane)
 
     def time_engine(self, batch: int, repeats: int) -> list[float]:
         """Return GPU milliseconds of the engine alone, for each of `repeats` runs after a warm-up."""
-        lane = self._take()
+        lane = self._lanes.take()
         try:
             with self.gpu.current():
                 return lane.time_engine(self._shape(batch), repeats)
         finally:
-            self.release(lane)
+            self._lanes.release(lane)
 
     def _shape(self, batch: int) -> tuple[int, ...]:
         return with_channels(batch, *self._target, self.plan.layout)
@@ -293,51 +252,13 @@ class EngineSession:
     def _make_lane(self) -> Lane:
         try:
             with self.gpu.current():
-                lane = Lane(self._shared, use_graph=self._options.cuda_graph)
-        except Exception as err:  # pycuda and TensorRT raise their own; the lane must be mended whatever it was
+                return Lane(self._shared, use_graph=self._options.cuda_graph)
+        except Exception as err:  # pycuda and TensorRT raise their own errors
             raise self._explained(err, self._most_images) from err
-        self._lanes.append(lane)
-        return lane
-
-    def _take(self) -> Lane:
-        """Return a lane for this thread alone, finishing the oldest batch in flight if there is no other."""
-        while True:
-            with self._changed:
-                if self._closed:
-                    raise UsageError("the session is closed")
-                if self._free:
-                    return self._free.pop()
-                if len(self._lanes) + self._being_made < self._most_lanes:
-                    self._being_made += 1
-                    oldest = None
-                elif self._flying:
-                    oldest = self._flying[0]
-                else:
-                    self._changed.wait()
-                    continue
-            if oldest is not None:
-                oldest.finish()
-                continue
-            try:
-                return self._make_lane()
-            except StageError as err:
-                _log.warning("running with %d batch(es) in flight: %s", len(self._lanes), err)
-                self._most_lanes = len(self._lanes)
-            finally:
-                with self._changed:
-                    self._being_made -= 1
-
-    def release(self, lane: Lane, ticket: Ticket | None = None) -> None:
-        """Take a lane back, and its ticket off the list of those in flight."""
-        with self._changed:
-            if ticket is not None and ticket in self._flying:
-                self._flying.remove(ticket)
-            self._free.append(lane)
-            self._changed.notify()
 
     def _explained(self, err: Exception, batch: int) -> Exception:
         if not isinstance(err, MemoryError):
-            return _told(err)
+            return told(err)
         with self.gpu.current():
             free = self.gpu.free_bytes()
         each = self._bytes_per_image()
@@ -364,18 +285,13 @@ class EngineSession:
 
     def close(self) -> None:
         """Finish what is in flight and free everything."""
-        with self._changed:
+        with self._loading:
             if self._closed:
                 return
             self._closed = True
-            flying = list(self._flying)
-        for ticket in flying:
-            ticket.finish()
+        self._lanes.close()
         with self.gpu.current():
-            for lane in self._lanes:
-                lane.close()
-            self._lanes.clear()
-            self._free.clear()
+            self._lanes.free()
             self._programs.clear()
             self.plan.close()
         self._shared.copy_threads.close()
@@ -390,12 +306,3 @@ class EngineSession:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _told(err: Exception) -> Exception:
-    """Return CUDA's errors as ours; others as they are."""
-    if type(err).__module__.startswith("pycuda"):
-        return StageError(
-            f"the GPU failed: {err}", hint="the session cannot go on; see `nvidia-smi` and the kernel log"
-        )
-    return err
