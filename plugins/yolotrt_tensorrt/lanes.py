@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from yolotrt_core.errors import StageError, UsageError
 from yolotrt_core.types import Detections
-from yolotrt_tensorrt.gpu import Gpu, told
+from yolotrt_tensorrt.gpu import Gpu
 from yolotrt_tensorrt.lane import Lane
 
 if TYPE_CHECKING:
@@ -23,14 +23,27 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_LONGEST_BATCH = 10.0  # seconds
+_LONGEST_RUN = 60  # seconds
 
 
 class Ticket:
     """A batch in flight; `result` waits for it."""
 
-    def __init__(self, gpu: Gpu, lanes: Lanes, lane: Lane, frames: Sequence[NDArray[np.uint8]], max_det: int) -> None:
-        self._gpu, self._lanes, self._lane = gpu, lanes, lane
+    def __init__(
+        self,
+        gpu: Gpu,
+        lanes: Lanes,
+        lane: Lane,
+        frames: Sequence[NDArray[np.uint8]],
+        max_det: int,
+        explain: Callable[[Exception], Exception],
+    ) -> None:
+        """Note a batch that `lane` has started on, for `finish` to wait for.
+
+        Args:
+            explain: makes an error that callers can use of what CUDA raises.
+        """
+        self._gpu, self._lanes, self._lane, self._explain = gpu, lanes, lane, explain
         # Held until they are uploaded: pinned memory that nobody holds is lent to the next.
         self._frames, self._max_det = frames, max_det
         self._lock = threading.Lock()
@@ -41,7 +54,7 @@ class Ticket:
         """Return one Detections per frame.
 
         Raises:
-            StageError: the GPU failed on this batch.
+            StageError: the GPU failed on this batch, or has no room for its boxes.
         """
         self.finish()
         if self._error is not None:
@@ -58,7 +71,9 @@ class Ticket:
                 with self._gpu.current():
                     self._found = self._lane.collect(len(self._frames), self._max_det)
             except Exception as err:  # noqa: BLE001 - kept for whoever asks for the result
-                self._error = told(err)
+                with self._gpu.current():
+                    self._lane.recover()
+                self._error = self._explain(err)
             self._frames = ()
             self._lanes.release(self._lane, self)
 
@@ -150,7 +165,9 @@ class Lanes:
         while True:
             with self._changed:
                 # Not for ever: an interrupt may have hit a thread between taking a lane and noting it.
-                self._changed.wait_for(lambda: self._flying or self._all_free(), timeout=_LONGEST_BATCH)
+                ready = self._changed.wait_for(lambda: self._flying or self._all_free(), timeout=_LONGEST_RUN)
+                if not ready:
+                    _log.warning("a batch has not ended for %d seconds; its memory stays", _LONGEST_RUN)
                 if not self._flying:
                     return
                 oldest = self._flying[0]
@@ -160,8 +177,7 @@ class Lanes:
         return len(self._free) == len(self._lanes) and not self._being_made
 
     def free(self) -> None:
-        """Free every lane, with the GPU's context current, after `close`."""
-        for lane in self._lanes:
-            lane.close()
+        """Free every lane that no thread has, with the GPU's context current, after `close`."""
+        while self._free:
+            self._free.pop().close()
         self._lanes.clear()
-        self._free.clear()

@@ -6,10 +6,11 @@ uploaded while others compute; `lanes.py` shares them out.
 
 from __future__ import annotations
 
-import logging
+import functools
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -34,8 +35,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from yolotrt_tensorrt import TensorRTOptions
-
-_log = logging.getLogger(__name__)
 
 
 def open_session(engine: Path, spec: EngineSpec, options: TensorRTOptions, side_cache: SideCache) -> EngineSession:
@@ -91,17 +90,9 @@ class EngineSession:
             wanted = "(B, H, W, 3)" if self.plan.layout == "nhwc" else "(B, 3, H, W)"
             raise UsageError(f"expected float32 images of {wanted}, found {found}")
         self.plan.profile_for(images.shape)
-        lane = self._lanes.take()
-        try:
-            with self.gpu.current():
-                raw = lane.infer(images)
-                self._save_cache(images.shape)
-        except Exception as err:  # pycuda and TensorRT raise their own; the lane must be mended whatever it was
-            with self.gpu.current():
-                lane.recover()
-            raise self._explained(err, images.shape[0]) from err
-        finally:
-            self._lanes.release(lane)
+        with self._lane(images.shape[0]) as lane:
+            raw = lane.infer(images)
+            self._save_cache(images.shape)
         return raw
 
     def submit(self, frames: Sequence[NDArray[np.uint8]], program: DeviceProgram, selection: Selection) -> Ticket:
@@ -116,24 +107,14 @@ class EngineSession:
         loaded = self._program(program)
         batch = self._most_images if self.plan.is_static else len(frames)
         shape = self._shape(batch)
-        lane = self._lanes.take()
-        started = False
-        try:
-            with self.gpu.current():
-                lane.prepare(frames, loaded, selection, shape)
-                with self._order:
-                    full = len(self._computing) == self._computing.maxlen
-                    lane.launch(self._computing[0] if full else None)
-                    self._computing.append(lane.computed)
-            started = True
-        except Exception as err:  # pycuda and TensorRT raise their own; the lane must be mended whatever it was
-            with self.gpu.current():
-                lane.recover()
-            raise self._explained(err, batch) from err
-        finally:
-            if not started:
-                self._lanes.release(lane)
-        ticket = Ticket(self.gpu, self._lanes, lane, frames, selection.max_det)
+        with self._lane(batch, keep=True) as lane:
+            lane.prepare(frames, loaded, selection, shape)
+            with self._order:
+                full = len(self._computing) == self._computing.maxlen
+                lane.launch(self._computing[0] if full else None)
+                self._computing.append(lane.computed)
+        explain = functools.partial(self._explained, batch=batch)
+        ticket = Ticket(self.gpu, self._lanes, lane, frames, selection.max_det, explain)
         self._lanes.fly(ticket)
         if shape not in self._saved_for:
             ticket.finish()
@@ -209,21 +190,37 @@ class EngineSession:
         check_frames(frames)
         loaded = self._program(program)
         batch = self._most_images if self.plan.is_static else len(frames)
-        lane = self._lanes.take()
-        try:
-            with self.gpu.current():
-                return lane.time_steps(frames, loaded, selection, self._shape(batch))
-        finally:
-            self._lanes.release(lane)
+        with self._lane(batch) as lane:
+            return lane.time_steps(frames, loaded, selection, self._shape(batch))
 
     def time_engine(self, batch: int, repeats: int) -> list[float]:
         """Return GPU milliseconds of the engine alone, for each of `repeats` runs after a warm-up."""
+        with self._lane(batch) as lane:
+            return lane.time_engine(self._shape(batch), repeats)
+
+    @contextmanager
+    def _lane(self, batch: int, *, keep: bool = False) -> Iterator[Lane]:
+        """Give a lane for the block, with the GPU's context current.
+
+        Args:
+            batch: how many images it is for. keep: do not take it back where the block succeeds.
+
+        Raises:
+            StageError: the GPU failed in the block, or has no room; the lane is fit for use again.
+        """
         lane = self._lanes.take()
+        done = False
         try:
             with self.gpu.current():
-                return lane.time_engine(self._shape(batch), repeats)
+                yield lane
+            done = True
+        except Exception as err:  # pycuda and TensorRT raise their own; the lane must be mended whatever it was
+            with self.gpu.current():
+                lane.recover()
+            raise self._explained(err, batch) from err
         finally:
-            self._lanes.release(lane)
+            if not (done and keep):
+                self._lanes.release(lane)
 
     def _shape(self, batch: int) -> tuple[int, ...]:
         return with_channels(batch, *self._target, self.plan.layout)

@@ -31,7 +31,7 @@ class Lane:
     graph = "none"
 
     def __init__(self, seconds: float = 0.0) -> None:
-        self.seconds, self.closed = seconds, False
+        self.seconds, self.closed, self.recovered = seconds, False, False
         self._used = threading.Lock()
 
     def infer(self) -> None:
@@ -45,14 +45,21 @@ class Lane:
         self.infer()
         return [max_det] * count
 
+    def recover(self) -> None:
+        self.recovered = True
+
     def close(self) -> None:
         self.closed = True
+
+
+def _same(err: Exception) -> Exception:
+    return err
 
 
 def start(lanes: Any, number: int) -> Ticket:
     """Start a batch whose results are `number`."""
     gpu: Any = Gpu()
-    ticket = Ticket(gpu, lanes, lanes.take(), [np.zeros((1, 1, 3), np.uint8)] * 2, number)
+    ticket = Ticket(gpu, lanes, lanes.take(), [np.zeros((1, 1, 3), np.uint8)] * 2, number, _same)
     lanes.fly(ticket)
     return ticket
 
@@ -95,6 +102,7 @@ def test_an_error_is_kept_for_whoever_asks_for_the_result() -> None:
     lane.collect = lambda count, max_det: 1 // 0
     failing = start(lanes, 1)
     following = start(lanes, 2)  # finishes the one before it
+    assert lane.recovered
     del lane.collect
     assert following.result() == [2, 2]
     for _ in range(2):
@@ -142,6 +150,20 @@ def test_closing_finishes_batches_and_waits_for_who_has_a_lane() -> None:
         for future in futures:
             future.result()
     assert events == ["ran", "closed"]
+    assert lane.closed
     assert flying.result() == [7, 7]
     with pytest.raises(UsageError, match="the session is closed"):
         lanes.take()
+
+
+def test_a_lane_that_never_comes_back_is_not_freed(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("yolotrt_tensorrt.lanes._LONGEST_RUN", 0.05)
+    lanes: Any = Lanes(Lane, 2)  # type: ignore[arg-type]
+    lost, other = lanes.take(), lanes.take()
+    lanes.release(other)
+    lanes.close()
+    lanes.free()
+    assert (lost.closed, other.closed) == (False, True)
+    assert "its memory stays" in caplog.text

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from yolotrt_core.letterbox import preprocess
 from yolotrt_core.stages import DetectingSession, DeviceProgram, Session
 from yolotrt_core.types import Detections, EngineSpec, ModelSpec, Selection, TensorSpec
 from yolotrt_tensorrt import TensorRTOptions, graphs, runner
+from yolotrt_tensorrt.decoding import Decoding
 from yolotrt_tensorrt.runner import EngineSession
 
 SIDE = 32
@@ -237,14 +238,56 @@ def test_eight_threads_share_one_session(opened: Opened) -> None:
         same(ours, expected(frames))
 
 
-def test_a_failing_request_reaches_its_caller_and_leaves_the_rest_working(opened: Opened) -> None:
+@pytest.mark.parametrize("method", ["infer", "detect", "time_steps", "time_engine"])
+def test_a_failing_request_reaches_its_caller_and_leaves_the_rest_working(opened: Opened, method: str) -> None:
     session, frames = opened.session, pictures(2)
+    requests: dict[str, Callable[[], object]] = {
+        "infer": lambda: session.infer(preprocess(frames, (SIDE, SIDE))[0]),
+        "detect": lambda: session.detect(frames, PROGRAM, CHOSEN),
+        "time_steps": lambda: session.time_steps(frames, PROGRAM, CHOSEN),
+        "time_engine": lambda: session.time_engine(2, 5),
+    }
     opened.plan.fails = FakeCuda.Error("an illegal memory access was encountered")
     type(opened.plan.fails).__module__ = "pycuda._driver"
     with pytest.raises(StageError, match="the GPU failed: an illegal"):
-        session.detect(frames, PROGRAM, CHOSEN)
+        requests[method]()
     opened.plan.fails = None
     same(session.detect(frames, PROGRAM, CHOSEN), expected(frames))
+
+
+def test_a_gpu_that_is_full_when_boxes_are_fetched_says_so(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> list[Detections]:
+        raise MemoryError
+
+    frames = pictures(2)
+    with monkeypatch.context() as patch:
+        patch.setattr(Decoding, "collect", refuse)
+        with pytest.raises(StageError, match="out of GPU memory on Fake GPU: a batch of 2 needs"):
+            opened.session.detect(frames, PROGRAM, CHOSEN)
+    same(opened.session.detect(frames, PROGRAM, CHOSEN), expected(frames))
+
+
+def test_closing_waits_for_a_thread_that_infers(opened: Opened) -> None:
+    inside, leave = threading.Event(), threading.Event()
+
+    def slow(images: np.ndarray) -> np.ndarray:
+        inside.set()
+        assert leave.wait(10)
+        return network(images)
+
+    opened.plan.network = slow
+    images, _ = preprocess(pictures(2), (SIDE, SIDE))
+    with ThreadPoolExecutor(2) as pool:
+        inferring = pool.submit(opened.session.infer, images)
+        assert inside.wait(10)
+        closing = pool.submit(opened.session.close)
+        while not opened.session._closed:
+            time.sleep(0.001)
+        time.sleep(0.05)
+        assert not closing.done()
+        leave.set()
+        np.testing.assert_array_equal(inferring.result(10)["output0"], network(images))
+        closing.result(10)
 
 
 def test_a_full_gpu_names_the_batch_that_fits(emulated: Emulated, monkeypatch: pytest.MonkeyPatch) -> None:
