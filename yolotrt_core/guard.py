@@ -8,11 +8,11 @@ work are passed on as they are; the pipeline answers for those.
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from yolotrt_core.errors import PluginError, YolotrtError
+from yolotrt_core.log import stdout_aside
 from yolotrt_core.stages import Availability, DeviceProgram
 from yolotrt_core.types import Detections
 
@@ -28,11 +28,12 @@ def answering(owner: str, dist: str, member: str) -> Iterator[None]:
         owner: as in ``builder `mine` of `yolotrt-mine```. member: what was called.
 
     Raises:
-        PluginError: names owner and member. Our own errors, an interrupt and a lack of memory pass as they are.
+        PluginError: names owner and member. Our own errors, an interrupt, a lack of memory and a reader that is gone
+            pass as they are.
     """
     try:
         yield
-    except (YolotrtError, KeyboardInterrupt, MemoryError, GeneratorExit, BrokenPipeError):
+    except (YolotrtError, MemoryError, BrokenPipeError):
         raise
     except (Exception, SystemExit) as err:  # another's code may fail in any way
         words = " ".join(str(err).split())[:300]
@@ -46,8 +47,7 @@ def guarded(stage: Any, owner: str, dist: str, *, wrap_sessions: bool) -> Any:
     Args:
         wrap_sessions: whether what `open` returns gets such a stand-in too.
     """
-    checks = dict(_STAGE)
-    members = {name: _checked(name, checks[name]) for name in checks if callable(getattr(stage, name, None))}
+    members = {name: _checked(name, check) for name, check in _STAGE.items() if callable(getattr(stage, name, None))}
     if wrap_sessions:
         for name in ("open", "open_source"):
             if name in members:
@@ -76,7 +76,7 @@ def _checked(name: str, check: _Check) -> Callable[..., Any]:
     own_output = name not in _QUIET
 
     def call(self: Any, *given: Any, **named: Any) -> Any:
-        with answering(self._owner, self._dist, name), _aside() if own_output else contextlib.nullcontext():
+        with answering(self._owner, self._dist, name), stdout_aside() if own_output else contextlib.nullcontext():
             answer = getattr(self._real, name)(*given, **named)
             expected = check(answer, (*given, *named.values()))
         if expected is not None:
@@ -119,11 +119,6 @@ def _enter(self: Any) -> Any:
 
 def _exit(self: Any, *error: Any) -> None:
     self._real.__exit__(*error)
-
-
-def _aside() -> contextlib.AbstractContextManager[Any]:
-    """Standard output belongs to results, whatever a plugin prints."""
-    return contextlib.redirect_stdout(sys.stderr)
 
 
 def shown(answer: Any) -> str:
@@ -172,6 +167,22 @@ def _arrays(answer: Any, given: Sequence[Any]) -> str | None:
     return None if plain else "a mapping of output name to array"
 
 
+def _frame(answer: Any, given: Sequence[Any]) -> str | None:
+    return None if hasattr(answer, "shape") else "an array"
+
+
+def _frames(answer: Any, given: Sequence[Any]) -> str | None:
+    whole = isinstance(answer, list) and len(answer) == given[0] and all(hasattr(frame, "shape") for frame in answer)
+    return None if whole else f"a list of {given[0]} arrays"
+
+
+def _decoded(answer: Any, given: Sequence[Any]) -> str | None:
+    """Check `decode(files)` of a session: a picture or None for each file."""
+    whole = isinstance(answer, (list, tuple)) and len(answer) == len(given[0])
+    known = whole and all(one is None or hasattr(one, "shape") for one in answer)
+    return None if known else f"a picture or None for each of {len(given[0])} files"
+
+
 def _detections(answer: Any, given: Sequence[Any]) -> str | None:
     """Check `decode(raw, spec, geometry, ...)`: one whole Detections for each picture."""
     pictures = len(given[2])
@@ -210,11 +221,16 @@ _STAGE: Mapping[str, _Check] = {
 _SESSION: Mapping[str, _Check] = {
     "infer": _arrays,
     "detect": _is(list, "a list of Detections"),
+    "pinned_frames": _frames,
+    "pinned_copy": _frame,
+    "page_lock": _anything,
+    "decode": _decoded,
+    "close": _anything,
     "time_engine": _is(list, "a list of milliseconds"),
     "time_steps": _is(Mapping, "milliseconds by step"),
 }
 # Passed on unchecked: `stream` raises also what the caller's own frames raise.
-_SESSION_CALLS = ("stream", "pinned_frames", "pinned_copy", "page_lock", "decode", "close")
+_SESSION_CALLS = ("stream",)
 _SESSION_PROPERTIES = ("spec", "graph", "decodes_files")
 # Called for every picture, from any thread: standard output is the process's, and is left alone there.
 _QUIET = frozenset({"decode", "open", "open_source", *_SESSION})

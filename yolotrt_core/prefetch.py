@@ -13,6 +13,11 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
+def processors() -> int:
+    """Return how many processors this process may run on, which in a container may be few of many."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def prefetched(
     items: Iterable[T],
     work: Callable[[T], R],
@@ -25,13 +30,13 @@ def prefetched(
 
     Args:
         work: must let go of the GIL to gain anything (OpenCV's decoders do). threads: default one per
-            CPU. ahead: most results computed and not yet taken; default four per thread and `together`.
+            processor. ahead: most results computed and not yet taken; default four per thread and `together`.
             together: items a thread takes at once; more means fewer turns of the GIL, but a later first result.
 
     Raises:
         Whatever `work` or `items` raise, in the place of that item's result; work under way is finished, none begun.
     """
-    threads = threads or os.cpu_count() or 1
+    threads = threads or processors()
     ahead = max(1, (ahead or 4 * threads * together) // together)
     coming = iter(items)
     failure: Exception | None = None

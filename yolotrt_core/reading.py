@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING
 from yolotrt_core import pictures
 from yolotrt_core.errors import StageError, UsageError
 from yolotrt_core.picture_processes import PictureProcesses, region_bytes
-from yolotrt_core.prefetch import prefetched
+from yolotrt_core.prefetch import prefetched, processors
 
 if TYPE_CHECKING:
     import numpy as np
@@ -64,7 +63,7 @@ def read_ahead(paths: Sequence[Path], detector: Detector | None = None) -> Itera
     if processes is None:
         # A GPU takes thousands a second if the thread that feeds it has a processor to itself; elsewhere a few
         # waiting pictures are enough, and cheaper.
-        yield from prefetched(paths, read, ahead=256, together=8, threads=max(1, (os.cpu_count() or 1) - 1))
+        yield from prefetched(paths, read, ahead=256, together=8, threads=max(1, processors() - 1))
         return
     with processes:
         yield from processes.read(paths)
@@ -84,7 +83,7 @@ def _contents(path: Path) -> bytes:
 def _processes(paths: Sequence[Path], detector: Detector) -> PictureProcesses | None:
     """Start processes that read for a GPU if they are worth their start, half a second, and can be had."""
     # One to a processor: the thread that feeds the GPU sleeps most of the time, and shares no interpreter with them.
-    count = os.cpu_count() or 1
+    count = processors()
     if len(paths) < _MANY or count < _FEW:
         return None
     sizes = pictures.plain_jpeg_sizes(paths)

@@ -110,6 +110,7 @@ class Registry:
     broken: list[Broken] = field(default_factory=list)
     reserved_flags: frozenset[str] = frozenset()
     _told: set[str] = field(default_factory=set)
+    _contested: set[str] = field(default_factory=set)  # names of stages that nobody got
 
     @classmethod
     def discover(cls, reserved_flags: Iterable[str] = ()) -> Registry:
@@ -345,6 +346,8 @@ class Registry:
         if name in RESERVED:
             return fail(f"`{name}` is a name of `{OWN_DIST}` itself, and {owner} cannot have it too")
         rivals = [named[name] for named in self.stages.values() if name in named]
+        if name in self._contested:
+            return fail(f"{kind} `{name}` of `{source.dist}` has a name that others contend for already")
         if rivals:  # flags and recipe tables are by name, whatever the kind
             return self._refuse_both(kind, name, source, rivals[0])
         taken = {f.flag: r.dist for stages in self.stages.values() for r in stages.values() for f in r.options}
@@ -366,6 +369,7 @@ class Registry:
             )
         if rival.dist != OWN_DIST:  # neither has a better claim, so neither may be taken for the other
             del self.stages[rival.kind][name]
+            self._contested.add(name)
             self.broken.append(Broken(rival.plugin, rival.dist, rival.version, error, ((rival.kind, name),)))
         self.broken.append(Broken(source.name, source.dist, source.version, error, ((kind, name),)))
 

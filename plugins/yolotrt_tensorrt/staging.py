@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from yolotrt_core.errors import UsageError
+from yolotrt_core.prefetch import processors
 from yolotrt_tensorrt.gpu import DeviceMemory, Gpu, PinnedPool, is_pinned
 from yolotrt_tensorrt.jpegs import DevicePicture
 from yolotrt_tensorrt.layouts import Rows, rows_read
@@ -30,7 +30,7 @@ class CopyThreads:
     """The threads that copy frames into pinned memory, started when first needed."""
 
     def __init__(self, threads: int | None = None) -> None:
-        self._threads = min(_THREADS, os.cpu_count() or 1) if threads is None else threads
+        self._threads = min(_THREADS, processors()) if threads is None else threads
         self._pool: ThreadPoolExecutor | None = None
 
     @property

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
+import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -203,6 +206,29 @@ def test_an_engine_that_cannot_be_used(members: Mapping[str, Any], words: str, s
 
 
 @pytest.mark.parametrize(
+    ("member", "given", "answer", "words"),
+    [
+        ("pinned_frames", (2, (32, 64, 3)), [np.zeros(3)], "should return a list of 2 arrays"),
+        ("pinned_copy", (np.zeros(3),), None, "should return an array, it returned NoneType `None`"),
+        ("decode", ([b"", b""],), [None], "should return a picture or None for each of 2 files"),
+        ("decode", ([b""],), [5], "should return a picture or None for each of 1 files"),
+        ("detect", ([],), (), "should return a list of Detections"),
+        ("page_lock", (np.zeros(3),), BOOM, "failed with RuntimeError: no luck"),
+        ("close", (), BOOM, "failed with RuntimeError: no luck"),
+    ],
+)
+def test_a_session_that_answers_nonsense(
+    member: str, given: tuple[Any, ...], answer: Any, words: str, tmp_path: Path
+) -> None:
+    session = type("Session", (FakeSession,), {member: _raising(BOOM) if answer is BOOM else _answering(answer)})
+    stages = _with(_Builder, open=lambda self, engine, spec, *_: session(1.0, spec))
+    opened = stages.get("builder", "bad").stage.open(tmp_path, None, None, None)
+    with pytest.raises(PluginError) as told:
+        getattr(opened, member)(*given)
+    assert f"`{member}` of the session of builder `bad` of `bad-dist` {words}" in told.value.message
+
+
+@pytest.mark.parametrize(
     ("decode", "words"),
     [
         (_raising(BOOM), "failed with RuntimeError: no luck"),
@@ -256,6 +282,27 @@ def test_what_a_stage_prints_when_asked_goes_to_standard_error(capsys: pytest.Ca
     told = capsys.readouterr()
     assert "looking" in told.err
     assert json.loads(told.out)["schema"] == 1
+
+
+def test_standard_output_is_itself_again_after_two_threads_asked_at_once() -> None:
+    inside, leave = [threading.Event(), threading.Event()], threading.Event()
+    numbers = iter(range(2))
+
+    def available(self: Any) -> Availability:
+        inside[next(numbers)].set()
+        assert leave.wait(10)
+        return Availability(True)
+
+    stage = _with(_Builder, available=available).get("builder", "bad").stage
+    before = sys.stdout
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(stage.available)
+        assert inside[0].wait(10)
+        second = pool.submit(stage.available)
+        assert inside[1].wait(10)
+        leave.set()
+        assert first.result(10) == second.result(10) == Availability(True)
+    assert sys.stdout is before
 
 
 @dataclass(frozen=True)

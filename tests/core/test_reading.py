@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -61,7 +60,7 @@ def test_many_pictures_for_a_gpu_are_read_by_processes(
     cv2.imwrite(str(files[34].with_suffix(".jpg")), pictures.read(files[34]))
     files[34] = files[34].with_suffix(".jpg")
     monkeypatch.setattr(reading, "_MANY", 60)
-    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(reading, "processors", lambda: 4)
     detector = Fed(locks=locks)
     found = list(reading.read_ahead(files[:count], detector))  # type: ignore[arg-type]
     assert_as_read_here(found, files[:count])

@@ -193,20 +193,21 @@ def test_our_own_stage_wins_over_a_namesake_and_both_are_named() -> None:
     assert error == f"exporter `text` is brought by both `{OWN_DIST}` and `bad-dist`"
 
 
-def test_two_strangers_of_one_name_are_both_refused() -> None:
+@pytest.mark.parametrize("dists", ["ab", "abc", "abcd"])
+def test_strangers_of_one_name_are_all_refused(dists: str) -> None:
     class Same(FakeExporter):
         name = "same"
 
     registry = Registry.load(
         [
             _source(fake_plugin(), OWN_DIST, "good"),
-            _source(_exporter_plugin(Same()), "dist-a", "a"),
-            _source(_exporter_plugin(Same()), "dist-b", "b"),
+            *(_source(_exporter_plugin(Same()), f"dist-{dist}", dist) for dist in dists),
         ]
     )
     assert set(registry.stages["exporter"]) == {"text"}
     with pytest.raises(PluginError, match="brought by both `dist-a` and `dist-b`"):
         registry.get("exporter", "same")
+    assert [b.dist for b in registry.broken] == [f"dist-{dist}" for dist in dists]
 
 
 def test_a_flag_that_is_taken_is_refused() -> None:
