@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from yolotrt_core.detector import Detector
     from yolotrt_core.engine import BuildSettings, Engine, build
     from yolotrt_core.errors import YolotrtError
+    from yolotrt_core.frames import Nv12Frame
     from yolotrt_core.types import Detections, Selection
 
 # Imported when first used: `import yolotrt_core` alone must cost nothing.
@@ -23,11 +24,12 @@ _HOME = {
     "Detections": "yolotrt_core.types",
     "Detector": "yolotrt_core.detector",
     "Engine": "yolotrt_core.engine",
+    "Nv12Frame": "yolotrt_core.frames",
     "Selection": "yolotrt_core.types",
     "YolotrtError": "yolotrt_core.errors",
     "build": "yolotrt_core.engine",
 }
-__all__ = ["BuildSettings", "Detections", "Detector", "Engine", "Selection", "YolotrtError", "build"]
+__all__ = ["BuildSettings", "Detections", "Detector", "Engine", "Nv12Frame", "Selection", "YolotrtError", "build"]
 
 
 def __getattr__(name: str) -> Any:

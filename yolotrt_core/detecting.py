@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from yolotrt_core.stages import DeviceFrame
+    from yolotrt_core.frames import Frame
 
 _log = logging.getLogger(__name__)
 
@@ -79,17 +79,17 @@ class DetectionRun:
         self.summaries: list[Summary] = []
         self.entries: list[Json] = []
         self.unread: list[UsageError] = []
-        self.last: NDArray[np.uint8] | DeviceFrame | None = None
+        self.last: Frame | None = None
         self._annotate = annotate
         self._detector, self._selection, self._form = detector, selection, form
         self._names, self._out = names, names.out
 
     def stills(self, paths: Sequence[Path], bar: Bar) -> None:
         """Detect on pictures; one that cannot be read is noted, and the run goes on."""
-        read: deque[tuple[Path, NDArray[np.uint8] | DeviceFrame]] = deque()
+        read: deque[tuple[Path, Frame]] = deque()
         ahead = read_ahead if self._annotate else decode_ahead
 
-        def frames() -> Iterator[NDArray[np.uint8] | DeviceFrame]:
+        def frames() -> Iterator[Frame]:
             for path, frame in zip(paths, ahead(paths, self._detector), strict=True):
                 if isinstance(frame, UsageError):
                     self._note(frame, len(paths))
@@ -221,9 +221,7 @@ class DetectionRun:
             _log.warning("%s", err)
         self.unread.append(err)
 
-    def _keep(
-        self, source: Path | str, number: int | None, frame: NDArray[np.uint8] | DeviceFrame, detections: Detections
-    ) -> Found:
+    def _keep(self, source: Path | str, number: int | None, frame: Frame, detections: Detections) -> Found:
         self.last = frame
         found = Found(self._path(source), number, frame.shape[0], frame.shape[1], detections)
         if self._form == "coco":

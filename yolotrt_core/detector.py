@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Self, cast
 
 from yolotrt_core.engine import AUTO, BuildSettings, build_engine, open_store, read_engine_spec
 from yolotrt_core.errors import UsageError
+from yolotrt_core.frames import DeviceFrame, Frame
 from yolotrt_core.inputs import checked_frames, refuse_missing_frames, refuse_selection
 from yolotrt_core.layout import without_channels
 from yolotrt_core.letterbox import preprocess
@@ -24,7 +25,6 @@ from yolotrt_core.stages import (
     DecodingSession,
     DetectingSession,
     DeviceDecoding,
-    DeviceFrame,
     DeviceProgram,
     PageLockingSession,
     PlacedBuilder,
@@ -153,13 +153,11 @@ class Detector:
         session = builder.stage.open(engine, spec, options, store.side_cache())
         return cls(session, postprocessor, chosen, place_of(builder.stage, options))
 
-    def detect(
-        self, frames: Sequence[NDArray[np.uint8] | DeviceFrame], selection: Selection = Selection()
-    ) -> list[Detections]:
+    def detect(self, frames: Sequence[Frame], selection: Selection = Selection()) -> list[Detections]:
         """Find objects on pictures of any sizes.
 
         Args:
-            frames: uint8 (H, W, 3) BGR each, as OpenCV reads them.
+            frames: uint8 (H, W, 3) BGR each, as OpenCV reads them; or `Nv12Frame`, which a GPU takes as it is.
             selection: thresholds, see `Selection`.
 
         Returns:
@@ -204,9 +202,7 @@ class Detector:
         self.frames += 1
         return found[0]
 
-    def stream(
-        self, frames: Iterable[NDArray[np.uint8] | DeviceFrame], selection: Selection = Selection()
-    ) -> Iterator[Detections]:
+    def stream(self, frames: Iterable[Frame], selection: Selection = Selection()) -> Iterator[Detections]:
         """Find objects on frames that keep coming, in their order.
 
         On a GPU several batches are in flight while `frames` is asked for more; an exception of
@@ -247,7 +243,7 @@ class Detector:
         """
         read: deque[UsageError | None] = deque()
 
-        def frames() -> Iterator[NDArray[np.uint8] | DeviceFrame]:
+        def frames() -> Iterator[Frame]:
             for one in decode_ahead([Path(p) for p in paths], self):
                 if isinstance(one, UsageError):
                     read.append(one)
@@ -263,9 +259,7 @@ class Detector:
             assert error is not None  # every frame was answered
             yield error
 
-    def device_steps(
-        self, frames: Sequence[NDArray[np.uint8] | DeviceFrame], selection: Selection = Selection()
-    ) -> dict[str, float] | None:
+    def device_steps(self, frames: Sequence[Frame], selection: Selection = Selection()) -> dict[str, float] | None:
         """Return the device's milliseconds of each step for one batch, launched step by step; None without a device.
 
         Args:
@@ -279,7 +273,7 @@ class Detector:
         """Return frame buffers for a decoder or camera to fill in place; those that upload fastest here.
 
         Args:
-            shape: (H, W, 3) for BGR, (H * 3 / 2, W) for NV12 where the session takes it.
+            shape: (H, W, 3) for BGR, (H * 3 / 2, W) for the planes of an `Nv12Frame`.
         """
         import numpy as np
 
@@ -357,18 +351,16 @@ def place_of(builder: Builder, options: Any) -> Mapping[str, str]:
     return builder.place(options) if isinstance(builder, PlacedBuilder) else {}
 
 
-def _on_host(frames: Sequence[NDArray[np.uint8] | DeviceFrame]) -> Sequence[NDArray[np.uint8]]:
+def _on_host(frames: Sequence[Frame]) -> Sequence[NDArray[np.uint8]]:
     """Name the type of frames where no session decodes files, so that none is elsewhere."""
     return cast("Sequence[NDArray[np.uint8]]", frames)
 
 
-def _batches(
-    frames: Iterable[NDArray[np.uint8] | DeviceFrame], size: int
-) -> Iterator[list[NDArray[np.uint8] | DeviceFrame]]:
+def _batches(frames: Iterable[Frame], size: int) -> Iterator[list[Frame]]:
     """Group frames; those before an exception come out before it is raised."""
     source = iter(frames)
     while True:
-        batch: list[NDArray[np.uint8] | DeviceFrame] = []
+        batch: list[Frame] = []
         try:
             while len(batch) < size:
                 batch.append(next(source))

@@ -4,40 +4,54 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeGuard
 
 from yolotrt_core.errors import UsageError
+from yolotrt_core.frames import Nv12Frame
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from yolotrt_core.types import Selection
 
 
 def checked_frames(frames: Iterable[Any]) -> Iterator[Any]:
-    """Yield frames as they come, each a BGR picture on the host.
+    """Yield frames as they come, each as a BGR picture on the host.
 
     Args:
-        frames: uint8 (H, W, 3) each.
+        frames: uint8 (H, W, 3) each, or `Nv12Frame`.
 
     Raises:
         UsageError: in the place of the first that is none, naming its number from 0 and what was found.
     """
+    for number, given in enumerate(frames):
+        frame = given.to_host() if isinstance(given, Nv12Frame) else given
+        if not is_picture(frame):
+            refuse_frame(number, frame)
+        yield frame
+
+
+def is_picture(frame: Any) -> TypeGuard[NDArray[np.uint8]]:
+    """Say whether a frame is a BGR picture on the host, uint8 (H, W, 3)."""
     import numpy as np
 
-    for number, frame in enumerate(frames):
-        whole = isinstance(frame, np.ndarray) and frame.ndim == 3 and frame.shape[2] == 3 and frame.size > 0
-        if not whole or frame.dtype != np.uint8:
-            _refuse_frame(number, frame)
-        yield frame
+    return isinstance(frame, np.ndarray) and frame.dtype == np.uint8 and frame.shape[2:] == (3,) and frame.size > 0
 
 
 def refuse_missing_frames(frames: Sequence[Any]) -> None:
     """Refuse None among frames; for a session that takes more than pictures on the host and checks the rest itself."""
     for number, frame in enumerate(frames):
         if frame is None:
-            _refuse_frame(number, frame)
+            refuse_frame(number, frame)
 
 
-def _refuse_frame(number: int, frame: Any) -> NoReturn:
+def refuse_frame(number: int, frame: Any) -> NoReturn:
+    """Raise for what is no frame.
+
+    Raises:
+        UsageError: with its number from 0, what was found, and what may have been meant.
+    """
     import numpy as np
 
     is_array = isinstance(frame, np.ndarray)
@@ -46,7 +60,7 @@ def _refuse_frame(number: int, frame: Any) -> NoReturn:
     if frame is None:
         hint = "`cv2.imread` returns None for a file it cannot read"
     elif is_array and frame.ndim == 2 and frame.dtype == np.uint8:
-        hint = "one picture goes into a list; a grey one is made BGR by `cv2.cvtColor`"
+        hint = "one picture goes into a list; a grey one is made BGR by `cv2.cvtColor`, NV12 is said by `Nv12Frame`"
     raise UsageError(f"frame {number}: expected uint8 (H, W, 3) in BGR, found {found}", hint=hint)
 
 

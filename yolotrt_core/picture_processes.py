@@ -40,7 +40,7 @@ _log = logging.getLogger(__name__)
 _TOGETHER = 8  # pictures to a message
 _AHEAD = 3  # messages to a process that it has not answered
 _HELD = 20  # messages whose pictures may wait for the GPU, or for one before them
-_MOST_BYTES = 1 << 30
+_MOST_BYTES = 1 << 30  # of shared memory, since page-locked memory is nobody else's
 
 
 class Placed(NamedTuple):
@@ -98,7 +98,7 @@ def region_bytes(sizes: Sequence[tuple[int, int]]) -> int | None:
 class PictureProcesses:
     """Processes that read pictures; a context manager that ends them.
 
-    Memory: `region` bytes times about four for each process, at most a GiB.
+    Memory: three regions for each process and twenty more, at most a GiB.
 
     Attributes:
         process_id: of the process that all others were forked from.
@@ -122,11 +122,10 @@ class PictureProcesses:
         self._processes: list[_Process] = []
         self._told = False
         theirs: list[Connection] = []
-        packages = str(Path(__file__).resolve().parent.parent)
-        environment = os.environ | {
-            "PYTHONPATH": os.pathsep.join(filter(None, (packages, os.environ.get("PYTHONPATH")))),
-            "OPENBLAS_NUM_THREADS": "1",  # forking a process that has threads may leave locks held
-        }
+        # They import what is imported here, wherever it lies.
+        paths = [path for path in sys.path if isinstance(path, str)]
+        program = f"import sys; sys.path[:] = {paths}; from yolotrt_core.picture_worker import main; main()"
+        environment = os.environ | {"OPENBLAS_NUM_THREADS": "1"}  # forking may leave locks of threads held
         try:
             for _ in range(processes):
                 ours, other = Pipe()
@@ -134,7 +133,7 @@ class PictureProcesses:
                 theirs.append(other)
             files = (self._memory.file, *(connection.fileno() for connection in theirs))
             self._root = subprocess.Popen(
-                [sys.executable, "-P", "-m", "yolotrt_core.picture_worker", *map(str, files)],
+                [sys.executable, "-c", program, *map(str, files)],
                 pass_fds=files,
                 env=environment,
                 stdin=subprocess.DEVNULL,

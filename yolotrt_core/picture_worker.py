@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from yolotrt_core.picture_processes import Answer
 
 
-def main(memory: int, connections: list[int]) -> None:
+def main() -> None:
     """Serve each connection by a process of its own until its other end is closed.
 
-    Args:
-        memory, connections: file descriptors.
+    The arguments of the command are file descriptors: the shared memory's, and each connection's.
     """
+    memory, *connections = map(int, sys.argv[1:])
     import cv2  # here, so that the forked have it; and NumPy with it
     import numpy as np
 
@@ -80,7 +80,3 @@ def _read(region: NDArray[np.uint8], files: list[str]) -> Answer:
         else:
             answer.append(one)
     return answer
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]), [int(fd) for fd in sys.argv[2:]])

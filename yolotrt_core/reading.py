@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from yolotrt_core.detector import Detector
-    from yolotrt_core.stages import DeviceFrame
+    from yolotrt_core.frames import Frame
 
 _log = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ _FEW = 4  # processors
 _DEVICE_THREADS, _DEVICE_TOGETHER = 3, 32
 
 
-def decode_ahead(paths: Sequence[Path], detector: Detector) -> Iterator[NDArray[np.uint8] | DeviceFrame | UsageError]:
+def decode_ahead(paths: Sequence[Path], detector: Detector) -> Iterator[Frame | UsageError]:
     """Do as `read_ahead` for who needs no pixels on the host: JPEG files are decoded where the engine runs if it can.
 
     Yields:
@@ -37,7 +37,7 @@ def decode_ahead(paths: Sequence[Path], detector: Detector) -> Iterator[NDArray[
         yield from read_ahead(paths, detector)
         return
 
-    def decode(group: Sequence[Path]) -> list[NDArray[np.uint8] | DeviceFrame | UsageError]:
+    def decode(group: Sequence[Path]) -> list[Frame | UsageError]:
         decoded = detector.decode([_contents(path) for path in group])
         return [_read(path, detector) if one is None else one for path, one in zip(group, decoded, strict=True)]
 

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from yolotrt_core.frames import DeviceFrame, Frame
+
 
 class Session(Protocol):
     """An engine ready to run; a context manager that frees it."""
@@ -60,37 +62,19 @@ class DeviceProgram:
     source: str
 
 
-class DeviceFrame(Protocol):
-    """A picture in a device's memory, taken wherever its session takes host frames.
-
-    Attributes:
-        shape: (H, W, 3), BGR.
-    """
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-
-    def to_host(self) -> NDArray[np.uint8]:
-        """Return its pixels in host memory."""
-
-
 @runtime_checkable
 class DetectingSession(Protocol):
     """What a session may offer beside `Session`: host frames to boxes without a stop on the way.
 
-    Frames are uint8, (H, W, 3) in BGR of any sizes, or (H * 3 / 2, W) in NV12 with even H and W;
-    or what the session's own `DecodingSession.decode` returned.
+    Frames are uint8 (H, W, 3) in BGR of any sizes, or `Nv12Frame`; or what the session's own `DecodingSession.decode`
+    returned.
     Any number of threads may call one session at once.
     """
 
-    def detect(
-        self, frames: Sequence[NDArray[np.uint8] | DeviceFrame], program: DeviceProgram, selection: Selection
-    ) -> list[Detections]:
+    def detect(self, frames: Sequence[Frame], program: DeviceProgram, selection: Selection) -> list[Detections]:
         """Return what `infer` and the program's postprocessor would, one Detections per frame."""
 
-    def stream(
-        self, frames: Iterable[NDArray[np.uint8] | DeviceFrame], program: DeviceProgram, selection: Selection
-    ) -> Iterator[Detections]:
+    def stream(self, frames: Iterable[Frame], program: DeviceProgram, selection: Selection) -> Iterator[Detections]:
         """Do the same for frames that keep coming; batches are in flight while `frames` is asked for more.
 
         An exception of `frames` reaches the caller after the results of the frames before it.
@@ -141,7 +125,5 @@ class TimedSession(Protocol):
     def time_engine(self, batch: int, repeats: int) -> list[float]:
         """Return device milliseconds of the engine alone, for each of `repeats` runs after a warm-up."""
 
-    def time_steps(
-        self, frames: Sequence[NDArray[np.uint8] | DeviceFrame], program: DeviceProgram, selection: Selection
-    ) -> dict[str, float]:
+    def time_steps(self, frames: Sequence[Frame], program: DeviceProgram, selection: Selection) -> dict[str, float]:
         """Return device milliseconds of each step of one batch, launched one by one."""

@@ -17,6 +17,7 @@ from yolotrt_tensorrt import graphs
 from yolotrt_tensorrt.decoding import Decoding, Inputs
 from yolotrt_tensorrt.gpu import DeviceMemory, Gpu, PinnedPool
 from yolotrt_tensorrt.graphs import Graph
+from yolotrt_tensorrt.jpegs import DevicePicture
 from yolotrt_tensorrt.layouts import FRAME, REQUEST, class_mask, frame_bytes, request_bytes
 from yolotrt_tensorrt.plan import ELEMENT_BYTES, Plan, Tensor
 from yolotrt_tensorrt.programs import Kernel
@@ -141,7 +142,7 @@ class Lane:
         return {name: _widened(array) for name, array in raw.items()}
 
     def prepare(
-        self, frames: Sequence[NDArray[np.uint8]], program: Program, selection: Selection, shape: Shape
+        self, frames: Sequence[NDArray[np.uint8] | DevicePicture], program: Program, selection: Selection, shape: Shape
     ) -> None:
         """Start on a batch with the upload of its frames; `launch` does the rest.
 
@@ -186,7 +187,7 @@ class Lane:
 
     def time_steps(
         self,
-        frames: Sequence[NDArray[np.uint8]],
+        frames: Sequence[NDArray[np.uint8] | DevicePicture],
         program: Program,
         selection: Selection,
         shape: Shape,
@@ -227,7 +228,7 @@ class Lane:
 
     def _prepare(
         self,
-        frames: Sequence[NDArray[np.uint8]],
+        frames: Sequence[NDArray[np.uint8] | DevicePicture],
         program: Program,
         selection: Selection,
         shape: Shape,

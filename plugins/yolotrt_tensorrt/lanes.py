@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from yolotrt_core.errors import StageError, UsageError
 from yolotrt_core.types import Detections
 from yolotrt_tensorrt.gpu import Gpu
+from yolotrt_tensorrt.jpegs import DevicePicture
 from yolotrt_tensorrt.lane import Lane
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ class Ticket:
         gpu: Gpu,
         lanes: Lanes,
         lane: Lane,
-        frames: Sequence[NDArray[np.uint8]],
+        frames: Sequence[NDArray[np.uint8] | DevicePicture],
         max_det: int,
         explain: Callable[[Exception], Exception],
     ) -> None:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from yolotrt_core.errors import StageError, UsageError
+from yolotrt_core.frames import Frame
 from yolotrt_core.layout import with_channels, without_channels
 from yolotrt_core.stages import DeviceProgram, SideCache
 from yolotrt_core.types import Detections, EngineSpec, Selection
@@ -29,7 +30,7 @@ from yolotrt_tensorrt.lanes import Lanes, Ticket
 from yolotrt_tensorrt.library import check_engine
 from yolotrt_tensorrt.plan import ELEMENT_BYTES, Plan
 from yolotrt_tensorrt.programs import load_kernels
-from yolotrt_tensorrt.staging import CopyThreads, check_frames
+from yolotrt_tensorrt.staging import CopyThreads, checked
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -95,26 +96,26 @@ class EngineSession:
             self._save_cache(images.shape)
         return raw
 
-    def submit(self, frames: Sequence[NDArray[np.uint8]], program: DeviceProgram, selection: Selection) -> Ticket:
+    def submit(self, frames: Sequence[Frame], program: DeviceProgram, selection: Selection) -> Ticket:
         """Start on at most one batch of frames; they must stay as they are until the result is there.
 
         Raises:
             UsageError: too many frames for one batch, or one that is no picture.
         """
-        check_frames(frames)
+        taken = checked(frames)
         if not 1 <= len(frames) <= self._most_images:
             raise UsageError(f"one batch takes 1 to {self._most_images} frames, found {len(frames)}")
         loaded = self._program(program)
         batch = self._most_images if self.plan.is_static else len(frames)
         shape = self._shape(batch)
         with self._lane(batch, keep=True) as lane:
-            lane.prepare(frames, loaded, selection, shape)
+            lane.prepare(taken, loaded, selection, shape)
             with self._order:
                 full = len(self._computing) == self._computing.maxlen
                 lane.launch(self._computing[0] if full else None)
                 self._computing.append(lane.computed)
         explain = functools.partial(self._explained, batch=batch)
-        ticket = Ticket(self.gpu, self._lanes, lane, frames, selection.max_det, explain)
+        ticket = Ticket(self.gpu, self._lanes, lane, taken, selection.max_det, explain)
         self._lanes.fly(ticket)
         if shape not in self._saved_for:
             ticket.finish()
@@ -122,24 +123,20 @@ class EngineSession:
                 self._save_cache(shape)
         return ticket
 
-    def detect(
-        self, frames: Sequence[NDArray[np.uint8]], program: DeviceProgram, selection: Selection
-    ) -> list[Detections]:
+    def detect(self, frames: Sequence[Frame], program: DeviceProgram, selection: Selection) -> list[Detections]:
         """Find objects on frames; see `yolotrt_core.stages.DetectingSession.detect`."""
         if 1 <= len(frames) <= self._most_images:
             return self.submit(frames, program, selection).result()
         return list(self.stream(frames, program, selection))
 
-    def stream(
-        self, frames: Iterable[NDArray[np.uint8]], program: DeviceProgram, selection: Selection
-    ) -> Iterator[Detections]:
+    def stream(self, frames: Iterable[Frame], program: DeviceProgram, selection: Selection) -> Iterator[Detections]:
         """Find objects on frames that keep coming; see `yolotrt_core.stages.DetectingSession.stream`."""
         coming = iter(frames)
         waiting: deque[Ticket] = deque()
         failure: Exception | None = None
         more = True
         while more:
-            batch: list[NDArray[np.uint8]] = []
+            batch: list[Frame] = []
             try:
                 for frame in islice(coming, self._most_images):
                     batch.append(frame)
@@ -159,7 +156,7 @@ class EngineSession:
 
     def pinned_copy(self, frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Return a copy that uploads fastest; see `yolotrt_core.stages.DetectingSession`."""
-        check_frames([frame])
+        checked([frame])
         copy = self._pool.array(frame.shape)
         np.copyto(copy, frame)
         return copy
@@ -183,15 +180,13 @@ class EngineSession:
             return [None] * len(files)
         return self._jpegs.decode(files)
 
-    def time_steps(
-        self, frames: Sequence[NDArray[np.uint8]], program: DeviceProgram, selection: Selection
-    ) -> dict[str, float]:
+    def time_steps(self, frames: Sequence[Frame], program: DeviceProgram, selection: Selection) -> dict[str, float]:
         """Return the GPU milliseconds of each step for one batch of frames; see `Lane.time_steps`."""
-        check_frames(frames)
+        taken = checked(frames)
         loaded = self._program(program)
         batch = self._most_images if self.plan.is_static else len(frames)
         with self._lane(batch) as lane:
-            return lane.time_steps(frames, loaded, selection, self._shape(batch))
+            return lane.time_steps(taken, loaded, selection, self._shape(batch))
 
     def time_engine(self, batch: int, repeats: int) -> list[float]:
         """Return GPU milliseconds of the engine alone, for each of `repeats` runs after a warm-up."""

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from yolotrt_core.errors import UsageError
+from yolotrt_core.frames import Frame, Nv12Frame
+from yolotrt_core.inputs import is_picture, refuse_frame
 from yolotrt_core.prefetch import processors
 from yolotrt_tensorrt.gpu import DeviceMemory, Gpu, PinnedPool, is_pinned
 from yolotrt_tensorrt.jpegs import DevicePicture
@@ -110,7 +111,7 @@ class Uploads:
         """Put the upload of frames on a stream, of big ones only the rows that are read, of those there nothing.
 
         Args:
-            frames: checked by `check_frames`. They may be changed again when the stream is done; those not in
+            frames: as `checked` returns them. They may be changed again when the stream is done; those not in
                 pinned memory as soon as this returns. target: (height, width) they are letterboxed to.
         """
         host = [f for f in frames if not isinstance(f, DevicePicture)]
@@ -194,19 +195,18 @@ class Uploads:
         self._staging = np.empty(0, np.uint8)
 
 
-def check_frames(frames: Sequence[NDArray[np.uint8] | DevicePicture]) -> None:
-    """Refuse what is neither a BGR nor an NV12 picture.
+def checked(frames: Sequence[Frame]) -> list[NDArray[np.uint8] | DevicePicture]:
+    """Return frames as they are uploaded: BGR as uint8 (H, W, 3), NV12 as its planes, uint8 (H * 3 / 2, W).
 
     Raises:
-        UsageError: saying what was found.
+        UsageError: one is no picture; says what was found.
     """
-    for index, frame in enumerate(frames):
-        if isinstance(frame, DevicePicture):
-            continue
-        if isinstance(frame, np.ndarray) and frame.dtype == np.uint8 and frame.size:
-            if frame.ndim == 3 and frame.shape[2] == 3:
-                continue
-            if frame.ndim == 2 and frame.shape[0] % 3 == 0 and frame.shape[1] % 2 == 0:
-                continue
-        found = f"{frame.dtype} {frame.shape}" if isinstance(frame, np.ndarray) else type(frame).__name__
-        raise UsageError(f"frame {index}: a frame is uint8 (H, W, 3) in BGR or (H * 3 / 2, W) in NV12, found {found}")
+    taken: list[NDArray[np.uint8] | DevicePicture] = []
+    for number, frame in enumerate(frames):
+        if isinstance(frame, Nv12Frame):
+            taken.append(frame.planes)
+        elif isinstance(frame, DevicePicture) or is_picture(frame):
+            taken.append(frame)
+        else:
+            refuse_frame(number, frame)
+    return taken

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from fake_stages import FakePostprocessor, FakeSession
 from yolotrt_core.detector import Detector
 from yolotrt_core.errors import UsageError
+from yolotrt_core.frames import Nv12Frame
 from yolotrt_core.types import Detections, EngineSpec, ModelSpec, Selection, ShapeRange, TensorSpec
 
 
@@ -141,6 +142,26 @@ def test_a_session_that_detects_is_left_to_it() -> None:
     with pytest.raises(UsageError, match="`conf` is a number from 0 to 1"):
         detector.detect(_frames(1), Selection(conf=2))
     assert _detector(_Counting(_spec())).pinned_frames(2, (4, 4, 3))[1].shape == (4, 4, 3)
+
+
+def test_nv12_is_taken_where_it_is_said() -> None:
+    planes = np.random.default_rng(0).integers(0, 256, (48, 64), np.uint8)
+    frame = Nv12Frame(planes)
+    assert frame.shape == (32, 64, 3)
+    detector = _detector(_Counting(_spec(2)))
+    expected = detector.detect([cv2.cvtColor(planes, cv2.COLOR_YUV2BGR_NV12)])
+    assert _scores(detector.detect([frame])) == _scores(expected) == _scores(detector.stream([frame]))
+    with pytest.raises(UsageError, match=r"found uint8 \(48, 64\)") as caught:
+        detector.detect([planes])
+    assert "`Nv12Frame`" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(
+    "planes", [np.zeros(s, np.uint8) for s in ((49, 64), (48, 63), (48, 64, 3), (0, 64))] + [np.zeros((48, 64)), None]
+)
+def test_what_cannot_be_nv12(planes: Any) -> None:
+    with pytest.raises(UsageError, match=r"expected NV12 as uint8 \(H \* 3 / 2, W\) with even H and W, found"):
+        Nv12Frame(planes)
 
 
 @pytest.mark.parametrize(

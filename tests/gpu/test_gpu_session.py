@@ -17,6 +17,7 @@ import ties
 from head_reference import Result, reference
 
 from yolotrt_core.errors import StageError, UsageError
+from yolotrt_core.frames import Nv12Frame
 from yolotrt_core.letterbox import preprocess
 from yolotrt_core.picture_processes import PictureProcesses, region_bytes
 from yolotrt_core.pictures import plain_jpeg_sizes
@@ -156,6 +157,21 @@ def test_with_and_without_graph_and_pinned_are_the_same(engine: Engine, frames: 
                     (source,) = session.pinned_frames(1, frame.shape)
                     source[:] = frame
                 same(detect(session, [source])[0], expected)
+
+
+def test_nv12_gives_the_boxes_of_opencvs_conversion(engine: Engine, frames: list[np.ndarray]) -> None:
+    with opened(engine, "fp16-b8") as session:
+        planes = []
+        for frame in frames[:8]:
+            height, width = frame.shape[0] // 2 * 2, frame.shape[1] // 2 * 2
+            i420 = cv2.cvtColor(np.ascontiguousarray(frame[:height, :width]), cv2.COLOR_BGR2YUV_I420)
+            chroma = i420[height:].reshape(2, -1)
+            planes.append(np.concatenate([i420[:height], chroma.T.reshape(-1, width)]))
+        expected = detect(session, [cv2.cvtColor(p, cv2.COLOR_YUV2BGR_NV12) for p in planes])
+        assert sum(map(len, expected)) > 20
+        wrapped: Any = [Nv12Frame(p) for p in planes]
+        for found, like in zip(detect(session, wrapped), expected, strict=True):
+            same(found, like)
 
 
 def test_selection_may_change_between_calls(engine: Engine, frames: list[np.ndarray]) -> None:

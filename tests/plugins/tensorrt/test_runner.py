@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from fake_gpu import FakeCuda, FakePlan, fake_gpu, fake_kernels
@@ -16,6 +17,7 @@ from head_reference import Result, reference
 from kernel_emulation import Emulated, compiled
 
 from yolotrt_core.errors import StageError, UsageError
+from yolotrt_core.frames import Nv12Frame
 from yolotrt_core.layout import Layout, layout_of, with_channels
 from yolotrt_core.letterbox import preprocess
 from yolotrt_core.stages import DetectingSession, DeviceProgram, Session
@@ -184,6 +186,20 @@ def test_pinned_memory_is_lent_again_only_when_nobody_holds_it(opened: Opened) -
     assert opened.cuda.pinned == 0
 
 
+def test_nv12_is_what_is_said_to_be_it(opened: Opened) -> None:
+    planes = np.random.default_rng(0).integers(0, 256, (36, 40), np.uint8)
+    wanted = expected([cv2.cvtColor(planes, cv2.COLOR_YUV2BGR_NV12)])
+    same(opened.session.detect([Nv12Frame(planes)], PROGRAM, CHOSEN), wanted)
+    pinned = opened.session.pinned_frames(1, planes.shape)[0]
+    pinned[:] = planes
+    same(list(opened.session.stream([Nv12Frame(pinned)], PROGRAM, CHOSEN)), wanted)
+    with pytest.raises(
+        UsageError, match=r"frame 0: expected uint8 \(H, W, 3\) in BGR, found uint8 \(36, 40\)"
+    ) as caught:
+        opened.session.detect([planes], PROGRAM, CHOSEN)  # grey, or NV12
+    assert "`Nv12Frame`" in str(caught.value.hint)
+
+
 def test_infer_gives_the_raw_output(opened: Opened) -> None:
     images, _ = preprocess(pictures(2), (SIDE, SIDE))
     np.testing.assert_array_equal(opened.session.infer(images)["output0"], network(images))
@@ -194,7 +210,7 @@ def test_wrong_input_is_refused_in_words(opened: Opened) -> None:
         opened.session.infer(np.zeros((1, 3, SIDE, SIDE), np.float32))
     with pytest.raises(UsageError, match="expected float32 images"):
         opened.session.infer(np.zeros((2, 3, SIDE, SIDE)))  # type: ignore[arg-type]
-    with pytest.raises(UsageError, match="frame 1: a frame is uint8"):
+    with pytest.raises(UsageError, match="frame 1: expected uint8"):
         opened.session.detect([pictures(1)[0], np.zeros((4, 4))], PROGRAM, CHOSEN)  # type: ignore[list-item]
     with pytest.raises(UsageError, match="expected an output `other`"):
         opened.session.detect(pictures(1), DeviceProgram("other", CLASSES, ""), CHOSEN)
