@@ -199,13 +199,23 @@ def plan_build(settings: BuildSettings, *, store: Store, stages: Registry) -> Pl
     calibration = calibration_data(settings)
     if calibration is not None:
         dataset.refuse_missing(calibration.where, dataset.PICTURES_HINT)
+    exporter, source = resolve_model(settings, stages)
+    request = build_request(settings, source, one_size=settings.dynamic and _is_of_one_size(exporter, source))
+    choice = Choice(settings.exporter, settings.builder, settings.calibrator, calibration)
+    return plans.plan(stages, source, request, choice, GivenOptions(settings.flags, settings.recipe))
+
+
+def resolve_model(settings: BuildSettings, stages: Registry) -> tuple[Registered, ModelSource]:
+    """Find a model, and the exporter for it; where no size was asked for, the source names the model's own.
+
+    Raises:
+        UsageError: there is no such model. PluginError: no exporter for it.
+    """
     source = resolve_source(settings.weights, cache_dir=weights_cache(), offline=settings.offline)
     exporter = stages.usable("exporter", settings.exporter) if settings.exporter else stages.select_exporter(source)
     if settings.imgsz is None and source.imgsz is None:
         source = replace(source, imgsz=_native_size(exporter, source))
-    request = build_request(settings, source, one_size=settings.dynamic and _is_of_one_size(exporter, source))
-    choice = Choice(settings.exporter, settings.builder, settings.calibrator, calibration)
-    return plans.plan(stages, source, request, choice, GivenOptions(settings.flags, settings.recipe))
+    return exporter, source
 
 
 def _native_size(exporter: Registered, source: ModelSource) -> tuple[int, int] | None:

@@ -8,17 +8,16 @@ from typing import cast
 from yolotrt_core import metric
 from yolotrt_core.dataset import DataSet
 from yolotrt_core.detector import Detector
-from yolotrt_core.engine import BuildSettings, build_request, weights_cache
+from yolotrt_core.engine import BuildSettings, build_request, resolve_model
 from yolotrt_core.errors import UsageError
 from yolotrt_core.metric import Accuracy, Bootstrap, Interval, Scored, Truth
 from yolotrt_core.plans import GivenOptions
 from yolotrt_core.predictions import Predictions, predict
 from yolotrt_core.rect import RectDetector
-from yolotrt_core.registry import Registered, Registry, refuse_unavailable
-from yolotrt_core.sources import resolve_source
+from yolotrt_core.registry import Registry, refuse_unavailable
 from yolotrt_core.stages import SourceRunner, Stage
 from yolotrt_core.store.store import Store
-from yolotrt_core.types import BuildRequest, Detections, EngineSpec, ModelSource, Selection
+from yolotrt_core.types import Detections, EngineSpec, Selection
 
 # What upstream's val.py asks for: nearly all candidates, since the metric ranks them itself.
 SELECTION = Selection(conf=0.001, iou=0.6, multi_label=True, max_det=metric.MAX_DET)
@@ -125,7 +124,9 @@ def open_framework(settings: BuildSettings, stages: Registry) -> Detector:
     Raises:
         UsageError: its exporter cannot run it. PluginError: the framework is not installed.
     """
-    exporter, source, request = plan_source(settings, stages=stages)
+    exporter, source = resolve_model(settings, stages)
+    refuse_unavailable(exporter, exporter.stage.available())
+    request = build_request(replace(settings, precision="fp32"), source)
     if not isinstance(exporter.stage, SourceRunner):
         raise UsageError(
             f"exporter `{exporter.name}` cannot run a model itself", hint="evaluate the fp32 ONNX: `--precision fp32`"
@@ -135,12 +136,3 @@ def open_framework(settings: BuildSettings, stages: Registry) -> Detector:
     session = exporter.stage.open_source(source, request, options)
     head = stages.postprocessor(session.spec.model.head)
     return Detector(session, head, given.resolve(head.stage.Options, head.name))
-
-
-def plan_source(settings: BuildSettings, *, stages: Registry) -> tuple[Registered, ModelSource, BuildRequest]:
-    """Resolve a model, its exporter and the fp32 request to run it with."""
-    source = resolve_source(settings.weights, cache_dir=weights_cache(), offline=settings.offline)
-    request = build_request(replace(settings, precision="fp32"), source)
-    exporter = stages.get("exporter", settings.exporter) if settings.exporter else stages.select_exporter(source)
-    refuse_unavailable(exporter, exporter.stage.available())
-    return exporter, source, request

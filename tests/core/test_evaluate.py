@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 
+from fake_stages import FakeExporter, FakeSession, fake_plugin, picture_spec
 from yolotrt_core import dataset
 from yolotrt_core.detector import Detector
-from yolotrt_core.engine import BuildSettings
+from yolotrt_core.engine import BuildSettings, plan_build
 from yolotrt_core.errors import UsageError
 from yolotrt_core.evaluate import SELECTION, Judge, open_framework
 from yolotrt_core.metric import Bootstrap
 from yolotrt_core.predictions import predict
 from yolotrt_core.registry import Registry
 from yolotrt_core.store.store import Store
-from yolotrt_core.types import Detections
+from yolotrt_core.types import BuildRequest, Detections, EngineSpec, ModelSource
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +65,24 @@ def test_the_torch_model_has_it_too(data: Path, stages: Registry, store: Store) 
         result = judge.evaluate(model)
     assert result.map50.value == pytest.approx(0.5004, abs=0.0005)
     assert result.map50_95.value == pytest.approx(0.3357, abs=0.0005)
+
+
+def test_a_framework_runs_a_model_at_the_size_that_its_engine_would_have(store: Store, tmp_path: Path) -> None:
+    class Own(FakeExporter):
+        def native_size(self, source: ModelSource) -> tuple[int, int]:
+            return 64, 96
+
+        def open_source(self, source: ModelSource, request: BuildRequest, options: Any) -> FakeSession:
+            return FakeSession(1.0, EngineSpec(picture_spec(request, "fake"), "fp32", "text", {}))
+
+    stages = Registry.of(fake_plugin(exporters=[Own()]))
+    weights = tmp_path / "model.txt"
+    weights.write_text("2")
+    settings = BuildSettings(weights=weights)
+    planned = plan_build(settings, store=store, stages=stages).request
+    assert (planned.height, planned.width) == (64, 96)
+    assert open_framework(settings, stages).input_size == (64, 96)
+    assert open_framework(replace(settings, imgsz=(32, 32)), stages).input_size == (32, 32)
 
 
 def test_predictions_come_back_bit_for_bit(
