@@ -61,24 +61,31 @@ class _Group:
 @dataclass(slots=True, eq=False)
 class _Process:
     connection: Connection
+    started: bool = False
     groups: deque[_Group] = field(default_factory=deque)
 
 
 class _Memory:
     """Memory shared with processes, page-locked where somebody knows how."""
 
-    def __init__(self, size: int, page_lock: PageLock | None) -> None:
+    def __init__(self, size: int) -> None:
         import numpy as np
 
+        self._lock: object = None
         self.file = os.memfd_create("yolotrt-pictures")
         try:
             os.ftruncate(self.file, size)
             self.bytes = np.frombuffer(mmap.mmap(self.file, size), np.uint8)
-            self._lock = page_lock(self.bytes) if page_lock is not None else None
         except BaseException:
             os.close(self.file)
             raise
-        self.page_locked = self._lock is not None
+
+    def lock(self, page_lock: PageLock) -> None:
+        self._lock = page_lock(self.bytes)
+
+    @property
+    def page_locked(self) -> bool:
+        return self._lock is not None
 
     def __del__(self) -> None:
         self._lock = None  # before the memory goes
@@ -117,7 +124,7 @@ class PictureProcesses:
         """
         self._region = -(-region // mmap.PAGESIZE) * mmap.PAGESIZE
         regions = max(2, min(_AHEAD * processes + _HELD, _MOST_BYTES // self._region))
-        self._memory = _Memory(regions * self._region, page_lock)
+        self._memory = _Memory(regions * self._region)
         self._free = deque(range(regions))
         self._processes: list[_Process] = []
         self._told = False
@@ -144,6 +151,21 @@ class PictureProcesses:
             for connection in theirs:
                 connection.close()
         self.process_id = self._root.pid
+        if page_lock is not None:  # now, since both take their time
+            try:
+                self._memory.lock(page_lock)
+            except BaseException:
+                self.close()
+                raise
+
+    @property
+    def ready(self) -> bool:
+        """Whether one of them has come so far that it reads, or none ever will."""
+        return (
+            any(process.started for process in self._processes)
+            or not self._processes
+            or bool(wait([process.connection for process in self._processes], timeout=0))
+        )
 
     def read(self, paths: Sequence[Path]) -> Iterator[NDArray[np.uint8] | UsageError]:
         """Yield each picture, uint8 (H, W, 3) BGR, in order, or what is wrong with its file.
@@ -193,6 +215,9 @@ class PictureProcesses:
                 answer = process.connection.recv()
             except (EOFError, OSError):
                 self._bury(process)
+                continue
+            if not process.started:
+                process.started = True
                 continue
             group = process.groups.popleft()
             group.answered, group.answer = True, answer

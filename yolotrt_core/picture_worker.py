@@ -49,6 +49,7 @@ def main() -> None:
 
 
 def _serve(connection: Connection, memory: NDArray[np.uint8]) -> None:
+    connection.send(None)  # here I am
     while True:
         try:
             begin, end, files = connection.recv()

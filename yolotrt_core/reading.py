@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ _log = logging.getLogger(__name__)
 
 _MANY = 4096  # pictures
 _FEW = 4  # processors
+_BETWEEN = 64  # pictures read by threads before it is asked again whether processes are there
 # Beyond three, threads that hand files to decoding hardware wait for each other.
 _DEVICE_THREADS, _DEVICE_TOGETHER = 3, 32
 
@@ -59,14 +61,25 @@ def read_ahead(paths: Sequence[Path], detector: Detector | None = None) -> Itera
     def read(path: Path) -> NDArray[np.uint8] | UsageError:
         return _read(path, detector)
 
+    # A GPU takes thousands a second if the thread that feeds it has a processor to itself; elsewhere a few waiting
+    # pictures are enough, and cheaper.
+    by_threads = functools.partial(prefetched, work=read, ahead=256, together=8, threads=max(1, processors() - 1))
     processes = _processes(paths, detector)
     if processes is None:
-        # A GPU takes thousands a second if the thread that feeds it has a processor to itself; elsewhere a few
-        # waiting pictures are enough, and cheaper.
-        yield from prefetched(paths, read, ahead=256, together=8, threads=max(1, processors() - 1))
+        yield from by_threads(paths)
         return
+    taken = 0
+
+    def meanwhile() -> Iterator[Path]:
+        nonlocal taken
+        while taken < len(paths) and not processes.ready:
+            group = paths[taken : taken + _BETWEEN]
+            taken += len(group)
+            yield from group
+
     with processes:
-        yield from processes.read(paths)
+        yield from by_threads(meanwhile())
+        yield from processes.read(paths[taken:])
 
 
 def _read(path: Path, detector: Detector) -> NDArray[np.uint8] | UsageError:

@@ -195,6 +195,7 @@ def jpeg(bench: Bench) -> dict[str, Any]:
                 "decoder alone": lambda: prefetched(files, cv2.imread, ahead=256, together=8),
                 "threads": lambda: detector.stream(read_ahead(paths[:-1], detector)),
                 "processes": lambda: detector.stream(processes.read(paths)),
+                "threads, then processes when these have started": lambda: detector.stream(read_ahead(paths, detector)),
             }
             rates: dict[str, list[float]] = {name: [] for name in ways}
             for _ in range(6):
