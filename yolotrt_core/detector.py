@@ -244,7 +244,7 @@ class Detector:
         read: deque[UsageError | None] = deque()
 
         def frames() -> Iterator[Frame]:
-            for one in decode_ahead([Path(p) for p in paths], self):
+            for one in decode_ahead([path if isinstance(path, Path) else Path(path) for path in paths], self):
                 if isinstance(one, UsageError):
                     read.append(one)
                 else:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import mmap
 import os
 import subprocess
@@ -251,7 +252,7 @@ class PictureProcesses:
         del lent
         for one in group.answer:
             if isinstance(one, Placed):
-                yield base[one.offset : one.offset + int(np.prod(one.shape))].reshape(one.shape)
+                yield base[one.offset : one.offset + math.prod(one.shape)].reshape(one.shape)
             else:
                 yield one
 

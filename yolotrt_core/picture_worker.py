@@ -5,6 +5,7 @@ Forked and not started one by one, since importing OpenCV takes as long as readi
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 import sys
@@ -68,13 +69,17 @@ def _read(region: NDArray[np.uint8], files: list[str]) -> Answer:
     taken = 0
 
     def room(shape: tuple[int, ...]) -> NDArray[np.uint8]:
-        size = int(np.prod(shape))
+        size = math.prod(shape)
         place = region[taken : taken + size] if taken + size <= len(region) else np.empty(size, np.uint8)
         return place.reshape(shape)
 
     answer: list[Placed | NDArray[np.uint8] | UsageError] = []
-    for file in files:
-        one = pictures.attempt(Path(file), room)
+    for path in map(Path, files):
+        try:
+            known = pictures.plain_jpeg_size(path)
+        except OSError:
+            known = None
+        one = pictures.attempt(path, room, known)
         if isinstance(one, np.ndarray) and np.may_share_memory(one, region):
             answer.append(Placed(taken, one.shape))
             taken += one.nbytes

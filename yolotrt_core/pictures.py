@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from random import Random
 from typing import TYPE_CHECKING, Any
 
 from yolotrt_core.errors import UsageError
@@ -29,7 +30,9 @@ PICTURES = frozenset({".bmp", ".jpeg", ".jpg", ".jp2", ".png", ".tif", ".tiff", 
 VIDEOS = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv"})
 
 _BIG = 1 << 30  # bytes
-_SAMPLE = 16  # files
+_HEAD = 16 << 10  # bytes of a JPEG file that mostly say its size
+_SAMPLE = 48  # files
+_FEW = 0.05
 _PNG = b"\x89PNG\r\n\x1a\n"
 _CAMERA = re.compile(r"camera:(\d{1,3})")
 _CREDENTIALS = re.compile(r"(?<=://).*@")  # up to the last one: a password may hold any sign
@@ -105,12 +108,13 @@ def is_video(path: Path) -> bool:
     return path.suffix.lower() in VIDEOS
 
 
-def read(path: Path, room: Room | None = None) -> NDArray[np.uint8]:
+def read(path: Path, room: Room | None = None, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
     """Read a picture.
 
     Args:
         room: gives the memory for the pixels, for instance what a GPU uploads fastest. Most JPEG files are decoded
             right into it: fresh memory for each of many threads' pictures costs as much as a tenth of decoding.
+        size: what `plain_jpeg_size` says of the file, if it was asked.
 
     Returns:
         uint8 (H, W, 3), BGR, turned upright by its EXIF orientation.
@@ -121,14 +125,18 @@ def read(path: Path, room: Room | None = None) -> NDArray[np.uint8]:
     import cv2
     import numpy as np
 
+    if room is not None and size is not None and (placed := _read_into(path, size, room)) is not None:
+        return placed
     try:
         encoded = contents(path)
     except OSError as err:
         raise UsageError(f"cannot read the picture `{path}`: {(err.strerror or str(err)).lower()}") from err
     if not encoded:
         raise UsageError(f"the picture `{path}` is an empty file")
-    if room is not None and (placed := _read_into(path, encoded, room)) is not None:
-        return placed
+    if room is not None and size is None:
+        size = upright_size(encoded)
+        if size is not None and (placed := _read_into(path, size, room)) is not None:
+            return placed
     if (
         encoded.startswith(_PNG)
         and encoded[12:16] == b"IHDR"
@@ -149,26 +157,44 @@ def read(path: Path, room: Room | None = None) -> NDArray[np.uint8]:
     return copy
 
 
-def attempt(path: Path, room: Room | None = None) -> NDArray[np.uint8] | UsageError:
+def attempt(
+    path: Path, room: Room | None = None, size: tuple[int, int] | None = None
+) -> NDArray[np.uint8] | UsageError:
     """Return what `read` does, or the error that it raises."""
     try:
-        return read(path, room)
+        return read(path, room, size)
     except UsageError as err:
         return err
 
 
+def plain_jpeg_size(path: Path) -> tuple[int, int] | None:
+    """Return `upright_size` of a file, mostly from its two ends alone.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    file = os.open(path, os.O_RDONLY)
+    try:
+        length = os.lseek(file, 0, os.SEEK_END)
+        ends = os.pread(file, _HEAD, 0) + os.pread(file, 2, length - 2) if length > _HEAD else b""
+    finally:
+        os.close(file)
+    return upright_size(ends) or upright_size(contents(path))
+
+
 def plain_jpeg_sizes(paths: Sequence[Path]) -> list[tuple[int, int]]:
-    """Return (height, width) in pixels of some of the files; none if one of them is no plain JPEG (`upright_size`)."""
-    sizes = []
-    for path in paths[:: max(1, len(paths) // _SAMPLE)]:
+    """Return (height, width) in pixels of some of the files; none unless nearly all are plain JPEG (`upright_size`)."""
+    sizes, others = [], 0
+    for path in Random(0).sample(paths, min(len(paths), _SAMPLE)):  # every nth file may be of one kind
         try:
-            size = upright_size(contents(path))
+            size = plain_jpeg_size(path)
         except OSError:
             continue
         if size is None:
-            return []
-        sizes.append(size)
-    return sizes
+            others += 1
+        else:
+            sizes.append(size)
+    return sizes if others <= len(sizes) * _FEW else []
 
 
 def contents(path: Path) -> bytes:
@@ -193,12 +219,11 @@ def _unparted() -> tuple[Callable[[int, int, int], int], Callable[[int], Any]]:
     return library.lseek, library.close
 
 
-def _read_into(path: Path, encoded: bytes, room: Room) -> NDArray[np.uint8] | None:
-    """Decode a plain JPEG file into memory made for it; None for any other, and where OpenCV cannot."""
+def _read_into(path: Path, size: tuple[int, int], room: Room) -> NDArray[np.uint8] | None:
+    """Decode a plain JPEG file of this size into memory made for it; None where OpenCV cannot."""
     import cv2
 
-    size = upright_size(encoded) if _imread_fills() else None
-    if size is None:
+    if not _imread_fills():
         return None
     target = room((*size, 3))
     with quiet_opencv():

@@ -12,6 +12,7 @@ import pytest
 
 from yolotrt_core import pictures
 from yolotrt_core.errors import UsageError
+from yolotrt_core.jpeg import upright_size
 
 
 @pytest.fixture
@@ -206,3 +207,31 @@ def test_no_error_tells_a_password(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_half_an_address_has_a_name() -> None:
     assert pictures.live_name("http://[::1") == "stream-unknown"
     assert pictures.live_name("http://[::1]:80/x") == "stream-__1"
+
+
+@pytest.mark.parametrize("side", [40, 400])  # files of 2 and 200 KB
+def test_the_size_of_a_jpeg_is_read_from_its_ends(tmp_path: Path, side: int) -> None:
+    path = tmp_path / "x.jpg"
+    cv2.imwrite(str(path), np.random.default_rng(0).integers(0, 256, (side, side + 8, 3), np.uint8))
+    plain = path.read_bytes()
+    turned = b"\x01\x12\x00\x03"
+
+    def with_exif(block: bytes) -> bytes:
+        return plain[:2] + b"\xff\xe1" + (len(block) + 2).to_bytes(2, "big") + block + plain[2:]
+
+    for data, size in {
+        plain: (side, side + 8),
+        with_exif(bytes(30_000)): (side, side + 8),
+        with_exif(bytes(29_000) + turned + bytes(900)): None,
+        with_exif(bytes(9_000) + turned + bytes(20_900)): None,
+        plain[: len(plain) * 3 // 4]: None,
+        plain + bytes(2): None,
+        b"": None,
+        b"\x89PNG" + bytes(30_000): None,
+    }.items():
+        path.write_bytes(data)
+        assert pictures.plain_jpeg_size(path) == size
+        assert upright_size(data) == size
+    path.unlink()
+    with pytest.raises(FileNotFoundError):
+        pictures.plain_jpeg_size(path)

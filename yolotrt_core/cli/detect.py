@@ -149,7 +149,9 @@ def _report(run: DetectionRun, detector: Detector, given: Given, form: str, out:
         words = words if s.frames is None else f"{s.frames} frames: {words}"
         rows.append((str(s.path), words, str(s.written)))
     if len(rows) > _LISTED:
-        total = sum((s.classes for s in run.summaries), Counter[int]())
+        total: Counter[int] = Counter()
+        for s in run.summaries:
+            total.update(s.classes)
         words = _found(total, sum(s.truncated for s in run.summaries), detector.labels)
         rows = [(f"{len(rows)} files", words, str(out))]
     if rows:
