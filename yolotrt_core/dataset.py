@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from yolotrt_core.errors import UsageError
 from yolotrt_core.options import nearest
 from yolotrt_core.pictures import PICTURES
+from yolotrt_core.user_paths import existing_path, user_path
 from yolotrt_core.wording import counted
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ def read(where: str | Path, labels: Sequence[str], part: Part = "val", *, labels
     Raises:
         UsageError: nothing there, no label at all, a label line that is none, or classes the model does not have.
     """
-    path = Path(where).expanduser()
+    path = user_path(where)
     if path.suffix.lower() == ".json" and path.is_file():
         data = _read_coco(path, labels)
     else:
@@ -115,13 +116,8 @@ def refuse_missing(where: str | Path, hint: str = _LAYOUT_HINT) -> None:
     Raises:
         UsageError: there is not.
     """
-    try:
-        if Path(where).expanduser().exists():
-            return
-    except (OSError, RuntimeError) as err:  # RuntimeError: `~name` of nobody
-        reason = (getattr(err, "strerror", None) or str(err)).lower()
-        raise UsageError(f"cannot read `{where}`: {reason}", hint=hint) from err
-    raise UsageError(f"there is no data set `{where}`", hint=hint)
+    if existing_path(where, hint) is None:
+        raise UsageError(f"there is no data set `{where}`", hint=hint)
 
 
 def check(where: str | Path, part: Part = "val", *, labels_needed: bool = True) -> None:
@@ -130,7 +126,7 @@ def check(where: str | Path, part: Part = "val", *, labels_needed: bool = True) 
     Raises:
         UsageError: as `read`, but nothing about labels.
     """
-    path = Path(where).expanduser()
+    path = user_path(where)
     hint = _LAYOUT_HINT if labels_needed else PICTURES_HINT
     refuse_missing(path, hint)
     if not (path.suffix.lower() == ".json" and path.is_file()):
@@ -151,7 +147,7 @@ def list_pictures(
     Raises:
         UsageError: nothing there, not YAML, no such part, or no picture.
     """
-    path = Path(where).expanduser()
+    path = user_path(where)
     refuse_missing(where, hint)
     if path.is_dir():
         described = sorted(p for p in path.iterdir() if p.suffix.lower() in (".yaml", ".yml"))
@@ -165,7 +161,7 @@ def list_pictures(
     names = described_as.get("names", ())
     if isinstance(names, dict):
         names = [names[key] for key in sorted(names)]
-    base = Path(str(described_as.get("path", "."))).expanduser()
+    base = user_path(str(described_as.get("path") or "."))
     base = base if base.is_absolute() else path.parent / base
     places = described_as.get(part)
     if not places:

@@ -22,6 +22,7 @@ from yolotrt_core.sources import resolve_source, sha256_of
 from yolotrt_core.stages import FixedSizeExporter, SizedExporter
 from yolotrt_core.store.store import Store
 from yolotrt_core.types import PRECISIONS, BuildRequest, EngineSpec, ModelSource, Precision, ShapeRange, from_json
+from yolotrt_core.user_paths import existing_path, user_path
 from yolotrt_core.writing import refuse_unwritable
 
 if TYPE_CHECKING:
@@ -302,9 +303,10 @@ def read_engine_spec(engine: Path) -> EngineSpec:
     Raises:
         UsageError: no engine, no spec, or a spec of another engine.
     """
-    sidecar = spec_path(engine)
-    if not engine.is_file():
+    found = existing_path(engine)
+    if found is None or not found.is_file():
         raise UsageError(f"there is no engine file `{engine}`", hint="make one with `build`")
+    sidecar = spec_path(engine)
     try:
         spec = from_json(EngineSpec, json.loads(sidecar.read_text(encoding="utf-8")))
     except FileNotFoundError:
@@ -331,7 +333,7 @@ def default_store() -> Path:
     """Return the folder of the store: YOLOTRT_STORE, else the clone's artifacts/, else the user's cache."""
     named = os.environ.get(STORE_VARIABLE)
     if named:
-        return Path(named).expanduser()
+        return user_path(named)
     root = Path(__file__).resolve().parent.parent
     if (root / "tasks.py").is_file() and (root / "artifacts" / "README.md").is_file():
         return root / "artifacts"
@@ -344,7 +346,7 @@ def weights_cache() -> Path:
 
 
 def _user_cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "yolotrt"
+    return user_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "yolotrt"
 
 
 def hand_out(store: Store, sha256: str, path: Path) -> None:

@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeVar
 
 from yolotrt_core.errors import PluginError, UsageError
 from yolotrt_core.types import Json
+from yolotrt_core.user_paths import user_path
 
 O = TypeVar("O")  # noqa: E741 - an options dataclass
 
@@ -225,7 +226,7 @@ def parse(field: OptionField, value: Any, where: str) -> Any:
         return parsed
     if not isinstance(value, (str, Path)):
         raise refusal
-    return Path(value).expanduser() if field.type is Path else str(value)
+    return user_path(value) if field.type is Path else str(value)
 
 
 def key_material(options: Any, prefix: str) -> dict[str, Json]:

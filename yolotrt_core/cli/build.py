@@ -19,6 +19,7 @@ from yolotrt_core.parity import ParityOptions
 from yolotrt_core.registry import KINDS, Registry
 from yolotrt_core.sensitivity import SensitivityOptions
 from yolotrt_core.types import PRECISIONS, Json, ShapeRange, to_json
+from yolotrt_core.user_paths import user_path
 
 SETTINGS = (
     Flag(
@@ -84,7 +85,7 @@ def task(stages: Registry) -> Any:
 
     def body(given: Given) -> None:
         settings = build_settings(stages, given)
-        out = Path(given["out"]).expanduser() if given["out"] else None
+        out = path_from_text(given["out"])
         engine = build_engine(
             settings, store=open_store(path_from_text(given["store"])), stages=stages, out=out, force=given["force"]
         )
@@ -99,7 +100,7 @@ def build_settings(stages: Registry, given: Given) -> BuildSettings:
     Raises:
         UsageError: a value that cannot be read, an unknown recipe table or key.
     """
-    recipe = read_recipe(Path(given["recipe"]).expanduser(), stages) if given["recipe"] else {}
+    recipe = read_recipe(user_path(given["recipe"]), stages) if given["recipe"] else {}
     table = recipe.get("build", {})
     names = [f.name.replace("_", "-") for f in SETTINGS if f.name not in ("recipe", "store")]
     refuse_unknown({k.replace("_", "-"): v for k, v in table.items()}, names, "in table `[build]` of the recipe")
@@ -281,4 +282,4 @@ def switch(flag: str, value: Any) -> bool:
 
 
 def path_from_text(text: str | None) -> Path | None:
-    return Path(text).expanduser() if text else None
+    return user_path(text) if text else None

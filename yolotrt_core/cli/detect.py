@@ -27,6 +27,7 @@ from yolotrt_core.progress import progress
 from yolotrt_core.registry import KINDS, Registry
 from yolotrt_core.sources import sample_path
 from yolotrt_core.types import Selection
+from yolotrt_core.user_paths import user_path
 
 SAMPLE = "sample"
 _FORMATS = ("json", "coco", "yolo")
@@ -85,7 +86,7 @@ def _detect(stages: Registry, given: Given) -> None:
     most_frames = build.whole_number("--max-frames", asked["max_frames"]) if asked.get("max_frames") else None
     source = given["path"]
     paths = _paths(source)
-    out = Path(given["out"]).expanduser() if given["out"] else Path("detections")
+    out = user_path(given["out"] or "detections")
     annotate = build.switch("--annotate", asked.get("annotate", "on"))
     names = Names(paths or [source], out, form)
     if annotate:

@@ -24,6 +24,7 @@ from yolotrt_core.store.failures import (
 )
 from yolotrt_core.store.layout import ACTION, BLOB, CACHE, LOCKS, REF, WORK
 from yolotrt_core.types import Json
+from yolotrt_core.user_paths import user_path
 
 if TYPE_CHECKING:
     from yolotrt_core.stages import SideCache
@@ -51,7 +52,7 @@ class Store:
     """
 
     def __init__(self, root: Path) -> None:
-        self.root = Path(os.path.abspath(root.expanduser()))  # noqa: PTH100 - `resolve` would read the disk
+        self.root = Path(os.path.abspath(user_path(root)))  # noqa: PTH100 - `resolve` would read the disk
         self._guard = threading.Lock()
         self._opened: tuple[tuple[int, int, int], ReadingCache] | None = None
 
