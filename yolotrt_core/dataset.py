@@ -26,7 +26,7 @@ _log = logging.getLogger(__name__)
 
 Part = Literal["train", "val", "test"]
 _LAYOUT_HINT = "expected images/ and labels/ beside each other, a data set YAML, or a COCO JSON file"
-_MOST_CLASSES = 1 << 31  # of a label's class id; more could not be counted in
+_MOST_CLASSES = 1 << 31  # a class id beyond is a mistake, and fits no integer of the tools
 PICTURES_HINT = "expected a folder of pictures, or a data set YAML that names some"
 
 

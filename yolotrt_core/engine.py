@@ -17,7 +17,7 @@ from yolotrt_core.options import nearest
 from yolotrt_core.pipeline import StepResult
 from yolotrt_core.plans import Choice, GivenOptions, Plan
 from yolotrt_core.registry import Registered, Registry
-from yolotrt_core.shapes import shapes_text
+from yolotrt_core.shapes import profile_text, shapes_text
 from yolotrt_core.sources import resolve_source, sha256_of
 from yolotrt_core.stages import FixedSizeExporter, SizedExporter
 from yolotrt_core.store.store import Store
@@ -267,8 +267,7 @@ def build_request(settings: BuildSettings, source: ModelSource, *, one_size: boo
     for profile in profiles:
         ordered = all(a <= b <= c for a, b, c in zip(profile.min, profile.opt, profile.max, strict=True))
         if not ordered or profile.min[0] < 1:
-            shown = ":".join("x".join(map(str, s)) for s in (profile.min, profile.opt, profile.max))
-            raise UsageError(f"profile `{shown}` is not in the order MIN:OPT:MAX on every axis")
+            raise UsageError(f"profile `{profile_text(profile)}` is not in the order MIN:OPT:MAX on every axis")
     return BuildRequest(
         precision=settings.precision,
         batch=settings.batch,
