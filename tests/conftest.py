@@ -1,11 +1,14 @@
-"""What all tests share: the outside data, and the reasons for what is skipped."""
+"""What all tests share: a store, the outside data, and the reasons for what is skipped."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from yolotrt_core.store.store import Store
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -24,6 +27,14 @@ def data() -> Path:
     if folder is None:
         pytest.skip("no test data: set YOLOTRT_TEST_DATA to a folder with weights/, coco/, reference/, tf/")
     return folder
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    """An empty artifact store."""
+    opened = Store(tmp_path / "store")
+    yield opened
+    opened.close()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

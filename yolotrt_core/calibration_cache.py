@@ -17,6 +17,7 @@ from yolotrt_core.ranges import int8_scale
 
 # What TensorRT's calibrator classes are called here, and in the header of their caches.
 CALIBRATORS = {"entropy2": "EntropyCalibration2", "minmax": "MinMaxCalibration"}
+_RELEASE = re.compile(r"(\d{1,3})\.(\d{1,3})(?:\.(\d{1,3}))?(?!\d)")
 _HEADER = re.compile(r"TRT-(\d{4,6})-(\w+)")
 _LINE = re.compile(r"(?P<name>.+): (?P<hex>[0-9a-fA-F]{8})")
 
@@ -42,10 +43,10 @@ def version_number(version: str) -> int:
     Raises:
         UsageError: no release number.
     """
-    if not re.match(r"\d+\.\d+", version):
+    found = _RELEASE.match(version)
+    if found is None:
         raise UsageError(f"expected a TensorRT release as 10.3.0, found `{version}`")
-    parts = [int(p) for p in re.findall(r"\d+", version)[:3]]
-    major, minor, patch = (*parts, 0, 0, 0)[:3]
+    major, minor, patch = map(int, found.groups("0"))
     return major * 10000 + minor * 100 + patch if major >= 10 else major * 1000 + minor * 100 + patch
 
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from yolotrt_core.errors import UsageError
+from yolotrt_core.labels import labels_in_order
 from yolotrt_core.options import nearest
 from yolotrt_core.pictures import PICTURES
+from yolotrt_core.types import number_from_json
+from yolotrt_core.user_paths import existing_path, user_path
 from yolotrt_core.wording import counted
 
 if TYPE_CHECKING:
@@ -23,6 +26,7 @@ _log = logging.getLogger(__name__)
 
 Part = Literal["train", "val", "test"]
 _LAYOUT_HINT = "expected images/ and labels/ beside each other, a data set YAML, or a COCO JSON file"
+_MOST_CLASSES = 1 << 31  # a class id beyond is a mistake, and fits no integer of the tools
 PICTURES_HINT = "expected a folder of pictures, or a data set YAML that names some"
 
 
@@ -89,7 +93,7 @@ def read(where: str | Path, labels: Sequence[str], part: Part = "val", *, labels
     Raises:
         UsageError: nothing there, no label at all, a label line that is none, or classes the model does not have.
     """
-    path = Path(where).expanduser()
+    path = user_path(where)
     if path.suffix.lower() == ".json" and path.is_file():
         data = _read_coco(path, labels)
     else:
@@ -115,13 +119,8 @@ def refuse_missing(where: str | Path, hint: str = _LAYOUT_HINT) -> None:
     Raises:
         UsageError: there is not.
     """
-    try:
-        if Path(where).expanduser().exists():
-            return
-    except (OSError, RuntimeError) as err:  # RuntimeError: `~name` of nobody
-        reason = (getattr(err, "strerror", None) or str(err)).lower()
-        raise UsageError(f"cannot read `{where}`: {reason}", hint=hint) from err
-    raise UsageError(f"there is no data set `{where}`", hint=hint)
+    if existing_path(where, hint) is None:
+        raise UsageError(f"there is no data set `{where}`", hint=hint)
 
 
 def check(where: str | Path, part: Part = "val", *, labels_needed: bool = True) -> None:
@@ -130,7 +129,7 @@ def check(where: str | Path, part: Part = "val", *, labels_needed: bool = True) 
     Raises:
         UsageError: as `read`, but nothing about labels.
     """
-    path = Path(where).expanduser()
+    path = user_path(where)
     hint = _LAYOUT_HINT if labels_needed else PICTURES_HINT
     refuse_missing(path, hint)
     if not (path.suffix.lower() == ".json" and path.is_file()):
@@ -146,12 +145,13 @@ def list_pictures(
         hint: what to say was expected, where labels may not matter.
 
     Returns:
-        Files, their names relative to the data set, and the class names (empty if not told).
+        Files, their names, and the class names (empty if not told). A name is relative to the data set; of a file
+        outside it, the last parts of its path, as few as tell all of them apart.
 
     Raises:
-        UsageError: nothing there, not YAML, no such part, or no picture.
+        UsageError: nothing there, not YAML, no such part, no picture, or names of classes that are none.
     """
-    path = Path(where).expanduser()
+    path = user_path(where)
     refuse_missing(where, hint)
     if path.is_dir():
         described = sorted(p for p in path.iterdir() if p.suffix.lower() in (".yaml", ".yml"))
@@ -162,41 +162,67 @@ def list_pictures(
     if path.suffix.lower() not in (".yaml", ".yml"):
         raise UsageError(f"`{where}` is no data set", hint=hint)
     described_as = _read_yaml(path)
-    names = described_as.get("names", ())
-    if isinstance(names, dict):
-        names = [names[key] for key in sorted(names)]
-    base = Path(str(described_as.get("path", "."))).expanduser()
+    base = user_path(str(described_as.get("path") or "."))
     base = base if base.is_absolute() else path.parent / base
     places = described_as.get(part)
     if not places:
         raise UsageError(f"`{path}` names no pictures for `{part}`", hint=f"it has {', '.join(map(str, described_as))}")
     places = [str(p) for p in (places if isinstance(places, list) else [places])]
-    return *_sorted_pictures([base / p for p in places], base, hint), tuple(map(str, names))
+    return *_sorted_pictures([base / p for p in places], base, hint), _class_names(described_as, path)
+
+
+def _class_names(described_as: Mapping[str, Any], path: Path) -> tuple[str, ...]:
+    told = described_as.get("names")
+    names = () if told is None else labels_in_order(told)
+    if names is None:
+        raise UsageError(
+            f"`names` of `{path}` are no class names: found `{str(told)[:60]}`",
+            hint="expected a list, or a name for each number from 0 on",
+        )
+    return names
 
 
 def _sorted_pictures(places: Iterable[Path], base: Path, hint: str) -> tuple[list[Path], list[str]]:
-    found: dict[str, Path] = {}
-    for place in places:
-        for file in _pictures_at(place):
-            name = file.relative_to(base).as_posix() if file.is_relative_to(base) else file.name
-            found[name] = file
-    if not found:
+    files = {file: None for place in places for file in _pictures_at(place)}
+    if not files:
         raise UsageError(f"no picture in `{', '.join(map(str, places))}`", hint=hint)
+    found = {file.relative_to(base).as_posix(): file for file in files if file.is_relative_to(base)}
+    found |= _told_apart([file for file in files if not file.is_relative_to(base)], found.keys())
     names = sorted(found)
     return [found[n] for n in names], names
 
 
+def _told_apart(files: Sequence[Path], taken: Set[str]) -> dict[str, Path]:
+    """Return files by the last parts of their paths, as few as make each one's name its own."""
+    found: dict[str, Path] = {}
+    whole = {file: file.absolute().parts for file in files}
+    for parts in range(1, max(map(len, whole.values()), default=0) + 1):
+        found = {Path(*whole[file][-parts:]).as_posix(): file for file in files}
+        if len(found) == len(files) and found.keys().isdisjoint(taken):
+            break
+    return found
+
+
 def _pictures_at(place: Path) -> Iterator[Path]:
+    if existing_path(place) is None or not (place.is_dir() or place.is_file()):
+        raise UsageError(f"the data set names `{place}`, which does not exist")
     if place.is_dir():
         yield from (p for p in place.rglob("*") if p.suffix.lower() in PICTURES)
-    elif place.suffix.lower() == ".txt" and place.is_file():
-        for line in place.read_text(encoding="utf-8").splitlines():
+    elif place.suffix.lower() == ".txt":
+        for line in _text(place, "the picture list").splitlines():
             if line.strip():
                 yield Path(line.strip()) if Path(line.strip()).is_absolute() else place.parent / line.strip()
-    elif place.is_file():
-        yield place
     else:
-        raise UsageError(f"the data set names `{place}`, which does not exist")
+        yield place
+
+
+def _text(path: Path, what: str) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as err:
+        raise UsageError(f"cannot read {what} `{path}`: {(err.strerror or str(err)).lower()}") from err
+    except UnicodeDecodeError as err:
+        raise UsageError(f"cannot read {what} `{path}`: byte {err.start} is no UTF-8") from err
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -207,8 +233,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
             "a data set YAML needs PyYAML, which is not installed", hint="`pip install yolotrt-core[eval]`"
         ) from err
     try:
-        described = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as err:
+        described = yaml.safe_load(_text(path, "the description"))
+    except (ValueError, RecursionError, yaml.YAMLError) as err:  # ValueError: a date that is none, and the like
         raise UsageError(f"`{path}` is not YAML: {' '.join(str(err).split())}") from err
     if not isinstance(described, dict):
         raise UsageError(f"`{path}` is no data set description", hint="it needs `path`, `train`, `val`, `names`")
@@ -222,7 +248,7 @@ def _with_yolo_labels(picture: Path, name: str) -> LabeledPicture:
     file = _label_file(picture)
     rows = []
     if file.is_file():
-        for number, line in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+        for number, line in enumerate(_text(file, "the labels").splitlines(), 1):
             if line.strip():
                 rows.append(_label_row(line, f"{file}, line {number}"))
     table = np.array(rows, np.float64).reshape(-1, 5)
@@ -245,13 +271,14 @@ def _label_row(line: str, where: str) -> list[float]:
         row = [float(word) for word in line.split()]
     except ValueError:
         row = []
-    if len(row) < 5 or (len(row) > 5 and len(row) % 2 == 0) or row[0] < 0 or row[0] != int(row[0]):
+    is_class = bool(row) and row[0].is_integer() and 0 <= row[0] < _MOST_CLASSES
+    if not is_class or len(row) < 5 or (len(row) > 5 and len(row) % 2 == 0):
         raise UsageError(f"{where}: expected `class cx cy w h`, found `{line.strip()[:60]}`")
+    if not all(-0.01 <= value <= 1.01 for value in row[1:]):
+        raise UsageError(f"{where}: coordinates must be shares of the picture, 0 to 1, found `{line.strip()[:60]}`")
     if len(row) > 5:
         xs, ys = row[1::2], row[2::2]
         row = [row[0], (min(xs) + max(xs)) / 2, (min(ys) + max(ys)) / 2, max(xs) - min(xs), max(ys) - min(ys)]
-    if not all(-0.01 <= value <= 1.01 for value in row[1:]):
-        raise UsageError(f"{where}: coordinates must be shares of the picture, 0 to 1, found `{line.strip()[:60]}`")
     return row
 
 
@@ -259,25 +286,48 @@ def _read_coco(path: Path, labels: Sequence[str]) -> DataSet:
     import numpy as np
 
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(_text(path, "the annotations"))
         categories = {int(c["id"]): str(c["name"]) for c in data["categories"]}
         images = sorted(data["images"], key=lambda i: str(i["file_name"]))
         annotations: dict[Any, list[dict[str, Any]]] = {i["id"]: [] for i in images}
         for a in data["annotations"]:
             annotations[a["image_id"]].append(a)
-    except (OSError, ValueError, KeyError, TypeError) as err:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as err:
         raise UsageError(f"`{path}` is no COCO annotation file: {type(err).__name__} {err}") from err
     index = _class_index(categories, labels, path)
     root = _image_root(path, [str(i["file_name"]) for i in images[:1]])
     pictures = []
     for image in images:
         found = annotations[image["id"]]
-        boxes = np.array([a["bbox"] for a in found], np.float64).reshape(-1, 4)
-        ids = np.array([index[int(a["category_id"])] for a in found], np.int64)
+        boxes = np.array([_coco_box(a, path) for a in found], np.float64).reshape(-1, 4)
+        ids = np.array([_coco_class(a, index, path) for a in found], np.int64)
         crowd = np.array([bool(a.get("iscrowd", 0)) for a in found], bool)
         name = str(image["file_name"])
         pictures.append(LabeledPicture(root / name, name, boxes, ids, crowd, in_pixels=True))
     return DataSet(path, tuple(pictures), tuple(labels))
+
+
+def _coco_box(annotation: Mapping[str, Any], path: Path) -> list[float]:
+    found = annotation.get("bbox")
+    numbers = [number_from_json(value) for value in found] if isinstance(found, list) else []
+    box = [number for number in numbers if number is not None]
+    if len(numbers) != 4 or len(box) != 4:
+        raise UsageError(
+            f"`{path}`, annotation {annotation.get('id')}: expected `bbox` as [x, y, width, height] in pixels, "
+            f"found `{str(found)[:60]}`"
+        )
+    return box
+
+
+def _coco_class(annotation: Mapping[str, Any], index: Mapping[int, int], path: Path) -> int:
+    found = annotation.get("category_id")
+    try:
+        return index[int(found)]  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError, KeyError) as err:
+        raise UsageError(
+            f"`{path}`, annotation {annotation.get('id')}: `categories` has no `{str(found)[:60]}`",
+            hint="each annotation needs the `category_id` of one of the `categories`",
+        ) from err
 
 
 def _class_index(categories: dict[int, str], labels: Sequence[str], path: Path) -> dict[int, int]:
@@ -301,7 +351,7 @@ def _image_root(path: Path, names: Sequence[str]) -> Path:
     up = path.parent.parent
     places = [path.parent, path.parent / "images", up / "images", up / part, up / "images" / part, up]
     for place in places:
-        if all((place / name).is_file() for name in names):
+        if all(existing_path(place / name) for name in names):
             return place
     raise UsageError(
         f"the pictures of `{path}` are not where it says: no `{names[0] if names else ''}`",

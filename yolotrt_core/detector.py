@@ -33,6 +33,7 @@ from yolotrt_core.stages import (
 )
 from yolotrt_core.store.store import Store
 from yolotrt_core.types import Detections, EngineSpec, Json, Selection
+from yolotrt_core.user_paths import user_path
 
 if TYPE_CHECKING:
     import numpy as np
@@ -117,7 +118,7 @@ class Detector:
         if engine is not None:
             if weights is not None:
                 raise UsageError("`weights` and `engine` exclude each other", hint="an engine holds its model already")
-            path = Path(engine).expanduser()
+            path = user_path(engine)
             spec = read_engine_spec(path)
             builder = stages.usable("builder", spec.builder)
         else:

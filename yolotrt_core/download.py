@@ -176,7 +176,7 @@ def _writing(folder: Path) -> Iterator[None]:
     except OSError as err:
         raise ArtifactError(
             f"cannot write to `{folder}`: {(err.strerror or str(err)).lower()}",
-            hint="free space there, or name another store with `--store`",
+            hint="free space there, or name another folder with the variable XDG_CACHE_HOME",
         ) from err
 
 

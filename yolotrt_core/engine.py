@@ -17,11 +17,12 @@ from yolotrt_core.options import nearest
 from yolotrt_core.pipeline import StepResult
 from yolotrt_core.plans import Choice, GivenOptions, Plan
 from yolotrt_core.registry import Registered, Registry
-from yolotrt_core.shapes import shapes_text
+from yolotrt_core.shapes import profile_text, shapes_text
 from yolotrt_core.sources import resolve_source, sha256_of
 from yolotrt_core.stages import FixedSizeExporter, SizedExporter
 from yolotrt_core.store.store import Store
 from yolotrt_core.types import PRECISIONS, BuildRequest, EngineSpec, ModelSource, Precision, ShapeRange, from_json
+from yolotrt_core.user_paths import existing_path, user_path
 from yolotrt_core.writing import refuse_unwritable
 
 if TYPE_CHECKING:
@@ -276,8 +277,7 @@ def build_request(settings: BuildSettings, source: ModelSource, *, one_size: boo
     for profile in profiles:
         ordered = all(a <= b <= c for a, b, c in zip(profile.min, profile.opt, profile.max, strict=True))
         if not ordered or profile.min[0] < 1:
-            shown = ":".join("x".join(map(str, s)) for s in (profile.min, profile.opt, profile.max))
-            raise UsageError(f"profile `{shown}` is not in the order MIN:OPT:MAX on every axis")
+            raise UsageError(f"profile `{profile_text(profile)}` is not in the order MIN:OPT:MAX on every axis")
     return BuildRequest(
         precision=settings.precision,
         batch=settings.batch,
@@ -312,9 +312,10 @@ def read_engine_spec(engine: Path) -> EngineSpec:
     Raises:
         UsageError: no engine, no spec, or a spec of another engine.
     """
-    sidecar = spec_path(engine)
-    if not engine.is_file():
+    found = existing_path(engine)
+    if found is None or not found.is_file():
         raise UsageError(f"there is no engine file `{engine}`", hint="make one with `build`")
+    sidecar = spec_path(engine)
     try:
         spec = from_json(EngineSpec, json.loads(sidecar.read_text(encoding="utf-8")))
     except FileNotFoundError:
@@ -341,7 +342,7 @@ def default_store() -> Path:
     """Return the folder of the store: YOLOTRT_STORE, else the clone's artifacts/, else the user's cache."""
     named = os.environ.get(STORE_VARIABLE)
     if named:
-        return Path(named).expanduser()
+        return user_path(named)
     root = Path(__file__).resolve().parent.parent
     if (root / "tasks.py").is_file() and (root / "artifacts" / "README.md").is_file():
         return root / "artifacts"
@@ -354,7 +355,7 @@ def weights_cache() -> Path:
 
 
 def _user_cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "yolotrt"
+    return user_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "yolotrt"
 
 
 def hand_out(store: Store, sha256: str, path: Path) -> None:

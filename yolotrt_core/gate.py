@@ -12,7 +12,6 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from yolotrt_core import dataset
 from yolotrt_core.agreement import agree
@@ -34,9 +33,6 @@ from yolotrt_core.store.store import Store
 from yolotrt_core.types import EngineSpec, Json, ModelSpec, Selection, from_json
 from yolotrt_core.wording import counted
 from yolotrt_core.work import ENGINE_SPEC_FILE, PARITY_BUILDER, SPEC_FILE
-
-if TYPE_CHECKING:
-    pass
 
 _log = logging.getLogger(__name__)
 

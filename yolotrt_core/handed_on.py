@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from yolotrt_core.errors import StageError, UsageError
 from yolotrt_core.guard import shown
 from yolotrt_core.ranges import Ranges, read_ranges
+from yolotrt_core.shapes import shape_text
 from yolotrt_core.stages import ONNX_FILE, RANGES_FILE, REFERENCE_FILE, OnnxContents, OnnxReader
 from yolotrt_core.types import EngineSpec, Json, ModelSpec, TensorSpec
 
@@ -152,7 +153,7 @@ def _check_labels(step: Step, spec: ModelSpec, found: OnnxContents) -> None:
     if before is not None and shape and isinstance(shape[-1], int) and shape[-1] != before + len(spec.labels):
         raise fault(
             step,
-            f"returned {len(spec.labels)} labels for an output {_shape(shape)}: the head `{spec.head}` has "
+            f"returned {len(spec.labels)} labels for an output {shape_text(shape)}: the head `{spec.head}` has "
             f"{before} + classes columns, so {shape[-1] - before} labels are expected",
         )
     missing = sorted(_METADATA - found.metadata.keys())
@@ -169,8 +170,4 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _typed(tensor: TensorSpec) -> str:
-    return f"{tensor.dtype} {_shape(tensor.shape)}"
-
-
-def _shape(shape: Sequence[int | str]) -> str:
-    return f"({', '.join(map(str, shape))})"
+    return f"{tensor.dtype} {shape_text(tensor.shape)}"

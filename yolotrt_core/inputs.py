@@ -71,7 +71,7 @@ def refuse_selection(selection: Selection, labels: Sequence[str]) -> None:
         UsageError: naming the field, what it expects and what was found.
     """
     for name, share in (("conf", selection.conf), ("iou", selection.iou)):
-        if not isinstance(share, Real) or not 0 <= share <= 1:
+        if not issubclass(type(share), Real) or not 0 <= share <= 1:
             raise UsageError(f"`{name}` is a number from 0 to 1, found {share!r}")
     if not _is_whole(selection.max_det) or selection.max_det < 0:
         raise UsageError(f"`max_det` is a whole number from 0 on, found {selection.max_det!r}")

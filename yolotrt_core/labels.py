@@ -43,7 +43,7 @@ def labels_from_yaml(text: str) -> tuple[str, ...] | None:
         raise UsageError("class names in YAML need PyYAML, which is not installed", hint="pip install pyyaml") from err
     try:
         found = yaml.safe_load(text)
-    except yaml.YAMLError as err:
+    except (ValueError, RecursionError, yaml.YAMLError) as err:  # ValueError: a date that is none, and the like
         raise UsageError(f"the class names are not YAML: {' '.join(str(err).split())}") from err
     return labels_in_order(found.get("names")) if isinstance(found, Mapping) else None
 

@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeVar
 
 from yolotrt_core.errors import PluginError, UsageError
 from yolotrt_core.types import Json
+from yolotrt_core.user_paths import user_path
 
 O = TypeVar("O")  # noqa: E741 - an options dataclass
 
@@ -22,6 +23,7 @@ _METADATA = "yolotrt"
 _SCALARS = (bool, int, float, str, Path)
 _ON = {"on": True, "true": True, "yes": True, "1": True}
 _OFF = {"off": False, "false": False, "no": False, "0": False}
+_MOST = 2**63 - 1  # in a whole number: what stages pass it on to holds 64 bits
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +61,8 @@ class OptionField:
         if self.choices:
             return " or ".join(f"`{c}`" for c in self.choices)
         kind = {int: "a whole number", float: "a number", str: "a text", Path: "a path"}[self.type]
-        bounds = [f"at least {self.minimum:g}"] if self.minimum is not None else []
-        bounds += [f"at most {self.maximum:g}"] if self.maximum is not None else []
+        named = (("at least", self.minimum), ("at most", self.maximum))
+        bounds = [f"{words} {bound:.12g}" for words, bound in named if bound is not None]
         unit = f" of {self.unit}" if self.unit else ""
         return kind + unit + (", " + " and ".join(bounds) if bounds else "")
 
@@ -212,11 +214,13 @@ def parse(field: OptionField, value: Any, where: str) -> Any:
     if field.type in (int, float):
         try:
             parsed = field.type(value)
-        except (TypeError, ValueError):
+            is_finite = math.isfinite(parsed)
+        except (TypeError, ValueError, OverflowError):  # OverflowError: an infinite int, an int that no float can hold
             raise refusal from None
-        if isinstance(value, float) and parsed != value:
+        if not is_finite or (isinstance(value, float) and parsed != value):
             raise refusal
-        if not math.isfinite(parsed):
+        if field.type is int and abs(parsed) > _MOST:
+            refusal.hint = f"the largest whole number is {_MOST}"
             raise refusal
         if field.minimum is not None and parsed < field.minimum:
             raise refusal
@@ -225,7 +229,7 @@ def parse(field: OptionField, value: Any, where: str) -> Any:
         return parsed
     if not isinstance(value, (str, Path)):
         raise refusal
-    return Path(value).expanduser() if field.type is Path else str(value)
+    return user_path(value) if field.type is Path else str(value)
 
 
 def key_material(options: Any, prefix: str) -> dict[str, Json]:

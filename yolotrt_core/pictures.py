@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from yolotrt_core.errors import UsageError
 from yolotrt_core.jpeg import upright_size
+from yolotrt_core.user_paths import existing_path, user_path
 
 if TYPE_CHECKING:
     import numpy as np
@@ -56,20 +57,20 @@ def find(path: str) -> list[Path]:
         path: a file, a folder (not its subfolders), or a pattern with `*`, `?` or `**`.
 
     Raises:
-        UsageError: nothing there, or nothing that is a picture or video by its ending.
+        UsageError: nothing there, nothing that is a picture or video by its ending, or the system does not let look.
     """
-    named = Path(path).expanduser()
-    if named.is_dir():
+    named = existing_path(path)
+    if named is not None and named.is_dir():
         found = sorted(p for p in named.iterdir() if p.suffix.lower() in PICTURES | VIDEOS)
         if not found:
             raise UsageError(f"no picture or video in the folder `{path}`", hint=_endings())
         return found
-    if named.is_file():
+    if named is not None and named.is_file():
         if named.suffix.lower() not in PICTURES | VIDEOS:
             raise UsageError(f"`{path}` is no picture or video by its ending `{named.suffix}`", hint=_endings())
         return [named]
     if glob.has_magic(path):
-        matches = sorted(Path(p) for p in glob.glob(str(named), recursive=True))  # noqa: PTH207 - Path.glob has no absolute patterns
+        matches = sorted(Path(p) for p in glob.glob(str(user_path(path)), recursive=True))  # noqa: PTH207 - Path.glob has no absolute patterns
         found = [p for p in matches if p.suffix.lower() in PICTURES | VIDEOS]
         if not found:
             raise UsageError(f"no picture or video matches the pattern `{shown(path)}`", hint=_endings())

@@ -22,12 +22,12 @@ from yolotrt_core.registry import Registry
 from yolotrt_core.source_digest import source_digest
 from yolotrt_core.store.action import Action, Record
 from yolotrt_core.store.failures import DamagedArtifactError, MissingArtifactError
+from yolotrt_core.store.layout import STAGE_LOG
 from yolotrt_core.store.store import Store
 from yolotrt_core.types import Json
 
 _log = logging.getLogger(__name__)
 
-LOG_FILE = "stage.log"
 _CORE_SOURCES = tuple(
     f"yolotrt_core.{name}" for name in ("stages", "sessions", "types", "options", "plans", "pipeline", "work", "ranges")
 )
@@ -128,7 +128,7 @@ def _make(steps: Plan, step: Step, action: Action, store: Store, folder: Path) -
     for name, sha256 in action.inputs.items():
         if isinstance(step.inputs[name], Output):
             store.copy_out(sha256, given / name)
-    log_file = folder / LOG_FILE
+    log_file = folder / STAGE_LOG
     try:
         with log.stage_log(log_file):
             try:

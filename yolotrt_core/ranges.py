@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from yolotrt_core.errors import UsageError
-from yolotrt_core.types import Json
+from yolotrt_core.types import Json, number_from_json
 
 SCHEMA = 1
 # Largest code of symmetric int8 and largest number of E4M3 (ONNX: FLOAT8E4M3FN).
@@ -127,10 +127,11 @@ def ranges_from_json(data: object, where: str) -> Ranges:
         if not isinstance(data.get(key), str):
             raise UsageError(f"`{where}` is no ranges file: `{key}` is missing")
     tensors = {}
-    for name, amax in data["tensors"].items():
-        if isinstance(amax, bool) or not isinstance(amax, (int, float)) or not math.isfinite(amax) or amax <= 0:
-            raise UsageError(f"`{where}`: the range of `{name}` is {amax!r}, expected a positive number")
-        tensors[name] = float(amax)
+    for name, found in data["tensors"].items():
+        amax = number_from_json(found)
+        if amax is None or amax <= 0:
+            raise UsageError(f"`{where}`: the range of `{name}` is {found!r}, expected a positive number")
+        tensors[name] = amax
     extra = {key: data[key] for key in ("images", "preprocessing", "tools") if isinstance(data.get(key), dict)}
     return Ranges(onnx_sha256=data["onnx_sha256"], method=data["method"], tensors=tensors, **extra)
 

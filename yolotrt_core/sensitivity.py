@@ -27,6 +27,7 @@ from yolotrt_core.handed_on import check_pass
 from yolotrt_core.options import key_material, option
 from yolotrt_core.plans import Output, Plan, Settings, Step
 from yolotrt_core.progress import progress
+from yolotrt_core.ranges import read_ranges
 from yolotrt_core.registry import Registered, Registry
 from yolotrt_core.source_digest import source_digest
 from yolotrt_core.sources import sample_path, sha256_of
@@ -271,7 +272,7 @@ class _Case:
         model = self._model(work)
         ranges = work / RANGES_FILE
         self.store.copy_out(self._digest("ranges"), ranges)
-        calibration = Calibration(ranges, self._digest("ranges"), str(json.loads(ranges.read_text())["method"]))
+        calibration = Calibration(ranges, self._digest("ranges"), read_ranges(ranges).method)
         lowered = work / "lowered"
         lowered.mkdir()
         stage, request = self.lowering.stage, self.lowering.request

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from yolotrt_core.errors import UsageError
@@ -23,10 +24,10 @@ def refuse_unfit(images: NDArray[Any], spec: EngineSpec) -> None:
             nor any profile allows; the error says what is accepted.
     """
     expected = spec.model.inputs[0].shape
-    accepted = f"float32 {_shown(expected)}"
+    accepted = f"float32 {shape_text(expected)}"
     if spec.profiles:
         accepted += " with (batch, height, width) from " + " or from ".join(_range(p) for p in spec.profiles)
-    found = f"{getattr(images, 'dtype', type(images).__name__)} {_shown(getattr(images, 'shape', ()))}"
+    found = f"{getattr(images, 'dtype', type(images).__name__)} {shape_text(getattr(images, 'shape', ()))}"
     fits = (
         str(getattr(images, "dtype", "")) == "float32"
         and images.ndim == len(expected)
@@ -45,6 +46,16 @@ def refuse_unfit(images: NDArray[Any], spec: EngineSpec) -> None:
             raise UsageError(f"height and width must be multiples of {step}, found {found}")
 
 
+def shape_text(shape: Sequence[int | str]) -> str:
+    """Write a tensor's shape for people, e.g. `(batch, 3, 640, 640)`."""
+    return f"({', '.join(map(str, shape))})"
+
+
+def profile_text(profile: ShapeRange) -> str:
+    """Write a profile as users give it, e.g. `1x320x320:1x640x640:8x640x640`."""
+    return ":".join("x".join(map(str, shape)) for shape in (profile.min, profile.opt, profile.max))
+
+
 def shapes_text(spec: EngineSpec) -> str:
     """Say for people which shapes an engine accepts, e.g. `batch 1, 640x640`."""
     if spec.profiles:
@@ -59,7 +70,3 @@ def _within(size: tuple[int, int, int], profile: ShapeRange) -> bool:
 
 def _range(profile: ShapeRange) -> str:
     return f"{'x'.join(map(str, profile.min))} to {'x'.join(map(str, profile.max))}"
-
-
-def _shown(shape: tuple[int | str, ...]) -> str:
-    return f"({', '.join(map(str, shape))})"

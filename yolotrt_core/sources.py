@@ -13,6 +13,7 @@ from types import MappingProxyType
 from yolotrt_core.errors import UsageError
 from yolotrt_core.store.action import is_name
 from yolotrt_core.types import ModelSource
+from yolotrt_core.user_paths import existing_path, user_path
 
 DEFAULT_MODEL = "parts"
 RELEASE_URL = "https://github.com/ultralytics/yolov5/releases/download/v7.0"
@@ -68,7 +69,7 @@ def resolve_source(
             or not as the release's own content.
         ArtifactError: the cache cannot be written.
     """
-    if weights is not None and (path := _existing(weights)):
+    if weights is not None and str(weights) and (path := existing_path(weights)):
         return _local(path)
     name = DEFAULT_MODEL if weights is None else str(weights)
     if name == DEFAULT_MODEL:
@@ -78,16 +79,8 @@ def resolve_source(
         raise _unknown(name)
     release = RELEASES[name]
     base = release_url or os.environ.get(RELEASE_URL_VARIABLE) or RELEASE_URL
-    path = _released(name, release, cache_dir.expanduser(), None if offline else base.rstrip("/"))
+    path = _released(name, release, user_path(cache_dir), None if offline else base.rstrip("/"))
     return ModelSource(path, release.sha256, name, imgsz=release.imgsz)
-
-
-def _existing(weights: str | Path) -> Path | None:
-    try:
-        path = Path(weights).expanduser()
-        return path if str(weights) and path.exists() else None
-    except (OSError, RuntimeError) as err:  # RuntimeError: `~name` of nobody
-        raise UsageError(f"cannot read `{weights}`: {(getattr(err, 'strerror', None) or str(err)).lower()}") from err
 
 
 def _local(path: Path) -> ModelSource:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -217,6 +218,16 @@ def to_json(value: Any) -> Json:
     raise TypeError(f"{type(value).__name__} has no JSON form")
 
 
+def number_from_json(data: object) -> float | None:
+    """Return a JSON number as a float; None for anything else, NaN, infinity and what no float can hold."""
+    if isinstance(data, bool) or not isinstance(data, (int, float)):
+        return None
+    try:
+        return float(data) if math.isfinite(data) else None
+    except OverflowError:
+        return None
+
+
 def from_json(cls: type[T], data: Any) -> T:
     """Rebuild a dataclass of this module from `to_json`'s output; unknown keys are refused."""
     return typing.cast(T, _decode(cls, data))
@@ -253,7 +264,9 @@ def _decode(hint: Any, data: Any) -> Any:
     if hint is Path:
         return Path(data)
     if hint is float and isinstance(data, int) and not isinstance(data, bool):
-        return float(data)
+        if (number := number_from_json(data)) is None:
+            raise ValueError("expected a number, found a whole number that is too large")
+        return number
     if isinstance(hint, type) and not isinstance(data, hint):
         raise ValueError(f"expected {hint.__name__}, found {data!r}")
     return data

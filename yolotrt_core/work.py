@@ -12,7 +12,7 @@ from yolotrt_core import parity
 from yolotrt_core.calibration import Batches
 from yolotrt_core.errors import StageError, UsageError
 from yolotrt_core.handed_on import check_engine, check_export, check_pass, check_ranges, fault
-from yolotrt_core.ranges import with_origin
+from yolotrt_core.ranges import read_ranges, with_origin
 from yolotrt_core.sources import sha256_of
 from yolotrt_core.stages import ONNX_FILE, RANGES_FILE
 from yolotrt_core.types import BuildRequest, Calibration, EngineSpec, Json, ModelSpec, OnnxModel, from_json, to_json
@@ -67,7 +67,7 @@ def _parity(steps: Plan, step: Step, given: Path, out: Path, store: Store) -> Ma
     spec = EngineSpec(model=model.spec, precision="fp32", builder=PARITY_BUILDER, tools=step.tools)
     with step.stage.open(model.path, spec, step.stage.Options(), store.side_cache()) as session:
         facts = parity.check(session, given / "reference", step.options)
-    (out / "parity.json").write_text(json.dumps(facts, indent=1) + "\n")
+    (out / "parity.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     return facts
 
 
@@ -108,7 +108,7 @@ def _refuse_sizes(request: BuildRequest, step: int) -> None:
 def _model(step: Step, given: Path, store: Store) -> OnnxModel:
     # Stages see the name that tools expect, whatever the input is called in the key.
     path = (given / "onnx").rename(given / ONNX_FILE)
-    spec = from_json(ModelSpec, json.loads((given / "spec").read_text()))
+    spec = from_json(ModelSpec, json.loads((given / "spec").read_text(encoding="utf-8")))
     return OnnxModel(path, sha256_of(path), spec)
 
 
@@ -117,7 +117,7 @@ def _calibration(given: Path) -> Calibration | None:
     if not path.is_file():
         return None
     path = path.rename(given / RANGES_FILE)
-    return Calibration(path, sha256_of(path), str(json.loads(path.read_text())["method"]))
+    return Calibration(path, sha256_of(path), read_ranges(path).method)
 
 
 def _write(path: Path, value: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from yolotrt_core.errors import ArtifactError
@@ -14,15 +14,17 @@ from yolotrt_core.errors import ArtifactError
 def whole_file(target: Path) -> Iterator[Path]:
     """Give a path beside `target` to write to, which takes its place at the end of the block.
 
-    If the block fails, neither it nor a part of it stays. The ending is kept, since libraries
-    choose the format by it.
+    If the block fails, neither it nor a part of it stays. Each writer has a path of its own: of several, the last
+    to finish wins. The ending is kept, since libraries choose the format by it; the rest of the name is not, since
+    more could be too long for the disk. Not from `tempfile`: its files are private whatever the user's mask says.
     """
-    partial = target.with_name(f".{target.stem}.partial{target.suffix}")
+    partial = target.with_name(f".partial-{os.urandom(6).hex()}{target.suffix}")
     try:
         yield partial
         partial.replace(target)
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # what failed before it is what matters
+            partial.unlink(missing_ok=True)
 
 
 def refuse_unwritable(folder: Path) -> None:

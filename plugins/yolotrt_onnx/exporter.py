@@ -19,6 +19,7 @@ from yolotrt_core.labels import labels_from_file, labels_in_order, literal, meta
 from yolotrt_core.options import nearest
 from yolotrt_core.reference import reference_images
 from yolotrt_core.rows import Known, Rows, find_rows
+from yolotrt_core.shapes import shape_text
 from yolotrt_core.stages import REFERENCE_FILE
 from yolotrt_core.types import BuildRequest, ModelSource, ModelSpec
 from yolotrt_onnx.edits import arrange, keep_output, make_float, rename
@@ -118,7 +119,7 @@ class _Picture:
     def __init__(self, model: ModelProto) -> None:
         weights = {weight.name for weight in model.graph.initializer}
         inputs = [value for value in model.graph.input if value.name not in weights]
-        shown = ", ".join(f"`{s.name}` {s.dtype} {_shown(s.shape)}" for s in tensor_specs(inputs)) or "none"
+        shown = ", ".join(f"`{s.name}` {s.dtype} {shape_text(s.shape)}" for s in tensor_specs(inputs)) or "none"
         refusal = UsageError(f"expected one input, float pictures (batch, 3, height, width), found {shown}")
         if len(inputs) != 1 or inputs[0].type.tensor_type.elem_type not in _FLOATS:
             raise refusal
@@ -188,7 +189,7 @@ def _output(model: ModelProto, options: OnnxSourceOptions) -> str:
         return options.output
     fitting = [s.name for s in specs.values() if len(s.shape) == 3 and s.dtype in ("float32", "float16")]
     if len(fitting) != 1:
-        shown = ", ".join(f"`{s.name}` {s.dtype} {_shown(s.shape)}" for s in specs.values())
+        shown = ", ".join(f"`{s.name}` {s.dtype} {shape_text(s.shape)}" for s in specs.values())
         hint = "choose it with `--onnx-output NAME`" if fitting else "export the model without NMS"
         raise UsageError(f"expected one float output (batch, rows, 5 + classes), found {shown}", hint=hint)
     return fitting[0]
@@ -227,8 +228,8 @@ def _rows(
     size = (request.height, request.width)
     if answer.ndim == 3 and answer.shape[1] < answer.shape[2] and answer.shape[1] >= 5:
         raise UsageError(
-            f"the output has the shape {_shown(answer.shape)}: one column for each box, as anchor-free heads (YOLOv8 "
-            "and later) have it; expected YOLOv5's (batch, rows, 5 + classes)",
+            f"the output has the shape {shape_text(answer.shape)}: one column for each box, as anchor-free heads "
+            "(YOLOv8 and later) have it; expected YOLOv5's (batch, rows, 5 + classes)",
             hint="with a postprocessor plugin that decodes it, name its head: `--onnx-head NAME`",
         )
     rows = find_rows(answer, size, known, _ROUNDED_SLACK if is_rounded else _SLACK)
@@ -324,10 +325,6 @@ def _properties(model: ModelProto) -> dict[str, str]:
 
 def _dims(value: ValueInfoProto) -> Any:
     return value.type.tensor_type.shape.dim
-
-
-def _shown(shape: tuple[int | str, ...]) -> str:
-    return f"({', '.join(map(str, shape))})"
 
 
 def _by(sizes: tuple[int | None, ...]) -> str:

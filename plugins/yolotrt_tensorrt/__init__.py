@@ -29,7 +29,11 @@ class TensorRTOptions:
     )
     device: int = option(0, help="Number of the CUDA device to build for and to run on", minimum=0, in_key=False)
     workspace: int | None = option(
-        None, help="Most scratch memory a kernel may use; default: the library's own limit", unit="MiB", minimum=1
+        None,
+        help="Most scratch memory a kernel may use; default: the library's own limit",
+        unit="MiB",
+        minimum=1,
+        maximum=10**9,
     )
     optimization_level: int | None = option(
         None, help="How long to search for fast kernels, 0 to 5 (tensorrt only)", minimum=0, maximum=5

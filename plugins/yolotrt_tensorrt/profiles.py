@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from yolotrt_core.errors import StageError, UsageError
 from yolotrt_core.layout import Layout, layout_of, without_channels
+from yolotrt_core.shapes import profile_text
 from yolotrt_core.types import BuildRequest, ShapeRange
 from yolotrt_tensorrt.library import Library
 
@@ -52,12 +53,7 @@ def add_profiles(
         with library.collecting() as messages:
             index = config.add_optimization_profile(profile)
         if not profile or index < 0:
-            raise library.failure(f"take the profile {show(asked)}", messages)
-
-
-def show(profile: ShapeRange) -> str:
-    """Write a profile as users give it, e.g. `1x320x320:1x640x640:8x640x640`."""
-    return ":".join("x".join(map(str, shape)) for shape in (profile.min, profile.opt, profile.max))
+            raise library.failure(f"take the profile {profile_text(asked)}", messages)
 
 
 def _check_static(name: str, shape: tuple[int, ...], request: BuildRequest) -> None:
@@ -82,8 +78,8 @@ def _full(shape: tuple[int, ...], asked: ShapeRange, which: str, name: str) -> t
     for axis, fixed, value in zip(_AXES[layout_of(shape)], shape, wanted, strict=True):
         if fixed not in (-1, value):
             raise UsageError(
-                f"input `{name}` has the fixed {axis} {fixed}, and profile {show(asked)} asks for {value}",
-                hint=f"`--profile {show(_within(shape, asked))}` keeps to it",
+                f"input `{name}` has the fixed {axis} {fixed}, and profile {profile_text(asked)} asks for {value}",
+                hint=f"`--profile {profile_text(_within(shape, asked))}` keeps to it",
             )
     return wanted
 

@@ -1,4 +1,4 @@
-"""What several tests of the core need: a store, and servers to fetch from."""
+"""What several tests of the core need: picture files, and servers to fetch from."""
 
 from __future__ import annotations
 
@@ -11,14 +11,6 @@ from picture_files import write_files
 from release_server import Server
 
 from yolotrt_core import sources
-from yolotrt_core.store.store import Store
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    opened = Store(tmp_path / "store")
-    yield opened
-    opened.close()
 
 
 @pytest.fixture

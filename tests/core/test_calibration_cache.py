@@ -19,14 +19,17 @@ def test_a_published_line_is_read() -> None:
     assert cache.scales == {"input_1:0": pytest.approx(0.00787594, rel=1e-6), "a: b": 2.0**-7}
 
 
-@pytest.mark.parametrize(("version", "number"), [("8.6.1", 8601), ("10.3.0", 100300), ("10.16.1.11", 101601)])
+@pytest.mark.parametrize(
+    ("version", "number"), [("8.6.1", 8601), ("10.3.0", 100300), ("10.16.1.11", 101601), ("10.3", 100300)]
+)
 def test_versions(version: str, number: int) -> None:
     assert version_number(version) == number
 
 
-def test_what_is_no_release() -> None:
-    with pytest.raises(UsageError, match=r"expected a TensorRT release as 10\.3\.0, found `ten`"):
-        version_number("ten")
+@pytest.mark.parametrize("text", ["ten", "10", "9" * 5000 + ".0"])
+def test_what_is_no_release(text: str) -> None:
+    with pytest.raises(UsageError, match=rf"expected a TensorRT release as 10\.3\.0, found `{text}`"):
+        version_number(text)
 
 
 @given(st.floats(1e-4, 1e6))

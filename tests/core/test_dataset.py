@@ -46,12 +46,57 @@ def test_a_folder_of_pictures_finds_its_labels(yolo: Path, place: str) -> None:
     assert dataset.read(yolo / place, LABELS).boxes == 2
 
 
-@pytest.mark.parametrize("names", ["names: [cat, dog]", "names:\n  0: cat\n  1: dog"])
-def test_a_description(yolo: Path, names: str) -> None:
-    described = _yaml(yolo, f"path: .\ntrain: images/val\nval: images/val\n{names}\n")
+@pytest.mark.parametrize("names", ["names: [cat, dog]", "names:\n  0: cat\n  1: dog", "names: {'1': dog, '0': cat}"])
+@pytest.mark.parametrize("place", ["path: .", "path:", ""])
+def test_a_description(yolo: Path, names: str, place: str) -> None:
+    described = _yaml(yolo, f"{place}\ntrain: images/val\nval: images/val\n{names}\n")
     data = dataset.read(described, LABELS)
     assert (data.boxes, data.labels) == (2, LABELS)
     assert dataset.read(yolo, LABELS).boxes == 2  # the folder of one description is that description
+
+
+@pytest.mark.parametrize("names", ["", "names:"])
+def test_a_description_without_names(yolo: Path, names: str) -> None:
+    assert dataset.read(_yaml(yolo, f"val: images/val\n{names}\n"), LABELS).labels == ()
+
+
+def _pictures(folder: Path, *names: str) -> Path:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("inside", "outside", "names"),
+    [
+        ((), ("far/a/images/1.jpg",), ["1.jpg"]),
+        ((), ("far/a/images/1.jpg", "far/b/images/1.jpg"), ["a/images/1.jpg", "b/images/1.jpg"]),
+        (("1.jpg",), ("far/1.jpg",), ["1.jpg", "far/1.jpg"]),
+        (("1.jpg", "far/1.jpg"), ("far/1.jpg",), ["1.jpg", "elsewhere/far/1.jpg", "far/1.jpg"]),
+    ],
+)
+def test_pictures_outside_the_data_set_are_all_kept(
+    tmp_path: Path, inside: tuple[str, ...], outside: tuple[str, ...], names: list[str]
+) -> None:
+    base, top = _pictures(tmp_path / "set", *inside), _pictures(tmp_path / "elsewhere", *outside)
+    base.mkdir(exist_ok=True)
+    places = [base, *{(top / name).parent for name in outside}, top]  # the last holds them again
+    described = _yaml(tmp_path, f"path: {base}\nval: {json.dumps(list(map(str, places)))}\n")
+    files, found, _ = dataset.list_pictures(described)
+    assert found == names
+    assert sorted(files) == sorted([*(base / name for name in inside), *(top / name for name in outside)])
+    assert all(str(file).endswith(name) for file, name in zip(files, found, strict=True))
+
+
+@pytest.mark.parametrize("unreadable", [True, False])
+def test_a_list_file_that_is_no_text(yolo: Path, unreadable: bool) -> None:
+    if unreadable:
+        (yolo / "val.txt").symlink_to("/proc/self/mem")  # for root too
+    else:
+        (yolo / "val.txt").write_bytes(b"images/val/a.jpg\n\xff\n")
+    with pytest.raises(UsageError, match="cannot read the picture list"):
+        dataset.read(_yaml(yolo, "val: val.txt"), LABELS)
 
 
 def test_a_description_with_a_list_file(yolo: Path) -> None:
@@ -106,6 +151,31 @@ def test_coco_categories_the_model_lacks(yolo: Path) -> None:
         dataset.read(_coco(yolo, categories), LABELS)
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"bbox": None}, r"annotation 5: expected `bbox` as \[x, y, width, height\] in pixels, found `None`"),
+        ({"bbox": [1, 2, 3]}, r"expected `bbox` .* found `\[1, 2, 3\]`"),
+        ({"bbox": [1, 2, 3, "4"]}, "expected `bbox`"),
+        ({"bbox": [1, 2, 3, None]}, "expected `bbox`"),
+        ({"bbox": [1, 2, 3, 10**400]}, "expected `bbox`"),
+        ({"bbox": [1, 2, 3, float("nan")]}, "expected `bbox`"),
+        ({"bbox": {"x": 1}}, "expected `bbox`"),
+        ({"category_id": 3}, "annotation 5: `categories` has no `3`"),
+        ({"category_id": None}, "`categories` has no `None`"),
+        ({"category_id": []}, "`categories` has no"),
+        ({"category_id": float("inf")}, "`categories` has no"),
+        ({"image_id": 8}, "is no COCO annotation file: KeyError 8"),
+    ],
+)
+def test_a_coco_annotation_that_is_none(yolo: Path, change: dict[str, object], words: str) -> None:
+    annotation = {"id": 5, "image_id": 7, "category_id": 18, "bbox": [10, 5, 20, 10]} | change
+    categories: list[dict[str, object]] = [{"id": 17, "name": "cat"}, {"id": 18, "name": "dog"}]
+    path = _coco(yolo / "images" / "val", categories, annotations=[annotation])
+    with pytest.raises(UsageError, match=words):
+        dataset.read(path, LABELS)
+
+
 def test_labels_of_another_class_count(yolo: Path) -> None:
     (yolo / "labels" / "val" / "b.txt").write_text("7 0.5 0.5 0.1 0.1\n")
     with pytest.raises(UsageError, match="have class 7, the model has classes 0 to 1"):
@@ -120,8 +190,12 @@ def test_an_empty_label_folder(yolo: Path) -> None:
         dataset.read(yolo, LABELS)
 
 
-@pytest.mark.parametrize("line", ["cat 0.5 0.5 0.1 0.1", "0 0.5 0.5 0.1", "0.5 0.5 0.5 0.1 0.1", "-1 0.5 0.5 0.1 0.1",
-                                  "0 320 240 50 60", "0 nan 0.5 0.1 0.1"])  # fmt: skip
+@pytest.mark.parametrize(
+    "line",
+    ["cat 0.5 0.5 0.1 0.1", "0 0.5 0.5 0.1", "0.5 0.5 0.5 0.1 0.1", "-1 0.5 0.5 0.1 0.1", "0 320 240 50 60",
+     "0 nan 0.5 0.1 0.1", "nan 0.5 0.5 0.1 0.1", "inf 0.5 0.5 0.1 0.1", "1e300 0.5 0.5 0.1 0.1",
+     "0 0.1 0.1 nan 0.5 0.5 0.5", "0 0.1 0.1 0.5 inf 0.5 0.5"],
+)  # fmt: skip
 def test_a_line_that_is_no_label(yolo: Path, line: str) -> None:
     (yolo / "labels" / "val" / "b.txt").write_text(f"0 0.5 0.5 0.1 0.1\n{line}\n")
     with pytest.raises(UsageError, match=r"b\.txt, line 2"):
@@ -136,6 +210,14 @@ def test_a_line_that_is_no_label(yolo: Path, line: str) -> None:
         ("names: [cat, dog]", "names no pictures for `val`"),
         ("val: nowhere\nnames: [cat, dog]", "which does not exist"),
         ("val: 3\nnames: [cat, dog]", "which does not exist"),
+        (f"val: {'x' * 300}", "file name too long"),
+        ("val: images/val\nnames: 3", "`names` of `.*` are no class names: found `3`"),
+        ("val: images/val\nnames: cat", "are no class names: found `cat`"),
+        ("val: images/val\nnames: {0: cat, dog: 1}", "are no class names"),
+        ("val: images/val\nnames: {1: cat, 2: dog}", "are no class names"),
+        ("val: 2020-13-45", "is not YAML"),
+        ("val: " + "[" * 5000, "is not YAML"),
+        (f"val: {'9' * 5000}", "is not YAML"),
     ],
 )
 def test_a_description_that_is_none(yolo: Path, text: str, message: str) -> None:
@@ -144,7 +226,15 @@ def test_a_description_that_is_none(yolo: Path, text: str, message: str) -> None
 
 
 @pytest.mark.parametrize(
-    "content", ["", "[]", '{"images": []}', '{"images": [{}], "annotations": [], "categories": []}']
+    "content",
+    [
+        "",
+        "[]",
+        "[" * 100_000,
+        '{"images": ' + "9" * 5000,
+        '{"images": []}',
+        '{"images": [{}], "annotations": [], "categories": []}',
+    ],
 )
 def test_json_that_is_no_coco(tmp_path: Path, content: str) -> None:
     path = tmp_path / "x.json"

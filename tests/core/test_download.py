@@ -149,8 +149,9 @@ def test_only_web_addresses_are_fetched(tmp_path: Path) -> None:
 def test_cache_that_cannot_be_written(serve: Callable[..., Server], tmp_path: Path) -> None:
     server = serve(whole)
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(ArtifactError, match="cannot write to"):
+    with pytest.raises(ArtifactError, match="cannot write to") as raised:
         fetch(remote(server), tmp_path / "file" / "tiny.pt", QUICK)
+    assert "XDG_CACHE_HOME" in (raised.value.hint or "")  # which is what moves the folder
     assert server.requests == []
 
 

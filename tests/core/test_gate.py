@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 import pytest
 
+from arrays import detections
 from fake_stages import FakeBuilder, FakeExporter, FakePass, FakePostprocessor, FakeSession, fake_plugin
 from yolotrt_core.agreement import agree
 from yolotrt_core.detector import Detector
@@ -27,30 +28,21 @@ from yolotrt_core.stages import ONNX_FILE, Availability
 from yolotrt_core.store.store import Store
 from yolotrt_core.types import Detections, Selection
 
-
-def _found(*rows: tuple[list[float], float, int]) -> Detections:
-    return Detections(
-        np.array([r[0] for r in rows], np.float32).reshape(-1, 4),
-        np.array([r[1] for r in rows], np.float32),
-        np.array([r[2] for r in rows], np.int64),
-    )
-
-
 A, B, FAR = [0, 0, 10, 10], [0, 0, 10, 8], [50, 50, 60, 60]
 
 
 @pytest.mark.parametrize(
     ("one", "other", "share", "drift"),
     [
-        (_found((A, 0.9, 0)), _found((A, 0.8, 0)), 1.0, 0.1),
-        (_found((A, 0.9, 0)), _found((B, 0.9, 0)), 1.0, 0.0),
-        (_found((A, 0.9, 0)), _found((A, 0.9, 1)), 0.0, 0.0),
-        (_found((A, 0.9, 0)), _found((FAR, 0.9, 0)), 0.0, 0.0),
-        (_found((A, 0.9, 0), (FAR, 0.5, 0)), _found((A, 0.9, 0)), 2 / 3, 0.0),
-        (_found((A, 0.9, 0)), _found((A, 0.9, 0), (B, 0.7, 0)), 2 / 3, 0.0),  # one pair for each box
-        (_found(), _found(), 1.0, 0.0),
-        (_found(), _found((A, 0.9, 0)), 0.0, 0.0),
-        (_found((A, 0.9, 0)), _found(), 0.0, 0.0),
+        (detections((A, 0.9, 0)), detections((A, 0.8, 0)), 1.0, 0.1),
+        (detections((A, 0.9, 0)), detections((B, 0.9, 0)), 1.0, 0.0),
+        (detections((A, 0.9, 0)), detections((A, 0.9, 1)), 0.0, 0.0),
+        (detections((A, 0.9, 0)), detections((FAR, 0.9, 0)), 0.0, 0.0),
+        (detections((A, 0.9, 0), (FAR, 0.5, 0)), detections((A, 0.9, 0)), 2 / 3, 0.0),
+        (detections((A, 0.9, 0)), detections((A, 0.9, 0), (B, 0.7, 0)), 2 / 3, 0.0),  # one pair for each box
+        (detections(), detections(), 1.0, 0.0),
+        (detections(), detections((A, 0.9, 0)), 0.0, 0.0),
+        (detections((A, 0.9, 0)), detections(), 0.0, 0.0),
     ],
 )
 def test_agreement(one: Detections, other: Detections, share: float, drift: float) -> None:
@@ -60,7 +52,7 @@ def test_agreement(one: Detections, other: Detections, share: float, drift: floa
 
 
 def test_agreement_adds_up_over_pictures() -> None:
-    result = agree([_found((A, 0.9, 0)), _found((A, 0.5, 0))], [_found((A, 0.7, 0)), _found()])
+    result = agree([detections((A, 0.9, 0)), detections((A, 0.5, 0))], [detections((A, 0.7, 0)), detections()])
     assert (result.expected, result.found, result.matched) == (2, 1, 1)
     assert result.share == pytest.approx(2 / 3)
 
@@ -109,7 +101,7 @@ class _Thresholded(FakePostprocessor):
 
     def decode(self, raw: Any, spec: Any, geometry: Any, selection: Any, options: Any) -> list[Detections]:
         found = super().decode(raw, spec, geometry, selection, options)
-        return [d if d.scores[0] > selection.conf else _found() for d in found]
+        return [d if d.scores[0] > selection.conf else detections() for d in found]
 
 
 def _stages(factor: float, *more: Any, own: FakeBuilder | None = None) -> Registry:

@@ -51,6 +51,8 @@ def test_names_from_files(file: str, text: str, tmp_path: Path) -> None:
         ("n.yaml", b"names: 3", "has no class names"),
         ("n.yaml", b"- a\n- b\n", "has no class names"),
         ("n.yaml", b"names: [", "not YAML"),
+        ("n.yaml", b"names: 2020-13-45", "not YAML"),
+        ("n.yaml", b"names: " + b"[" * 5000, "not YAML"),
         ("n.yaml", b"names: !!python/object/apply:os.system ['true']", "not YAML"),
         ("n.txt", b"\xff\xfe\x00", "cannot read"),
     ],

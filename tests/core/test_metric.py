@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from arrays import detections
 from yolotrt_core.metric import Bootstrap, Scored, Truth, differences, intervals
 from yolotrt_core.types import Detections
 
@@ -21,17 +22,9 @@ def _truth(boxes: list[list[float]], classes: list[int], crowd: list[bool] | Non
     )
 
 
-def _found(rows: list[tuple[list[float], float, int]]) -> Detections:
-    return Detections(
-        np.array([r[0] for r in rows], np.float32).reshape(-1, 4),
-        np.array([r[1] for r in rows], np.float32),
-        np.array([r[2] for r in rows], np.int64),
-    )
-
-
 def test_perfect_and_absent() -> None:
     truth = [_truth([[10, 10, 20, 20]], [0]), _truth([[50, 50, 10, 10]], [1])]
-    found = [_found([([10, 10, 30, 30], 0.9, 0)]), _found([])]
+    found = [detections(([10, 10, 30, 30], 0.9, 0)), detections()]
     accuracy = Scored(truth, found, LABELS).accuracy()
     assert [(c.label, c.boxes, c.ap50, c.ap50_95) for c in accuracy.classes] == [("cat", 1, 1, 1), ("dog", 1, 0, 0)]
     assert (accuracy.map50, accuracy.map50_95) == (0.5, 0.5)
@@ -39,14 +32,14 @@ def test_perfect_and_absent() -> None:
 
 def test_a_false_positive_that_scores_higher_halves_precision() -> None:
     truth = [_truth([[10, 10, 20, 20]], [0])]
-    found = [_found([([60, 60, 80, 80], 0.9, 0), ([10, 10, 30, 30], 0.8, 0)])]
+    found = [detections(([60, 60, 80, 80], 0.9, 0), ([10, 10, 30, 30], 0.8, 0))]
     assert Scored(truth, found, LABELS).accuracy().map50 == pytest.approx(0.5)
 
 
 def test_an_overlap_of_three_quarters_passes_half_of_the_thresholds() -> None:
     """IoU 15/20 = 0.75 meets 0.50 to 0.75: six of ten thresholds."""
     truth = [_truth([[0, 0, 20, 20]], [0])]
-    found = [_found([([0, 0, 20, 15], 0.9, 0)])]
+    found = [detections(([0, 0, 20, 15], 0.9, 0))]
     accuracy = Scored(truth, found, LABELS).accuracy()
     assert accuracy.map50 == 1
     assert accuracy.map50_95 == pytest.approx(0.6)
@@ -54,14 +47,14 @@ def test_an_overlap_of_three_quarters_passes_half_of_the_thresholds() -> None:
 
 def test_a_crowd_counts_neither_way() -> None:
     truth = [_truth([[0, 0, 20, 20], [40, 40, 50, 50]], [0, 0], [False, True])]
-    found = [_found([([0, 0, 20, 20], 0.8, 0), ([45, 45, 85, 85], 0.9, 0)])]
+    found = [detections(([0, 0, 20, 20], 0.8, 0), ([45, 45, 85, 85], 0.9, 0))]
     accuracy = Scored(truth, found, LABELS).accuracy()
     assert accuracy.map50 == 1
     assert accuracy.classes[0].boxes == 1
 
 
 def test_nothing_found_at_all() -> None:
-    accuracy = Scored([_truth([[0, 0, 20, 20]], [2])], [_found([])], LABELS).accuracy()
+    accuracy = Scored([_truth([[0, 0, 20, 20]], [2])], [detections()], LABELS).accuracy()
     assert (accuracy.map50, accuracy.map50_95) == (0, 0)
 
 
@@ -80,7 +73,7 @@ def random_set() -> tuple[list[Truth], list[Detections]]:
         boxes = np.hstack([corners, corners + sizes]) + jitter
         rows = [(b.tolist(), float(random.random()), int(c)) for b, c in zip(boxes, classes, strict=True)]
         rows += [([1.0, 1.0, 30.0, 30.0], float(random.random()), int(random.integers(0, 2)))]
-        found.append(_found(sorted(rows, key=lambda r: -r[1])))
+        found.append(detections(*sorted(rows, key=lambda r: -r[1])))
     return truth, found
 
 

@@ -1,6 +1,7 @@
 """Options: one declaration serves flags, recipes and keys."""
 
 import hashlib
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -39,6 +40,10 @@ def test_precedence_is_flag_then_recipe_then_default() -> None:
         ({"workspace": "1.5"}, "whole number"),
         ({"share": "1.5"}, "at least 0 and at most 1"),
         ({"share": "nan"}, "a number"),
+        ({"share": "9" * 400}, "a number"),
+        ({"threads": "9" * 400}, "a whole number"),
+        ({"threads": "9" * 5000}, "a whole number"),
+        ({"threads": str(2**63)}, "a whole number"),
         ({"tf32": "maybe"}, "`on` or `off`"),
         ({"tool": "slam"}, "`sim` or `slim`"),
     ],
@@ -49,7 +54,10 @@ def test_bad_flags_say_what_was_expected_and_found(flags: dict[str, str], words:
     assert words in caught.value.message
 
 
-@pytest.mark.parametrize("recipe", [{"workspace": True}, {"workspace": 300.5}, {"share": "x"}, {"name": 3}])
+@pytest.mark.parametrize("recipe", [
+    {"workspace": True}, {"workspace": 300.5}, {"workspace": math.inf}, {"threads": 10**400}, {"share": 10**400},
+    {"share": "x"}, {"name": 3}, {"tool": []}, {"tf32": []}, {"table": ["a"]},
+])  # fmt: skip
 def test_bad_recipe_values_name_the_key(recipe: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match=r"`x\."):
         resolve(Options, "x", {}, recipe)

@@ -15,7 +15,6 @@ from fake_stages import RUNS, FakeBuilder, fake_plugin
 from yolotrt_core import pipeline
 from yolotrt_core.engine import BuildSettings, Engine, build_engine, read_engine_spec
 from yolotrt_core.errors import ArtifactError, PluginError, StageError, UsageError
-from yolotrt_core.hookspecs import hookimpl
 from yolotrt_core.registry import Registry
 from yolotrt_core.stages import Availability
 from yolotrt_core.store.store import Store
@@ -159,32 +158,6 @@ def test_a_model_that_changes_while_it_is_read(
     monkeypatch.setattr(exporter, "export", export, raising=False)
     with pytest.raises(StageError, match="changed while"):
         _build(weights, store, stages, tmp_path)
-
-
-def test_hooks_are_told_of_every_stage(weights: Path, store: Store, tmp_path: Path) -> None:
-    told: list[tuple[str, ...]] = []
-
-    class Listener:
-        YOLOTRT_API = 1
-
-        @hookimpl
-        def yolotrt_stage_started(self, action: Any) -> None:
-            told.append(("started", action.stage))
-
-        @hookimpl
-        def yolotrt_stage_finished(self, action: Any, record: Any, from_cache: bool, seconds: float) -> None:
-            assert record.key == action.key
-            assert seconds >= 0
-            told.append(("finished", action.stage, str(from_cache)))
-
-    stages = Registry.of(fake_plugin(), Listener())
-    assert stages.broken == []
-    _build(weights, store, stages, tmp_path, precision="fp32")
-    kinds = ("exporter", "parity", "builder")
-    assert told == [event for k in kinds for event in (("started", k), ("finished", k, "False"))]
-    told.clear()
-    _build(weights, store, stages, tmp_path, precision="fp32")
-    assert told == [("finished", k, "True") for k in kinds]
 
 
 def test_walk_says_what_would_run(weights: Path, store: Store, stages: Registry, tmp_path: Path) -> None:

@@ -132,7 +132,6 @@ def test_device_is_refused_not_read_forever(tmp_path: Path) -> None:
         ("runs/best.pt", "pass a file that exists"),
         ("yolov5n.pt", "pass `yolov5n` to fetch the official file"),
         ("", "pass a file that exists"),
-        ("nul\0byte", "pass a file that exists"),
     ],
 )
 def test_neither_file_nor_name(weights: str, hint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,9 +139,3 @@ def test_neither_file_nor_name(weights: str, hint: str, tmp_path: Path, monkeypa
     with pytest.raises(UsageError, match="no file") as caught:
         resolve_source(weights, cache_dir=tmp_path)
     assert hint in (caught.value.hint or "")
-
-
-@pytest.mark.parametrize("weights", ["x" * 5000, "~nobody-of-this-name/model.pt"])
-def test_impossible_paths_are_usage_errors(weights: str, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="cannot read"):
-        resolve_source(weights, cache_dir=tmp_path)

@@ -69,6 +69,11 @@ def test_wrong_values_are_refused(change: dict[str, object]) -> None:
         from_json(BuildRequest, {**shown, **change})
 
 
+def test_a_number_that_no_float_holds_is_refused() -> None:
+    with pytest.raises(ValueError, match="expected a number, found a whole number that is too large"):
+        from_json(Selection, {"conf": 10**400})
+
+
 def test_a_tuple_of_fixed_length_is_checked() -> None:
     with pytest.raises(ValueError, match="expected 3 items"):
         from_json(ShapeRange, {"min": [1, 2], "opt": [1, 2, 3], "max": [1, 2, 3]})

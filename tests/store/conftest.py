@@ -1,4 +1,4 @@
-"""A store to test, and small disks that can be full or read-only."""
+"""Small disks that can be full or read-only."""
 
 from __future__ import annotations
 
@@ -8,15 +8,6 @@ from pathlib import Path
 
 import pytest
 from store_worker import Disk
-
-from yolotrt_core.store.store import Store
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    opened = Store(tmp_path / "store")
-    yield opened
-    opened.close()
 
 
 @pytest.fixture

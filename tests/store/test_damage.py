@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 from pathlib import Path
 
 import pytest
@@ -87,6 +88,18 @@ def test_damaged_side_file_is_not_used(store: Store, caplog: pytest.LogCaptureFi
     assert [d.kind for d in store.verify().damage] == ["side"]
     store.repair()
     assert store.verify().ok
+
+
+def test_repair_of_a_store_that_made_more_than_may_be_open(store: Store) -> None:
+    store.obtain(action(1), maker(1))
+    for number in range(200):
+        (store.locks_folder / f"{number:064x}.lock").touch()
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (sum(1 for _ in Path("/proc/self/fd").iterdir()) + 50, before[1]))
+    try:
+        assert store.repair().ok
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 def test_repair_removes_damage_and_leftovers(store: Store) -> None:

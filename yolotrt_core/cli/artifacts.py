@@ -23,6 +23,7 @@ from yolotrt_core.registry import KINDS, Registry
 from yolotrt_core.stages import ONNX_FILE, RANGES_FILE
 from yolotrt_core.store.action import Record
 from yolotrt_core.types import Json, to_json
+from yolotrt_core.user_paths import user_path
 from yolotrt_core.writing import refuse_unwritable
 
 if TYPE_CHECKING:
@@ -269,7 +270,7 @@ def _export(stages: Registry, given: Given) -> None:
         )
     if not folder:
         raise UsageError("`--out` is needed: the folder to copy to")
-    refuse_unwritable(Path(folder).expanduser())
+    refuse_unwritable(user_path(folder))
     store = _opened(given)
     settings = build.build_settings(stages, given)
     planned = plan_build(settings, store=store, stages=stages)
@@ -288,7 +289,7 @@ def _export(stages: Registry, given: Given) -> None:
     if not made:
         raise UsageError(f"a build of these settings has no {kind}", hint=f"precision is {settings.precision}")
     record = made[-1]
-    target = Path(folder).expanduser() / f"{planned.source.name}-{settings.precision}{Path(wanted).suffix}"
+    target = user_path(folder) / f"{planned.source.name}-{settings.precision}{Path(wanted).suffix}"
     if kind == "ranges":
         target = target.with_name(f"{planned.source.name}-ranges.json")
     if kind == "cache":

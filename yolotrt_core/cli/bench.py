@@ -8,7 +8,6 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from yolotrt_core.cli import build
@@ -20,6 +19,7 @@ from yolotrt_core.errors import UsageError
 from yolotrt_core.registry import KINDS, Registry
 from yolotrt_core.speed import Candidate, Speed, machine_facts, measure_speed, measure_streams
 from yolotrt_core.types import EngineSpec, Json, to_json
+from yolotrt_core.user_paths import user_path
 
 _OWN = (
     Flag("engine", "Engine file made by `build`, instead of --weights"),
@@ -52,7 +52,7 @@ def _bench(stages: Registry, given: Given) -> None:
     size = _frame_size(given["frame"] or "480x640")
     repeats = build.whole_number("--repeats", given["repeats"] or 100)
     if given["against"]:
-        read_engine_spec(Path(given["against"]).expanduser())  # before anything is built to be timed beside it
+        read_engine_spec(user_path(given["against"]))  # before anything is built to be timed beside it
     store = open_store(build.path_from_text(given["store"]))
     batches = _batches(given["batches"])
     if batches and (given["engine"] or settings.dynamic):

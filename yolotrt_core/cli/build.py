@@ -19,6 +19,7 @@ from yolotrt_core.parity import ParityOptions
 from yolotrt_core.registry import KINDS, Registry
 from yolotrt_core.sensitivity import SensitivityOptions
 from yolotrt_core.types import PRECISIONS, Json, ShapeRange, to_json
+from yolotrt_core.user_paths import user_path
 
 SETTINGS = (
     Flag(
@@ -67,6 +68,8 @@ PARITY_FLAGS = tuple(
     for prefix, options in _CORE_OPTIONS.items()
     for f in option_fields(options, prefix)
 )
+# Settings that are taken as they stand; what reads the others refuses what it cannot read.
+_TEXTS = frozenset({"weights", "precision", "builder", "exporter", "calibrator", "calib_data", "eval_data"})
 # What still has a meaning beside an engine file.
 _WITH_ENGINE = frozenset({"recipe", "store", "offline", "calib_data", "eval_data"})
 RESERVED = tuple("--" + f.name.replace("_", "-") for f in (*SETTINGS, *_OWN, *PARITY_FLAGS))
@@ -84,7 +87,7 @@ def task(stages: Registry) -> Any:
 
     def body(given: Given) -> None:
         settings = build_settings(stages, given)
-        out = Path(given["out"]).expanduser() if given["out"] else None
+        out = path_from_text(given["out"])
         engine = build_engine(
             settings, store=open_store(path_from_text(given["store"])), stages=stages, out=out, force=given["force"]
         )
@@ -99,11 +102,14 @@ def build_settings(stages: Registry, given: Given) -> BuildSettings:
     Raises:
         UsageError: a value that cannot be read, an unknown recipe table or key.
     """
-    recipe = read_recipe(Path(given["recipe"]).expanduser(), stages) if given["recipe"] else {}
+    recipe = read_recipe(user_path(given["recipe"]), stages) if given["recipe"] else {}
     table = recipe.get("build", {})
     names = [f.name.replace("_", "-") for f in SETTINGS if f.name not in ("recipe", "store")]
     refuse_unknown({k.replace("_", "-"): v for k, v in table.items()}, names, "in table `[build]` of the recipe")
     merged = {k.replace("-", "_"): v for k, v in table.items()}
+    for name in _TEXTS & merged.keys():
+        if not isinstance(merged[name], str):
+            raise UsageError(f"`build.{name}` in the recipe expects a text, found `{merged[name]}`")
     merged |= {f.name: given[f.name] for f in SETTINGS if given.get(f.name) not in (None, False, [])}
     flags = given_stage_flags(stages, given)
     for flag in PARITY_FLAGS:
@@ -112,7 +118,7 @@ def build_settings(stages: Registry, given: Given) -> BuildSettings:
             flags.setdefault(prefix, {})[name] = given[flag.name]
     given_profiles = merged.get("profile", [])
     profiles = tuple(
-        profile_from_text(str(p)) for p in ([given_profiles] if isinstance(given_profiles, str) else given_profiles)
+        profile_from_text(str(p)) for p in (given_profiles if isinstance(given_profiles, list) else [given_profiles])
     )
     dynamic = switch("--dynamic", merged.get("dynamic", "on" if profiles else "off"))
     if profiles and not dynamic:
@@ -137,8 +143,8 @@ def build_settings(stages: Registry, given: Given) -> BuildSettings:
         calib_images=whole_number("--calib-images", merged.get("calib_images", DEFAULT_PICTURES)),
         calib_seed=whole_number("--calib-seed", merged.get("calib_seed", 0), least=0),
         eval_data=merged.get("eval_data"),
-        max_drop=_share("--max-drop", merged["max_drop"]) if "max_drop" in merged else None,
-        offline=bool(merged.get("offline", False)),
+        max_drop=share("--max-drop", merged["max_drop"]) if "max_drop" in merged else None,
+        offline=switch("--offline", merged.get("offline", False)),
         flags=flags,
         recipe=recipe,
     )
@@ -182,10 +188,15 @@ def read_recipe(path: Path, stages: Registry) -> Mapping[str, Mapping[str, Any]]
     """
     try:
         recipe = tomllib.loads(path.read_text(encoding="utf-8"))
+        repr(recipe)  # fails for a hexadecimal number of thousands of digits, which no error could show
     except OSError as err:
         raise UsageError(f"cannot read the recipe `{path}`: {(err.strerror or str(err)).lower()}") from err
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as err:
         raise UsageError(f"the recipe `{path}` is not TOML: {err}") from err
+    except ValueError as err:  # Python neither reads nor shows a number of thousands of digits
+        raise UsageError(f"the recipe `{path}` has a number of too many digits") from err
+    except RecursionError as err:
+        raise UsageError(f"the recipe `{path}` is nested too deeply") from err
     names = {name for named in stages.stages.values() for name in named}
     known = ["build", "detect", *_CORE_OPTIONS, *sorted(names)]
     for name in recipe:
@@ -261,24 +272,25 @@ def whole_number(flag: str, value: Any, least: int = 1) -> int:
     return int(value)
 
 
-def _share(flag: str, value: Any) -> float:
+def share(flag: str, value: Any) -> float:
+    """Read a number from 0 to 1."""
     try:
-        share = float(value)
-    except (TypeError, ValueError):
-        share = -1.0
-    if not 0 <= share <= 1:
+        number = -1.0 if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = -1.0
+    if not 0 <= number <= 1:
         raise UsageError(f"`{flag}` expects a number from 0 to 1, found `{value}`")
-    return share
+    return number
 
 
 def switch(flag: str, value: Any) -> bool:
     """Read on or off."""
     if isinstance(value, bool):
         return value
-    if value not in _ON_OFF:
+    if not isinstance(value, str) or value not in _ON_OFF:
         raise UsageError(f"`{flag}` expects on or off, found `{value}`", hint=nearest(str(value), list(_ON_OFF)))
     return _ON_OFF[value]
 
 
 def path_from_text(text: str | None) -> Path | None:
-    return Path(text).expanduser() if text else None
+    return user_path(text) if text else None

@@ -27,6 +27,7 @@ from yolotrt_core.progress import progress
 from yolotrt_core.registry import KINDS, Registry
 from yolotrt_core.sources import sample_path
 from yolotrt_core.types import Selection
+from yolotrt_core.user_paths import user_path
 
 SAMPLE = "sample"
 _FORMATS = ("json", "coco", "yolo")
@@ -74,7 +75,7 @@ def _detect(stages: Registry, given: Given) -> None:
     build.refuse_build_flags(given)
     settings = build.build_settings(stages, given)
     table = settings.recipe.get("detect", {})
-    own = [f.name.replace("_", "-") for f in _OWN if f.name not in ("path", "engine", "out", "json")]
+    own = [f.name.replace("_", "-") for f in _OWN if f.name not in ("path", "engine", "out", "show_timing", "json")]
     refuse_unknown({k.replace("_", "-"): v for k, v in table.items()}, own, "in table `[detect]` of the recipe")
     asked = {k.replace("-", "_"): v for k, v in table.items()} | {k: v for k, v in given.items() if v is not None}
     selection = selection_from(asked)
@@ -82,10 +83,10 @@ def _detect(stages: Registry, given: Given) -> None:
     form: Any = asked.get("format", "json")
     if form not in _FORMATS:
         raise UsageError(f"`--format` expects json, coco or yolo, found `{form}`", hint=nearest(str(form), _FORMATS))
-    most_frames = build.whole_number("--max-frames", asked["max_frames"]) if asked.get("max_frames") else None
+    most_frames = build.whole_number("--max-frames", asked["max_frames"]) if "max_frames" in asked else None
     source = given["path"]
     paths = _paths(source)
-    out = Path(given["out"]).expanduser() if given["out"] else Path("detections")
+    out = user_path(given["out"] or "detections")
     annotate = build.switch("--annotate", asked.get("annotate", "on"))
     names = Names(paths or [source], out, form)
     if annotate:
@@ -177,8 +178,8 @@ def selection_from(asked: Mapping[str, Any]) -> Selection:
         UsageError: not a number in its range, not on or off.
     """
     return Selection(
-        conf=_share("--conf", asked.get("conf", 0.25)),
-        iou=_share("--iou", asked.get("iou", 0.45)),
+        conf=build.share("--conf", asked.get("conf", 0.25)),
+        iou=build.share("--iou", asked.get("iou", 0.45)),
         multi_label=build.switch("--multi-label", asked.get("multi_label", "off")),
         agnostic=build.switch("--agnostic", asked.get("agnostic", "off")),
         max_det=build.whole_number("--max-det", asked.get("max_det", 300)),
@@ -222,16 +223,6 @@ def _near(word: str, labels: Sequence[str]) -> str:
         return "did you mean " + " or ".join(f"`{labels[number]}` ({number})" for number in close) + "?"
     few = ", ".join(f"{number} {label}" for number, label in enumerate(labels[:_SHOWN_CLASSES]))
     return f"it has classes 0 to {len(labels) - 1}: {few}" + (", ..." if len(labels) > _SHOWN_CLASSES else "")
-
-
-def _share(flag: str, value: Any) -> float:
-    try:
-        share = float(value)
-    except (TypeError, ValueError):
-        share = -1.0
-    if not 0 <= share <= 1:
-        raise UsageError(f"`{flag}` expects a number from 0 to 1, found `{value}`")
-    return share
 
 
 @contextlib.contextmanager

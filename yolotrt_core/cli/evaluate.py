@@ -6,7 +6,6 @@ import contextlib
 import json
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from yolotrt_core import dataset
@@ -25,6 +24,7 @@ from yolotrt_core.rect import RectDetector
 from yolotrt_core.registry import KINDS, Registry
 from yolotrt_core.store.store import Store
 from yolotrt_core.types import PRECISIONS, Json, to_json
+from yolotrt_core.user_paths import existing_path, user_path
 from yolotrt_core.wording import counted
 
 _OWN = (
@@ -75,7 +75,7 @@ def _evaluate(stages: Registry, given: Given) -> None:
     if given["engine"]:
         if given["framework"]:
             raise UsageError("`--framework` needs `--weights`: an engine holds no model of a framework")
-        read_engine_spec(Path(given["engine"]).expanduser())
+        read_engine_spec(user_path(given["engine"]))
     dataset.check(given["data"], part)
     _refuse_rival(settings, given)
     with contextlib.ExitStack() as stack:
@@ -106,13 +106,14 @@ def _refuse_rival(settings: BuildSettings, given: Given) -> None:
     if not wanted:
         return
     if wanted not in PRECISIONS:
-        if not Path(wanted).expanduser().exists():
+        path = existing_path(wanted)
+        if path is None:
             known = ", ".join(PRECISIONS)
             raise UsageError(
                 f"`--against` expects an engine file or one of {known}, found `{wanted}`",
                 hint=close if (close := nearest(wanted.lower(), PRECISIONS)).startswith("did") else "`build` makes one",
             )
-        read_engine_spec(Path(wanted).expanduser())
+        read_engine_spec(path)
         return
     if given["engine"]:
         raise UsageError(f"`--against {wanted}` needs `--weights`: an engine cannot be built from an engine")

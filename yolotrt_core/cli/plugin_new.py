@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import invoke
 
 from yolotrt_core.cli.tasks import Flag, Given, make_task
 from yolotrt_core.errors import UsageError
 from yolotrt_core.registry import KINDS, Registry
 from yolotrt_core.scaffold import write_plugin
+from yolotrt_core.user_paths import user_path
 
 
 def collection(stages: Registry) -> invoke.Collection:
@@ -36,7 +35,7 @@ def collection(stages: Registry) -> invoke.Collection:
                     f"of `{named[name].dist}`",
                     hint="choose another name",
                 )
-        folder = write_plugin(name, kind, Path(given["out"] or ".").expanduser())
+        folder = write_plugin(name, kind, user_path(given["out"] or "."))
         print(folder)
 
     made.add_task(make_task("plugin.new", summary, flags, body))

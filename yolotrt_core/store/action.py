@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
-from yolotrt_core.types import Json, to_json
+from yolotrt_core.types import Json, number_from_json, to_json
 
 SCHEMA = 1
 
@@ -156,11 +156,11 @@ def record_from_bytes(key: str, data: bytes) -> Record:
         raise ValueError("has no action, outputs and facts")
     if key_of_material(action) != key:
         raise ValueError("its material does not hash to its key")
-    created, seconds = parsed.get("created"), parsed.get("seconds")
-    if not isinstance(created, str) or not isinstance(seconds, (int, float)):
+    created, seconds = parsed.get("created"), number_from_json(parsed.get("seconds"))
+    if not isinstance(created, str) or seconds is None:
         raise ValueError("does not say when it was made")
     blobs = {name: _blob_from_json(name, blob) for name, blob in outputs.items()}
-    return Record(key=key, action=action, outputs=blobs, created=created, seconds=float(seconds), facts=facts)
+    return Record(key=key, action=action, outputs=blobs, created=created, seconds=seconds, facts=facts)
 
 
 def _blob_from_json(name: str, data: object) -> Blob:

@@ -159,24 +159,6 @@ class _Collection:
             if running:
                 in_use.update(str(digest) for digest in owner.get("inputs", ()))
         return leftovers, in_use
-        for folder in sorted(self._store.work_folder.iterdir()):
-            if not is_sha256(folder.name):
-                continue
-            owner = owner_of(folder)
-            if self._dry_run:
-                running = bool(owner)
-            else:
-                with tried(self._store.locks_folder, folder.name) as free:
-                    running = not free
-                    if free and not _is_recent_log(folder, self._oldest_seconds):
-                        # While the lock is held: a build of this key would start in this folder.
-                        shutil.rmtree(folder, ignore_errors=True)
-                        leftovers += 1
-            if running:
-                in_use.update(str(digest) for digest in owner.get("inputs", ()))
-            elif self._dry_run and not _is_recent_log(folder, self._oldest_seconds):
-                leftovers += 1
-        return leftovers, in_use
 
 
 def _reachable(records: dict[str, Record], roots: Iterable[str], digests: Iterable[str]) -> set[str]:

@@ -7,7 +7,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +24,8 @@ from yolotrt_core.store.failures import (
 )
 from yolotrt_core.store.layout import ACTION, BLOB, CACHE, LOCKS, REF, WORK
 from yolotrt_core.types import Json
+from yolotrt_core.user_paths import user_path
+from yolotrt_core.writing import whole_file
 
 if TYPE_CHECKING:
     from yolotrt_core.stages import SideCache
@@ -51,7 +53,7 @@ class Store:
     """
 
     def __init__(self, root: Path) -> None:
-        self.root = Path(os.path.abspath(root.expanduser()))  # noqa: PTH100 - `resolve` would read the disk
+        self.root = Path(os.path.abspath(user_path(root)))  # noqa: PTH100 - `resolve` would read the disk
         self._guard = threading.Lock()
         self._opened: tuple[tuple[int, int, int], ReadingCache] | None = None
 
@@ -118,21 +120,16 @@ class Store:
         """
         with self._open_blob(sha256) as file:
             digest = hashlib.sha256()
-            # Not `tempfile`: its files are private whatever the user's mask says.
-            temporary = destination.with_name(f".{destination.name}.{os.urandom(6).hex()}")
             try:
-                with temporary.open("xb") as out:
-                    while chunk := file.read(_CHUNK_BYTES):
-                        digest.update(chunk)
-                        out.write(chunk)
-                if digest.hexdigest() != sha256:
-                    raise self._damaged(sha256)
-                temporary.replace(destination)
+                with whole_file(destination) as partial:
+                    with partial.open("xb") as out:
+                        while chunk := file.read(_CHUNK_BYTES):
+                            digest.update(chunk)
+                            out.write(chunk)
+                    if digest.hexdigest() != sha256:
+                        raise self._damaged(sha256)
             except OSError as err:
                 raise _copy_failed(sha256, destination, err) from err
-            finally:
-                with suppress(OSError):
-                    temporary.unlink(missing_ok=True)
 
     def read(self, sha256: str) -> bytes:
         """Return the bytes of a small stored file, checked.

@@ -6,7 +6,6 @@ import hashlib
 import logging
 import sqlite3
 import warnings
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -71,10 +70,17 @@ def repair(store: Store) -> VerifyReport:
     with reporting(store.root):
         if not store.exists():
             return VerifyReport()
-    with ExitStack() as held, store.writing() as cache:
+    with store.writing() as cache:
         for path in sorted(store.locks_folder.glob("*.lock")):
-            if path.stem != COMMIT and not held.enter_context(tried(store.locks_folder, path.stem)):
-                raise ArtifactError(f"{path.stem[:12]} is being made in the store", hint="repair when no build runs")
+            if path.stem == COMMIT:
+                continue
+            # None stays held, since each takes a file descriptor and there is one for every artifact ever made. A
+            # build that takes its lock once it was tried harms nothing: what it writes into the cache has to wait for
+            # the commit lock, which is held here, and an input that vanishes under it is made again.
+            with tried(store.locks_folder, path.stem) as free:
+                if not free:
+                    hint = "repair when no build runs"
+                    raise ArtifactError(f"{path.stem[:12]} is being made in the store", hint=hint)
         report = check(cache)
         for damage in report.damage:
             if damage.kind == "row":

@@ -15,6 +15,7 @@ import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
+from arrays import relative_l2
 from yolotrt_core.errors import StageError, UsageError
 from yolotrt_core.options import NoOptions
 from yolotrt_core.types import BuildRequest, OnnxModel
@@ -48,10 +49,6 @@ def run(model: ModelProto, images: np.ndarray) -> np.ndarray:
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     half = session.get_inputs()[0].type == "tensor(float16)"
     return session.run(None, {"images": images.astype(np.float16) if half else images})[0].astype(np.float64)
-
-
-def relative_l2(found: np.ndarray, expected: np.ndarray) -> float:
-    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
 
 
 def tensorrt_refusal(model: ModelProto, dynamic: bool = False) -> str:

@@ -19,6 +19,7 @@ from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 from onnx.reference.ops.op_conv import _conv_implementation
 
+from arrays import relative_l2
 from yolotrt_core.types import BuildRequest, OnnxModel
 from yolotrt_onnx import Fp32Options, Fp32Pass
 from yolotrt_onnx.split import split_convolutions
@@ -55,10 +56,6 @@ def exact(model: ModelProto, images: np.ndarray) -> np.ndarray:
             if node.op_type == "Constant" and attribute.t.data_type == TensorProto.FLOAT:
                 attribute.t.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(attribute.t).astype(np.float64)))
     return np.asarray(ReferenceEvaluator(wide).run(None, {"images": images.astype(np.float64)})[0])
-
-
-def relative_l2(found: np.ndarray, expected: np.ndarray) -> float:
-    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ import onnx
 import onnxruntime
 import pytest
 
+from arrays import relative_l2
 from yolotrt_core.letterbox import preprocess
 from yolotrt_core.types import BuildRequest, ModelSource, OnnxModel
 from yolotrt_onnx import Fp16Options, Fp16Pass, SimplifyOptions, SimplifyPass
@@ -63,10 +64,6 @@ def infer(path: Path, images: np.ndarray) -> np.ndarray:
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     half = session.get_inputs()[0].type == "tensor(float16)"
     return session.run(None, {"images": images.astype(np.float16) if half else images})[0][0].astype(np.float64)
-
-
-def relative_l2(found: np.ndarray, expected: np.ndarray) -> float:
-    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
 
 
 @pytest.mark.parametrize("tool", ["onnxsim", "onnxslim", "both"])

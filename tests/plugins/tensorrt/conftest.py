@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import trt_wheels
 
+from yolotrt_core.testing import MemorySideCache
 from yolotrt_core.types import ModelSpec, OnnxModel, TensorSpec
 
 PRELUDE = """
@@ -23,22 +24,9 @@ from trt_build import *
 """
 
 
-class MemoryCache:
-    """A SideCache in memory."""
-
-    def __init__(self) -> None:
-        self.files: dict[str, bytes] = {}
-
-    def load(self, name: str, material: Mapping[str, str]) -> bytes | None:
-        return self.files.get(name + json.dumps(dict(material), sort_keys=True))
-
-    def save(self, name: str, material: Mapping[str, str], data: bytes) -> None:
-        self.files[name + json.dumps(dict(material), sort_keys=True)] = data
-
-
 @pytest.fixture
-def side_cache() -> MemoryCache:
-    return MemoryCache()
+def side_cache() -> MemorySideCache:
+    return MemorySideCache()
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ import pytest
 import torch
 import upstream_layout as layout
 
+from arrays import relative_l2
 from yolotrt_core.errors import StageError, UsageError
 from yolotrt_core.letterbox import preprocess
 from yolotrt_core.types import BuildRequest, ModelSource, ModelSpec, ShapeRange
@@ -41,11 +42,6 @@ def run(model: Path, images: np.ndarray) -> np.ndarray:
     session = ort.InferenceSession(str(model), providers=["CPUExecutionProvider"])
     found: np.ndarray = session.run(["output0"], {"images": images})[0]
     return found
-
-
-def relative_l2(found: np.ndarray, expected: np.ndarray) -> float:
-    difference = found.astype(np.float64) - expected
-    return float(np.linalg.norm(difference) / np.linalg.norm(expected.astype(np.float64)))
 
 
 @pytest.fixture(scope="module")

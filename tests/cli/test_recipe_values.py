@@ -1,0 +1,79 @@
+"""Recipes whose values are of another type than a setting takes; read in this process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from yolotrt_core.cli import build, detect
+from yolotrt_core.engine import BuildSettings
+from yolotrt_core.errors import UsageError
+from yolotrt_core.registry import Registry
+
+FLAGS = {flag.name: None for flag in (*build.SETTINGS, *detect._OWN)}
+
+
+@pytest.fixture(scope="module")
+def stages() -> Registry:
+    return Registry.discover()
+
+
+def _settings(stages: Registry, folder: Path, recipe: str, **given: Any) -> BuildSettings:
+    path = folder / "recipe.toml"
+    path.write_text(recipe)
+    return build.build_settings(stages, {**FLAGS, "recipe": str(path), **given})
+
+
+@pytest.mark.parametrize("value", ["5", "true", "0.5", "[]", "['fp16']", "{}", "1979-05-27"])
+@pytest.mark.parametrize("name", [flag.name for flag in build.SETTINGS if flag.name not in ("recipe", "store")])
+def test_a_value_of_another_type_is_refused_or_taken(stages: Registry, tmp_path: Path, name: str, value: str) -> None:
+    """No value of a recipe ends in a traceback, and none is passed over in silence."""
+    try:
+        settings = _settings(stages, tmp_path, f"[build]\n{name} = {value}")
+    except UsageError as err:
+        assert name.replace("_", "-") in err.message.replace("_", "-")
+        assert "expects" in err.message
+        return
+    taken = {("batch", "5"), ("calib_images", "5"), ("calib_seed", "5"), ("imgsz", "5"), ("max_drop", "0.5")}
+    taken |= {("dynamic", "true"), ("offline", "true"), ("profile", "[]")}
+    assert (name, value) in taken
+    assert value == "[]" or getattr(settings, name) not in (None, getattr(BuildSettings(), name))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "words"),
+    [
+        ("weights = 5", "`build.weights` in the recipe expects a text, found `5`"),
+        ("calib-data = 3", "`build.calib_data` in the recipe expects a text, found `3`"),
+        ("offline = 'never'", "`--offline` expects on or off, found `never`"),
+        ("max_drop = true", "`--max-drop` expects a number from 0 to 1"),
+        (f"max_drop = {'9' * 400}", "`--max-drop` expects a number from 0 to 1"),
+        (f"batch = {'9' * 400}", "`--batch` expects a whole number"),
+        (f"batch = {'9' * 5000}", "has a number of too many digits"),
+        (f"batch = 0x{'f' * 5000}", "has a number of too many digits"),
+        (f"imgsz = {'[' * 3000}", "is nested too deeply"),
+    ],
+)
+def test_what_is_refused(stages: Registry, tmp_path: Path, recipe: str, words: str) -> None:
+    with pytest.raises(UsageError) as raised:
+        _settings(stages, tmp_path, f"[build]\n{recipe}")
+    assert words in raised.value.message
+
+
+def test_switches_may_be_words(stages: Registry, tmp_path: Path) -> None:
+    settings = _settings(stages, tmp_path, "[build]\noffline = 'off'\ndynamic = 'on'")
+    assert (settings.offline, settings.dynamic) == (False, True)
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["conf = []", "conf = true", "iou = 'x'", "multi-label = []", "agnostic = 5", "max_det = []", "max_frames = 0",
+     "classes = []", "format = ['json']", "annotate = 1.5", "show-timing = true"],
+)  # fmt: skip
+def test_a_bad_value_of_detect(stages: Registry, tmp_path: Path, line: str) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_text(f"[detect]\n{line}")
+    with pytest.raises(UsageError, match=f"{line.split()[0].replace('_', '-')}`"):
+        detect._detect(stages, {**FLAGS, "recipe": str(path), "path": "sample"})

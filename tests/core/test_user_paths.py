@@ -1,0 +1,85 @@
+"""Paths as users write them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from yolotrt_core import dataset, engine, pictures, sources
+from yolotrt_core.detector import Detector
+from yolotrt_core.errors import UsageError
+from yolotrt_core.store.store import Store
+from yolotrt_core.user_paths import existing_path, user_path
+
+PACKAGES = [Path(__file__).resolve().parents[2] / name for name in ("yolotrt_core", "plugins")]
+NOBODYS = "~nobody-has-this-name/x"
+TOO_LONG = "x" * 300
+
+
+def test_a_home_folder_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/homes/me")
+    assert user_path("~/x.jpg") == Path("/homes/me/x.jpg")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert engine.weights_cache() == Path("/homes/me/.cache/yolotrt/weights")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [(NOBODYS, "starts with a home folder that does not exist"), ("a\0b", r"'a\\x00b' is no path: it has a NUL")],
+)
+def test_a_text_that_means_no_path(text: str, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        user_path(text)
+
+
+def test_what_is_there(tmp_path: Path) -> None:
+    assert existing_path(tmp_path) == tmp_path
+    assert existing_path(tmp_path / "x") is None
+    with pytest.raises(UsageError, match=r"cannot read `x+`: file name too long") as raised:
+        existing_path(TOO_LONG, "a hint")
+    assert raised.value.hint == "a hint"
+
+
+@pytest.mark.parametrize("text", [NOBODYS, TOO_LONG, "a\0b"])
+@pytest.mark.parametrize(
+    "use",
+    [
+        pictures.find,
+        dataset.refuse_missing,
+        dataset.check,
+        lambda text: dataset.read(text, ()),
+        lambda text: Detector.open(engine=text),
+        lambda text: sources.resolve_source(text, cache_dir=Path()),
+    ],
+    ids=["find", "refuse_missing", "check", "read", "open", "resolve_source"],
+)
+def test_whoever_takes_a_path_refuses_what_is_none(use: Callable[[str], object], text: str) -> None:
+    with pytest.raises(UsageError, match=r"does not exist|too long|NUL character"):
+        use(text)
+
+
+def test_a_store_of_nobodys(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(engine.STORE_VARIABLE, NOBODYS)
+    with pytest.raises(UsageError, match="home folder"):
+        engine.open_store()
+    with pytest.raises(UsageError, match="home folder"):
+        Store(Path(NOBODYS))
+
+
+def test_a_description_of_nobodys(tmp_path: Path) -> None:
+    path = tmp_path / "set.yaml"
+    path.write_text(f"path: {NOBODYS}\nval: images\n")
+    with pytest.raises(UsageError, match="home folder"):
+        dataset.list_pictures(path)
+
+
+def test_only_one_place_finds_home_folders() -> None:
+    found = {
+        path.name
+        for package in PACKAGES
+        for path in package.rglob("*.py")
+        if any(word in path.read_text(encoding="utf-8") for word in ("expanduser", "Path.home"))
+    }
+    assert found == {"user_paths.py"}

@@ -1,0 +1,40 @@
+"""Paths as users write them: on a command line, in a recipe, in a variable of the environment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from yolotrt_core.errors import UsageError
+
+
+def user_path(text: str | Path) -> Path:
+    """Return the path that a text means, with `~` and `~NAME` as the home folder; reads no disk.
+
+    Raises:
+        UsageError: nobody has that home folder, or the text has a NUL character.
+    """
+    if "\0" in str(text):
+        raise UsageError(f"{str(text)!a} is no path: it has a NUL character")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as err:
+        raise UsageError(
+            f"`{text}` starts with a home folder that does not exist",
+            hint="write the path in full, from `/`",
+        ) from err
+
+
+def existing_path(text: str | Path, hint: str | None = None) -> Path | None:
+    """Return `user_path(text)` if a file or folder is there, else None.
+
+    Args:
+        hint: what to say where it cannot be told.
+
+    Raises:
+        UsageError: as `user_path`; the system refuses to look, for instance at a name that is too long.
+    """
+    path = user_path(text)
+    try:
+        return path if path.exists() else None
+    except OSError as err:
+        raise UsageError(f"cannot read `{text}`: {(err.strerror or str(err)).lower()}", hint=hint) from err
