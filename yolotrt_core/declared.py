@@ -46,11 +46,14 @@ def _file_name(value: Any) -> bool:
     return isinstance(value, str) and PurePath(value).name == value != ""
 
 
+# Attributes that a stage of any kind may lack.
+_OPTIONAL = ("session_sources",)
 # Attribute to what it must be, in words, and the test for it; all other members are methods.
 _ATTRIBUTES: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     "name": ("a str", lambda value: isinstance(value, str)),
     "stage_version": ("an int", _whole),
     "sources": ("a tuple of module names", _texts(tuple, list)),
+    "session_sources": ("a tuple of module names", _texts(tuple, list)),
     "Options": ("a class", lambda value: isinstance(value, type)),
     "order": ("a number", _number),
     "needs_calibration": ("True or False", lambda value: isinstance(value, bool)),
@@ -75,7 +78,7 @@ def refuse_misdeclared(kind: Kind, stage: Any) -> None:
     missing = [member for member in members if not hasattr(stage, member)]
     if missing:
         raise PluginError(f"{kind} `{name}` lacks " + ", ".join(f"`{member}`" for member in missing))
-    for member in members:
+    for member in (*members, *(name for name in _OPTIONAL if hasattr(stage, name))):
         words, fits = _ATTRIBUTES.get(member, ("a method", callable))
         value = getattr(stage, member)
         if not fits(value):

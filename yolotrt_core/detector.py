@@ -15,19 +15,18 @@ from yolotrt_core.engine import AUTO, BuildSettings, build_engine, open_store, r
 from yolotrt_core.errors import UsageError
 from yolotrt_core.frames import DeviceFrame, Frame
 from yolotrt_core.inputs import checked_frames, refuse_missing_frames, refuse_selection
+from yolotrt_core.key_parts import session_parts, stage_parts
 from yolotrt_core.layout import without_channels
 from yolotrt_core.letterbox import preprocess
 from yolotrt_core.plans import GivenOptions, Settings
 from yolotrt_core.reading import decode_ahead
 from yolotrt_core.registry import Registered, Registry, refuse_unavailable
 from yolotrt_core.stages import (
-    Builder,
     DecodingSession,
     DetectingSession,
     DeviceDecoding,
     DeviceProgram,
     PageLockingSession,
-    PlacedBuilder,
     Session,
     TimedSession,
 )
@@ -48,16 +47,16 @@ class Detector:
 
     Attributes:
         spec: the engine's spec. labels: class names by class id.
-        place: what the answers depend on beside the engine, see `stages.PlacedBuilder`.
+        opened_by: what tells the session from others, see `key_parts.session_parts`.
         seconds: time spent so far by step: `preprocess`, `infer`, `postprocess`; or `detect`.
         frames: pictures seen so far.
     """
 
     def __init__(
-        self, session: Session, postprocessor: Registered, options: Any, place: Mapping[str, str] | None = None
+        self, session: Session, postprocessor: Registered, options: Any, opened_by: Mapping[str, Json] | None = None
     ) -> None:
         self.spec: EngineSpec = session.spec
-        self.place: Mapping[str, str] = place or {}
+        self.opened_by: Mapping[str, Json] = opened_by or {}
         self.labels = self.spec.model.labels
         self.seconds: dict[str, float] = defaultdict(float)
         self.frames = 0
@@ -73,7 +72,7 @@ class Detector:
     @property
     def decoded_by(self) -> Mapping[str, Json]:
         """What tells the postprocessor and its options from others, for the key of what it found."""
-        return self._postprocessor.key_parts(self._options)
+        return stage_parts(self._postprocessor, self._options)
 
     @property
     def session(self) -> Session:
@@ -152,7 +151,7 @@ class Detector:
         chosen = settings.resolve(postprocessor.stage.Options, postprocessor.name)
         options = settings.resolve(builder.stage.Options, builder.name)
         session = builder.stage.open(engine, spec, options, store.side_cache())
-        return cls(session, postprocessor, chosen, place_of(builder.stage, options))
+        return cls(session, postprocessor, chosen, session_parts(builder, options))
 
     def detect(self, frames: Sequence[Frame], selection: Selection = Selection()) -> list[Detections]:
         """Find objects on pictures of any sizes.
@@ -345,11 +344,6 @@ class Detector:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def place_of(builder: Builder, options: Any) -> Mapping[str, str]:
-    """Return what the answers of a builder's engines depend on here; nothing where they are the same anywhere."""
-    return builder.place(options) if isinstance(builder, PlacedBuilder) else {}
 
 
 def _on_host(frames: Sequence[Frame]) -> Sequence[NDArray[np.uint8]]:

@@ -10,6 +10,7 @@ from yolotrt_core.dataset import DataSet
 from yolotrt_core.detector import Detector
 from yolotrt_core.engine import BuildSettings, build_request, resolve_model
 from yolotrt_core.errors import UsageError
+from yolotrt_core.key_parts import session_parts
 from yolotrt_core.metric import Accuracy, Bootstrap, Interval, Scored, Truth
 from yolotrt_core.plans import GivenOptions
 from yolotrt_core.predictions import Predictions, predict
@@ -135,4 +136,5 @@ def open_framework(settings: BuildSettings, stages: Registry) -> Detector:
     options = given.resolve(cast(Stage, exporter.stage).Options, exporter.name)
     session = exporter.stage.open_source(source, request, options)
     head = stages.postprocessor(session.spec.model.head)
-    return Detector(session, head, given.resolve(head.stage.Options, head.name))
+    chosen = given.resolve(head.stage.Options, head.name)
+    return Detector(session, head, chosen, session_parts(exporter, options))

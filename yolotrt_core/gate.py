@@ -13,19 +13,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from yolotrt_core import dataset
+from yolotrt_core import core_sources, dataset
 from yolotrt_core.agreement import agree
 from yolotrt_core.calibration import CalibrationData, choose, digest_of_pictures
-from yolotrt_core.detector import Detector, place_of
+from yolotrt_core.core_sources import core_digest
+from yolotrt_core.detector import Detector
 from yolotrt_core.errors import GateError, UsageError
 from yolotrt_core.evaluate import Judge
+from yolotrt_core.installed import tool_versions
+from yolotrt_core.key_parts import session_parts, stage_parts
 from yolotrt_core.metric import Bootstrap
 from yolotrt_core.options import key_material, option
 from yolotrt_core.pipeline import StepResult
 from yolotrt_core.plans import Output, Plan, Settings
 from yolotrt_core.predictions import predict
 from yolotrt_core.registry import Registered, Registry
-from yolotrt_core.source_digest import source_digest
 from yolotrt_core.sources import sample_path, sha256_of
 from yolotrt_core.stages import ONNX_FILE
 from yolotrt_core.store.action import Action
@@ -36,10 +38,6 @@ from yolotrt_core.work import ENGINE_SPEC_FILE, PARITY_BUILDER, SPEC_FILE
 
 _log = logging.getLogger(__name__)
 
-_CORE = tuple(
-    f"yolotrt_core.{n}"
-    for n in ("gate", "agreement", "evaluate", "metric", "dataset", "predictions", "detector", "nms")
-)
 _FEW_BOXES = 5
 _VERDICT_FILE = "verdict.json"
 _SELECTION = Selection()
@@ -132,8 +130,12 @@ def judge(
     limit = data.max_drop if data.max_drop is not None else DEFAULT_MAX_DROP
     action = Action(
         stage="gate",
-        plugin=planned.builder.identity,
-        request={**({"max_drop": limit} if labelled else {}), "postprocessor": case.decoded_by},
+        plugin=planned.builder.session_identity,
+        request={
+            **({"max_drop": limit} if labelled else {}),
+            "postprocessor": case.decoded_by,
+            "sessions": case.opened_by,
+        },
         options=key_material(options, "gate"),
         inputs={
             "engine": build.record.outputs[planned.builder.stage.engine_file].sha256,
@@ -146,8 +148,8 @@ def judge(
             "pictures": digest_of_pictures([sha256_of(f) for f in files]),
             **({"labels": labelled.digest} if labelled else {}),
         },
-        tools={**runner.stage.fingerprint(runner.stage.Options()), **_place(planned.builder, runnable, settings)},
-        core_sha256=source_digest(_CORE, "the core"),
+        tools=tool_versions(("numpy", "faster_coco_eval")) if labelled else {},
+        core_sha256=core_digest(core_sources.GATE),
     )
 
     def make(folder: Path) -> Mapping[str, Json]:
@@ -213,8 +215,14 @@ class _Case:
         told: dict[str, Json] = {}
         for head in (self._spec(made).head for made in (self.reference, self.typed)):
             found = self.stages.postprocessor(head)
-            told[head] = found.key_parts(self.settings.resolve(found.stage.Options, found.name))
+            told[head] = stage_parts(found, self.settings.resolve(found.stage.Options, found.name))
         return told
+
+    @property
+    def opened_by(self) -> dict[str, Json]:
+        """What runs both networks here: elsewhere, or by other code, the same engine is judged again."""
+        pair = {"reference": self.runner, "judged": self.planned.builder if self.runnable else self.runner}
+        return {k: session_parts(b, self.settings.resolve(b.stage.Options, b.name)) for k, b in pair.items()}
 
     def open_reference(self, folder: Path) -> Detector:
         return self._open_onnx(self.reference, folder / "reference.onnx")
@@ -258,14 +266,6 @@ def _onnx_of(results: Sequence[StepResult], kind: str) -> StepResult | None:
         return None
     given = reader.inputs["onnx"]
     return next(r for r in results if isinstance(given, Output) and r.step.label == given.step)
-
-
-def _place(builder: Registered, runnable: bool, settings: Settings) -> dict[str, str]:
-    """Name what is judged and where it runs: on another GPU or driver the same engine is judged again."""
-    if not runnable:
-        return {"ran": "onnx"}
-    options = settings.resolve(builder.stage.Options, builder.name)
-    return {"ran": "engine", **{f"engine {k}": v for k, v in place_of(builder.stage, options).items()}}
 
 
 def _pictures(data: GateData, options: GateOptions, labels: Sequence[str]) -> tuple[list[Path], _Labelled | None, str]:

@@ -232,15 +232,18 @@ def parse(field: OptionField, value: Any, where: str) -> Any:
     return user_path(value) if field.type is Path else str(value)
 
 
-def key_material(options: Any, prefix: str) -> dict[str, Json]:
+def key_material(options: Any, prefix: str, *, every: bool = False) -> dict[str, Json]:
     """Return the options as they enter a cache key: declared types, files by digest.
+
+    Args:
+        every: also those with `in_key=False`, for answers that they change, such as a speed.
 
     Raises:
         UsageError: a path option names a file that cannot be read.
     """
     material: dict[str, Json] = {}
     for field in option_fields(type(options), prefix):
-        if not field.in_key:
+        if not (field.in_key or every):
             continue
         value = getattr(options, field.name)
         if value is not None and field.type is Path:

@@ -13,13 +13,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from yolotrt_core import log, options, work
+from yolotrt_core import core_sources, log, options, work
+from yolotrt_core.core_sources import core_digest
 from yolotrt_core.errors import StageError, YolotrtError
 from yolotrt_core.memory import out_of_memory
 from yolotrt_core.plans import Output, Plan, Step
 from yolotrt_core.progress import progress
 from yolotrt_core.registry import Registry
-from yolotrt_core.source_digest import source_digest
 from yolotrt_core.store.action import Action, Record
 from yolotrt_core.store.failures import DamagedArtifactError, MissingArtifactError
 from yolotrt_core.store.layout import STAGE_LOG
@@ -27,10 +27,6 @@ from yolotrt_core.store.store import Store
 from yolotrt_core.types import Json
 
 _log = logging.getLogger(__name__)
-
-_CORE_SOURCES = tuple(
-    f"yolotrt_core.{name}" for name in ("stages", "sessions", "types", "options", "plans", "pipeline", "work", "ranges")
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +113,7 @@ def _action(step: Step, done: Mapping[str, Record]) -> Action:
         options=options.key_material(step.options, step.prefix),
         inputs=inputs,
         tools=step.tools,
-        core_sha256=source_digest(_CORE_SOURCES, "the core"),
+        core_sha256=core_digest(core_sources.STAGE),
     )
 
 

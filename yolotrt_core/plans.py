@@ -14,7 +14,6 @@ from yolotrt_core import options, parity, registry, work
 from yolotrt_core.calibration import DEFAULT_CALIBRATOR, CalibrationData, ChosenPictures, choose
 from yolotrt_core.errors import PluginError, UsageError
 from yolotrt_core.registry import Registered, Registry
-from yolotrt_core.source_digest import source_digest
 from yolotrt_core.stages import (
     ONNX_FILE,
     RANGES_FILE,
@@ -231,11 +230,10 @@ def _step(
 def _parity_step(stages: Registry, settings: Settings, request: BuildRequest, onnx: str) -> Step:
     runner = stages.usable("builder", work.PARITY_BUILDER)
     chosen = settings.resolve(parity.ParityOptions, "parity")
-    sources = ("yolotrt_core.parity", *runner.stage.sources)
     return Step(
         label="parity",
         kind="parity",
-        identity=PluginIdentity(runner.name, runner.dist, runner.stage.stage_version, source_digest(sources, "parity")),
+        identity=runner.identity_of(("yolotrt_core.parity", *runner.session_sources)),
         stage=runner.stage,
         request=request,
         material={},

@@ -9,14 +9,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from yolotrt_core import core_sources
 from yolotrt_core.calibration import digest_of_pictures
+from yolotrt_core.core_sources import core_digest
 from yolotrt_core.detector import Detector
 from yolotrt_core.errors import UsageError
 from yolotrt_core.progress import Bar, progress
 from yolotrt_core.reading import read_ahead
 from yolotrt_core.rect import RectDetector
 from yolotrt_core.registry import Registry
-from yolotrt_core.source_digest import source_digest
 from yolotrt_core.sources import sha256_of
 from yolotrt_core.store.action import Action, Record
 from yolotrt_core.store.store import Store
@@ -30,7 +31,6 @@ _log = logging.getLogger(__name__)
 
 FILE = "predictions.npz"
 _MOST_UNREADABLE = 0.1
-_CORE = ("yolotrt_core.predictions", "yolotrt_core.detector", "yolotrt_core.letterbox", "yolotrt_core.nms")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,11 +68,12 @@ def predict(
     spec = detector.spec
     action = Action(
         stage="predict",
-        plugin=runner.identity,
+        plugin=runner.session_identity,
         request={
             "selection": to_json(selection),
             "rect": isinstance(detector, RectDetector),
             "model": to_json(replace(spec.model, provenance={})),
+            "session": dict(detector.opened_by),
             "postprocessor": dict(detector.decoded_by),
         },
         options={},
@@ -80,11 +81,8 @@ def predict(
             "engine": spec.engine_sha256 or spec.onnx_sha256,
             "pictures": digest_of_pictures([sha256_of(f) for f in files]),
         },
-        tools={
-            **spec.tools,
-            **{f"ran on {k}": v for k, v in detector.place.items()},
-        },
-        core_sha256=source_digest(_CORE, "the core"),
+        tools=spec.tools,
+        core_sha256=core_digest(core_sources.PREDICTIONS),
     )
 
     def make(folder: Path) -> Mapping[str, Json]:

@@ -24,7 +24,7 @@ class RectDetector:
     """Runs a dynamic engine on one picture at a time, each at its own size within the first profile.
 
     Attributes:
-        spec, labels, place: the engine's.
+        spec, labels, opened_by: the engine's.
     """
 
     def __init__(self, detector: Detector) -> None:
@@ -35,7 +35,7 @@ class RectDetector:
         """
         self.spec: EngineSpec = detector.spec
         self.labels = detector.labels
-        self.place = detector.place
+        self.opened_by = detector.opened_by
         self._detector = detector
         if not self.spec.profiles or self.spec.profiles[0].min[0] > 1:
             raise UsageError(

@@ -24,11 +24,11 @@ from yolotrt_core.declared import RESERVED, refuse_misdeclared
 from yolotrt_core.errors import PluginError, UsageError, YolotrtError
 from yolotrt_core.guard import answering, guarded, shown
 from yolotrt_core.log import stdout_aside
-from yolotrt_core.options import OptionField, key_material, nearest, option_fields
+from yolotrt_core.options import OptionField, nearest, option_fields
 from yolotrt_core.source_digest import source_digest
 from yolotrt_core.stages import Availability
 from yolotrt_core.store.action import PluginIdentity
-from yolotrt_core.types import Json, ModelSource
+from yolotrt_core.types import ModelSource
 
 _log = logging.getLogger(__name__)
 
@@ -73,21 +73,28 @@ class Registered:
         """The code of the stage as it enters a cache key.
 
         Raises:
-            PluginError: a module named in `sources` does not exist.
+            PluginError: a module or file named in `sources` does not exist.
         """
-        digest = source_digest(tuple(self.stage.sources), f"stage `{self.name}` of `{self.dist}`")
-        return PluginIdentity(self.name, self.dist, int(self.stage.stage_version), digest)
+        return self.identity_of(self.stage.sources)
 
-    def key_parts(self, options: Any) -> dict[str, Json]:
-        """Return what tells this stage with these options from another, for the key of what it took part in."""
-        same = self.identity
-        return {
-            "name": same.name,
-            "dist": same.dist,
-            "stage_version": same.stage_version,
-            "source_sha256": same.source_sha256,
-            "options": dict(key_material(options, self.name)),
-        }
+    @property
+    def session_identity(self) -> PluginIdentity:
+        """The code that runs what the stage opens, for the keys of answers: it may change without an engine's.
+
+        Raises:
+            PluginError: a module or file named in `session_sources` does not exist.
+        """
+        return self.identity_of(self.session_sources)
+
+    @property
+    def session_sources(self) -> tuple[str, ...]:
+        """What the stage names as running what it opens, see `stages.SessionSources`."""
+        return tuple(getattr(self.stage, "session_sources", self.stage.sources))
+
+    def identity_of(self, sources: Sequence[str]) -> PluginIdentity:
+        """Return the stage's identity with the text of these sources."""
+        digest = source_digest(tuple(sources), f"stage `{self.name}` of `{self.dist}`")
+        return PluginIdentity(self.name, self.dist, int(self.stage.stage_version), digest)
 
 
 @dataclass(frozen=True, slots=True)

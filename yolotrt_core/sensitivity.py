@@ -17,19 +17,20 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from yolotrt_core import pictures, pipeline
+from yolotrt_core import core_sources, pictures, pipeline
 from yolotrt_core.agreement import agree
 from yolotrt_core.calibration import CalibrationData, choose, digest_of_pictures
+from yolotrt_core.core_sources import core_digest
 from yolotrt_core.detector import Detector
 from yolotrt_core.errors import StageError, UsageError
 from yolotrt_core.guard import answering
 from yolotrt_core.handed_on import check_pass
+from yolotrt_core.key_parts import session_parts, stage_parts
 from yolotrt_core.options import key_material, option
 from yolotrt_core.plans import Output, Plan, Settings, Step
 from yolotrt_core.progress import progress
 from yolotrt_core.ranges import read_ranges
 from yolotrt_core.registry import Registered, Registry
-from yolotrt_core.source_digest import source_digest
 from yolotrt_core.sources import sample_path, sha256_of
 from yolotrt_core.stages import ONNX_FILE, RANGES_FILE, QuantizingPass, Session
 from yolotrt_core.store.action import Action, Record
@@ -53,7 +54,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_CORE = tuple(f"yolotrt_core.{n}" for n in ("sensitivity", "gate", "detector", "letterbox", "nms", "pictures"))
 _FIGURES_FILE = "damage.json"
 # Low enough that single layers change something: surer boxes hardly ever come and go by one layer.
 _SELECTION = Selection(conf=0.05)
@@ -243,7 +243,8 @@ class _Case:
             request={
                 "layer": name,
                 "model": to_json(replace(spec, provenance={})),
-                "postprocessor": post.key_parts(self.settings.resolve(post.stage.Options, post.name)),
+                "session": session_parts(runner, self.settings.resolve(runner.stage.Options, runner.name)),
+                "postprocessor": stage_parts(post, self.settings.resolve(post.stage.Options, post.name)),
             },
             options=key_material(alone, self.lowering.prefix),
             inputs={
@@ -251,11 +252,8 @@ class _Case:
                 "ranges": self._digest("ranges"),
                 "pictures": digest_of_pictures([sha256_of(f) for f in self.files]),
             },
-            tools={
-                **self.lowering.tools,
-                **runner.stage.fingerprint(runner.stage.Options()),
-            },
-            core_sha256=source_digest(_CORE, "the core"),
+            tools=self.lowering.tools,
+            core_sha256=core_digest(core_sources.SENSITIVITY),
         )
 
         def make(folder: Path) -> Mapping[str, Json]:

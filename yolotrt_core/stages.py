@@ -4,8 +4,9 @@ Rules that hold for every stage:
 - Constructing a stage, reading its attributes and calling `available` or `fingerprint` imports no
   framework: heavy imports happen inside the method that does the work.
 - Work methods write only under `out` and import their tool themselves.
-- `sources` names every module of the stage's own distribution that the *work* runs through, since
-  an edit there must rebuild; command line and display code stay out.
+- `sources` names every module that the *work* runs through, the stage's own and helpers of the core that
+  `core_sources.STAGE` lacks, since an edit there must rebuild; command line and display code stay out. A file
+  that the work reads is named `package/folder/file`.
 - `stage_version` is raised by the author when the output changes for another reason.
 """
 
@@ -87,7 +88,7 @@ class Stage(Protocol):
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """Dotted names of the modules whose text enters the cache key."""
+        """Dotted names of the modules, and files as `package/file`, whose text enters the cache key."""
 
     @property
     def Options(self) -> type: ...  # noqa: N802 - a class, read through the stage
@@ -144,6 +145,18 @@ class CheckedOptions(Protocol):
 
     def check_options(self, options: Any) -> None:
         """Raise a UsageError for options that it cannot work with, before any stage of a build runs."""
+
+
+class SessionSources(Protocol):
+    """What a stage that opens sessions may offer beside `Stage`: to tell what runs an engine from what makes it."""
+
+    @property
+    def session_sources(self) -> tuple[str, ...]:
+        """As `sources`, of all that `open` or `open_source` and the session run through; without, `sources` are.
+
+        They enter the keys of what sessions answer (parity, verdicts, predictions, speeds) and not that of an
+        engine, so that an edit there measures again and rebuilds nothing.
+        """
 
 
 @runtime_checkable

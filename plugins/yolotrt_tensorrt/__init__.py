@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 YOLOTRT_API = 1
 
 
+def _sources(*modules: str) -> tuple[str, ...]:
+    return tuple(f"yolotrt_tensorrt.{module}" for module in ("driver", "installed", "library", *modules))
+
+
 @dataclass(frozen=True, slots=True)
 class TensorRTOptions:
     """How an engine is built and opened."""
@@ -73,8 +77,15 @@ class TensorRTBuilder:
 
     name = "tensorrt"
     stage_version = 1
-    sources = tuple(
-        f"yolotrt_tensorrt.{m}" for m in ("builder", "implicit", "layers", "library", "profiles", "targets")
+    sources = (
+        *_sources("builder", "implicit", "layers", "profiles", "targets"),
+        "yolotrt_core.calibration_cache",
+    )
+    session_sources = (
+        *_sources("decoding", "gpu", "graphs", "jpegs", "lane", "lanes", "layouts", "nvjpeg", "plan", "programs"),
+        *("yolotrt_tensorrt.runner", "yolotrt_tensorrt.staging"),
+        *(f"yolotrt_tensorrt/kernels/{file}" for file in ("letterbox.cu", "prelude.cuh", "suppress.cu")),
+        *("yolotrt_core.jpeg", "yolotrt_core.lent", "yolotrt_core.letterbox"),
     )
     Options = TensorRTOptions
     engine_file = "model.engine"
@@ -155,7 +166,7 @@ class OwnCalibrator:
 
     name = "trt"
     stage_version = 1
-    sources = tuple(f"yolotrt_tensorrt.{m}" for m in ("calibrator", "implicit", "library"))
+    sources = (*_sources("calibrator", "gpu", "implicit"), "yolotrt_core.calibration_cache", "yolotrt_core.lent")
     Options = OwnCalibratorOptions
     needs_images = True
 

@@ -21,7 +21,12 @@ class Yolov5Postprocessor:
 
     name: ClassVar[str] = "yolov5"
     stage_version: ClassVar[int] = 1
-    sources: ClassVar[tuple[str, ...]] = ("yolotrt_yolov5.decode", "yolotrt_yolov5.suppressor")
+    sources: ClassVar[tuple[str, ...]] = (
+        "yolotrt_yolov5.decode",
+        "yolotrt_yolov5.device",
+        "yolotrt_yolov5/head.cu",
+        "yolotrt_yolov5.suppressor",
+    )
     Options: ClassVar[type] = NoOptions
     heads: ClassVar[frozenset[str]] = frozenset({"yolov5"})
 

@@ -325,6 +325,7 @@ MISDECLARED = [
     (_Builder, {"engine_file": "a/b"}, "`engine_file` of builder `bad` should be a plain file name"),
     (_Builder, {"stage_version": "1"}, "`stage_version` of builder `bad` should be an int, it is str `'1'`"),
     (_Builder, {"sources": "module"}, "`sources` of builder `bad` should be a tuple of module names"),
+    (_Builder, {"session_sources": "module"}, "`session_sources` of builder `bad` should be a tuple of module names"),
     (_Builder, {"open": 5}, "`open` of builder `bad` should be a method, it is int `5`"),
     (_Builder, {"priority": property(_raising(BOOM))}, "builder `bad` of `bad-dist` failed with RuntimeError: no luck"),
     (_Builder, {"Options": _OutOfBounds}, "expects a whole number, at least 0 and at most 5, its default is `9`"),

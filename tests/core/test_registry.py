@@ -19,7 +19,6 @@ from yolotrt_core.errors import PluginError, UsageError
 from yolotrt_core.hookspecs import hookimpl
 from yolotrt_core.options import NoOptions, option
 from yolotrt_core.registry import OWN_DIST, PluginSource, Registry
-from yolotrt_core.source_digest import source_digest
 from yolotrt_core.stages import Availability
 from yolotrt_core.types import ModelSource
 
@@ -346,20 +345,6 @@ def test_selection_asks_the_plugins(tmp_path: Path) -> None:
     assert registry.select_exporter(ModelSource(tmp_path / "a.txt", "0", "a")).name == "text"
     with pytest.raises(UsageError, match="not a model that an installed exporter can read"):
         registry.select_exporter(ModelSource(tmp_path / "a.bin", "0", "a"))
-
-
-def test_source_digest_follows_the_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(tmp_path))
-    module = tmp_path / "some_work_module.py"
-    module.write_text("a = 1\n")
-    first = source_digest(("some_work_module",), "x")
-    source_digest.cache_clear()
-    assert source_digest(("some_work_module",), "x") == first
-    source_digest.cache_clear()
-    module.write_text("a = 2\n")
-    assert source_digest(("some_work_module",), "x") != first
-    with pytest.raises(PluginError, match="names the module `no_such_module_here`"):
-        source_digest(("no_such_module_here",), "x")
 
 
 def test_the_installed_plugins_are_all_whole() -> None:

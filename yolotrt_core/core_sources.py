@@ -1,0 +1,33 @@
+"""Which modules of the core each kind of answer is made by: their text is in the answer's cache key.
+
+What only finds, names, shows or keeps things is in none of them, so that an edit there makes nothing again.
+"""
+
+from __future__ import annotations
+
+from yolotrt_core.source_digest import source_digest
+
+
+def _core(*names: str) -> tuple[str, ...]:
+    return tuple(f"yolotrt_core.{name}" for name in names)
+
+
+# What the code of any stage may use without naming it.
+CONTRACT = _core("layout", "options", "sessions", "stages", "types")
+# From the bytes of a picture to the network's input.
+PIXELS = _core("calibration", "jpeg", "layout", "letterbox", "pictures", "types")
+STAGE = (*CONTRACT, *_core("handed_on", "pipeline", "plans", "ranges", "work"))
+DETECTING = (
+    *CONTRACT,
+    *PIXELS,
+    *_core("detector", "inputs", "lent", "nms", "picture_processes", "picture_worker", "prefetch", "reading", "rect"),
+)
+PREDICTIONS = (*DETECTING, *_core("predictions"))
+GATE = (*PREDICTIONS, *_core("agreement", "dataset", "evaluate", "gate", "metric"))
+SENSITIVITY = (*DETECTING, *_core("agreement", "handed_on", "ranges", "sensitivity"))
+TIMING = (*DETECTING, *_core("bench", "speed", "timing"))
+
+
+def core_digest(modules: tuple[str, ...]) -> str:
+    """Return the SHA-256 over the text of modules of the core, one of the tuples above."""
+    return source_digest(tuple(sorted(set(modules))), "the core")
