@@ -152,15 +152,15 @@ class WideBox(FakePostprocessor):
         return score
 
 
-def layered_stages(*more_builders: Any) -> Registry:
-    """Return a registry of the stages above."""
+def layered_stages(*more_builders: Any, own: Any = None, head: Any = None) -> Registry:
+    """Return a registry of the stages above; `own` and `head` take the places of builder and postprocessor."""
     plugin = fake_plugin(
         "layered",
         exporters=[LayeredExporter()],
         passes=[Half(), Quantizer()],
         calibrators=[LayeredCalibrator()],
-        builders=[LayeredBuilder(), *more_builders],
-        postprocessors=[WideBox()],
+        builders=[own or LayeredBuilder(), *more_builders],
+        postprocessors=[head or WideBox()],
     )
     return Registry.of(plugin)
 

@@ -86,6 +86,11 @@ def _say_what_is_idle(planned: Plan, given: GivenOptions, stages: Registry) -> N
                     _log.warning("`%s` has no effect: no stage `%s` runs in this build", option.flag, name)
 
 
+def spec_of(made: Judged, store: Store) -> EngineSpec:
+    """Return the engine's spec, as it lies beside it in the store."""
+    return from_json(EngineSpec, json.loads(store.read(made.record.outputs[ENGINE_SPEC_FILE].sha256)))
+
+
 def open_engine(made: Judged, folder: Path, *, store: Store, stages: Registry) -> Detector:
     """Open the engine from a copy in `folder`.
 
@@ -96,5 +101,4 @@ def open_engine(made: Judged, folder: Path, *, store: Store, stages: Registry) -
     given = GivenOptions(made.settings.flags, made.settings.recipe)
     path = folder / f"{made.record.key[:12]}-{stage.engine_file}"
     store.copy_out(made.engine.sha256, path)
-    spec = from_json(EngineSpec, json.loads(store.read(made.record.outputs[ENGINE_SPEC_FILE].sha256)))
-    return Detector.load(path, spec, made.planned.builder, given, store=store, stages=stages)
+    return Detector.load(path, spec_of(made, store), made.planned.builder, given, store=store, stages=stages)

@@ -8,15 +8,18 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from yolotrt_core.judged import Judged, open_engine
+from yolotrt_core import core_sources
+from yolotrt_core.core_sources import core_digest
+from yolotrt_core.judged import Judged, open_engine, spec_of
+from yolotrt_core.key_parts import session_parts, stage_parts
+from yolotrt_core.pictures import opencv_version
+from yolotrt_core.plans import GivenOptions
 from yolotrt_core.registry import OWN_DIST, Registry
-from yolotrt_core.source_digest import source_digest
 from yolotrt_core.speed import Candidate, machine_facts, measure_speed
 from yolotrt_core.store.action import Action, PluginIdentity
 from yolotrt_core.store.store import Store
 from yolotrt_core.types import Json
 
-_CORE = tuple(f"yolotrt_core.{n}" for n in ("timing", "speed", "bench", "detector", "letterbox", "nms"))
 _TIMES_FILE = "times.json"
 _FRAME = (480, 640)
 _REPEATS = 20
@@ -26,25 +29,31 @@ def times_ms(engines: Sequence[Judged], *, store: Store, stages: Registry) -> di
     """Time engines that run here in one shuffled run, from host frames to boxes.
 
     Only times of one run can be compared, so the run is what is kept: other engines, or these on
-    another machine, are another run.
+    another machine or with any other option, are another run.
 
     Returns:
         Digest of the engine file to milliseconds of one picture, the median.
     """
     distinct = {e.engine.sha256: e for e in engines}
+    order = sorted(distinct)
     machine = machine_facts()
     gpu = machine["gpu"] if isinstance(machine["gpu"], dict) else {}
     action = Action(
         stage="timing",
-        plugin=PluginIdentity("timing", OWN_DIST, 1, source_digest(_CORE, "the core")),
-        request={"frame": list(_FRAME), "repeats": _REPEATS},
+        plugin=PluginIdentity("timing", OWN_DIST, 1, core_digest(core_sources.TIMING)),
+        request={
+            "frame": list(_FRAME),
+            "repeats": _REPEATS,
+            "runs": {f"engine {n}": _run(distinct[sha256], store, stages) for n, sha256 in enumerate(order)},
+        },
         options={},
-        inputs={f"engine {n}": sha256 for n, sha256 in enumerate(sorted(distinct))},
+        inputs={f"engine {n}": sha256 for n, sha256 in enumerate(order)},
         tools={
+            "opencv": opencv_version(),
             "processor": str(machine["processor"]),
             **{k: str(v) for k, v in gpu.items() if k in ("name", "driver_version")},
         },
-        core_sha256=source_digest(_CORE, "the core"),
+        core_sha256=core_digest(core_sources.TIMING),
     )
 
     def measure(folder: Path) -> Mapping[str, Json]:
@@ -61,3 +70,14 @@ def times_ms(engines: Sequence[Judged], *, store: Store, stages: Registry) -> di
 
     record, _ = store.obtain(action, measure)
     return {name: float(str(value)) for name, value in record.facts.items()}
+
+
+def _run(made: Judged, store: Store, stages: Registry) -> dict[str, Json]:
+    """Return all that the speed of an engine's file depends on beside the machine."""
+    given, builder = GivenOptions(made.settings.flags, made.settings.recipe), made.planned.builder
+    head = stages.postprocessor(spec_of(made, store).model.head)
+    return {
+        "batch": made.planned.request.batch,
+        "session": session_parts(builder, given.resolve(builder.stage.Options, builder.name), timed=True),
+        "postprocessor": stage_parts(head, given.resolve(head.stage.Options, head.name), timed=True),
+    }
