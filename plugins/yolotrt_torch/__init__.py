@@ -37,14 +37,16 @@ class TorchExporter:
     """Turns a YOLOv5 checkpoint into ONNX."""
 
     name: ClassVar[str] = "torch"
-    stage_version: ClassVar[int] = 1
+    stage_version: ClassVar[int] = 2
     sources: ClassVar[tuple[str, ...]] = (
         "yolotrt_core.labels",
+        "yolotrt_core.reference",
         *(
             f"yolotrt_torch.{module}"
             for module in ("archive", "checkpoint", "exporter", "layers", "network", "pickle_reader", "rebuild")
         ),
     )
+    session_sources: ClassVar[tuple[str, ...]] = (*sources, "yolotrt_torch.session", "yolotrt_core.shapes")
     Options: ClassVar[type] = TorchOptions
 
     def available(self) -> Availability:

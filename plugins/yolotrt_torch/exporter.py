@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from yolotrt_core.errors import StageError, UsageError
 from yolotrt_core.labels import metadata_of
+from yolotrt_core.reference import reference_images
 from yolotrt_core.stages import ONNX_FILE, REFERENCE_FILE
 from yolotrt_core.types import BuildRequest, ModelSource, ModelSpec, TensorSpec
 from yolotrt_torch.checkpoint import Checkpoint, read_checkpoint
@@ -66,29 +67,6 @@ def export(source: ModelSource, request: BuildRequest, options: TorchOptions, ou
     spec = spec_of(network, checkpoint, source, request, options)
     _finish(target, spec, request)
     return spec
-
-
-def reference_images(batch: int, height: int, width: int) -> NDArray[np.float32]:
-    """Make the fixed input: shaded grounds, shapes with sharp edges, fine texture; the same every time.
-
-    Returns:
-        float32 (batch, 3, height, width) in 0..1; each picture of the batch is another one.
-    """
-    y, x = np.mgrid[0:height, 0:width].astype(np.float32)
-    y, x = y / height, x / width
-    images = np.empty((batch, 3, height, width), dtype=np.float32)
-    random = np.random.default_rng(5)
-    for picture in images:
-        for channel in picture:
-            fx, fy, phase = random.uniform(0.5, 3, 3)
-            channel[:] = 0.5 + 0.25 * np.sin(2 * np.pi * (fx * x + fy * y) + phase)
-        for _ in range(24):
-            cx, cy, rx, ry = random.uniform(0, 1, 2).tolist() + random.uniform(0.02, 0.3, 2).tolist()
-            dx, dy = np.abs(x - cx) / rx, np.abs(y - cy) / ry
-            inside = (dx**2 + dy**2 < 1) if random.random() < 0.5 else np.maximum(dx, dy) < 1
-            picture[:, inside] = random.uniform(0, 1, (3, 1))
-        picture += random.normal(0, 0.02, picture.shape)
-    return np.clip(images, 0, 1, out=images)
 
 
 def _refuse_options(options: TorchOptions) -> None:
