@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from yolotrt_core import dataset, pictures
+from yolotrt_core import core_sources, dataset, pictures
+from yolotrt_core.core_sources import core_digest
 from yolotrt_core.errors import UsageError
 from yolotrt_core.layout import Layout
 from yolotrt_core.letterbox import preprocess
 from yolotrt_core.progress import progress
-from yolotrt_core.source_digest import source_digest
 from yolotrt_core.sources import sha256_of
 from yolotrt_core.types import Json, Precision
 from yolotrt_core.wording import counted
@@ -33,8 +33,6 @@ DEFAULT_PICTURES = 128
 ENOUGH_PICTURES = 64
 _MOST_UNREADABLE = 0.1
 _BATCH = 4
-# Whatever changes a pixel of the network's input; the size is in the key of the step itself.
-_PREPROCESSING = ("yolotrt_core.letterbox", "yolotrt_core.pictures")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +60,17 @@ class ChosenPictures:
 
     @property
     def sha256(self) -> str:
-        """Digest of the pictures in order and of the code that makes them into network input."""
+        """Digest of the pictures in order and of what makes them into network input."""
         return digest_of_pictures(self.sha256s)
 
 
 def digest_of_pictures(sha256s: Sequence[str]) -> str:
-    """Return one digest for files in this order and for the code that makes them into network input."""
-    parts = [*sha256s, source_digest(_PREPROCESSING, "preprocessing")]
+    """Return one digest for files in this order and for what makes them into network input.
+
+    That is whatever changes a pixel: our own code, and OpenCV, which decodes and resizes. The size is in the key of
+    what takes the pictures.
+    """
+    parts = [*sha256s, core_digest(core_sources.PIXELS), pictures.opencv_version()]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 

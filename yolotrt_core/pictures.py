@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import glob
+import importlib.util
 import os
 import re
 import threading
@@ -37,6 +38,7 @@ _FEW = 0.05
 _PNG = b"\x89PNG\r\n\x1a\n"
 _CAMERA = re.compile(r"camera:(\d{1,3})")
 _CREDENTIALS = re.compile(r"(?<=://).*@")  # up to the last one: a password may hold any sign
+_OPENCV_VERSION = re.compile(r"""^opencv_version\s*=\s*["']([^"']+)["']""", re.MULTILINE)
 _STREAMS = ("rtsp://", "rtsps://", "rtmp://", "http://", "https://", "udp://")
 
 
@@ -234,6 +236,21 @@ def _read_into(path: Path, size: tuple[int, int], room: Room) -> NDArray[np.uint
             return None
     # OpenCV takes other memory if the file turns out to have another size.
     return target if frame is not None and frame.ctypes.data == target.ctypes.data else None
+
+
+@cache
+def opencv_version() -> str:
+    """Return the version of OpenCV, empty without it; its wheels tell it in a file, so that nothing is imported."""
+    spec = importlib.util.find_spec("cv2")
+    if spec is None or spec.origin is None:
+        return ""
+    file = Path(spec.origin).with_name("version.py")
+    told = _OPENCV_VERSION.search(file.read_text(encoding="utf-8", errors="replace")) if file.is_file() else None
+    if told is not None:
+        return told[1]
+    import cv2
+
+    return str(cv2.__version__)
 
 
 @cache

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from yolotrt_core.calibration import Batches, CalibrationData, choose
+from yolotrt_core.calibration import Batches, CalibrationData, choose, digest_of_pictures
 from yolotrt_core.errors import UsageError
 from yolotrt_core.letterbox import preprocess
 
@@ -46,6 +46,13 @@ def test_the_digest_follows_content_and_order_not_the_place(folder: Path, tmp_pa
     assert choose(CalibrationData(moved, 8)).sha256 == before
     (moved / choose(CalibrationData(moved, 8)).names[3]).write_bytes(b"other")
     assert choose(CalibrationData(moved, 8)).sha256 != before
+
+
+def test_the_digest_follows_what_decodes_and_resizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = digest_of_pictures(["0" * 64])
+    assert digest_of_pictures(["0" * 64]) == before
+    monkeypatch.setattr("yolotrt_core.pictures.opencv_version", lambda: "4.0")
+    assert digest_of_pictures(["0" * 64]) != before
 
 
 def test_batches_are_the_letterboxed_pictures(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.machinery
 import subprocess
 import sys
 from pathlib import Path
@@ -235,3 +236,24 @@ def test_the_size_of_a_jpeg_is_read_from_its_ends(tmp_path: Path, side: int) -> 
     path.unlink()
     with pytest.raises(FileNotFoundError):
         pictures.plain_jpeg_size(path)
+
+
+def test_the_version_of_opencv_is_told_without_importing_it() -> None:
+    code = (
+        "import sys; from yolotrt_core.pictures import opencv_version; told = opencv_version();"
+        "assert 'cv2' not in sys.modules and 'numpy' not in sys.modules;"
+        "import cv2; assert told.startswith(cv2.__version__), told"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("found", ["a file that tells nothing", "no file"])
+def test_an_opencv_that_tells_no_version_is_asked(found: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if found != "no file":
+        (tmp_path / "version.py").write_text("other = 1\n")
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name: importlib.machinery.ModuleSpec(name, None, origin=f"{tmp_path}/cv2.so")
+    )
+    assert pictures.opencv_version.__wrapped__() == cv2.__version__
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert pictures.opencv_version.__wrapped__() == ""
