@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 YOLOTRT_API = 1
 
 _TENSORS = "Which tensors get a range: what convolutions read, or all, as TensorRT 8 and 10 calibration caches want"
-_WORK = ("yolotrt_calibrators.activations", "yolotrt_calibrators.collectors")
-_HISTOGRAM = (*_WORK, "yolotrt_calibrators.histogram", "yolotrt_calibrators.thresholds")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +53,9 @@ class _Calibrator:
 
     name: ClassVar[str]
     stage_version: ClassVar[int] = 1
-    sources: ClassVar[tuple[str, ...]] = _HISTOGRAM
+    sources: ClassVar[tuple[str, ...]] = tuple(
+        f"yolotrt_calibrators.{module}" for module in ("activations", "collectors", "histogram", "thresholds")
+    )
     Options: ClassVar[type] = CollectOptions
     needs_images: ClassVar[bool] = True
 
@@ -76,7 +76,6 @@ class MinMax(_Calibrator):
     """The largest magnitude seen."""
 
     name = "minmax"
-    sources = _WORK
 
 
 class Entropy(_Calibrator):
@@ -109,7 +108,7 @@ class Import(_Calibrator):
     """Ranges that were found before or elsewhere."""
 
     name = "import"
-    sources = ("yolotrt_calibrators.activations", "yolotrt_calibrators.importing")
+    sources = ("yolotrt_calibrators.activations", "yolotrt_calibrators.importing", "yolotrt_core.calibration_cache")
     Options = ImportOptions
     needs_images = False
 

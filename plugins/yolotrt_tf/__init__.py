@@ -63,7 +63,7 @@ class TfExporter:
     stage_version: ClassVar[int] = 1
     sources: ClassVar[tuple[str, ...]] = (
         *(f"yolotrt_tf.{module}" for module in ("convert", "exporter", "formats", "graph", "labels", "network")),
-        "yolotrt_core.layout",
+        "yolotrt_core.labels",
         "yolotrt_core.onnx_form",
         "yolotrt_core.reference",
         "yolotrt_core.rows",

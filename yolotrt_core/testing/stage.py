@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,6 +15,7 @@ from yolotrt_core.errors import YolotrtError
 from yolotrt_core.options import key_material
 from yolotrt_core.registry import Kind, Registered, Registry
 from yolotrt_core.stages import Availability
+from yolotrt_core.testing.closure import unnamed_sources
 from yolotrt_core.types import BuildRequest
 
 _FRAMEWORKS = ("torch", "tensorflow", "keras", "onnx", "onnxruntime", "tensorrt", "tensorrt_rtx", "cv2", "numpy")
@@ -36,8 +37,10 @@ class StageContract:
 
     Attributes:
         plugin: the plugin module, as its entry point names it. name: the stage's.
+        no_part: modules that the work imports and its output does not depend on, each with the reason.
     """
 
+    no_part: ClassVar[Mapping[str, str]] = {}
     kind: ClassVar[Kind]
     plugin: ClassVar[Any]
     name: ClassVar[str]
@@ -85,6 +88,10 @@ class StageContract:
         )
         material = key_material(found.stage.Options(), found.name)
         assert json.loads(json.dumps(material)) == material
+
+    def test_every_module_of_the_work_can_enter_a_key(self, found: Registered) -> None:
+        missing = unnamed_sources(found, self.plugin, self.no_part)
+        assert not missing, f"an edit there would go unnoticed; name it, or say in `no_part` why not: {missing}"
 
     def test_says_whether_it_can_work_here(self, found: Registered) -> None:
         can = found.stage.available()

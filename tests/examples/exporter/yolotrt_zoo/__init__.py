@@ -13,7 +13,7 @@ TOOLS = ("onnx", "onnxruntime")
 class ZooExporter:
     name = "zoo"
     stage_version = 1
-    sources = ("yolotrt_zoo.exporter",)
+    sources = ("yolotrt_zoo.exporter", "yolotrt_core.labels", "yolotrt_core.reference", "yolotrt_core.rows")
     Options = NoOptions
 
     def available(self):
