@@ -96,7 +96,7 @@ def pick(settings: BuildSettings, *, store: Store, stages: Registry, force: bool
     trade: Trade | None = None
     for failed in made:
         # Layers in fp16 do not make it faster, so one that is too slow already is not worth a search.
-        if mixed.wanted(failed) and ms[failed.engine.sha256] < _FASTER * ms[best.engine.sha256]:
+        if mixed.wanted(failed) and ms[failed.record.key] < _FASTER * ms[best.record.key]:
             best, trade, ms = _mend(failed, best, trade, ms, store=store, stages=stages)
     options = [*(_option(m, ms) for m in made), *skipped]
     if trade is not None:
@@ -150,7 +150,7 @@ def _mend(
 def _fastest(engines: Sequence[Judged], ms: Mapping[str, float]) -> Judged:
     best = engines[0]
     for candidate in engines[1:]:
-        if ms[candidate.engine.sha256] < _FASTER * ms[best.engine.sha256]:
+        if ms[candidate.record.key] < _FASTER * ms[best.record.key]:
             best = candidate
     return best
 
@@ -158,7 +158,7 @@ def _fastest(engines: Sequence[Judged], ms: Mapping[str, float]) -> Judged:
 def _option(made: Judged, ms: Mapping[str, float]) -> Option:
     note = made.verdict.text if made.verdict else "what the others are judged by"
     request = made.planned.request
-    return Option(made.planned.builder.name, request.precision, 0, ms.get(made.engine.sha256), made.passed, note)
+    return Option(made.planned.builder.name, request.precision, 0, ms.get(made.record.key), made.passed, note)
 
 
 def _note(made: Judged) -> str:
@@ -167,7 +167,7 @@ def _note(made: Judged) -> str:
 
 def _answer(best: Judged, trade: Trade | None, ms: Mapping[str, float]) -> str:
     precision = best.planned.request.precision
-    what = f"{precision} of {best.planned.builder.name}, {ms[best.engine.sha256]:.3f} ms a picture"
+    what = f"{precision} of {best.planned.builder.name}, {ms[best.record.key]:.3f} ms a picture"
     if trade is not None:
         return f"{what}: {trade.text}"
     if precision in _CALIBRATED:

@@ -129,8 +129,8 @@ def search(first: Judged, *, store: Store, stages: Registry) -> tuple[Judged, Tr
         layers=len(order),
         kept=tuple(order[:count]),
         tried=tuple(_tried(n, b) for n, b in _sorted(builds)),
-        ms=ms.get(chosen.engine.sha256),
-        ms_before=ms.get(first.engine.sha256),
+        ms=ms.get(chosen.record.key),
+        ms_before=ms.get(first.record.key),
     )
     _log.info("mixed     %s", trade.text)
     return chosen, trade

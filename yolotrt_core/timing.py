@@ -16,7 +16,7 @@ from yolotrt_core.pictures import opencv_version
 from yolotrt_core.plans import GivenOptions
 from yolotrt_core.registry import OWN_DIST, Registry
 from yolotrt_core.speed import Candidate, machine_facts, measure_speed
-from yolotrt_core.store.action import Action, PluginIdentity
+from yolotrt_core.store.action import Action, PluginIdentity, canonical_json
 from yolotrt_core.store.store import Store
 from yolotrt_core.types import Json
 
@@ -32,10 +32,12 @@ def times_ms(engines: Sequence[Judged], *, store: Store, stages: Registry) -> di
     another machine or with any other option, are another run.
 
     Returns:
-        Digest of the engine file to milliseconds of one picture, the median.
+        Key of the engine's record to milliseconds of one picture, the median.
     """
-    distinct = {e.engine.sha256: e for e in engines}
-    order = sorted(distinct)
+    # Not by the file: two builders may make the same one, and run it at different speeds.
+    distinct = {e.record.key: e for e in engines}
+    runs = {key: _run(made, store, stages) for key, made in distinct.items()}
+    names = {key: f"engine {n}" for n, key in enumerate(sorted(runs, key=lambda key: canonical_json(runs[key])))}
     machine = machine_facts()
     gpu = machine["gpu"] if isinstance(machine["gpu"], dict) else {}
     action = Action(
@@ -44,10 +46,10 @@ def times_ms(engines: Sequence[Judged], *, store: Store, stages: Registry) -> di
         request={
             "frame": list(_FRAME),
             "repeats": _REPEATS,
-            "runs": {f"engine {n}": _run(distinct[sha256], store, stages) for n, sha256 in enumerate(order)},
+            "runs": {name: runs[key] for key, name in names.items()},
         },
         options={},
-        inputs={f"engine {n}": sha256 for n, sha256 in enumerate(order)},
+        inputs={name: distinct[key].engine.sha256 for key, name in names.items()},
         tools={
             "opencv": opencv_version(),
             "processor": str(machine["processor"]),
@@ -60,23 +62,24 @@ def times_ms(engines: Sequence[Judged], *, store: Store, stages: Registry) -> di
         with contextlib.ExitStack() as stack:
             place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="yolotrt-")))
             candidates = []
-            for sha256, made in distinct.items():
+            for key, made in distinct.items():
                 detector = stack.enter_context(open_engine(made, place, store=store, stages=stages))
-                candidates.append(Candidate(sha256, detector, made.planned.request.batch))
+                candidates.append(Candidate(names[key], detector, made.planned.request.batch))
             speeds = measure_speed(candidates, _FRAME, _REPEATS)
         facts: dict[str, Json] = {s.name: s.end_to_end.p50_ms / s.batch for s in speeds}
         (folder / "out" / _TIMES_FILE).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
         return facts
 
     record, _ = store.obtain(action, measure)
-    return {name: float(str(value)) for name, value in record.facts.items()}
+    return {key: float(str(record.facts[name])) for key, name in names.items()}
 
 
 def _run(made: Judged, store: Store, stages: Registry) -> dict[str, Json]:
-    """Return all that the speed of an engine's file depends on beside the machine."""
+    """Return all that an engine's speed depends on beside the machine."""
     given, builder = GivenOptions(made.settings.flags, made.settings.recipe), made.planned.builder
     head = stages.postprocessor(spec_of(made, store).model.head)
     return {
+        "engine": made.engine.sha256,
         "batch": made.planned.request.batch,
         "session": session_parts(builder, given.resolve(builder.stage.Options, builder.name), timed=True),
         "postprocessor": stage_parts(head, given.resolve(head.stage.Options, head.name), timed=True),

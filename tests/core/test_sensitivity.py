@@ -221,6 +221,8 @@ def test_auto_takes_the_fastest_that_passes(store: Store, tmp_path: Path, pictur
     tried = {(o.builder, o.precision): o for o in engine.pick.options}
     assert set(tried) == {(b, p) for b in ("onnxruntime", "slower") for p in ("fp32", "fp16", "int8")}
     assert all(o.ms is not None and o.passed for o in tried.values())
+    # Both builders write the same bytes: a time is of what runs them.
+    assert tried["slower", "fp32"].ms > 2 * tried["onnxruntime", "fp32"].ms
     assert engine.path.name == "model-int8.bin"
     before = RUNS["build"]
     again = _build(stages, store, settings, tmp_path)
