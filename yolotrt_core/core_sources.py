@@ -13,18 +13,18 @@ def _core(*names: str) -> tuple[str, ...]:
 
 
 # What the code of any stage may use without naming it.
-CONTRACT = _core("layout", "options", "sessions", "stages", "types")
+CONTRACT = _core("frames", "layout", "options", "sessions", "stages", "types")
 # From the bytes of a picture to the network's input.
 PIXELS = _core("calibration", "jpeg", "layout", "letterbox", "pictures", "types")
-STAGE = (*CONTRACT, *_core("handed_on", "pipeline", "plans", "ranges", "work"))
+STAGE = (*CONTRACT, *_core("handed_on", "pipeline", "plans", "ranges", "shapes", "work"))
 DETECTING = (
     *CONTRACT,
     *PIXELS,
     *_core("detector", "inputs", "lent", "nms", "picture_processes", "picture_worker", "prefetch", "reading", "rect"),
 )
 PREDICTIONS = (*DETECTING, *_core("predictions"))
-GATE = (*PREDICTIONS, *_core("agreement", "dataset", "evaluate", "gate", "metric"))
-SENSITIVITY = (*DETECTING, *_core("agreement", "handed_on", "ranges", "sensitivity"))
+GATE = (*PREDICTIONS, *_core("agreement", "dataset", "evaluate", "gate", "labels", "metric"))
+SENSITIVITY = (*DETECTING, *_core("agreement", "handed_on", "ranges", "sensitivity", "shapes"))
 TIMING = (*DETECTING, *_core("bench", "speed", "timing"))
 
 

@@ -52,6 +52,7 @@ class OnnxExporter:
         "yolotrt_onnx.exporter",
         "yolotrt_onnx.edits",
         "yolotrt_onnx.graph",
+        "yolotrt_core.shapes",
         "yolotrt_core.labels",
         "yolotrt_core.reference",
         "yolotrt_core.rows",

@@ -79,13 +79,13 @@ class TensorRTBuilder:
     stage_version = 1
     sources = (
         *_sources("builder", "implicit", "layers", "profiles", "targets"),
-        "yolotrt_core.calibration_cache",
+        *("yolotrt_core.calibration_cache", "yolotrt_core.shapes"),
     )
     session_sources = (
         *_sources("decoding", "gpu", "graphs", "jpegs", "lane", "lanes", "layouts", "nvjpeg", "plan", "programs"),
         *("yolotrt_tensorrt.runner", "yolotrt_tensorrt.staging"),
         *(f"yolotrt_tensorrt/kernels/{file}" for file in ("letterbox.cu", "prelude.cuh", "suppress.cu")),
-        *("yolotrt_core.jpeg", "yolotrt_core.lent", "yolotrt_core.letterbox"),
+        *(f"yolotrt_core.{name}" for name in ("inputs", "jpeg", "lent", "letterbox", "prefetch")),
     )
     Options = TensorRTOptions
     engine_file = "model.engine"
