@@ -40,10 +40,12 @@ class TorchExporter:
     stage_version: ClassVar[int] = 1
     sources: ClassVar[tuple[str, ...]] = (
         "yolotrt_core.labels",
+        "yolotrt_core.wording",
         *(
             f"yolotrt_torch.{module}"
-            for module in ("archive", "checkpoint", "exporter", "layers", "network", "pickle_reader", "rebuild")
+            for module in ("archive", "checkpoint", "exporter", "foreign", "layers", "network", "rebuild")
         ),
+        "yolotrt_torch.pickle_reader",
     )
     Options: ClassVar[type] = TorchOptions
 

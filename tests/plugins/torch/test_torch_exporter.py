@@ -318,7 +318,8 @@ def test_sources_are_all_modules_of_the_work() -> None:
     folder = Path(yolotrt_torch.__file__).parent
     modules = {f"yolotrt_torch.{p.stem}" for p in folder.glob("*.py") if p.stem != "__init__"}
     # `session` runs a model as it is; nothing of it reaches an export. What the core writes into the metadata does.
-    assert set(TorchExporter.sources) == modules - {"yolotrt_torch.session"} | {"yolotrt_core.labels"}
+    core = {"yolotrt_core.labels", "yolotrt_core.wording"}
+    assert set(TorchExporter.sources) == modules - {"yolotrt_torch.session"} | core
 
 
 def test_availability_names_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
