@@ -48,14 +48,23 @@ def labels_from_yaml(text: str) -> tuple[str, ...] | None:
     return labels_in_order(found.get("names")) if isinstance(found, Mapping) else None
 
 
-def labels_in_order(names: Any) -> tuple[str, ...] | None:
-    """Return names given as a list or as a mapping from number (or its digits); None for anything else."""
+def labels_in_order(names: Any, classes: int | None = None) -> tuple[str, ...] | None:
+    """Return names given as a list or as a mapping from number (or its digits); None for anything else.
+
+    Args:
+        classes: how many to return: a class without a name is called by its number, names beyond are left out.
+            By default there are as many as names, and a mapping that leaves a number out is no list of names.
+    """
     if isinstance(names, (list, tuple)):
-        return tuple(str(name) for name in names)
-    if isinstance(names, Mapping) and sorted(map(str, names)) == sorted(map(str, range(len(names)))):
-        by_number = {int(number): str(name) for number, name in names.items()}
-        return tuple(by_number[number] for number in range(len(names)))
-    return None
+        names = dict(enumerate(names))
+    if not isinstance(names, Mapping):
+        return None
+    by_digits = {str(number): str(name) for number, name in names.items()}
+    if classes is None:
+        classes = len(names)
+        if sorted(by_digits) != sorted(map(str, range(classes))):
+            return None
+    return tuple(by_digits.get(str(number), str(number)) for number in range(classes))
 
 
 def numbered_labels(classes: int) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Numbers and lists in messages, as a person would say them."""
+"""Numbers, lists and foreign texts in messages, as a person would say them."""
 
 from __future__ import annotations
 
@@ -16,3 +16,13 @@ def not_installed(packages: Sequence[str]) -> str:
     named = [f"`{p}`" for p in packages]
     listed = ", ".join(named[:-1]) + (" and " if named[:-1] else "") + named[-1]
     return f"{listed} {'is' if len(named) == 1 else 'are'} not installed"
+
+
+def printable(text: str) -> str:
+    """Replace what would break a line or steer a terminal: texts of foreign files end up in messages."""
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
+def first_line(err: BaseException) -> str:
+    """Return what an exception says, as one line of at most 300 characters."""
+    return " ".join(str(err).split())[:300] or type(err).__name__

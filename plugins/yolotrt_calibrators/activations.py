@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from yolotrt_core.errors import StageError
+from yolotrt_core.wording import first_line
 
 Collect = Callable[[str, NDArray[np.float32]], None]
 Scope = Literal["convolutions", "all"]
@@ -124,7 +125,7 @@ def _infer(network: _Network, picture: NDArray[np.float32]) -> list[NDArray[np.f
     try:
         return list(network.session.run(outputs, {network.input: fed})) if outputs else []
     except Exception as err:  # onnxruntime raises classes of its own that share no other base
-        raise StageError(f"onnxruntime cannot run the network for calibration: {_first_line(err)}") from err
+        raise StageError(f"onnxruntime cannot run the network for calibration: {first_line(err)}") from err
 
 
 def _open(model: ModelProto, wanted: list[str], picture: NDArray[np.float32]) -> _Network:
@@ -158,7 +159,7 @@ def _session(model: ModelProto) -> Any:
     try:
         return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     except Exception as err:  # onnxruntime raises classes of its own that share no other base
-        raise StageError(f"onnxruntime cannot load the network for calibration: {_first_line(err)}") from err
+        raise StageError(f"onnxruntime cannot load the network for calibration: {first_line(err)}") from err
 
 
 def _cut(model: ModelProto, wanted: list[str]) -> ModelProto:
@@ -202,10 +203,6 @@ def _one_by_one(batches: Iterator[NDArray[np.float32]]) -> Iterator[NDArray[np.f
             yield batch[index : index + 1]
 
 
-def _first_line(err: BaseException) -> str:
-    return " ".join(str(err).split())[:300] or type(err).__name__
-
-
 def load(path: Path) -> ModelProto:
     """Read the ONNX.
 
@@ -215,4 +212,4 @@ def load(path: Path) -> ModelProto:
     try:
         return onnx.load(str(path))
     except Exception as err:  # protobuf and the file system each raise their own
-        raise StageError(f"`{path.name}` is no valid ONNX model: {_first_line(err)}") from err
+        raise StageError(f"`{path.name}` is no valid ONNX model: {first_line(err)}") from err

@@ -22,8 +22,9 @@ from yolotrt_core.rows import Known, Rows, find_rows
 from yolotrt_core.shapes import shape_text
 from yolotrt_core.stages import REFERENCE_FILE
 from yolotrt_core.types import BuildRequest, ModelSource, ModelSpec
+from yolotrt_core.wording import first_line
 from yolotrt_onnx.edits import arrange, keep_output, make_float, rename
-from yolotrt_onnx.graph import first_line, save, tensor_specs
+from yolotrt_onnx.graph import save, tensor_specs
 
 if TYPE_CHECKING:
     from yolotrt_onnx.source import OnnxSourceOptions

@@ -15,6 +15,7 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto,
 from yolotrt_core.errors import StageError
 from yolotrt_core.stages import ONNX_FILE
 from yolotrt_core.types import ModelSpec, TensorSpec
+from yolotrt_core.wording import first_line
 
 
 def load(path: Path) -> ModelProto:
@@ -50,11 +51,6 @@ def check(model: ModelProto, made_by: str, hint: str) -> None:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as err:
         raise StageError(f"{made_by} gave an invalid ONNX model: {first_line(err)}", hint=hint) from err
-
-
-def first_line(err: BaseException) -> str:
-    """Return what an exception says, as one line of at most 300 characters."""
-    return " ".join(str(err).split())[:300] or type(err).__name__
 
 
 def spec_of(model: ModelProto, base: ModelSpec) -> ModelSpec:

@@ -13,8 +13,9 @@ from onnx import ModelProto, TensorProto, helper
 from yolotrt_core.errors import StageError
 from yolotrt_core.ranges import read_ranges
 from yolotrt_core.types import Calibration, Json, ModelSpec, OnnxModel
+from yolotrt_core.wording import first_line
 from yolotrt_onnx import qdq
-from yolotrt_onnx.graph import check, first_line, lift_constants, load, opset, save, spec_of, type_conflicts
+from yolotrt_onnx.graph import check, lift_constants, load, opset, save, spec_of, type_conflicts
 from yolotrt_onnx.retype import Retyping, decode_nodes, retype, shape_nodes, unfit_weights, unsupported_nodes
 
 if TYPE_CHECKING:

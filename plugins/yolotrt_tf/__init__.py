@@ -62,7 +62,10 @@ class TfExporter:
     name: ClassVar[str] = "tf"
     stage_version: ClassVar[int] = 1
     sources: ClassVar[tuple[str, ...]] = (
-        *(f"yolotrt_tf.{module}" for module in ("convert", "exporter", "formats", "graph", "labels", "network")),
+        *(
+            f"yolotrt_tf.{module}"
+            for module in ("convert", "exporter", "formats", "graph", "keras_classes", "labels", "network", "operators")
+        ),
         "yolotrt_core.labels",
         "yolotrt_core.onnx_form",
         "yolotrt_core.reference",

@@ -17,7 +17,8 @@ from tf2onnx import convert, utils
 
 from yolotrt_core.errors import StageError
 from yolotrt_core.layout import Layout
-from yolotrt_tf.network import Network, first_line
+from yolotrt_core.wording import first_line
+from yolotrt_tf.network import Network
 
 log = logging.getLogger(__name__)
 

@@ -25,6 +25,7 @@ from yolotrt_core.reference import reference_images
 from yolotrt_core.rows import Known, Rows, find_rows
 from yolotrt_core.stages import ONNX_FILE, REFERENCE_FILE
 from yolotrt_core.types import BuildRequest, ModelSource, ModelSpec, TensorSpec
+from yolotrt_core.wording import first_line
 from yolotrt_tf import graph as edit
 from yolotrt_tf.formats import NAMES, Format, recognise
 from yolotrt_tf.labels import labels_of
@@ -126,7 +127,7 @@ def _answer(network: Network, pictures: NDArray[np.float32]) -> NDArray[np.float
     try:
         return np.concatenate([network.run(pictures[at : at + step]) for at in range(0, len(pictures), step)])
     except Exception as err:  # TensorFlow raises its own, and ValueError, and RuntimeError
-        raise StageError(f"TensorFlow could not run the model: {' '.join(str(err).split())[:300]}") from err
+        raise StageError(f"TensorFlow could not run the model: {first_line(err)}") from err
 
 
 def _convert(network: Network, path: Path, request: BuildRequest, options: TfOptions) -> ModelProto:
@@ -191,7 +192,7 @@ def _finish(model: ModelProto, spec: ModelSpec, request: BuildRequest, target: P
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as err:
         raise StageError(
-            f"the model was converted to invalid ONNX: {' '.join(str(err).split())[:300]}",
+            f"the model was converted to invalid ONNX: {first_line(err)}",
             hint="try another `--tf-opset`, or another format of the model",
         ) from err
     target.write_bytes(model.SerializeToString(deterministic=True))

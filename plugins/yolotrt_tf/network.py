@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,10 @@ from numpy.typing import NDArray
 
 from yolotrt_core.errors import UsageError
 from yolotrt_core.options import nearest
+from yolotrt_core.wording import first_line, printable
 from yolotrt_tf.formats import NAMES, Format
+from yolotrt_tf.keras_classes import refuse_classes
+from yolotrt_tf.operators import drop_saver, refuse_operators
 
 # TensorFlow reads these when it is imported; without them it writes to standard error past Python.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -25,9 +29,6 @@ from tensorflow.python.framework.convert_to_constants import convert_variables_t
 
 if TYPE_CHECKING:
     from yolotrt_tf import TfOptions
-
-# Operators with which a model reads or writes files, or runs Python, once it is run.
-_REFUSED = frozenset({"ReadFile", "WriteFile", "MatchingFiles", "PyFunc", "PyFuncStateless", "EagerPyFunc"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,29 +87,16 @@ def load(path: Path, form: Format, options: TfOptions) -> Network:
         "tflite": _tflite,
     }
     try:
+        if form in ("keras", "hdf5"):
+            refuse_classes(path, form)
         return readers[form](path, options)
     except UsageError:
         raise
     except Exception as err:  # TensorFlow, Keras, protobuf and HDF5 each raise their own
         raise UsageError(
-            f"`{path}` looks like a {NAMES[form]}, but TensorFlow cannot load it: {first_line(err)}", hint=_hint(err)
+            f"`{path}` looks like a {NAMES[form]}, but TensorFlow cannot load it: {first_line(err)}",
+            hint="the file may be damaged: save or copy it again",
         ) from err
-
-
-def first_line(err: BaseException) -> str:
-    """Return what an exception says, as one line of at most 300 characters."""
-    return " ".join(str(err).split())[:300] or type(err).__name__
-
-
-def _hint(err: BaseException) -> str:
-    text = str(err)
-    if "No model config found" in text:
-        return "the file holds weights only: save the whole model, `model.save(...)`"
-    if any(word in text for word in ("Unknown layer", "Could not locate", "custom_object")):
-        return "the file needs Python classes that it does not hold: save it with `model.export(FOLDER)` instead"
-    if "Lambda" in text or "safe_mode" in text:
-        return "a Lambda layer is Python code, which is not run: save the model with `model.export(FOLDER)` instead"
-    return "the file may be damaged: save or copy it again"
 
 
 def _saved_model(path: Path, options: TfOptions) -> Network:
@@ -118,11 +106,15 @@ def _saved_model(path: Path, options: TfOptions) -> Network:
     if not file.is_file():
         raise UsageError(f"`{path}` is a SavedModel as text", hint="save it again as `saved_model.pb`")
     described = saved_model_pb2.SavedModel.FromString(file.read_bytes())
+    if len(described.meta_graphs) == 1 and described.meta_graphs[0].HasField("object_graph_def"):
+        drop_saver(described.meta_graphs[0])
     for meta in described.meta_graphs:
-        _refuse_operators(node.op for node in meta.graph_def.node)
-        for function in meta.graph_def.library.function:
-            _refuse_operators(node.op for node in function.node_def)
-    model = tf.saved_model.load(str(path))
+        refuse_operators(meta.graph_def)
+    with tempfile.TemporaryDirectory() as folder:
+        # What is loaded is what was looked at, not what else the folder holds.
+        (Path(folder) / file.name).write_bytes(described.SerializeToString())
+        (Path(folder) / "variables").symlink_to((path / "variables").absolute())
+        model = tf.saved_model.load(folder)
     if options.signature not in model.signatures:
         known = list(model.signatures)
         raise UsageError(
@@ -149,7 +141,7 @@ def _keras(path: Path, options: TfOptions) -> Network:
         raise UsageError(
             f"Keras runs on `{keras.backend.backend()}` here; expected TensorFlow", hint="unset KERAS_BACKEND"
         )
-    # Safe mode refuses Lambda layers, which are Python code in the file.
+    # Safe mode once more keeps Python code in the file from being run.
     model = keras.models.load_model(str(path), compile=False, safe_mode=True)
     inputs = {t.name: (t.shape, t.dtype) for t in model.inputs}
     outputs = {t.name: (t.shape, t.dtype) for t in model.outputs}
@@ -170,9 +162,7 @@ def _graph_def(path: Path, options: TfOptions) -> Network:
     from tensorflow.core.framework import graph_pb2
 
     graph = graph_pb2.GraphDef.FromString(path.read_bytes())
-    _refuse_operators(node.op for node in graph.node)
-    for function in graph.library.function:
-        _refuse_operators(node.op for node in function.node_def)
+    refuse_operators(graph)
     if any(node.op in ("VariableV2", "VarHandleOp") for node in graph.node):
         raise UsageError(f"`{path}` has variables without values", hint="freeze the graph, or pass its SavedModel")
     read = {name.lstrip("^").partition(":")[0] for node in graph.node for name in node.input}
@@ -197,13 +187,23 @@ def _graph_def(path: Path, options: TfOptions) -> Network:
     )
 
 
-def _refuse_damaged_lite(path: Path) -> None:
-    """Walk a TensorFlow Lite file in Python: the interpreter trusts its offsets, and would crash the process."""
+def _refuse_unfit_lite(path: Path) -> None:
+    """Walk a TensorFlow Lite file in Python: the interpreter trusts its offsets, and would crash the process.
+
+    TensorFlow's own operators, and those of others, come as custom ones.
+    """
     from tf2onnx.tflite.Model import Model
 
     model = Model.GetRootAs(path.read_bytes(), 0)
     for index in range(model.OperatorCodesLength()):
-        model.OperatorCodes(index).BuiltinCode()
+        code = model.OperatorCodes(index)
+        code.BuiltinCode()
+        if code.CustomCode():
+            raise UsageError(
+                "expected only TensorFlow Lite's own operators, found "
+                f"`{printable(code.CustomCode()[:80].decode(errors='replace'))}`; nothing was run",
+                hint="convert the model with `tf.lite.OpsSet.TFLITE_BUILTINS` alone",
+            )
     buffers = model.BuffersLength()
     for index in range(buffers):
         model.Buffers(index).DataAsNumpy()
@@ -224,7 +224,7 @@ def _refuse_damaged_lite(path: Path) -> None:
 
 
 def _tflite(path: Path, options: TfOptions) -> Network:
-    _refuse_damaged_lite(path)
+    _refuse_unfit_lite(path)
     # The plain kernels: the default delegate announces itself on standard error, past Python.
     resolver = tf.lite.experimental.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
     interpreter = tf.lite.Interpreter(str(path), experimental_op_resolver_type=resolver)
@@ -304,15 +304,6 @@ def _quantization(detail: Mapping[str, Any]) -> Quantization | None:
     if not scale:
         raise UsageError(f"tensor `{detail['name']}` is {np.dtype(detail['dtype'])} and has no scale")
     return Quantization(float(scale), int(zero_point), np.dtype(detail["dtype"]))
-
-
-def _refuse_operators(operators: Iterable[str]) -> None:
-    found = _REFUSED.intersection(operators)
-    if found:
-        raise UsageError(
-            f"the model would do more than compute when it runs: it has the operator `{min(found)}`",
-            hint="export the network alone, without reading files or calling Python",
-        )
 
 
 def _listed(names: Iterable[str]) -> str:

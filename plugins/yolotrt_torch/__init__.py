@@ -41,10 +41,12 @@ class TorchExporter:
     sources: ClassVar[tuple[str, ...]] = (
         "yolotrt_core.labels",
         "yolotrt_core.reference",
+        "yolotrt_core.wording",
         *(
             f"yolotrt_torch.{module}"
-            for module in ("archive", "checkpoint", "exporter", "layers", "network", "pickle_reader", "rebuild")
+            for module in ("archive", "checkpoint", "exporter", "foreign", "layers", "network", "rebuild")
         ),
+        "yolotrt_torch.pickle_reader",
     )
     session_sources: ClassVar[tuple[str, ...]] = (*sources, "yolotrt_torch.session", "yolotrt_core.shapes")
     Options: ClassVar[type] = TorchOptions

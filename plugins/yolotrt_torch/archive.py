@@ -9,6 +9,7 @@ Source: torch 2.13, torch/serialization.py.
 from __future__ import annotations
 
 import io
+import math
 import mmap
 import pickletools
 import re
@@ -27,6 +28,7 @@ from yolotrt_core.errors import UsageError
 from yolotrt_torch.pickle_reader import DamagedPickle, Storage, Stub, TensorRef, read_pickle
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+MOST_SIDE = 1 << 16  # of a tensor without numbers: NumPy counts the other axes all the same
 MOST_PICKLE_BYTES = 64 << 20  # the largest official checkpoint has 0.5 MB
 _DTYPES: dict[str, np.dtype[Any]] = {
     "HalfStorage": np.dtype("<f2"),
@@ -64,11 +66,10 @@ class Archive:
         dtype = _DTYPES.get(tensor.storage.kind)
         if dtype is None:
             raise UsageError(f"a tensor of the checkpoint is a `{tensor.storage.kind}`, which is not known")
-        count = 1
-        for size in tensor.shape:
-            count *= size
+        count = math.prod(tensor.shape)
         last = tensor.offset + sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride, strict=True))
-        if count > tensor.storage.count or (count and last >= tensor.storage.count):
+        beyond = last >= tensor.storage.count if count else max(tensor.shape) > MOST_SIDE
+        if count > tensor.storage.count or beyond:
             raise UsageError("a tensor of the checkpoint reaches outside its storage")
         self._left -= count * dtype.itemsize
         if self._left < 0:
@@ -77,7 +78,9 @@ class Archive:
             return np.zeros(tensor.shape, dtype)
         data = self._storages.read(tensor.storage.key, tensor.storage.count * dtype.itemsize)
         flat = np.frombuffer(data, dtype)
-        strides = [step * dtype.itemsize for step in tensor.stride]
+        # The step along an axis of one number is never taken, and may be any number.
+        steps = zip(tensor.shape, tensor.stride, strict=True)
+        strides = [step * dtype.itemsize if size > 1 else 0 for size, step in steps]
         view = np.lib.stride_tricks.as_strided(flat[tensor.offset :], tensor.shape, strides, writeable=False)
         if tensor.storage.kind == "BFloat16Storage":
             return (view.astype(np.uint32) << 16).view(np.float32)

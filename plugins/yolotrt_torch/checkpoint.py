@@ -11,12 +11,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yolotrt_core.errors import UsageError
+from yolotrt_core.labels import labels_in_order
+from yolotrt_core.wording import printable
 from yolotrt_torch.archive import Archive, open_archive
-from yolotrt_torch.pickle_reader import RefusedGlobal, Stub, TensorRef, printable, printable_errors
+from yolotrt_torch.foreign import PlainCopies, refusing_damage, shown
+from yolotrt_torch.pickle_reader import RefusedGlobal, Stub, TensorRef
 
 DETECTORS = ("Model", "DetectionModel")  # v3 to v6.1, and later
 PLAIN_FORM = "yolotrt"  # key of checkpoints that hold plain data only, as yolotrt's own training saves them
-MOST_MODULES = 100_000
+MOST_MODULES = 100_000  # the largest official checkpoint has some 1000 modules, and 1000 weights
+MOST_WEIGHTS = 100_000
+MOST_NAME = 200  # characters of a weight's name
+MOST_STRIDES = 16
 _HINT = "pass the `.pt` file that YOLOv5's training wrote"
 
 
@@ -49,7 +55,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
             pickle that names what no such checkpoint needs.
     """
     try:
-        with printable_errors(), open_archive(path) as archive:
+        with refusing_damage(), open_archive(path) as archive:
             return _checkpoint(archive)
     except RefusedGlobal as err:
         if err.name.startswith("ultralytics."):
@@ -73,21 +79,22 @@ def _checkpoint(archive: Archive) -> Checkpoint:
             hint="only detection models are supported",
         )
     modules = dict(_walk(model))
-    config = _plain(model.state.get("yaml"))
+    copies = PlainCopies()
+    config = copies.copy(model.state.get("yaml"), "model yaml")
     if not isinstance(config, dict):
         raise UsageError("the checkpoint's model carries no `yaml`, as every YOLOv5 model since v3 does", hint=_HINT)
     state = {name: archive.array(ref) for name, ref in _weights(modules)}
-    nc = config.get("nc")
     head = _head(modules)
     stride = head.state.get("stride") if head else None
+    strides = archive.array(stride) if isinstance(stride, TensorRef) else np.zeros(0)
     facts = {"weights": which}
     if isinstance(root, dict):
-        facts |= {key: str(root[key])[:40] for key in ("date", "epoch") if isinstance(root.get(key), (str, int))}
+        facts |= {key: shown(root[key])[:40] for key in ("date", "epoch") if isinstance(root.get(key), (str, int))}
     return Checkpoint(
         config=config,
         state=state,
-        labels=_labels(model.state.get("names"), nc),
-        stride=_stride(archive.array(stride)) if isinstance(stride, TensorRef) else (),
+        labels=_labels(copies.copy(model.state.get("names"), "class names"), config.get("nc")),
+        stride=_stride(strides.tolist() if strides.size <= MOST_STRIDES else f"{strides.size} numbers"),
         modules=modules,
         facts=facts,
     )
@@ -95,18 +102,19 @@ def _checkpoint(archive: Archive) -> Checkpoint:
 
 def _plain_checkpoint(root: Mapping[Any, Any], archive: Archive) -> Checkpoint:
     """Read the form that holds plain data only: yaml, state_dict, names, stride."""
-    config, weights = _plain(root.get("yaml")), root.get("state_dict")
+    copies = PlainCopies()
+    config, weights = copies.copy(root.get("yaml"), "model yaml"), root.get("state_dict")
     if root[PLAIN_FORM] != 1 or not isinstance(config, dict) or not isinstance(weights, dict):
         raise UsageError(
             "a yolotrt checkpoint of an unknown version", hint="expected `yolotrt: 1`, `yaml`, `state_dict`"
         )
-    state = {str(k): archive.array(v) for k, v in weights.items() if isinstance(v, TensorRef)}
-    stride = root.get("stride")
+    state = {_joined("", name): archive.array(v) for name, v in weights.items() if isinstance(v, TensorRef)}
+    stride = copies.copy(root.get("stride"), "strides")
     return Checkpoint(
         config=config,
         state=state,
-        labels=_labels(_plain(root.get("names")), config.get("nc")),
-        stride=_stride(np.asarray(_plain(stride))) if isinstance(stride, (list, tuple)) else (),
+        labels=_labels(copies.copy(root.get("names"), "class names"), config.get("nc")),
+        stride=_stride(stride) if isinstance(stride, list) else (),
         facts={"weights": "model"},
     )
 
@@ -131,7 +139,7 @@ def _choose(root: Any) -> tuple[Stub, str]:
             "expected a YOLOv5 checkpoint, found a plain state_dict: the weights without the architecture",
             hint="pass the whole checkpoint as YOLOv5's training saved it",
         )
-    keys = ", ".join(f"`{str(k)[:20]}`" for k in list(root)[:5])
+    keys = ", ".join(f"`{shown(k)[:20]}`" for k in list(root)[:5])
     raise UsageError(f"expected a YOLOv5 checkpoint with a `model`, found a dict with {keys or 'nothing'}", hint=_HINT)
 
 
@@ -148,18 +156,32 @@ def _walk(model: Stub) -> Iterator[tuple[str, Stub]]:
             if count > MOST_MODULES:
                 raise UsageError(f"the checkpoint's model has more than {MOST_MODULES} modules")
             if isinstance(child, Stub):
-                waiting.append((f"{path}.{name}" if path else str(name), child))
+                waiting.append((_joined(path, name), child))
 
 
 def _weights(modules: Mapping[str, Stub]) -> Iterator[tuple[str, TensorRef]]:
     """Yield what the model's `state_dict()` would hold."""
+    count = 0
     for path, module in modules.items():
         hidden = module.state.get("_non_persistent_buffers_set")
         for group in ("_parameters", "_buffers"):
             tensors = module.state.get(group)
             for name, tensor in tensors.items() if isinstance(tensors, dict) else ():
+                count += 1
+                if count > MOST_WEIGHTS:
+                    raise UsageError(f"the checkpoint's model has more than {MOST_WEIGHTS} weights")
                 if isinstance(tensor, TensorRef) and not (isinstance(hidden, set) and name in hidden):
-                    yield (f"{path}.{name}" if path else str(name)), tensor
+                    yield _joined(path, name), tensor
+
+
+def _joined(path: str, name: Any) -> str:
+    """Return the path of what a module holds under a name."""
+    if not isinstance(name, str) or len(path) + len(name) > MOST_NAME:
+        raise UsageError(
+            f"a part of the checkpoint's model is called {shown(name)}, expected a text, with those of what it is in "
+            f"at most {MOST_NAME} characters"
+        )
+    return f"{path}.{name}" if path else name
 
 
 def _head(modules: Mapping[str, Stub]) -> Stub | None:
@@ -170,31 +192,15 @@ def _short(module: Stub) -> str:
     return module.kind.rpartition(".")[2]
 
 
-def _stride(values: NDArray[Any]) -> tuple[int, ...]:
-    if values.dtype.kind not in "fiu" or values.ndim != 1 or not np.array_equal(values, np.rint(values)):
-        raise UsageError(f"the checkpoint's strides are {values.tolist()}, expected whole numbers of pixels")
-    return tuple(int(v) for v in values)
+def _stride(values: Any) -> tuple[int, ...]:
+    given: list[Any] = values if isinstance(values, list) and len(values) <= MOST_STRIDES else [None]
+    if not all(isinstance(v, (int, float)) and 0 < v < 1 << 16 and v == int(v) for v in given):
+        raise UsageError(f"the checkpoint's strides are {shown(values)}, expected whole numbers of pixels")
+    return tuple(int(v) for v in given)
 
 
 def _labels(names: Any, nc: Any) -> tuple[str, ...]:
     """Return one name per class; what the file leaves out is called by its number."""
-    count = nc if type(nc) is int and 0 < nc < 1 << 16 else 0
-    given: dict[Any, Any] = {}
-    if isinstance(names, dict):
-        given = {int(k) if isinstance(k, str) and k.isdecimal() else k: v for k, v in names.items()}
-    elif isinstance(names, (list, tuple)):
-        given = dict(enumerate(names))
-    return tuple(printable(str(given.get(i, i))) for i in range(count))
-
-
-def _plain(value: Any, depth: int = 0) -> Any:
-    """Copy what YAML can hold; anything else is refused."""
-    if depth > 8:
-        raise UsageError("the checkpoint's model yaml is nested too deeply")
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    if isinstance(value, (list, tuple)) and len(value) < 10_000:
-        return [_plain(item, depth + 1) for item in value]
-    if isinstance(value, dict) and len(value) < 10_000:
-        return {str(key): _plain(item, depth + 1) for key, item in value.items()}
-    raise UsageError(f"the checkpoint's model yaml holds a `{type(value).__name__}`")
+    classes = nc if type(nc) is int and 0 < nc < 1 << 16 else 0
+    labels = labels_in_order(names if isinstance(names, (list, dict)) else (), classes)
+    return tuple(map(printable, labels or ()))

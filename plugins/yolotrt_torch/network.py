@@ -13,18 +13,19 @@ rows, (B, N, 5 + C). Nothing here reads files or runs text: names are looked up 
 # (torch is `follow_imports = "skip"` in pyproject.toml, so nn.Module is Any here.)
 from __future__ import annotations
 
-import ast
 import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Any, cast
+from typing import Any, TypeGuard, cast
 
 from torch import Tensor, nn
 
 from yolotrt_core.errors import UsageError
+from yolotrt_core.wording import first_line
 from yolotrt_torch import layers
+from yolotrt_torch.foreign import shown
 from yolotrt_torch.layers import Activation, Detect
 
 ACTIVATIONS: Mapping[str, type[nn.Module]] = {
@@ -32,10 +33,17 @@ ACTIVATIONS: Mapping[str, type[nn.Module]] = {
     for kind in (nn.SiLU, nn.Hardswish, nn.LeakyReLU, nn.ReLU, nn.ReLU6, nn.Mish, nn.GELU, nn.ELU, nn.Identity)
 }
 
-# A yaml from a stranger may not make us build without end; the largest official model has 42 layers.
+# A yaml from a stranger may not make us build without end; the largest official model has 42 layers of up to 16
+# repeats, 1280 channels, some 1000 modules and 141 million parameters.
 MOST_LAYERS = 500
 MOST_REPEATS = 200
 MOST_CHANNELS = 1 << 16
+MOST_ANCHORS = 100  # of one level
+MOST_MODULES = 20_000
+MOST_PARAMETERS = 1 << 32
+MOST_REDUCTION = 1 << 16  # pixels per cell, or cells per pixel
+MOST_ACTIVATION = 100  # characters
+_FLAGS = {"True": 1.0, "False": 0.0}
 
 
 def activation_from_text(text: str) -> Activation:
@@ -44,15 +52,21 @@ def activation_from_text(text: str) -> Activation:
     Raises:
         UsageError: not one of the known activations with plain numbers as arguments.
     """
-    match = re.fullmatch(r"\s*(?:torch\.)?(?:nn\.)?(\w+)\s*\((.*)\)\s*", text)
+    short = text if len(text) <= MOST_ACTIVATION else ""
+    match = re.fullmatch(r"\s*(?:torch\.)?(?:nn\.)?(\w+)\s*\((.*)\)\s*", short)
     kind = ACTIVATIONS.get(match[1]) if match else None
     if match is None or kind is None:
-        raise UsageError(f"unknown activation `{text}`", hint="known: " + ", ".join(f"`nn.{a}()`" for a in ACTIVATIONS))
+        raise UsageError(
+            f"unknown activation `{shown(text)}`", hint="known: " + ", ".join(f"`nn.{a}()`" for a in ACTIVATIONS)
+        )
     given = [part for part in match[2].split(",") if part.strip() and "inplace" not in part]
     try:
-        arguments = [float(ast.literal_eval(part.split("=")[-1].strip())) for part in given]
+        values = [part.split("=")[-1].strip() for part in given]
+        arguments = [_FLAGS[value] if value in _FLAGS else float(value) for value in values]
+        if not all(map(math.isfinite, arguments)):
+            raise ValueError("not finite")
         kind(*arguments)
-    except (ValueError, SyntaxError, TypeError) as err:
+    except (ValueError, TypeError) as err:
         raise UsageError(f"activation `{text}` has arguments that are not plain numbers") from err
     return lambda: kind(*arguments)
 
@@ -80,17 +94,40 @@ class _Plan:
     act: Activation
     channels: list[int] = field(default_factory=list)
     reduction: list[Fraction] = field(default_factory=list)
-    stride: tuple[int, ...] = ()
+    modules: int = 0
+    parameters: int = 0
 
     def scaled(self, channels: Any) -> int:
         """Scale a width to the model's size, in steps of 8 channels."""
         if not isinstance(channels, (int, float)) or not 0 < channels <= MOST_CHANNELS:
-            raise UsageError(f"a layer of the model's yaml has `{channels}` channels")
+            raise UsageError(f"a layer of the model's yaml has `{shown(channels)}` channels")
         anchors = self.anchors
         per_level = anchors if isinstance(anchors, int) else len(anchors[0]) // 2
         if channels == per_level * (self.nc + 5):  # an output layer keeps its width
             return int(channels)
-        return max(8, math.ceil(channels * self.width / 8) * 8)
+        scaled = max(8, math.ceil(channels * self.width / 8) * 8)
+        if scaled > MOST_CHANNELS:
+            raise UsageError(f"a layer of the model's yaml has {scaled} channels, expected at most {MOST_CHANNELS}")
+        return scaled
+
+    def repeated(self, entry: _Entry) -> int:
+        """Scale a number of repeats to the model's size."""
+        repeats = max(round(entry.repeats * self.depth), 1) if entry.repeats > 1 else 1
+        if repeats > MOST_REPEATS:
+            raise UsageError(
+                f"layer {entry.index} of the model's yaml is repeated {repeats} times, expected at most {MOST_REPEATS}"
+            )
+        return repeats
+
+    def charge(self, module: nn.Module) -> None:
+        """Count a layer's parts, and stop a yaml that builds without end."""
+        self.modules += sum(1 for _ in module.modules())
+        self.parameters += sum(parameter.numel() for parameter in module.parameters())
+        if self.modules > MOST_MODULES or self.parameters > MOST_PARAMETERS:
+            raise UsageError(
+                f"the model's yaml makes more than {MOST_MODULES} modules or {MOST_PARAMETERS} parameters",
+                hint="expected a YOLOv5 model",
+            )
 
 
 class Network(nn.Module):
@@ -116,7 +153,7 @@ class Network(nn.Module):
         for entry in entries:
             built.append(_build(entry, plan))
         if not isinstance(built[-1], Detect):
-            raise UsageError(f"expected a YOLOv5 detection model, found one that ends in `{entries[-1].kind}`")
+            raise UsageError(f"expected a YOLOv5 detection model, found one that ends in `{shown(entries[-1].kind)}`")
         self.model = nn.Sequential(*built)
         self.sources = tuple(e.sources if not e.single else e.sources[0] for e in entries)
         self._kept = {s for e in entries for s in e.sources if s != e.index - 1}
@@ -203,34 +240,44 @@ def _entries(config: Mapping[str, Any]) -> list[_Entry]:
         source, repeats, kind, args = line
         given = list(source) if isinstance(source, (list, tuple)) else [source]
         if not given or not all(type(s) is int and -index - 1 <= s < max(index, 0) for s in given):
-            raise UsageError(f"layer {index} of the model's yaml reads from `{source}`, which is no layer before it")
+            raise UsageError(
+                f"layer {index} of the model's yaml reads from `{shown(source)}`, which is no layer before it"
+            )
         if type(repeats) is not int or not 1 <= repeats <= MOST_REPEATS:
-            raise UsageError(f"layer {index} of the model's yaml is repeated `{repeats}` times")
+            raise UsageError(f"layer {index} of the model's yaml is repeated `{shown(repeats)}` times")
         sources = tuple(s if s >= 0 else index + s for s in given)
         single = not isinstance(source, (list, tuple))
-        name = str(kind).rpartition(".")[2]
+        name = shown(kind).rpartition(".")[2]
         entries.append(_Entry(index, sources, single, repeats, name, tuple(args)))
     return entries
 
 
 def _plan(config: Mapping[str, Any]) -> _Plan:
     nc, anchors, channels = config.get("nc"), config.get("anchors"), config.get("ch", 3)
-    if type(nc) is not int or not 1 <= nc <= MOST_CHANNELS:
-        raise UsageError(f"the model's yaml has `nc: {nc}`, expected the number of classes")
-    flat = isinstance(anchors, (list, tuple)) and all(
-        isinstance(level, (list, tuple)) and len(level) == len(anchors[0]) and len(level) >= 2 and len(level) % 2 == 0
-        for level in anchors
-    )
-    if not (type(anchors) is int and 0 < anchors <= 100) and not (flat and anchors):
+    if not _is_count(nc):
+        raise UsageError(f"the model's yaml has `nc: {shown(nc)}`, expected the number of classes")
+    if not _are_anchors(anchors):
         raise UsageError("the model's yaml has no `anchors`", hint="expected a YOLOv5 detection model")
     if channels != 3:
-        raise UsageError(f"the model takes {channels} channels, expected 3 (RGB)")
+        raise UsageError(f"the model takes {shown(channels)} channels, expected 3 (RGB)")
     factors = [config.get(name, 1.0) for name in ("depth_multiple", "width_multiple")]
     if not all(isinstance(f, (int, float)) and 0 < f <= 100 for f in factors):
-        raise UsageError(f"the model's yaml has depth and width multiples {factors}, expected positive numbers")
+        raise UsageError(f"the model's yaml has depth and width multiples {shown(factors)}, expected positive numbers")
     text = config.get("activation")
     act = activation_from_text(str(text)) if text else nn.SiLU
     return _Plan(nc, anchors, float(factors[0]), float(factors[1]), act)
+
+
+def _is_count(nc: Any) -> TypeGuard[int]:
+    return type(nc) is int and 1 <= nc <= MOST_CHANNELS
+
+
+def _are_anchors(anchors: Any) -> bool:
+    """Say whether these are widths and heights for each level, or how many there are of them per level."""
+    if not isinstance(anchors, (list, tuple)):
+        return type(anchors) is int and 0 < anchors <= MOST_ANCHORS
+    sizes = {len(level) if isinstance(level, (list, tuple)) else 0 for level in anchors}
+    return len(sizes) == 1 and all(size >= 2 and size % 2 == 0 for size in sizes)
 
 
 def _build(entry: _Entry, plan: _Plan) -> nn.Module:
@@ -238,15 +285,20 @@ def _build(entry: _Entry, plan: _Plan) -> nn.Module:
     inputs = [3 if s < 0 else plan.channels[s] for s in entry.sources]
     reductions = [Fraction(1) if s < 0 else plan.reduction[s] for s in entry.sources]
     args = [None if a == "None" else a for a in entry.args]
-    repeats = max(round(entry.repeats * plan.depth), 1) if entry.repeats > 1 else 1
+    repeats = plan.repeated(entry)
     try:
         module, channels, factor = _make(entry, plan, inputs, reductions, repeats, args)
-    except (TypeError, ValueError, IndexError, RuntimeError, ZeroDivisionError, OverflowError) as err:
+        reduction = reductions[0] * factor
+        if not 1 <= reduction * MOST_REDUCTION <= MOST_REDUCTION**2:
+            raise ValueError(f"it shrinks or enlarges the picture more than {MOST_REDUCTION} times")
+    except (TypeError, ValueError, LookupError, RuntimeError, ArithmeticError) as err:
         raise UsageError(
-            f"layer {entry.index} (`{entry.kind}`) of the model's yaml cannot be built from {list(entry.args)}: {err}"
+            f"layer {entry.index} (`{shown(entry.kind)}`) of the model's yaml cannot be built from "
+            f"{shown(list(entry.args))}: {first_line(err)}"
         ) from err
+    plan.charge(module)
     plan.channels.append(channels)
-    plan.reduction.append(reductions[0] * factor)
+    plan.reduction.append(reduction)
     return module
 
 
@@ -263,7 +315,9 @@ def _make(
     if kind == "Detect":
         return _detect(plan, inputs, reductions, args), 0, Fraction(1)
     if kind == "Concat":
-        return layers.Concat(*args), sum(inputs), Fraction(1)
+        if args not in ([], [1]):
+            raise ValueError("only channels can be joined, dimension 1")
+        return layers.Concat(), sum(inputs), Fraction(1)
     if kind in _REPEATED_INSIDE:
         c2 = plan.scaled(args[0])
         return _REPEATED_INSIDE[kind](c1, c2, repeats, *args[1:], act=plan.act), c2, Fraction(1)
@@ -276,7 +330,7 @@ def _make(
         plain = [_PLAIN[kind](*args) for _ in range(repeats)]
         return _chain(plain), c1, math.prod((_shrinks(m) for m in plain), start=Fraction(1))
     raise UsageError(
-        f"the model has a layer `{kind}`, which yolotrt does not have",
+        f"the model has a layer `{shown(kind)}`, which yolotrt does not have",
         hint="known: " + ", ".join(sorted({*_REPEATED_INSIDE, *_SCALED, *_PLAIN, "Concat", "Detect"})),
     )
 
@@ -309,11 +363,13 @@ def _scaled(kind: str, c1: int, c2: int, args: list[Any], act: Activation) -> tu
     given = [*args, *defaults[len(args) :]]
     rest = given[len(defaults) :]
     k, s, p, g = (*given[:2], None, math.gcd(c1, c2)) if kind == "DWConv" else given[:4]
+    if not all(type(number) is int or number is None for number in (k, s, p, g)):
+        raise ValueError("expected whole numbers")
     for extra in rest:  # v7 put a dilation before the flag of the activation
         if extra is False:
             act = nn.Identity
         elif extra is not True and extra != 1:
-            raise ValueError(f"dilation `{extra}` is not known")
+            raise ValueError(f"dilation `{shown(extra)}` is not known")
     return _SCALED[kind](c1, c2, k, s, p, g, act=act), Fraction(s) * (2 if kind == "Focus" else 1)
 
 
@@ -330,10 +386,12 @@ def _shrinks(module: nn.Module) -> Fraction:
 def _detect(plan: _Plan, inputs: Sequence[int], reductions: Sequence[Fraction], args: list[Any]) -> Detect:
     values = {"nc": plan.nc, "anchors": plan.anchors}
     nc, anchors = (values[a] if isinstance(a, str) else a for a in args[:2])
+    if not (_is_count(nc) and _are_anchors(anchors)):
+        raise ValueError("expected the number of classes and the anchors")
     if isinstance(anchors, int):  # their number: the true ones come with the weights
         anchors = [[float(v) for v in range(anchors * 2)] for _ in inputs]
     if len(anchors) != len(inputs):
         raise ValueError(f"{len(anchors)} levels of anchors for {len(inputs)} feature maps")
     if any(r.denominator != 1 or r < 1 for r in reductions):
         raise ValueError(f"feature maps at {[str(r) for r in reductions]} pixels per cell")
-    return Detect(int(nc), anchors, inputs, [int(r) for r in reductions])
+    return Detect(nc, anchors, inputs, [int(r) for r in reductions])

@@ -11,11 +11,11 @@ import pickletools
 import re
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import IO, Any
 
 from yolotrt_core.errors import UsageError
+from yolotrt_core.wording import first_line, printable
 
 # Names that may occur in a YOLOv5 checkpoint. They are recorded, never imported or called.
 ALLOWED = re.compile(
@@ -86,22 +86,6 @@ class DamagedPickle(UsageError):  # noqa: N818 - says what it is
     """The bytes are no pickle that PyTorch writes."""
 
 
-def printable(text: str) -> str:
-    """Replace what would break the line or steer a terminal: texts of a file end up in messages."""
-    return "".join(c if c.isprintable() else "?" for c in text)
-
-
-@contextmanager
-def printable_errors() -> Iterator[None]:
-    """Keep every UsageError of the block on one line, whatever names the file put into it."""
-    try:
-        yield
-    except UsageError as err:
-        if printable(err.message) == err.message:
-            raise
-        raise UsageError(printable(err.message), hint=err.hint) from err
-
-
 def read_pickle(stream: IO[bytes]) -> Any:
     """Read one pickle from where the stream stands, leaving it right after.
 
@@ -138,7 +122,7 @@ def read_pickle(stream: IO[bytes]) -> Any:
         MemoryError,
         RecursionError,
     ) as err:
-        raise DamagedPickle(f"the pickle is damaged ({type(err).__name__}: {' '.join(str(err).split())[:80]})") from err
+        raise DamagedPickle(f"the pickle is damaged ({type(err).__name__}: {first_line(err)[:80]})") from err
 
 
 def _instructions(stream: IO[bytes]) -> Iterator[tuple[pickletools.OpcodeInfo, Any]]:
@@ -262,11 +246,11 @@ def _plain(key: Any) -> Any:
 
 def _tensor(args: tuple[Any, ...]) -> TensorRef:
     storage, offset, shape, stride = args[:4]
+    if len(shape) != len(stride) or len(shape) > 16:
+        raise ValueError("a tensor whose shape and strides disagree")
     numbers = (offset, *shape, *stride)
     if not isinstance(storage, Storage) or not all(type(n) is int and 0 <= n < 1 << 62 for n in numbers):
         raise TypeError("a tensor that is not one")
-    if len(shape) != len(stride) or len(shape) > 16:
-        raise ValueError("a tensor whose shape and strides disagree")
     return TensorRef(storage, offset, tuple(shape), tuple(stride))
 
 

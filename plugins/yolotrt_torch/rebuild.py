@@ -12,8 +12,9 @@ from torch import nn
 from yolotrt_core.errors import UsageError
 from yolotrt_torch import layers
 from yolotrt_torch.checkpoint import Checkpoint
+from yolotrt_torch.foreign import refusing_damage, shown
 from yolotrt_torch.network import ACTIVATIONS, Network
-from yolotrt_torch.pickle_reader import Stub, printable_errors
+from yolotrt_torch.pickle_reader import Stub
 
 # What must agree between a layer of ours and the file's, by class, where the file says it.
 _COMPARED: Mapping[str, tuple[str, ...]] = {
@@ -24,6 +25,7 @@ _COMPARED: Mapping[str, tuple[str, ...]] = {
     "Concat": ("d",),
     "Bottleneck": ("add",),
 }
+_MOST_COMPARED = 64  # numbers of one attribute; a `Concat` of a stranger may read from that many layers
 _DERIVED = ("anchor_grid", "grid")  # buffers of older releases that follow from others
 
 
@@ -37,7 +39,7 @@ def network_from_checkpoint(checkpoint: Checkpoint) -> Network:
     Raises:
         UsageError: the yaml, the modules and the weights do not belong together.
     """
-    with printable_errors():
+    with refusing_damage():
         return _network(checkpoint)
 
 
@@ -71,6 +73,8 @@ def _load(network: Network, state: Mapping[str, Any]) -> None:
             raise UsageError(
                 f"weight `{name}` of the checkpoint is {list(array.shape)}, its yaml calls for {called_for}"
             )
+        if (array.dtype.kind == "f") != wanted[name].is_floating_point():
+            raise UsageError(f"weight `{name}` of the checkpoint holds {array.dtype}, which its yaml does not call for")
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise UsageError(f"weight `{name}` of the checkpoint holds numbers that are not finite")
     tensors = {
@@ -97,19 +101,19 @@ def _compare(network: Network, modules: Mapping[str, Stub]) -> None:
         for attribute in _COMPARED.get(kind, ()):
             if attribute in theirs.state and not _same(getattr(ours, attribute), theirs.state[attribute]):
                 raise UsageError(
-                    f"module `{path}` of the checkpoint has {attribute} {theirs.state[attribute]}, "
+                    f"module `{path}` of the checkpoint has {attribute} {shown(theirs.state[attribute])}, "
                     f"its yaml calls for {getattr(ours, attribute)}"
                 )
-        extra = set(theirs.state.get("_modules") or ()) - {name for name, _ in ours.named_children()}
+        parts = theirs.state.get("_modules")
+        extra = set(parts if isinstance(parts, dict) else ()) - {name for name, _ in ours.named_children()}
         if extra:
-            raise UsageError(
-                f"module `{path}` of the checkpoint has parts {sorted(map(str, extra))} that are not known"
-            )
+            listed = shown(sorted(map(shown, extra)))
+            raise UsageError(f"module `{path}` of the checkpoint has parts {listed} that are not known")
     for index, sources in enumerate(network.sources):
         layer = modules.get(f"model.{index}")
         found = layer.state.get("f") if layer else None
         if found is not None and not _same(sources, _absolute(found, index)):
-            raise UsageError(f"layer {index} of the checkpoint reads from {found}, its yaml says {sources}")
+            raise UsageError(f"layer {index} of the checkpoint reads from {shown(found)}, its yaml says {sources}")
 
 
 def _absolute(found: Any, index: int) -> list[Any]:
@@ -120,6 +124,8 @@ def _absolute(found: Any, index: int) -> list[Any]:
 
 def _same(ours: Any, theirs: Any) -> bool:
     """Compare numbers and groups of them: 2 is the same as (2, 2)."""
+    if isinstance(theirs, (list, tuple)) and len(theirs) > _MOST_COMPARED:
+        return False
     first, second = (list(v) if isinstance(v, (list, tuple)) else [v] for v in (ours, theirs))
     length = max(len(first), len(second))
     return (first * length if len(first) == 1 else first) == (second * length if len(second) == 1 else second)
@@ -148,5 +154,12 @@ def _activation(stub: Stub, path: str) -> nn.Module:
     module = kind()
     for name in ("negative_slope", "alpha", "approximate"):
         if name in stub.state and hasattr(module, name):
-            setattr(module, name, stub.state[name])
+            value = stub.state[name]
+            if not (value in ("none", "tanh") if name == "approximate" else _is_slope(value)):
+                raise UsageError(f"the activation of module `{path}` of the checkpoint has {name} {shown(value)}")
+            setattr(module, name, value)
     return module
+
+
+def _is_slope(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < 1e9

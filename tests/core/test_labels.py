@@ -31,6 +31,21 @@ def test_names_in_order(names: Any, expected: tuple[str, ...] | None) -> None:
 
 
 @pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["a", "b", "c"], ("a", "b")),
+        (["a"], ("a", "1")),
+        ({"1": "b", 7: "h"}, ("0", "b")),
+        ((), ("0", "1")),
+        (None, None),
+        ("ab", None),
+    ],
+)
+def test_as_many_labels_as_classes(names: Any, expected: Any) -> None:
+    assert labels_in_order(names, 2) == expected
+
+
+@pytest.mark.parametrize(
     ("file", "text"),
     [
         ("n.txt", "crack\n\n  big hole \n"),

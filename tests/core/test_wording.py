@@ -1,10 +1,10 @@
-"""Numbers and lists as a person would say them."""
+"""Numbers, lists and foreign texts as a person would say them."""
 
 from __future__ import annotations
 
 import pytest
 
-from yolotrt_core.wording import counted, not_installed
+from yolotrt_core.wording import counted, first_line, not_installed, printable
 
 
 @pytest.mark.parametrize(
@@ -24,3 +24,10 @@ def test_counted(number: int, noun: str, said: str) -> None:
 )
 def test_not_installed(packages: list[str], said: str) -> None:
     assert not_installed(packages) == said
+
+
+def test_foreign_texts_stay_on_one_line() -> None:
+    assert printable("a\n\x1b[2Jb") == "a??[2Jb"
+    assert first_line(ValueError(" first\n second ")) == "first second"
+    assert len(first_line(ValueError("a" * 1000))) == 300
+    assert first_line(KeyError()) == "KeyError"

@@ -261,27 +261,6 @@ def test_what_needs_more_than_the_file_is_refused(tmp_path: Path) -> None:
     assert "Lambda" in str(_refused(tmp_path / "lambda.keras", tmp_path).hint)
 
 
-def test_a_model_that_would_touch_files_is_not_run(tmp_path: Path) -> None:
-    import tensorflow as tf
-
-    canary = tmp_path / "written"
-
-    class Evil(tf.Module):  # type: ignore[misc]
-        @tf.function(input_signature=[tf.TensorSpec((1, 64, 64, 3), tf.float32)])
-        def serve(self, images: Any) -> Any:
-            tf.io.write_file(str(canary), "here")
-            return tf.zeros((1, 160, 8)) + tf.reduce_mean(images)
-
-    evil = Evil()
-    tf.saved_model.save(evil, str(tmp_path / "evil"), signatures=evil.serve)
-    canary.unlink(missing_ok=True)
-    assert "`WriteFile`" in _refused(tmp_path / "evil", tmp_path).message
-    graph = evil.serve.get_concrete_function().graph.as_graph_def()
-    (tmp_path / "evil.pb").write_bytes(graph.SerializeToString())
-    assert "`WriteFile`" in _refused(tmp_path / "evil.pb", tmp_path).message
-    assert not canary.exists()
-
-
 def test_models_of_another_kind(tmp_path: Path) -> None:
     import keras
 

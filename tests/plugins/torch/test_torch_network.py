@@ -188,6 +188,7 @@ def _layer(index: int, line: Any) -> dict[str, Any]:
         (_layer(1, [[-1, 1], 1, "Concat", [1]]), "reads from"),
         (_layer(1, [-1, 1, "Conv", [64, 3, 2, None, 1, 2]]), "dilation `2` is not known"),
         (_layer(1, [-1, 1, "Conv", [64, 3, 0]]), "cannot be built"),
+        (_layer(1, [-1, 1, "Conv", [64, 3, 2, float("inf")]]), "expected whole numbers"),
         (_layer(1, [-1, 1, "nn.Upsample", [None, 1.5, "nearest"]]), "whole factor"),
         (_layer(1, [-1, 1, "nn.Upsample", [None, 2, "bilinear"]]), "nearest-neighbour"),
     ],
