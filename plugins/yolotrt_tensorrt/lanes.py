@@ -86,22 +86,13 @@ class Lanes:
         most: how many there may be; fewer once the GPU has no room for another.
     """
 
-    def __init__(self, make: Callable[[], Lane], most: int) -> None:
-        """Make the first lane.
-
-        Args:
-            make: makes one, on any thread.
-
-        Raises:
-            StageError: there is no room for it.
-        """
+    def __init__(self, first: Lane, most: int) -> None:
         self.most = most
-        self._make = make
         self._changed = threading.Condition()
         self._flying: deque[Ticket] = deque()
         self._being_made = 0
         self._closed = False
-        self._lanes = [make()]
+        self._lanes = [first]
         self._free = list(self._lanes)
 
     @property
@@ -109,8 +100,12 @@ class Lanes:
         """How engines are launched; see `Lane.graph`."""
         return self._lanes[0].graph
 
-    def take(self) -> Lane:
+    def take(self, make: Callable[[], Lane]) -> Lane:
         """Return a lane for this thread alone, finishing the oldest batch in flight if there is no other.
+
+        Args:
+            make: makes one, on this thread. Not kept: a session in a cycle would be freed by any thread, without the
+                GPU's context, which pycuda cannot.
 
         Raises:
             UsageError: after `close`.
@@ -133,7 +128,7 @@ class Lanes:
                 oldest.finish()
                 continue
             try:
-                lane = self._make()
+                lane = make()
                 self._lanes.append(lane)
                 return lane
             except StageError as err:

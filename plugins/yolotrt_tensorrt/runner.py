@@ -77,7 +77,7 @@ class EngineSession:
         self._jpegs: JpegDecoder | None = None
         self._jpegs_asked = False
         self._target: tuple[int, int] = without_channels(best, plan.layout)[1:]
-        self._lanes = Lanes(self._make_lane, options.in_flight)
+        self._lanes = Lanes(self._make_lane(), options.in_flight)
 
     @property
     def graph(self) -> str:
@@ -203,7 +203,7 @@ class EngineSession:
         Raises:
             StageError: the GPU failed in the block, or has no room; the lane is fit for use again.
         """
-        lane = self._lanes.take()
+        lane = self._lanes.take(self._make_lane)
         done = False
         try:
             with self.gpu.current():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -56,10 +56,10 @@ def _same(err: Exception) -> Exception:
     return err
 
 
-def start(lanes: Any, number: int) -> Ticket:
+def start(lanes: Any, number: int, make: Callable[[], Any] = Lane) -> Ticket:
     """Start a batch whose results are `number`."""
     gpu: Any = Gpu()
-    ticket = Ticket(gpu, lanes, lanes.take(), [np.zeros((1, 1, 3), np.uint8)] * 2, number, _same)
+    ticket = Ticket(gpu, lanes, lanes.take(make), [np.zeros((1, 1, 3), np.uint8)] * 2, number, _same)
     lanes.fly(ticket)
     return ticket
 
@@ -71,16 +71,16 @@ def test_many_threads_get_their_own_results_from_few_lanes() -> None:
         made.append(Lane(0.0005))
         return made[-1]
 
-    lanes = Lanes(make, 3)
+    lanes = Lanes(make(), 3)
 
     def work(thread: int) -> None:
         waiting = []
         for number in range(40):
             if number % 4 == 0:
-                lane: Any = lanes.take()
+                lane: Any = lanes.take(make)
                 lane.infer()
                 lanes.release(lane)
-            waiting.append((1000 * thread + number, start(lanes, 1000 * thread + number)))
+            waiting.append((1000 * thread + number, start(lanes, 1000 * thread + number, make)))
             if len(waiting) > 5:  # more than there are lanes
                 wanted, ticket = waiting.pop(0)
                 assert ticket.result() == [wanted] * 2
@@ -98,7 +98,7 @@ def test_many_threads_get_their_own_results_from_few_lanes() -> None:
 
 def test_an_error_is_kept_for_whoever_asks_for_the_result() -> None:
     lane: Any = Lane()
-    lanes = Lanes(lambda: lane, 1)
+    lanes = Lanes(lane, 1)
     lane.collect = lambda count, max_det: 1 // 0
     failing = start(lanes, 1)
     following = start(lanes, 2)  # finishes the one before it
@@ -118,8 +118,8 @@ def test_no_room_for_another_lane_leaves_those_there_are(caplog: pytest.LogCaptu
             raise StageError("out of GPU memory")
         return rooms.pop()
 
-    lanes = Lanes(make, 5)
-    tickets = [start(lanes, number) for number in range(6)]
+    lanes = Lanes(make(), 5)
+    tickets = [start(lanes, number, make) for number in range(6)]
     assert [ticket.result() for ticket in tickets] == [[number] * 2 for number in range(6)]
     assert lanes.most == 2
     assert [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING] == [
@@ -128,8 +128,8 @@ def test_no_room_for_another_lane_leaves_those_there_are(caplog: pytest.LogCaptu
 
 
 def test_closing_finishes_batches_and_waits_for_who_has_a_lane() -> None:
-    lanes: Any = Lanes(lambda: Lane(0.05), 2)  # type: ignore[arg-type,return-value]
-    flying, lane = start(lanes, 7), lanes.take()
+    lanes: Any = Lanes(Lane(0.05), 2)  # type: ignore[arg-type]
+    flying, lane = start(lanes, 7), lanes.take(lambda: Lane(0.05))
     events: list[str] = []
 
     def infer() -> None:
@@ -140,7 +140,7 @@ def test_closing_finishes_batches_and_waits_for_who_has_a_lane() -> None:
     def wait_for_a_lane() -> None:
         with pytest.raises(UsageError, match="the session is closed"):
             while True:
-                lanes.release(lanes.take())
+                lanes.release(lanes.take(Lane))
 
     with ThreadPoolExecutor(2) as pool:
         futures = [pool.submit(infer), pool.submit(wait_for_a_lane)]
@@ -153,15 +153,15 @@ def test_closing_finishes_batches_and_waits_for_who_has_a_lane() -> None:
     assert lane.closed
     assert flying.result() == [7, 7]
     with pytest.raises(UsageError, match="the session is closed"):
-        lanes.take()
+        lanes.take(Lane)
 
 
 def test_a_lane_that_never_comes_back_is_not_freed(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("yolotrt_tensorrt.lanes._LONGEST_RUN", 0.05)
-    lanes: Any = Lanes(Lane, 2)  # type: ignore[arg-type]
-    lost, other = lanes.take(), lanes.take()
+    lanes: Any = Lanes(Lane(), 2)  # type: ignore[arg-type]
+    lost, other = lanes.take(Lane), lanes.take(Lane)
     lanes.release(other)
     lanes.close()
     lanes.free()

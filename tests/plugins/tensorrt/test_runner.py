@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -369,3 +371,17 @@ def test_no_thread_is_left_and_a_closed_session_says_so(emulated: Emulated, monk
     assert threading.active_count() == before
     with pytest.raises(UsageError, match="closed"):
         session.detect(pictures(1), PROGRAM, CHOSEN)
+
+
+def test_a_closed_session_goes_with_its_last_holder(emulated: Emulated, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Left to the garbage collector, its events would be freed on any thread, where pycuda cannot."""
+    opened = Opened(emulated, monkeypatch)
+    opened.session.detect(pictures(5), PROGRAM, CHOSEN)
+    opened.session.close()
+    gone = weakref.ref(opened.session)
+    gc.disable()
+    try:
+        del opened.session
+        assert gone() is None
+    finally:
+        gc.enable()
