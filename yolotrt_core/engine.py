@@ -182,13 +182,18 @@ def build_engine(
 
 
 def _say_what_goes(path: Path, spec: EngineSpec) -> None:
-    """Tell of an engine for other shapes in the place of this one: whoever made it may still want it."""
+    """Tell of another engine in the place of this one: whoever made it may still want it."""
     try:
-        before = shapes_text(from_json(EngineSpec, json.loads(spec_path(path).read_text(encoding="utf-8"))))
+        before = from_json(EngineSpec, json.loads(spec_path(path).read_text(encoding="utf-8")))
+        shapes = shapes_text(before)
     except (OSError, ValueError, TypeError, LookupError, AttributeError):  # nothing there, or nothing of ours
         return
-    if path.is_file() and before != shapes_text(spec):
-        _log.warning("replaces an engine of %s by one of %s in `%s`", before, shapes_text(spec), path)
+    if not path.is_file():
+        return
+    if shapes != shapes_text(spec):
+        _log.warning("replaces an engine of %s by one of %s in `%s`", shapes, shapes_text(spec), path)
+    elif before.engine_sha256 != spec.engine_sha256:  # weights of any training are called `best.pt`
+        _log.warning("replaces an engine of other weights, options or tools in `%s`", path)
 
 
 def plan_build(settings: BuildSettings, *, store: Store, stages: Registry) -> Plan:

@@ -127,7 +127,7 @@ def test_a_batch_that_memory_does_not_hold(run: Run, here: Path) -> None:
     assert "a bug in" not in ran.err
 
 
-def test_an_engine_of_other_shapes_is_not_replaced_without_a_word(run: Run, warm: Path) -> None:
+def test_another_engine_is_not_replaced_without_a_word(run: Run, warm: Path) -> None:
     common = ("build", "--builder", "onnxruntime")
     words = "warning: replaces an engine of batch 1, 320x320 by one of batch 2, 320x320 in"
     assert "replaces" not in run(*common, store=warm / "store").err
@@ -135,6 +135,9 @@ def test_an_engine_of_other_shapes_is_not_replaced_without_a_word(run: Run, warm
     ran = run(*common, "--batch", "2", store=warm / "store")
     assert ran.code == 0
     assert [line for line in ran.err.splitlines() if line.startswith(words)]
+    ran = run(*common, "--batch", "2", "--fp16-decode", "fp16", store=warm / "store")
+    assert ran.code == 0
+    assert "warning: replaces an engine of other weights, options or tools in `engines/" in ran.err
 
 
 def test_flags_that_change_nothing(run: Run, warm: Path, tmp_path: Path) -> None:

@@ -83,6 +83,7 @@ def test_pictures_at_their_own_shape(run: Run, warm: Path, labelled: Path) -> No
         (("--data", "nowhere"), "there is no data set `nowhere`"),
         (("--data", ".", "--part", "half"), "`--part` expects train, val or test, found `half`"),
         (("--data", ".", "--bootstrap", "x"), "`--bootstrap` expects a whole number"),
+        (("--data", ".", "--against", "fp32", "--bootstrap", "0"), "`--against` needs resamples"),
         (("--data", ".", "--engine", "none.onnx"), "there is no engine file `none.onnx`"),
         (("--data", ".", "--engine", "none.onnx", "--framework"), "`--framework` needs `--weights`"),
     ],

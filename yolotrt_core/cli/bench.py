@@ -127,7 +127,10 @@ def _report(
     gpu = facts["gpu"]
     words = ", ".join(f"{k} {v}" for k, v in gpu.items()) if isinstance(gpu, dict) else "none"
     machine = [("processor", f"{facts['processor']}, {os.cpu_count()} threads"), ("GPU", words)]
-    machine += [("frames", f"{size[1]} x {size[0]}, BGR"), ("peak memory", f"{facts['peak_host_memory_mib']} MiB")]
+    machine += [
+        ("frames", f"{size[0]}x{size[1]} (height x width), BGR"),
+        ("peak memory", f"{facts['peak_host_memory_mib']} MiB"),
+    ]
     print_table(("machine", ""), machine)
     print()
     rows = []

@@ -72,6 +72,11 @@ def _evaluate(stages: Registry, given: Given) -> None:
         build.whole_number("--bootstrap", given["bootstrap"] or 200, least=0),
         build.whole_number("--seed", given["seed"] or 0, least=0),
     )
+    if given["against"] and not bootstrap.resamples:
+        raise UsageError(
+            "`--against` needs resamples to tell a difference from noise, found `--bootstrap 0`",
+            hint="leave out `--bootstrap`, or evaluate each engine by itself",
+        )
     if given["engine"]:
         if given["framework"]:
             raise UsageError("`--framework` needs `--weights`: an engine holds no model of a framework")

@@ -59,12 +59,12 @@ def _sensitivity(stages: Registry, given: Given) -> None:
     planned = plan_build(settings, store=store, stages=stages)
     options = GivenOptions(settings.flags, settings.recipe)
     found = measure(planned, options, store=store, stages=stages, calibration=calibration_data(settings))
-    if plot is not None:
-        _draw(found, plot, planned.source.name)
     if given["json"]:
         print(json.dumps(document(found), indent=2))
     else:
         _report(found)
+    if plot is not None:  # last: what was measured is not lost where it cannot be drawn
+        _draw(found, plot, planned.source.name)
 
 
 def document(found: Sensitivity) -> Json:
