@@ -210,6 +210,8 @@ _STAGE: Mapping[str, _Check] = {
     "rounds_fp32": _BOOL,
     "preflight": _anything,
     "native_size": _size,
+    "has_fixed_size": _BOOL,
+    "check_options": _anything,
     "place": _texts,
     "layers": _names,
     "open": _session,

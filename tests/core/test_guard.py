@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import sys
 import threading
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 
 from fake_stages import FakeBuilder, FakeExporter, FakePass, FakePostprocessor, FakeSession, fake_plugin
+from yolotrt_core import stages
 from yolotrt_core.cli import doctor, plugins
 from yolotrt_core.detector import Detector
 from yolotrt_core.engine import BuildSettings, Engine, build_engine
@@ -271,6 +273,23 @@ def test_the_stand_in_offers_what_the_stage_does() -> None:
     assert more.available() == Availability(True)
     with pytest.raises(AttributeError):
         _ = more.no_such_member
+
+
+def test_what_a_stage_may_offer_is_seen_through_the_stand_in() -> None:
+    work = {"export", "apply", "calibrate", "build", "layers", "to_ranges"}  # passed on as it is
+    offered = {
+        name: protocol
+        for protocol in vars(stages).values()
+        if getattr(protocol, "_is_runtime_protocol", False) and protocol.__module__ == stages.__name__
+        for name, member in vars(protocol).items()
+        if inspect.isfunction(member) and not name.startswith("_")
+    }
+    assert {"check_options", "has_fixed_size", "native_size"} <= set(offered)
+    for name, protocol in offered.items():
+        if name not in work:
+            plain = _with(_Builder, **{name: _answering(None)}).get("builder", "bad").stage
+            # As Python 3.12 looks for it: in the class, not by asking the object.
+            assert inspect.getattr_static(plain, name, None) is not None, (protocol, name)
 
 
 def test_what_a_stage_prints_when_asked_goes_to_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
