@@ -363,7 +363,7 @@ def _batches(frames: Iterable[Frame], size: int) -> Iterator[list[Frame]]:
             if batch:
                 yield batch
             return
-        except BaseException:
+        except BaseException:  # raised again, an interrupt too, after the frames before it
             if batch:
                 yield batch
             raise

@@ -77,7 +77,7 @@ class _Memory:
         try:
             os.ftruncate(self.file, size)
             self.bytes = np.frombuffer(mmap.mmap(self.file, size), np.uint8)
-        except BaseException:
+        except BaseException:  # raised again: no descriptor may stay, whatever ended it
             os.close(self.file)
             raise
 
@@ -155,7 +155,7 @@ class PictureProcesses:
         if page_lock is not None:  # now, since both take their time
             try:
                 self._memory.lock(page_lock)
-            except BaseException:
+            except BaseException:  # raised again: no process may stay, whatever ended the locking
                 self.close()
                 raise
 

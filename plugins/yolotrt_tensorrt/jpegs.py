@@ -144,8 +144,8 @@ class JpegDecoder:
             worker = _Worker(self._gpu, self._pool, self._codec)
         try:
             worker.decode(files, [Target(p.address, 3 * p.shape[1]) for p in pictures])
-        except BaseException:
-            worker.close()  # what state an error leaves is not said
+        except BaseException:  # raised again: in what state it leaves the library's is not said
+            worker.close()
             raise
         self._idle.append(worker)
 

@@ -79,7 +79,7 @@ def _build(store: Store, action: Action, make: Make, on_start: Callable[[Action]
         facts = make(work)
         seconds = time.monotonic() - started
         record = _commit(store, action, work, facts, seconds)
-    except BaseException as err:
+    except BaseException as err:  # raised again: whatever ended the stage, an interrupt too, nothing half made stays
         # Before the folder is cleared: that may be what makes room again.
         shown = isinstance(err, YolotrtError) and not isinstance(err, StageError)
         trouble = None if shown else disk_error(store.root, err)
@@ -116,8 +116,8 @@ def _commit(store: Store, action: Action, work: Path, facts: Mapping[str, Json],
                 for name, blob in outputs.items():
                     _add(cache, blob, paths[name])
                 cache.set(ACTION + record.key, data)
-        except BaseException:
-            # The database has forgotten the files of the transaction; so must the disk.
+        except BaseException:  # raised again
+            # The database has forgotten the files of the transaction, whatever ended it; so must the disk.
             cache.close()
             cache.sweep()
             raise
