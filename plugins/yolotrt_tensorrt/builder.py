@@ -153,6 +153,9 @@ def _configure(library: Library, config: tensorrt.IBuilderConfig, options: Tenso
         config.set_flag(trt.BuilderFlag.TF32)
     else:
         config.clear_flag(trt.BuilderFlag.TF32)
+    if library.has("BuilderFlag.REQUIRE_USER_ALLOCATION"):
+        # An engine that never allocates can be recorded with the kernels around it: one launch for a whole frame.
+        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
     config.profiling_verbosity = {
         "detailed": trt.ProfilingVerbosity.DETAILED,
         "layer_names": trt.ProfilingVerbosity.LAYER_NAMES_ONLY,

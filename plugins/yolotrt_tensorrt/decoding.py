@@ -77,7 +77,8 @@ class Decoding:
         size = self._found_offset + self._batch * room * FOUND.itemsize
         self._results.reserve(size)
         self._host: NDArray[np.uint8] = self._pool.array((size,))
-        self._summaries = self._host[: self._found_offset].view(SUMMARY)
+        summaries = self._host[: self._found_offset].view(SUMMARY)
+        self._candidates, self._kept, self._overflow = (summaries[n] for n in ("candidates", "kept", "overflow"))
         found = self._host[self._found_offset :]
         self._found_f32 = found.view(np.float32).reshape(self._batch, room, 6)
         self._found_i32 = found.view(np.int32).reshape(self._batch, room, 6)
@@ -113,10 +114,9 @@ class Decoding:
 
         An image with more candidates than one block sorts is done again here, by many.
         """
-        summaries = self._summaries[:images]
-        if summaries["overflow"].any():
-            crowded = np.flatnonzero(summaries["overflow"])
-            counts = summaries["candidates"][crowded]
+        if any(self._overflow[:images].tolist()):
+            crowded = np.flatnonzero(self._overflow[:images])
+            counts = self._candidates[crowded]
             for image, count in zip(crowded.tolist(), counts.tolist(), strict=True):
                 self._decode_crowded(stream, inputs, image, count)
             self.enqueue_download(stream)
@@ -129,7 +129,7 @@ class Decoding:
 
     def _read(self, images: int, max_det: int) -> list[Detections]:
         detections = []
-        for image, kept in enumerate(self._summaries["kept"][:images].tolist()):
+        for image, kept in enumerate(self._kept[:images].tolist()):
             count = min(kept, max_det)
             floats = self._found_f32[image, :count]
             detections.append(

@@ -19,6 +19,7 @@ _VERSION_FILE = Path("/proc/driver/nvidia/version")
 _CAPABILITY_MAJOR = 75
 _CAPABILITY_MINOR = 76
 _PORTABLE = 1  # CU_MEMHOSTREGISTER_PORTABLE
+_HOST, _DEVICE = 1, 2  # CUmemorytype
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +90,51 @@ def current(device: int) -> Iterator[None]:
             cuda.cuCtxPopCurrent_v2(ctypes.byref(context))
     finally:
         cuda.cuDevicePrimaryCtxRelease_v2(handle)
+
+
+class _Copy2D(ctypes.Structure):
+    """CUDA_MEMCPY2D of cuda.h."""
+
+    _fields_ = (
+        ("source_x", ctypes.c_size_t),
+        ("source_y", ctypes.c_size_t),
+        ("source_kind", ctypes.c_uint),
+        ("source_host", ctypes.c_void_p),
+        ("source_device", ctypes.c_uint64),
+        ("source_array", ctypes.c_void_p),
+        ("source_pitch", ctypes.c_size_t),
+        ("target_x", ctypes.c_size_t),
+        ("target_y", ctypes.c_size_t),
+        ("target_kind", ctypes.c_uint),
+        ("target_host", ctypes.c_void_p),
+        ("target_device", ctypes.c_uint64),
+        ("target_array", ctypes.c_void_p),
+        ("target_pitch", ctypes.c_size_t),
+        ("width", ctypes.c_size_t),
+        ("height", ctypes.c_size_t),
+    )
+
+
+@functools.cache
+def copy_rows_to_device(*, page_locked: bool) -> Callable[[int, int, int, int, int, int], int]:
+    """Return a copy of rows that lie at even steps into as many without gaps.
+
+    Its arguments: (device address, host address, bytes from row to row, bytes of a row, rows, stream handle) -> CUDA's
+    error, 0 for none.
+
+    Args:
+        page_locked: it is for such memory only, and keeps the GIL as `copy_to_device` does. From other memory the
+            driver copies before it returns, without the GIL.
+    """
+    call = (ctypes.PyDLL if page_locked else ctypes.CDLL)("libcuda.so.1").cuMemcpy2DAsync_v2
+    call.argtypes = (ctypes.c_void_p, ctypes.c_void_p)
+    call.restype = ctypes.c_int
+
+    def copy(target: int, source: int, step: int, width: int, rows: int, stream: int) -> int:
+        host, device = (0, 0, _HOST, source, 0, None, step), (0, 0, _DEVICE, None, target, None, width)
+        return int(call(ctypes.byref(_Copy2D(*host, *device, width, rows)), stream))
+
+    return copy
 
 
 @functools.cache

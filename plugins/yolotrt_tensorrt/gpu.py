@@ -14,6 +14,7 @@ import math
 from collections import defaultdict, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -55,6 +56,23 @@ def open_gpu(ordinal: int) -> Gpu:
     return Gpu(ordinal)
 
 
+class _Current:
+    """A context, current in the block. It has no state of its own: one serves every block of every thread."""
+
+    __slots__ = ("_context", "_cuda")
+
+    def __init__(self, cuda: Any, context: Any) -> None:
+        self._cuda, self._context = cuda, context
+
+    def __enter__(self) -> None:
+        self._context.push()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._cuda.Context.pop()
+
+
 class Gpu:
     """A device and its retained primary context; get one from `open_gpu`.
 
@@ -73,17 +91,13 @@ class Gpu:
         self.shared_bytes: int = device.get_attribute(cuda.device_attribute.MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)
         version = cuda.get_driver_version()
         self.driver = f"{version // 1000}.{version % 1000 // 10}"
-        self._context = device.retain_primary_context()
+        self._current = _Current(cuda, device.retain_primary_context())
         self._copy = driver.copy_to_device()
+        self._copy_rows = {locked: driver.copy_rows_to_device(page_locked=locked) for locked in (False, True)}
 
-    @contextmanager
-    def current(self) -> Iterator[None]:
+    def current(self) -> _Current:
         """Make the context current on this thread for the block; may be nested."""
-        self._context.push()
-        try:
-            yield
-        finally:
-            self.cuda.Context.pop()
+        return self._current
 
     def stream(self) -> Any:
         """Return a new stream that has nothing to do with the default one. The context must be current.
@@ -102,6 +116,20 @@ class Gpu:
         error = self._copy(address, source.ctypes.data, source.nbytes, stream.handle)
         if error:
             raise self.cuda.Error(f"cuMemcpyHtoDAsync failed: CUDA error {error}")
+
+    def upload_rows(
+        self, address: int, source: NDArray[Any], step: int, width: int, stream: Any, *, page_locked: bool
+    ) -> None:
+        """Put a copy of rows at even steps to the device on a stream, without gaps. The context must be current.
+
+        Args:
+            source: contiguous; the first row begins where it begins. step: bytes from row to row. width: bytes of each.
+            page_locked: whether `source` is; if not, it may be changed as soon as this returns.
+        """
+        rows = -(-source.nbytes // step)
+        error = self._copy_rows[page_locked](address, source.ctypes.data, step, width, rows, stream.handle)
+        if error:
+            raise self.cuda.Error(f"cuMemcpy2DAsync failed: CUDA error {error}")
 
     def free_bytes(self) -> int:
         """Return how much device memory nobody uses. The context must be current."""

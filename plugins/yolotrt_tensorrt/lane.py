@@ -21,7 +21,7 @@ from yolotrt_tensorrt.jpegs import DevicePicture
 from yolotrt_tensorrt.layouts import FRAME, REQUEST, class_mask, frame_bytes, request_bytes
 from yolotrt_tensorrt.plan import ELEMENT_BYTES, Plan, Tensor
 from yolotrt_tensorrt.programs import Kernel
-from yolotrt_tensorrt.staging import CopyThreads, Uploads
+from yolotrt_tensorrt.staging import CopyThreads, Uploaded, Uploads
 
 if TYPE_CHECKING:
     import tensorrt
@@ -87,6 +87,9 @@ class Lane:
         self._decodings: dict[int, Decoding] = {}
         self._recorded: dict[str, _Recorded] = {}
         self._running: tuple[Decoding, Inputs] | None = None
+        # What the block holds, and where.
+        self._described: tuple[Any, ...] = ()
+        self._inputs: Inputs | None = None
         self.computed: Any = gpu.cuda.Event(gpu.cuda.event_flags.DISABLE_TIMING)
 
     def _new_context(self, use_graph: bool) -> tuple[tensorrt.IExecutionContext, str]:
@@ -114,7 +117,7 @@ class Lane:
         """Get ready for inputs of a shape, which one of the engine's profiles takes."""
         if shape == self._shape:
             return
-        self._shape = None
+        self._shape = self._inputs = None
         plan, stream = self._plan, self._stream.handle
         plan.set_shape(self._context, plan.profile_for(shape), shape, stream)
         self._input.reserve(int(np.prod(shape)) * ELEMENT_BYTES[plan.image.dtype])
@@ -239,6 +242,22 @@ class Lane:
         decoding.reserve(selection.max_det)
         target = without_channels(shape, self._plan.layout)[1:]
         uploaded = self._uploads.upload(frames, target, self._stream)
+        # A camera's frames are all of one size, and lie where the last one lay: the block is written already.
+        described = (program, selection, shape, [f.shape for f in frames], uploaded)
+        if self._inputs is None or described != self._described:
+            self._inputs = self._write_block(frames, uploaded, program, selection, shape)
+            self._described = described
+        return decoding, self._inputs
+
+    def _write_block(
+        self,
+        frames: Sequence[NDArray[np.uint8] | DevicePicture],
+        uploaded: Sequence[Uploaded],
+        program: Program,
+        selection: Selection,
+        shape: Shape,
+    ) -> Inputs:
+        target = without_channels(shape, self._plan.layout)[1:]
         parts = [request_bytes(len(frames), selection)]
         parts += [frame_bytes(f.shape, u.address, target, u.packed) for f, u in zip(frames, uploaded, strict=True)]
         frames_at = REQUEST.itemsize
@@ -252,7 +271,7 @@ class Lane:
         self._host_block[mask_at : mask_at + len(mask)] = np.frombuffer(mask, np.uint8)
         block = self._block.address
         raw = self._outputs[program.output].address
-        return decoding, Inputs(block, block + frames_at, block + mask_at, raw)
+        return Inputs(block, block + frames_at, block + mask_at, raw)
 
     def _decoding(self, program: Program) -> Decoding:
         held = self._decodings.get(id(program))
@@ -317,7 +336,7 @@ class Lane:
         self._side_streams.clear()
 
     def _free_buffers(self) -> None:
-        self._shape = None
+        self._shape = self._inputs = None
         self._drop_decodings()
         self._uploads.close()
         for memory in (self._input, self._block, *self._outputs.values()):

@@ -89,12 +89,14 @@ class Rows:
 
     Attributes:
         index: int (fit_height * packed,), `packed` (1 or 2) consecutive ones for each resized row.
-        step: rows from one resized row's first to the next one's, 0 if it varies.
+        step: rows from one resized row's first to the next one's, 0 if it varies. first, last: of `index`.
     """
 
     index: NDArray[np.intp]
     packed: int
     step: int
+    first: int
+    last: int
 
 
 @functools.lru_cache(maxsize=1024)
@@ -115,7 +117,8 @@ def rows_read(shape: tuple[int, ...], target: tuple[int, int]) -> Rows | None:
     first = low.astype(np.intp)
     index = (first[:, None] + np.arange(packed)).ravel()
     steps = np.unique(np.diff(first))
-    return Rows(index, packed, int(steps[0]) if len(steps) == 1 else 0)
+    step = int(steps[0]) if len(steps) == 1 else 0
+    return Rows(index, packed, step, int(index[0]), int(index[-1]))
 
 
 def frame_bytes(shape: tuple[int, ...], address: int, target: tuple[int, int], packed: int = 0) -> bytes:

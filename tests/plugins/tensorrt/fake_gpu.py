@@ -16,7 +16,7 @@ import numpy as np
 from kernel_emulation import Emulated
 
 from yolotrt_core.errors import UsageError
-from yolotrt_tensorrt.gpu import Gpu
+from yolotrt_tensorrt.gpu import Gpu, _Current
 from yolotrt_tensorrt.plan import Plan, Tensor
 from yolotrt_tensorrt.programs import _SIGNATURES, Kernel
 
@@ -109,9 +109,6 @@ class FakeCuda(types.SimpleNamespace):
         self._check()
         ctypes.memmove(target, source.ctypes.data, source.nbytes)
 
-    def Memcpy2D(self) -> Any:
-        return _Copy2D(self)
-
     def memcpy_dtoh_async(self, target: np.ndarray, source: int, stream: Any) -> None:
         self._check()
         ctypes.memmove(target.ctypes.data, source, target.nbytes)
@@ -122,30 +119,6 @@ class FakeCuda(types.SimpleNamespace):
     def memset_d32_async(self, target: int, value: int, count: int, stream: Any) -> None:
         self._check()
         np.ctypeslib.as_array(ctypes.cast(target, ctypes.POINTER(ctypes.c_uint32)), (count,))[:] = value
-
-
-class _Copy2D:
-    """Row after row, as `cuMemcpy2DAsync` does."""
-
-    src_pitch = dst_pitch = width_in_bytes = height = 0
-
-    def __init__(self, cuda: FakeCuda) -> None:
-        self._cuda, self._source, self._target = cuda, 0, 0
-
-    def set_src_host(self, array: np.ndarray) -> None:
-        assert array.flags.c_contiguous
-        self._source, self._bytes = array.ctypes.data, array.nbytes
-
-    def set_dst_device(self, address: int) -> None:
-        self._target = address
-
-    def __call__(self, stream: Any) -> None:
-        self._cuda._check()
-        assert (self.height - 1) * self.src_pitch + self.width_in_bytes <= self._bytes
-        for row in range(self.height):
-            ctypes.memmove(
-                self._target + row * self.dst_pitch, self._source + row * self.src_pitch, self.width_in_bytes
-            )
 
 
 class _Allocation:
@@ -166,14 +139,20 @@ def fake_gpu(cuda: FakeCuda) -> Gpu:
     device = cuda.Device(0)
     gpu.cuda, gpu.ordinal, gpu.name, gpu.capability, gpu.driver = cuda, 0, "Fake GPU", (9, 0), "13.0"
     gpu.shared_bytes = 64 << 10
-    gpu._context = device.retain_primary_context()
+    gpu._current = _Current(cuda, device.retain_primary_context())
 
     def copy(target: int, source: int, size: int, stream: int) -> int:
         cuda._check()
         ctypes.memmove(target, source, size)
         return 0
 
-    gpu._copy = copy
+    def copy_rows(target: int, source: int, step: int, width: int, rows: int, stream: int) -> int:
+        cuda._check()
+        for row in range(rows):
+            ctypes.memmove(target + row * width, source + row * step, width)
+        return 0
+
+    gpu._copy, gpu._copy_rows = copy, {False: copy_rows, True: copy_rows}
     return gpu
 
 

@@ -227,6 +227,16 @@ def test_options_that_rtx_lacks_are_told(
     assert side_cache.files == {}
 
 
+@pytest.mark.parametrize("tf32", [True, False])
+def test_flags_of_the_build(tf32: bool) -> None:
+    library = load("tensorrt_rtx")
+    flags = library.trt.BuilderFlag
+    config = library.trt.Builder(library.logger).create_builder_config()
+    builder._configure(library, config, TensorRTOptions(tf32=tf32))
+    assert config.get_flag(flags.TF32) == tf32
+    assert config.get_flag(flags.REQUIRE_USER_ALLOCATION), "a CUDA graph holds no engine that allocates"
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # TensorRT-RTX's timing cache says that it is one no more
 def test_timings_are_kept_and_given_back_where_the_library_has_them(
     convolution: Make, tmp_path: Path, side_cache: Any, monkeypatch: pytest.MonkeyPatch

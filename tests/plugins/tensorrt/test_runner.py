@@ -168,6 +168,19 @@ def test_big_frames_travel_without_the_rows_nobody_reads(opened: Opened, size: t
         same(opened.session.detect([source, source], PROGRAM, CHOSEN), [wanted, wanted])
 
 
+def test_every_batch_is_described_to_the_kernels_as_it_is(emulated: Emulated, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One lane, whose frames lie at one address, is told again whenever size, count or selection change."""
+    opened = Opened(emulated, monkeypatch, in_flight=1)
+    rng = np.random.default_rng(9)
+    tall, wide = (rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in [(40, 20), (20, 40)])
+    few = Selection(conf=0.05, max_det=2)
+    with opened.session as session:
+        for frames in ([tall], [wide], [wide], [tall, wide], [wide, tall], [tall]):
+            wanted = expected(frames)
+            same(session.detect(frames, PROGRAM, CHOSEN), wanted)
+            assert [len(d) for d in session.detect(frames, PROGRAM, few)] == [min(2, len(w.scores)) for w in wanted]
+
+
 def test_pinned_memory_is_lent_again_only_when_nobody_holds_it(opened: Opened) -> None:
     session, frames = opened.session, pictures(4)
     wanted = expected(frames)
