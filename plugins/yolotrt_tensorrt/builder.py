@@ -88,6 +88,10 @@ def build(
         parser = _parse(library, network, model, messages)
         add_profiles(library, builder, network, config, request)
         _configure(library, config, options)
+        if not request.profiles and library.has("BuilderFlag.REQUIRE_USER_ALLOCATION"):
+            # An engine that never allocates can be recorded with the kernels around it: one launch for a whole frame.
+            # Not with free shapes: TensorRT-RTX 1.6.1 crashes when it runs those in memory that it is given.
+            config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
         if calibration is not None:
             feed = implicit.Feed(cache=implicit.cache_for(library, calibration, model.sha256, "entropy2"))
             calibrator = implicit.engine_calibrator(library, "entropy2", feed)
@@ -153,9 +157,6 @@ def _configure(library: Library, config: tensorrt.IBuilderConfig, options: Tenso
         config.set_flag(trt.BuilderFlag.TF32)
     else:
         config.clear_flag(trt.BuilderFlag.TF32)
-    if library.has("BuilderFlag.REQUIRE_USER_ALLOCATION"):
-        # An engine that never allocates can be recorded with the kernels around it: one launch for a whole frame.
-        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
     config.profiling_verbosity = {
         "detailed": trt.ProfilingVerbosity.DETAILED,
         "layer_names": trt.ProfilingVerbosity.LAYER_NAMES_ONLY,

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 Shape = tuple[int, ...]
+_MOST_TRIES = 3
 STEPS = ("upload", "preprocess", "infer", "postprocess", "download")
 
 
@@ -55,10 +56,11 @@ class Shared:
 
 @dataclass(slots=True)
 class _Recorded:
-    """What a graph holds (`key`), and the graph once the same has run a first time without."""
+    """What a graph holds (`key`), the graph once the same has run a first time without, and how often that failed."""
 
     key: tuple[Any, ...]
     graph: Graph | None = None
+    failed: int = 0
 
 
 class Lane:
@@ -87,7 +89,8 @@ class Lane:
         self._decodings: dict[int, Decoding] = {}
         self._recorded: dict[str, _Recorded] = {}
         self._running: tuple[Decoding, Inputs] | None = None
-        # What the block holds, and where.
+        # What the block holds, and where; the version changes with its address on the host or the device.
+        self._block_version = 0
         self._described: tuple[Any, ...] = ()
         self._inputs: Inputs | None = None
         self.computed: Any = gpu.cuda.Event(gpu.cuda.event_flags.DISABLE_TIMING)
@@ -163,7 +166,7 @@ class Lane:
         decoding, inputs = self._prepared()
         if after is not None:
             self._stream.wait_for_event(after)
-        key = (self._shape, id(decoding), decoding.version, self._block.address, self._input.address)
+        key = (self._shape, id(decoding), decoding.version, self._block_version, self._input.address)
         self._launch("detect", key, lambda: self._enqueue(decoding, inputs))
         self.computed.record(self._stream)
 
@@ -266,6 +269,7 @@ class Lane:
         if self._host_block.size < mask_at + len(mask):
             self._host_block = self._pool.array((mask_at + len(mask),))
             self._block.reserve(self._host_block.size)
+            self._block_version += 1
         data = b"".join(parts)
         self._host_block[: len(data)] = np.frombuffer(data, np.uint8)
         self._host_block[mask_at : mask_at + len(mask)] = np.frombuffer(mask, np.uint8)
@@ -302,7 +306,7 @@ class Lane:
         held = self._recorded.get(name)
         if self.graph == "capture" and held is not None and held.key == key:
             if held.graph is None:
-                held.graph = self._record(name, enqueue)
+                held.graph = self._record(held, enqueue)
             if held.graph is not None:
                 held.graph.launch()
                 return
@@ -312,12 +316,17 @@ class Lane:
             self._recorded[name] = _Recorded(key)
         enqueue()
 
-    def _record(self, name: str, enqueue: Callable[[], None]) -> Graph | None:
+    def _record(self, recorded: _Recorded, enqueue: Callable[[], None]) -> Graph | None:
         try:
             return Graph(self._stream.handle, enqueue)
-        except StageError as err:
-            _log.warning("running without a CUDA graph: %s", err)
-            self.graph = "none"
+        except (StageError, self._gpu.cuda.Error) as err:
+            recorded.failed += 1
+            # Another thread that waits for the whole device meanwhile breaks a recording: the next may be whole.
+            if recorded.failed < _MOST_TRIES:
+                _log.debug("recording again: %s", err)
+            else:
+                _log.warning("running without a CUDA graph: %s", err)
+                self.graph = "none"
             return None
 
     def _drop_decodings(self) -> None:

@@ -147,11 +147,11 @@ def test_fp16_finds_every_sure_box_of_fp32(engine: Engine, frames: list[np.ndarr
 def test_without_cuda_python_the_library_records_the_engine(
     engine: Engine, frames: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with opened(engine, "fp16-b8-dyn") as session:
+    with opened(engine, "fp16-b8") as session:
         assert session.graph == ("capture" if graphs.available() else "library")
         wanted = [detect(session, frames[:count]) for count in (1, 8, 1, 3, 3, 3)]
-    monkeypatch.setattr("yolotrt_tensorrt.graphs.available", lambda: False)
-    with opened(engine, "fp16-b8-dyn") as session:
+    monkeypatch.setattr(graphs, "available", lambda: False)
+    with opened(engine, "fp16-b8") as session:
         assert session.graph == "library"
         for count, expected in zip((1, 8, 1, 3, 3, 3), wanted, strict=True):
             for ours, theirs in zip(detect(session, frames[:count]), expected, strict=True):

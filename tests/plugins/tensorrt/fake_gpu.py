@@ -20,6 +20,49 @@ from yolotrt_tensorrt.gpu import Gpu, _Current
 from yolotrt_tensorrt.plan import Plan, Tensor
 from yolotrt_tensorrt.programs import _SIGNATURES, Kernel
 
+_TAPE = threading.local()
+
+
+def put(work: Callable[[], object]) -> None:
+    """Do work of a stream at once; of one that this thread records, when the graph is launched."""
+    tape: list[Callable[[], object]] | None = getattr(_TAPE, "work", None)
+    if tape is None:
+        work()
+    else:
+        tape.append(work)
+
+
+class FakeGraph:
+    """A recording; launched, it does the same work with the same addresses again.
+
+    Attributes:
+        made, launched: how many, of all sessions. fails: raised in place of a recording.
+    """
+
+    made = launched = 0
+    fails: Exception | None = None
+
+    def __init__(self, stream: int, enqueue: Callable[[], None]) -> None:
+        self._work: list[Callable[[], object]] | None = []
+        _TAPE.work = self._work
+        try:
+            enqueue()
+            if self.fails is not None:
+                raise self.fails
+        finally:
+            _TAPE.work = None
+        assert self._work
+        FakeGraph.made += 1
+
+    def launch(self) -> None:
+        FakeGraph.launched += 1
+        assert self._work is not None, "the graph was closed"
+        for work in self._work:
+            work()
+
+    def close(self) -> None:
+        self._work = None
+
 
 class FakeCuda(types.SimpleNamespace):
     """The part of `pycuda.driver` that is used.
@@ -111,14 +154,16 @@ class FakeCuda(types.SimpleNamespace):
 
     def memcpy_dtoh_async(self, target: np.ndarray, source: int, stream: Any) -> None:
         self._check()
-        ctypes.memmove(target.ctypes.data, source, target.nbytes)
+        put(lambda: ctypes.memmove(target.ctypes.data, source, target.nbytes))
 
     def memcpy_dtoh(self, target: np.ndarray, source: int) -> None:
-        self.memcpy_dtoh_async(target, source, None)
+        self._check()
+        ctypes.memmove(target.ctypes.data, source, target.nbytes)
 
     def memset_d32_async(self, target: int, value: int, count: int, stream: Any) -> None:
         self._check()
-        np.ctypeslib.as_array(ctypes.cast(target, ctypes.POINTER(ctypes.c_uint32)), (count,))[:] = value
+        memory = np.ctypeslib.as_array(ctypes.cast(target, ctypes.POINTER(ctypes.c_uint32)), (count,))
+        put(lambda: memory.fill(value))
 
 
 class _Allocation:
@@ -143,7 +188,7 @@ def fake_gpu(cuda: FakeCuda) -> Gpu:
 
     def copy(target: int, source: int, size: int, stream: int) -> int:
         cuda._check()
-        ctypes.memmove(target, source, size)
+        put(lambda: ctypes.memmove(target, source, size))
         return 0
 
     def copy_rows(target: int, source: int, step: int, width: int, rows: int, stream: int) -> int:
@@ -162,7 +207,7 @@ def fake_kernels(emulated: Emulated, cuda: FakeCuda) -> dict[str, Kernel]:
     def function(name: str) -> Any:
         def call(grid: Any, block: Any, stream: Any, *args: int, shared_size: int = 0) -> None:
             cuda._check()
-            emulated.launch(name, grid, *args)
+            put(lambda: emulated.launch(name, grid, *args))
 
         return types.SimpleNamespace(prepared_async_call=call, set_attribute=lambda *_: None)
 
@@ -215,6 +260,9 @@ class FakePlan(Plan):
     def execute(self, context: Any, stream: int) -> None:
         if self.fails is not None:
             raise self.fails
+        put(lambda: self._compute(context))
+
+    def _compute(self, context: Any) -> None:
         images = self._at(context.addresses["images"], context.shape)
         raw = self.network(images.astype(np.float32))
         shape = (context.shape[0], *self.outputs["output0"].shape[1:])

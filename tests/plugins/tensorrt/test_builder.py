@@ -227,14 +227,21 @@ def test_options_that_rtx_lacks_are_told(
     assert side_cache.files == {}
 
 
-@pytest.mark.parametrize("tf32", [True, False])
-def test_flags_of_the_build(tf32: bool) -> None:
-    library = load("tensorrt_rtx")
-    flags = library.trt.BuilderFlag
-    config = library.trt.Builder(library.logger).create_builder_config()
-    builder._configure(library, config, TensorRTOptions(tf32=tf32))
-    assert config.get_flag(flags.TF32) == tf32
-    assert config.get_flag(flags.REQUIRE_USER_ALLOCATION), "a CUDA graph holds no engine that allocates"
+def test_an_engine_of_one_shape_can_be_recorded_from_outside(
+    convolution: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configs: list[Any] = []
+    configure = builder._configure
+
+    def noted(library: Any, config: Any, options: Any) -> None:
+        configs.append(config)
+        configure(library, config, options)
+
+    monkeypatch.setattr(builder, "_configure", noted)
+    assert "error" not in build(convolution(), request(), tmp_path / "fixed")
+    assert "error" not in build(convolution(dynamic=True), request("fp32", SMALL), tmp_path / "free")
+    flag = load("tensorrt_rtx").trt.BuilderFlag.REQUIRE_USER_ALLOCATION
+    assert [config.get_flag(flag) for config in configs] == [True, False]
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # TensorRT-RTX's timing cache says that it is one no more

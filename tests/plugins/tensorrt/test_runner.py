@@ -14,7 +14,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from fake_gpu import FakeCuda, FakePlan, fake_gpu, fake_kernels
+from fake_gpu import FakeCuda, FakeGraph, FakePlan, fake_gpu, fake_kernels
 from head_reference import Result, reference
 from kernel_emulation import Emulated, compiled
 
@@ -24,7 +24,7 @@ from yolotrt_core.layout import Layout, layout_of, with_channels
 from yolotrt_core.letterbox import preprocess
 from yolotrt_core.stages import DetectingSession, DeviceProgram, Session
 from yolotrt_core.types import Detections, EngineSpec, ModelSpec, Selection, TensorSpec
-from yolotrt_tensorrt import TensorRTOptions, graphs, runner
+from yolotrt_tensorrt import TensorRTOptions, graphs, lane, runner
 from yolotrt_tensorrt.decoding import Decoding
 from yolotrt_tensorrt.runner import EngineSession
 
@@ -67,6 +67,7 @@ class Opened:
         monkeypatch: pytest.MonkeyPatch,
         batch: int = 2,
         layout: Layout = "nchw",
+        recorded: bool = True,
         **options: Any,
     ) -> None:
         self.cuda = FakeCuda()
@@ -78,16 +79,18 @@ class Opened:
             return fake_kernels(emulated, self.cuda)
 
         monkeypatch.setattr(runner, "load_kernels", load)
-        monkeypatch.setattr(graphs, "available", lambda: False)
+        monkeypatch.setattr(graphs, "available", lambda: recorded)
+        monkeypatch.setattr(lane, "Graph", FakeGraph)
         self.plan = FakePlan(with_channels(batch, SIDE, SIDE, layout), 5 + CLASSES, network, "float32")
         spec = EngineSpec(SPEC, "fp32", "tensorrt", {})
         self.session = EngineSession(self.gpu, self.plan, spec, TensorRTOptions(**options), side_cache=None)  # type: ignore[arg-type]
         assert loaded == [layout]
 
 
-@pytest.fixture
-def opened(emulated: Emulated, monkeypatch: pytest.MonkeyPatch) -> Iterator[Opened]:
-    held = Opened(emulated, monkeypatch)
+@pytest.fixture(params=[True, False], ids=["recorded", "launched one by one"])
+def opened(emulated: Emulated, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[Opened]:
+    held = Opened(emulated, monkeypatch, recorded=request.param)
+    assert held.session.graph == ("capture" if request.param else "none")
     yield held
     held.session.close()
     assert held.cuda.live == 0
@@ -179,6 +182,32 @@ def test_every_batch_is_described_to_the_kernels_as_it_is(emulated: Emulated, mo
             wanted = expected(frames)
             same(session.detect(frames, PROGRAM, CHOSEN), wanted)
             assert [len(d) for d in session.detect(frames, PROGRAM, few)] == [min(2, len(w.scores)) for w in wanted]
+
+
+def test_a_recording_that_fails_is_tried_again_and_given_up_in_the_end(
+    emulated: Emulated, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    frames = pictures(1)
+    wanted = expected(frames)
+    for failure in (StageError("CUDA graph: CUDA_ERROR_STREAM_CAPTURE_INVALIDATED"), FakeCuda.Error("capturing")):
+        with Opened(emulated, monkeypatch, in_flight=1).session as session:
+            monkeypatch.setattr(FakeGraph, "fails", failure)
+            for _ in range(2):
+                same(session.detect(frames, PROGRAM, CHOSEN), wanted)
+            monkeypatch.setattr(FakeGraph, "fails", None)
+            made, launched = FakeGraph.made, FakeGraph.launched
+            for _ in range(4):
+                same(session.detect(frames, PROGRAM, CHOSEN), wanted)
+            assert (FakeGraph.made - made, FakeGraph.launched - launched) == (1, 4)
+            assert not caplog.records
+        with Opened(emulated, monkeypatch, in_flight=1).session as session:
+            monkeypatch.setattr(FakeGraph, "fails", failure)
+            for _ in range(5):
+                same(session.detect(frames, PROGRAM, CHOSEN), wanted)
+            assert session.graph == "none"
+        assert [r.message for r in caplog.records] == [f"running without a CUDA graph: {failure}"]
+        caplog.clear()
+        monkeypatch.setattr(FakeGraph, "fails", None)
 
 
 def test_pinned_memory_is_lent_again_only_when_nobody_holds_it(opened: Opened) -> None:
