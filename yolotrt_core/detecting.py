@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, takewhile
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _RESULTS: dict[Format, str] = {"json": "detections.json", "coco": "predictions.json", "yolo": "labels"}
+_SHARE_OF_FRAMES, _FRAMES_ASIDE = 0.95, 2
 _MOST_WAITING = 32  # pictures drawn but not yet written, so that a slow disk does not fill the memory
 
 
@@ -84,13 +85,15 @@ class DetectionRun:
         self._detector, self._selection, self._form = detector, selection, form
         self._names, self._out = names, names.out
 
-    def stills(self, paths: Sequence[Path], bar: Bar) -> None:
-        """Detect on pictures; one that cannot be read is noted, and the run goes on."""
+    def stills(self, paths: Sequence[Path], bar: Bar, interrupt: Interrupt) -> None:
+        """Detect on pictures until `interrupt` asks; one that cannot be read is noted, and the run goes on."""
         read: deque[tuple[Path, Frame]] = deque()
         ahead = read_ahead if self._annotate else decode_ahead
 
         def frames() -> Iterator[Frame]:
             for path, frame in zip(paths, ahead(paths, self._detector), strict=True):
+                if interrupt.requested:
+                    return
                 if isinstance(frame, UsageError):
                     self._note(frame, len(paths))
                 else:
@@ -111,12 +114,20 @@ class DetectionRun:
                     self._write_labels(self._names.name(path), results.as_yolo(found))
                 bar.update(completed=number + 1)
 
-    def video(self, path: Path, bar: Bar, most_frames: int | None = None) -> None:
-        """Detect on a video file; one that cannot be opened is noted."""
+    def video(self, path: Path, bar: Bar, interrupt: Interrupt, most_frames: int | None = None) -> None:
+        """Detect on a video file until `interrupt` asks; one that cannot be opened, or that ends early, is noted."""
         try:
             with pictures.open_video(path) as (facts, frames):
                 of_all = f" of {facts.frames}" if facts.frames else ""
-                self._video(path, facts, islice(frames, most_frames), bar, of_all)
+                wanted = takewhile(lambda _: not interrupt.requested, islice(frames, most_frames))
+                count = self._video(path, facts, wanted, bar, of_all)
+            expected = min(facts.frames, facts.frames if most_frames is None else most_frames)
+            # OpenCV does not tell a broken file from its end, and of some containers it only estimates the length.
+            if not interrupt.requested and count < expected * _SHARE_OF_FRAMES - _FRAMES_ASIDE:
+                raise UsageError(
+                    f"the video `{path}` ends early: {count} of {facts.frames} frames could be read",
+                    hint="is the file complete? What was found until there is kept",
+                )
         except UsageError as err:
             self._note(err)
 
@@ -139,7 +150,7 @@ class DetectionRun:
         frames: Iterable[NDArray[np.uint8]],
         bar: Bar,
         words: str,
-    ) -> None:
+    ) -> int:
         target = self._target(source)
         path = self._path(source)
         classes: Counter[int] = Counter()
@@ -167,6 +178,7 @@ class DetectionRun:
                     self._write_labels(self._names.frame_name(source, number), results.as_yolo(found))
                 bar.update(text=f"{path.name} frame {count}{words}")
         self.summaries.append(Summary(path, target or self._boxes(source), classes, truncated, count))
+        return count
 
     def finish(self) -> None:
         """Write the results file; without any readable file there is none."""

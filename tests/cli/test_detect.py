@@ -18,6 +18,7 @@ import cv2
 import numpy as np
 import pytest
 
+from yolotrt_core import pictures
 from yolotrt_core.sources import sample_path
 
 from .conftest import ROOT, Run
@@ -191,16 +192,24 @@ def test_two_addresses_are_refused_without_their_passwords(run: Run) -> None:
 
 
 @pytest.mark.parametrize("command", ["yolotrt", "invoke"])
+@pytest.mark.parametrize("source", ["film.mp4", "pictures"])
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_film_that_is_cancelled_leaves_nothing(
-    warm: Path, tmp_path: Path, command: str, number: signal.Signals, code: int
+def test_what_was_found_until_a_signal_is_kept(
+    warm: Path, tmp_path: Path, command: str, source: str, number: signal.Signals, code: int
 ) -> None:
-    _film(tmp_path / "film.mp4", 600)
+    if source == "film.mp4":
+        _film(tmp_path / source, 900)
+    else:
+        (tmp_path / source).mkdir()
+        for index in range(900):
+            (tmp_path / source / f"{index:03}.jpg").symlink_to(sample_path())
+    out = tmp_path / "detections"
+    begun = ".partial-*.mp4" if source == "film.mp4" else "*.jpg"
     program = [str(Path(sys.executable).with_name(command))]
     if command == "invoke":
         program += ["--search-root", str(ROOT)]
     running = subprocess.Popen(
-        [*program, "detect", "film.mp4", "--builder", "onnxruntime"],
+        [*program, "detect", source, "--builder", "onnxruntime", "--json"],
         # A test run in the background inherits an ignored SIGINT.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         env={**os.environ, "YOLOTRT_STORE": str(warm / "store")},
@@ -210,12 +219,38 @@ def test_a_film_that_is_cancelled_leaves_nothing(
         text=True,
     )
     until = time.monotonic() + 60
-    while not list((tmp_path / "detections").glob(".partial-*.mp4")) and time.monotonic() < until:
+    while not list(out.glob(begun)) and time.monotonic() < until:
         time.sleep(0.02)
     running.send_signal(number)
-    out, err = running.communicate(timeout=60)
+    printed, err = running.communicate(timeout=60)
     assert running.returncode == code, err
-    assert out == ""
+    assert "stopped before the end: what was found until then is in `detections`" in err
     assert err.splitlines()[-1].startswith("cancelled")
     assert "Traceback" not in err
-    assert list((tmp_path / "detections").iterdir()) == []
+    images = json.loads(printed)["images"]
+    assert 0 < len(images) < 900
+    assert json.loads((out / "detections.json").read_text())["images"] == images
+    if source == "film.mp4":
+        assert pictures.count_frames(out / "film.mp4") == len(images)
+        assert sorted(p.name for p in out.iterdir()) == ["detections.json", "film.mp4"]
+    else:
+        drawn = [f"{index:03}.jpg" for index in range(len(images))]
+        assert [Path(image["path"]).name for image in images] == drawn
+        assert sorted(p.name for p in out.iterdir()) == [*drawn, "detections.json"]
+
+
+def test_a_film_that_ends_early_is_told(run: Run, warm: Path, tmp_path: Path) -> None:
+    whole = tmp_path / "whole.avi"
+    _film(whole, 60)
+    data = whole.read_bytes()
+    cut = tmp_path / "cut.avi"
+    cut.write_bytes(data[: len(data) // 2])
+    ran = run("detect", str(cut), "--builder", "onnxruntime", "--json", store=warm / "store")
+    assert ran.code == 2
+    kept = len(json.loads(ran.out)["images"])
+    assert 20 < kept < 40
+    assert f"the video `{cut}` ends early: {kept} of 60 frames could be read" in ran.err
+    assert (tmp_path / "here" / "detections" / "cut.mp4").exists()
+    few = run("detect", str(cut), "--builder", "onnxruntime", "--max-frames", "10", store=warm / "store")
+    assert few.code == 0, few.err
+    assert run("detect", str(whole), "--builder", "onnxruntime", store=warm / "store").code == 0

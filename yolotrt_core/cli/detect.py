@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import json
+import logging
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +21,7 @@ from yolotrt_core.detecting import DetectionRun
 from yolotrt_core.detector import Detector
 from yolotrt_core.errors import ArtifactError, UsageError
 from yolotrt_core.inputs import refuse_selection
-from yolotrt_core.interrupt import Interrupt, endable
+from yolotrt_core.interrupt import Interrupt, endable, interruptible
 from yolotrt_core.naming import Names
 from yolotrt_core.options import nearest, refuse_unknown
 from yolotrt_core.progress import progress
@@ -28,6 +29,8 @@ from yolotrt_core.registry import KINDS, Registry
 from yolotrt_core.sources import sample_path
 from yolotrt_core.types import Selection
 from yolotrt_core.user_paths import user_path
+
+_log = logging.getLogger(__name__)
 
 SAMPLE = "sample"
 _FORMATS = ("json", "coco", "yolo")
@@ -99,10 +102,13 @@ def _detect(stages: Registry, given: Given) -> None:
         refuse_selection(selection, detector.labels)
         run = DetectionRun(detector, selection, form, names, annotate=annotate)
         if paths:
-            with _writing(out):
-                _files(run, paths, most_frames)
-                run.finish()
-            _report(run, detector, given, form, out)
+            with interruptible() as interrupt:
+                with _writing(out):
+                    _files(run, paths, interrupt, most_frames)
+                    run.finish()
+                _report(run, detector, given, form, out)
+                if interrupt.requested and run.summaries:
+                    _log.warning("stopped before the end: what was found until then is in `%s`", out)
         else:
             with endable() as interrupt:
                 with _writing(out):
@@ -126,15 +132,15 @@ def _live(run: DetectionRun, source: str, interrupt: Interrupt, most_frames: int
         run.live(source, bar, interrupt, most_frames)
 
 
-def _files(run: DetectionRun, paths: list[Path], most_frames: int | None) -> None:
+def _files(run: DetectionRun, paths: list[Path], interrupt: Interrupt, most_frames: int | None) -> None:
     still = [p for p in paths if not pictures.is_video(p)]
     if still:
         with progress("detecting", total=len(still)) as bar:
-            run.stills(still, bar)
+            run.stills(still, bar, interrupt)
     for path in paths:
-        if pictures.is_video(path):
+        if pictures.is_video(path) and not interrupt.requested:
             with progress(path.name) as bar:
-                run.video(path, bar, most_frames)
+                run.video(path, bar, interrupt, most_frames)
 
 
 def _report(run: DetectionRun, detector: Detector, given: Given, form: str, out: Path) -> None:
