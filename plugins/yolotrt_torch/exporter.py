@@ -23,6 +23,7 @@ from yolotrt_core.labels import metadata_of
 from yolotrt_core.reference import reference_images
 from yolotrt_core.stages import ONNX_FILE, REFERENCE_FILE
 from yolotrt_core.types import BuildRequest, ModelSource, ModelSpec, TensorSpec
+from yolotrt_core.wording import first_line, printable
 from yolotrt_torch.checkpoint import Checkpoint, read_checkpoint
 from yolotrt_torch.layers import MOST_PIXELS
 from yolotrt_torch.network import Network, fuse
@@ -53,8 +54,7 @@ def export(source: ModelSource, request: BuildRequest, options: TorchOptions, ou
     _refuse_sizes(request, max(network.stride))
     shape = (request.batch, request.height, request.width)
     images = reference_images(*shape)
-    with torch.inference_mode():
-        answer = network(torch.from_numpy(images)).numpy()
+    answer = _answer(network, images)
     _refuse_answer(answer, network, shape)
     np.savez(out / REFERENCE_FILE, images=images, output0=answer)
 
@@ -98,6 +98,18 @@ def _refuse_sizes(request: BuildRequest, step: int) -> None:
                 f"this model's height and width must be multiples of {step} pixels, found {height} x {width}",
                 hint=f"the nearest is `{near[0]},{near[1]}`",
             )
+
+
+def _answer(network: Network, images: NDArray[np.float32]) -> NDArray[np.float32]:
+    try:
+        with torch.inference_mode():
+            answer: NDArray[np.float32] = network(torch.from_numpy(images)).numpy()
+    except (RuntimeError, TypeError, ValueError) as err:  # which numbers fit together, PyTorch knows when it computes
+        raise UsageError(
+            f"the network that the checkpoint's yaml describes cannot run: {printable(first_line(err))[:200]}",
+            hint="expected a YOLOv5 detection model",
+        ) from err
+    return answer
 
 
 def _refuse_answer(answer: NDArray[np.float32], network: Network, shape: tuple[int, int, int]) -> None:

@@ -244,6 +244,24 @@ def test_an_output_that_is_not_yolov5s_is_refused(tmp_path: Path) -> None:
         export(path, tmp_path / "out")
 
 
+@pytest.mark.parametrize(
+    ("part", "index", "line", "words"),
+    [
+        ("backbone", 3, [-1, 1, "Conv", [64, 3, 2, -1]], "negative padding"),
+        ("backbone", 3, [[-1], 1, "Conv", [64, 3, 2]], "invalid combination of arguments"),
+        ("head", 0, [-1, 1, "nn.Upsample", ["None", 2, "nearest", 0]], "align_corners"),
+        ("head", 0, [-1, 1, "nn.Upsample", ["None", 4, "nearest"]], "Sizes of tensors must match"),
+    ],
+)
+def test_a_yaml_whose_network_cannot_run_is_refused(
+    part: str, index: int, line: Any, words: str, tmp_path: Path
+) -> None:
+    config = {**layout.MODERN, part: [*layout.MODERN[part][:index], line, *layout.MODERN[part][index + 1 :]]}
+    with pytest.raises(UsageError, match="that the checkpoint's yaml describes cannot run") as refused:
+        export(layout.save(tmp_path / "odd.pt", config), tmp_path / "out")
+    assert words in refused.value.message
+
+
 def test_bad_checkpoints_leave_nothing_behind(tmp_path: Path) -> None:
     path = tmp_path / "m.pt"
     path.write_text("no weights")
