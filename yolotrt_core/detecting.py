@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import islice, takewhile
+from itertools import islice
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -119,7 +119,7 @@ class DetectionRun:
         try:
             with pictures.open_video(path) as (facts, frames):
                 of_all = f" of {facts.frames}" if facts.frames else ""
-                wanted = takewhile(lambda _: not interrupt.requested, islice(frames, most_frames))
+                wanted = _until(interrupt, islice(frames, most_frames))
                 count = self._video(path, facts, wanted, bar, of_all)
             expected = min(facts.frames, facts.frames if most_frames is None else most_frames)
             # OpenCV does not tell a broken file from its end, and of some containers it only estimates the length.
@@ -128,6 +128,8 @@ class DetectionRun:
                     f"the video `{path}` ends early: {count} of {facts.frames} frames could be read",
                     hint="is the file complete? What was found until there is kept",
                 )
+        except _StoppedAtOnce:
+            return
         except UsageError as err:
             self._note(err)
 
@@ -323,6 +325,21 @@ class _VideoWriter:
                 "cannot write the annotated video: it is incomplete, as when no space is left",
                 hint="free some space, or choose another folder with `--out`",
             )
+
+
+class _StoppedAtOnce(Exception):  # noqa: N818 - nothing went wrong
+    """Asked to end before the first frame: there is no film to keep."""
+
+
+def _until(interrupt: Interrupt, frames: Iterable[NDArray[np.uint8]]) -> Iterator[NDArray[np.uint8]]:
+    begun = False
+    for frame in frames:
+        if interrupt.requested and not begun:
+            raise _StoppedAtOnce
+        if interrupt.requested:
+            return
+        begun = True
+        yield frame
 
 
 def _same(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
