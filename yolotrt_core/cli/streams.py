@@ -133,5 +133,7 @@ def finish(run: Callable[[], None]) -> NoReturn:
             code = wanted.code
         sys.stdout.flush()
     except invoke.Exit as refused:
+        if refused.message:
+            sys.stderr.write(f"{refused.message}\n")
         code = refused.code
     sys.exit(code)
