@@ -86,6 +86,11 @@ def _detect(stages: Registry, given: Given) -> None:
     most_frames = build.whole_number("--max-frames", asked["max_frames"]) if "max_frames" in asked else None
     source = given["path"]
     paths = _paths(source)
+    if given["max_frames"] is not None and paths and not any(pictures.is_video(p) for p in paths):
+        raise UsageError(
+            f"`--max-frames` ends a video or live source, found only pictures in `{pictures.shown(source)}`",
+            hint="drop `--max-frames`; for some of the pictures, pass a pattern that means them",
+        )
     out = user_path(given["out"] or "detections")
     annotate = build.switch("--annotate", asked.get("annotate", "on"))
     names = Names(paths or [source], out, form)
