@@ -355,7 +355,7 @@ def _image_root(path: Path, names: Sequence[str]) -> Path:
             return place
     raise UsageError(
         f"the pictures of `{path}` are not where it says: no `{names[0] if names else ''}`",
-        hint="looked in " + ", ".join(f"`{p}`" for p in places),
+        hint="looked in " + ", ".join(f"`{p}`" for p in dict.fromkeys(places)),
     )
 
 

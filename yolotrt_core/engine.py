@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from yolotrt_core import dataset, plans, work
 from yolotrt_core.calibration import DEFAULT_PICTURES, CalibrationData
 from yolotrt_core.errors import ArtifactError, UsageError
+from yolotrt_core.json_fields import wrong_field
 from yolotrt_core.options import nearest
 from yolotrt_core.pipeline import StepResult
 from yolotrt_core.plans import Choice, GivenOptions, Plan
@@ -321,15 +322,21 @@ def read_engine_spec(engine: Path) -> EngineSpec:
     if found is None or not found.is_file():
         raise UsageError(f"there is no engine file `{engine}`", hint="make one with `build`")
     sidecar = spec_path(engine)
+    damaged = "take it again from where the engine came from, or build the engine again"
     try:
-        spec = from_json(EngineSpec, json.loads(sidecar.read_text(encoding="utf-8")))
+        data = json.loads(sidecar.read_text(encoding="utf-8"))
+        if (wrong := wrong_field(EngineSpec, data)) is not None:
+            raise UsageError(f"`{sidecar}` is not an engine spec: {wrong}", hint=damaged)
+        spec = from_json(EngineSpec, data)
     except FileNotFoundError:
         raise UsageError(
             f"`{engine}` has no spec `{sidecar.name}` beside it",
             hint="move both files together, or build again: an engine alone does not say how to feed it",
         ) from None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as err:
-        raise UsageError(f"`{sidecar}` is not an engine spec: {err}", hint="build the engine again") from err
+    except RecursionError as err:
+        raise UsageError(f"`{sidecar}` is not an engine spec: it is nested too deeply", hint=damaged) from err
+    except (OSError, ValueError) as err:
+        raise UsageError(f"`{sidecar}` is not an engine spec: {err}", hint=damaged) from err
     if sha256_of(engine) != spec.engine_sha256:
         raise UsageError(
             f"`{engine}` is not the engine that `{sidecar.name}` describes",

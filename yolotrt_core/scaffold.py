@@ -10,9 +10,10 @@ from pathlib import Path
 from string import Template
 
 from yolotrt_core.declared import RESERVED
-from yolotrt_core.errors import UsageError
+from yolotrt_core.errors import ArtifactError, UsageError
 from yolotrt_core.options import nearest
 from yolotrt_core.registry import KINDS, OWN_DIST, Kind
+from yolotrt_core.writing import refuse_unwritable
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,40}")
 _NEEDS: Mapping[Kind, tuple[str, ...]] = {
@@ -51,6 +52,7 @@ def write_plugin(name: str, kind: str, parent: Path) -> Path:
 
     Raises:
         UsageError: a name that cannot be one or is taken, an unknown kind, a folder that has something in it.
+        ArtifactError: the folder cannot be written.
     """
     if kind not in KINDS:
         raise UsageError(f"unknown kind of stage `{kind}`", hint=nearest(kind, KINDS))
@@ -61,7 +63,8 @@ def write_plugin(name: str, kind: str, parent: Path) -> Path:
     package, folder = f"yolotrt_{name}", parent / f"yolotrt-{name.replace('_', '-')}"
     if importlib.util.find_spec(package) is not None:
         raise UsageError(f"the package `{package}` is installed already", hint="choose another name")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    refuse_unwritable(folder)
+    if folder.exists() and any(folder.iterdir()):
         raise UsageError(f"`{folder}` is there already", hint="choose another name, or another folder with `--out`")
     values = {
         "name": name,
@@ -86,5 +89,7 @@ def write_plugin(name: str, kind: str, parent: Path) -> Path:
                 file.parent.mkdir(parents=True, exist_ok=True)
                 file.write_text(Template(template.read_text(encoding="utf-8")).substitute(values), encoding="utf-8")
     except OSError as err:
-        raise UsageError(f"cannot write `{folder}`: {(err.strerror or str(err)).lower()}") from err
+        raise ArtifactError(
+            f"cannot write `{folder}`: {(err.strerror or str(err)).lower()}", hint="choose another folder with `--out`"
+        ) from err
     return folder

@@ -29,12 +29,19 @@ Run = Callable[..., Ran]
 
 
 def start(
-    command: str, *arguments: str, cwd: Path, store: Path, redirect: str = "", variables: Mapping[str, str] = {}
+    command: str,
+    *arguments: str,
+    cwd: Path,
+    store: Path,
+    redirect: str = "",
+    variables: Mapping[str, str] = {},
+    stdout: int = subprocess.PIPE,
 ) -> Ran:
     """Run one of the two commands in `cwd` with its own store.
 
     Args:
-        redirect: as for a shell, e.g. `>/dev/full`. variables: more of the environment.
+        redirect: as for a shell, e.g. `>/dev/full`. variables: more of the environment. stdout: a descriptor to take
+            the place of what is returned as `out`.
     """
     program = Path(sys.executable).with_name(command)
     before = ["--search-root", str(ROOT)] if command == "invoke" else []
@@ -48,8 +55,8 @@ def start(
     line = [str(program), *before, *arguments]
     if redirect:
         line = ["bash", "-c", f'exec "$@" {redirect}', "bash", *line]
-    done = subprocess.run(line, cwd=cwd, env=environment, capture_output=True, text=True, timeout=600)
-    return Ran(done.returncode, done.stdout, done.stderr)
+    done = subprocess.run(line, cwd=cwd, env=environment, stdout=stdout, stderr=subprocess.PIPE, text=True, timeout=600)
+    return Ran(done.returncode, done.stdout or "", done.stderr)
 
 
 @pytest.fixture(params=COMMANDS)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,7 @@ import pytest
 import yolotrt_core
 from yolotrt_core.sources import sample_path
 
-from .conftest import COMMANDS, Run, start
+from .conftest import COMMANDS, ROOT, Run, start
 
 _SCHEMAS = Path(yolotrt_core.__file__).parent / "schemas"
 
@@ -230,19 +233,47 @@ def test_artifacts_export(run: Run, warm: Path, tmp_path: Path) -> None:
     assert "stage `export` has not run" in ran.err
 
 
-def test_a_reader_that_goes_away_is_no_error(warm: Path) -> None:
-    import subprocess
-    import sys
+@pytest.mark.parametrize("task", ["list", "verify", "repair", "gc", "show"])
+def test_a_store_that_is_not_there_is_not_an_empty_one(run: Run, warm: Path, tmp_path: Path, task: str) -> None:
+    arguments = [f"artifacts.{task}", *(["abc"] if task == "show" else [])]
+    ran = run(*arguments, "--store", "mistyped", store=warm / "store")
+    assert ran.code == 5
+    assert "`--store` expects an artifact store, but `" in ran.err
+    assert "mistyped` is none: there is no such folder" in ran.err
+    assert ran.out == ""
+    (tmp_path / "folder").mkdir()
+    ran = run(*arguments, store=tmp_path / "folder")
+    assert ran.code == 5
+    assert "YOLOTRT_STORE expects an artifact store" in ran.err
+    assert "the folder holds none" in ran.err
+    assert list((tmp_path / "folder").iterdir()) == []
+    if task == "show":
+        ran = run(*arguments, store=warm / "store")
+        assert ran.code == 2
+        assert "no artifact has a key that starts with `abc`" in ran.err
 
-    program = Path(sys.executable).with_name("yolotrt")
-    done = subprocess.run(
-        ["bash", "-c", f"'{program}' plugins --options | head -1; exit ${{PIPESTATUS[0]}}"],
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert "Traceback" not in done.stderr
-    assert done.stderr == ""
+
+def test_the_default_store_need_not_be_made_yet(tmp_path: Path) -> None:
+    # Without the variable it is in the clone, where others may have built: so a copy of the core, installed nowhere.
+    shutil.copytree(ROOT / "yolotrt_core", tmp_path / "installed" / "yolotrt_core")
+    code = "import sys; from yolotrt_core.cli import main; sys.argv[1:] = ['artifacts.list', '--json']; main()"
+    path = os.pathsep.join([str(tmp_path / "installed"), str(ROOT / "plugins")])
+    environment = {**os.environ, "YOLOTRT_STORE": "", "XDG_CACHE_HOME": str(tmp_path / "cache"), "PYTHONPATH": path}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert (done.returncode, json.loads(done.stdout)["artifacts"]) == (0, [])
+
+
+def test_reports_show_sizes_as_the_list_does(run: Run, warm: Path) -> None:
+    listed = run("artifacts.list", store=warm / "store").out.splitlines()
+    size = json.loads(run("artifacts.verify", "--json", store=warm / "store").out)["size"]
+    assert f"size     {size / 1e6:.2f} MB\n" in run("artifacts.verify", store=warm / "store").out
+    report = run("artifacts.gc", "--keep-days", "0", "--dry-run", store=warm / "store").out
+    assert " MB\n" in report
+    gone = report.partition("\nrecords:\n")[2].partition("\n\n")[0].splitlines()
+    assert gone[0].split() == listed[0].split()[:-1]
+    assert len(gone) > 1
+    cells = [line.split() for line in listed]
+    assert all(line.split() in [row[: len(line.split())] for row in cells] for line in gone)
 
 
 def test_a_stream_address(run: Run, warm: Path, tmp_path: Path) -> None:

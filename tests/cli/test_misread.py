@@ -99,3 +99,59 @@ def test_what_may_be_given_twice(run: Run) -> None:
     ran = run("artifacts.explain", "--json", "--json", "--builder", "onnxruntime", *shape, *shape)
     assert ran.code == 0, ran.err
     assert run("--list-depth", "1", "--list").code == 0
+
+
+@pytest.mark.parametrize(
+    ("line", "words", "hint"),
+    [
+        ("build model.pt", "`build` takes nothing but flags, found `model.pt`", "`--weights model.pt`"),
+        ("bench --repeats 5 a.engine", "found `a.engine`", "pass `--engine a.engine`"),
+        ("build a.engine", "found `a.engine`", "`build --help` lists the flags"),
+        ("evaluate coco.yaml", "found `coco.yaml`", "pass `--data coco.yaml`"),
+        ("plugins doctr", "found `doctr`", "did you mean `doctor`?"),
+        ("plugins x.y/z", "found `x.y/z`", "`plugins --help` lists the flags"),
+        ("detect --source 0", "`detect` has no flag `--source`", "`detect camera:0`"),
+        ("detect --source=a.jpg", "`detect` has no flag `--source`", "`detect a.jpg`"),
+        ("detect --conf 0.3", "`detect` needs a PATH, but none was given", "`sample`, the bundled picture"),
+        ("artifacts.show", "`artifacts.show` needs a KEY, but none was given", "KEY: First digits of a key"),
+    ],
+)
+def test_a_word_in_the_wrong_place(run: Run, line: str, words: str, hint: str) -> None:
+    ran = run(*line.split())
+    assert ran.code == 1
+    error, _, told = ran.err.partition("\nhint: ")
+    assert error.startswith("error: ")
+    assert words in error
+    assert hint in told
+    assert ran.out == ""
+
+
+@pytest.mark.parametrize(
+    ("line", "hint"),
+    [
+        ("detect --weights x.engine sample", "pass `--engine x.engine`"),
+        ("bench --weights x.PLAN", "pass `--engine x.PLAN`"),
+        ("build --weights x.engine", "pass the model that it was built from"),
+    ],
+)
+def test_an_engine_in_the_place_of_a_model(run: Run, line: str, hint: str) -> None:
+    ran = run(*line.split())
+    assert ran.code == 2
+    assert "`--weights` expects a model" in ran.err
+    assert hint in ran.err
+
+
+def test_a_bare_number_is_no_camera(run: Run) -> None:
+    ran = run("detect", "0")
+    assert ran.code == 2
+    assert ran.err == "error: there is no file or folder `0`\nhint: for the camera of this number pass `camera:0`\n"
+
+
+def test_a_flag_of_many_values_is_shown_with_one(run: Run) -> None:
+    assert "--profile=STRING " in run("build", "--help").out
+
+
+@pytest.mark.parametrize("task", ["detect", "evaluate", "bench"])
+def test_the_builder_of_what_runs_is_the_first_that_runs(run: Run, task: str) -> None:
+    shown = " ".join(run(task, "--help").out.split())
+    assert "Builder plugin (default: the first whose engines run here" in shown

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from new_plugin import install, runnable, shown_commands
-from yolotrt_core.errors import UsageError
+from yolotrt_core.errors import ArtifactError, UsageError
 from yolotrt_core.registry import KINDS
 from yolotrt_core.scaffold import write_plugin
 from yolotrt_core.sources import sample_path
@@ -115,6 +116,26 @@ def test_names_that_cannot_be(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is there already"):
         write_plugin("own", "pass", tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["yolotrt-own"]
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "from yolotrt_core.cli import main; main()", "plugin.new", "own", "--kind", "pass"]
+    (tmp_path / "file").write_text("")
+    for place in ("file", "/proc"):  # nobody makes a folder there, the superuser neither
+        done = _run([*command, "--out", place], tmp_path, tmp_path)
+        assert done.returncode == 5
+        assert done.stderr.startswith("error: cannot write ")
+        assert "hint: choose another folder with `--out`" in done.stderr
+
+
+def test_a_full_disk_fails_as_other_outputs_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*given: object, **how: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(ArtifactError, match=r"cannot write .*: no space left on device") as told:
+        write_plugin("own", "pass", tmp_path)
+    assert told.value.exit_code == 5
 
 
 def test_the_command(tmp_path: Path) -> None:

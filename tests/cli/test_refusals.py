@@ -32,7 +32,7 @@ from .conftest import Run
         (("detect", "--format", "xml", "sample"), 2, "`--format` expects json, coco or yolo"),
         (("detect", "--engine", "x.engine", "--precision", "fp32", "sample"), 2, "`--precision` says how to build"),
         (("detect", "--engine", "missing.engine", "sample"), 2, "no engine file `missing.engine`"),
-        (("artifacts.show", "abc"), 2, "no artifact has a key that starts with `abc`"),
+        (("detect", "--max-frames", "3", "sample"), 2, "`--max-frames` ends a video or live source"),
         (("artifacts.gc", "--keep-days", "soon"), 2, "`--keep-days` expects a number of days"),
         (("artifacts.export", "--kind", "plan", "--out", "x"), 2, "`--kind` expects onnx, ranges"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -84,11 +85,25 @@ def test_a_full_standard_output(run: Run, warm: Path, arguments: tuple[str, ...]
     assert "Exception ignored" not in ran.err
 
 
-@pytest.mark.parametrize("option", ["--list", "--help"])
-def test_a_full_standard_output_outside_of_tasks(tmp_path: Path, option: str) -> None:
-    ran = start("yolotrt", option, cwd=tmp_path, store=tmp_path / "store", redirect=">/dev/full")
+@pytest.mark.parametrize("arguments", [("--list",), ("build", "--help")])
+def test_a_full_standard_output_outside_of_tasks(run: Run, arguments: tuple[str, ...]) -> None:
+    ran = run(*arguments, redirect=">/dev/full")
     assert ran.code == 5
     assert ran.err.startswith("error: cannot write to standard output: no space left on device")
+    assert "Traceback" not in ran.err
+    assert "Exception ignored" not in ran.err
+
+
+# Buffered, all of it meets the closed pipe at the very end; unbuffered, the second line does.
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("arguments", [("--list",), ("build", "--help"), ("plugins", "--options"), ("artifacts.list",)])
+def test_a_reader_that_goes_away(run: Run, warm: Path, arguments: tuple[str, ...], unbuffered: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    ran = run(*arguments, store=warm / "store", variables={"PYTHONUNBUFFERED": unbuffered}, stdout=writer)
+    os.close(writer)
+    assert ran.code == 141
+    assert ran.err == ""
 
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&- <&-"])

@@ -138,6 +138,17 @@ def test_coco_json_beside_the_pictures_folder(yolo: Path) -> None:
     assert dataset.read(path, LABELS).pictures[0].path == yolo / "images" / "val" / "a.jpg"
 
 
+def test_where_coco_pictures_were_looked_for_is_told_once(tmp_path: Path) -> None:
+    folder = tmp_path / "images"  # `images` beside the JSON's folder is the folder itself
+    folder.mkdir()
+    path = _coco(folder, [{"id": 17, "name": "cat"}, {"id": 18, "name": "dog"}])
+    with pytest.raises(UsageError, match="are not where it says") as told:
+        dataset.read(path, LABELS)
+    places = str(told.value.hint).removeprefix("looked in ").split(", ")
+    assert f"`{folder}`" in places
+    assert len(places) == len(set(places))
+
+
 def test_coco_categories_of_other_names_go_in_order(yolo: Path, caplog: pytest.LogCaptureFixture) -> None:
     place = yolo / "images" / "val"
     data = dataset.read(_coco(place, [{"id": 18, "name": "B"}, {"id": 17, "name": "A"}]), LABELS)

@@ -284,6 +284,24 @@ def test_an_engine_is_only_read_with_its_own_spec(
         sidecar.write_text(bad)
         with pytest.raises(UsageError, match="is not an engine spec"):
             read_engine_spec(built.path)
+    for change, words in (
+        (lambda spec: spec.pop("tools"), "field `tools` is missing"),
+        (lambda spec: spec["model"].pop("labels"), "field `model.labels` is missing"),
+        (lambda spec: spec["model"]["inputs"][0].update(kind=1), "field `model.inputs[0].kind` is unknown"),
+        (lambda spec: spec["model"].update(strides=8), "field `model.strides` cannot be 8"),
+        (lambda spec: spec.update(precision="fp99"), "field `precision`: expected one of"),
+        (lambda spec: spec.update(model=[]), "field `model` is no JSON object"),
+    ):
+        spec = json.loads(text)
+        change(spec)
+        sidecar.write_text(json.dumps(spec))
+        with pytest.raises(UsageError) as raised:
+            read_engine_spec(built.path)
+        assert raised.value.message.startswith(f"`{sidecar}` is not an engine spec: {words}")
+        assert "build the engine again" in str(raised.value.hint)
+    sidecar.write_text("[" * 100_000)
+    with pytest.raises(UsageError, match="nested too deeply"):
+        read_engine_spec(built.path)
     sidecar.unlink()
     with pytest.raises(UsageError, match="no spec"):
         read_engine_spec(built.path)

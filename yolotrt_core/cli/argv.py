@@ -7,13 +7,15 @@ and the second file of an unquoted glob becomes the name of a task.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import invoke
 
-from yolotrt_core.cli.tasks import error_text
+from yolotrt_core.cli.build import ENGINES
+from yolotrt_core.cli.detect import camera_hint
+from yolotrt_core.cli.tasks import RepeatedArgument, error_text
 from yolotrt_core.errors import UsageError
 from yolotrt_core.options import nearest
 from yolotrt_core.pictures import shown
@@ -105,7 +107,7 @@ def _check_one(
             takes_value = flags[word].takes_value and "=" not in token
             if takes_value and (not rest or rest[0].partition("=")[0] in flags):
                 raise UsageError(f"`{word}` needs a value", hint=f"`{name} --help` says which")
-            if flags[word].takes_value and flags[word].kind is not list:
+            if flags[word].takes_value and not isinstance(flags[word], RepeatedArgument):
                 value = rest[0] if takes_value else token.partition("=")[2]
                 if word in given:
                     raise UsageError(f"`{word}` was given twice: `{given[word]}` and `{value}`", hint="leave one out")
@@ -114,20 +116,50 @@ def _check_one(
                 taken.append(word)
             tokens = rest[1:] if takes_value else rest
         elif token.startswith("--") or (token.startswith("-") and len(token) > 1 and wanted):
-            hint = nearest(word, list(flags))
-            raise _UnknownFlagError(
-                word,
-                f"`{name}` has no flag `{word}`",
-                hint=hint if hint.startswith("did you mean") else f"`{name} --help` lists them",
-            )
+            raise _UnknownFlagError(word, f"`{name}` has no flag `{word}`", hint=_flag_hint(name, token, flags, rest))
         elif len(taken) < len(wanted):
             taken.append(token)
             tokens = rest
-        elif token in names or not wanted:
-            return tokens if token in names else []
+        elif token in names:
+            break
+        elif token.startswith("-"):  # an option of invoke's own
+            return []
+        elif not wanted:
+            raise UsageError(
+                f"`{name}` takes nothing but flags, found `{shown(token)}`",
+                hint=_word_hint(name, token, flags, names),
+            )
         else:
             raise UsageError(
                 f"`{name}` takes one {wanted[-1].upper()}, found `{shown(taken[-1])}` and `{shown(token)}`",
                 hint="quote a pattern so that the shell does not expand it, as in 'pictures/*.jpg', or name the folder",
             )
-    return []
+    if len(taken) < len(wanted):
+        missing = next(word for word in wanted if f"--{word}" not in taken)
+        raise UsageError(
+            f"`{name}` needs a {missing.upper()}, but none was given",
+            hint=f"{missing.upper()}: {flags[f'--{missing}'].help}",
+        )
+    return tokens
+
+
+def _flag_hint(name: str, token: str, flags: Mapping[str, invoke.Argument], rest: Sequence[str]) -> str:
+    word, _, value = token.partition("=")
+    if word == "--source" and "--path" in flags:  # as upstream's detect.py has it
+        value = value or (rest[0] if rest else "PATH")
+        return f"the PATH needs no flag: `{name} {camera_hint(value) or shown(value)}`"
+    hint = nearest(word, list(flags))
+    return hint if hint.startswith("did you mean") else f"`{name} --help` lists them"
+
+
+def _word_hint(name: str, token: str, flags: Mapping[str, invoke.Argument], names: set[str]) -> str:
+    """Say what a word was probably meant as that no task can take: a model, an engine, a data set or another task."""
+    meant = "--weights"
+    for flag, endings in (("--engine", ENGINES), ("--data", (".yaml", ".yml", ".json"))):
+        if flag in flags and token.lower().endswith(endings):
+            meant = flag
+    is_wrong = meant == "--weights" and token.lower().endswith(ENGINES)
+    hints = [f"pass `{meant} {shown(token)}`"] if meant in flags and not is_wrong else []
+    if (task := nearest(token, sorted(names))).startswith("did you mean"):
+        hints.append(task)
+    return ", or ".join(hints) or f"`{name} --help` lists the flags"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,13 +16,14 @@ from yolotrt_core.calibration_cache import CALIBRATORS, cache_from_ranges, versi
 from yolotrt_core.cli import build
 from yolotrt_core.cli.tables import print_table
 from yolotrt_core.cli.tasks import Flag, Given, make_task, stage_flags
-from yolotrt_core.engine import hand_out, open_store, plan_build
+from yolotrt_core.engine import STORE_VARIABLE, hand_out, open_store, plan_build
 from yolotrt_core.errors import ArtifactError, UsageError
 from yolotrt_core.options import nearest
 from yolotrt_core.ranges import ranges_from_json
 from yolotrt_core.registry import KINDS, Registry
 from yolotrt_core.stages import ONNX_FILE, RANGES_FILE
 from yolotrt_core.store.action import Record
+from yolotrt_core.store.failures import reporting
 from yolotrt_core.types import Json, to_json
 from yolotrt_core.user_paths import user_path
 from yolotrt_core.writing import refuse_unwritable
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 _STORE = next(f for f in build.SETTINGS if f.name == "store")
 _JSON = Flag("json", "Print one JSON document, see yolotrt_core/schemas/artifacts.json", switch=True)
 _KEY = Flag("key", "First digits of a key, or a name, as `artifacts.list` shows them", positional=True)
+_COLUMNS = ("key", "stage", "plugin", "made", "seconds", "MB")
 _KINDS = ("onnx", "ranges", "cache", "engine")
 
 
@@ -104,8 +107,26 @@ def _opened(given: Given) -> Store:
     return open_store(build.path_from_text(given["store"]))
 
 
-def _list(given: Given) -> None:
+def _existing(given: Given) -> Store:
+    """Open the store to look into; one that was named must be there, or a misspelt path would look like an empty one.
+
+    Raises:
+        ArtifactError: there is no store in the folder that was named.
+    """
     store = _opened(given)
+    named = "`--store`" if given["store"] else STORE_VARIABLE if os.environ.get(STORE_VARIABLE) else None
+    with reporting(store.root):
+        if named is None or store.exists():
+            return store
+        what = "the folder holds none" if store.root.is_dir() else "there is no such folder"
+    raise ArtifactError(
+        f"{named} expects an artifact store, but `{store.root}` is none: {what}",
+        hint="correct the path; the first `build` with it would make the store there",
+    )
+
+
+def _list(given: Given) -> None:
+    store = _existing(given)
     names: dict[str, list[str]] = {}
     for name, key in store.refs().items():
         names.setdefault(key, []).append(name)
@@ -114,18 +135,20 @@ def _list(given: Given) -> None:
         shown = [{**_summary(r), "names": list(names.get(r.key, []))} for r in records]
         print(json.dumps({"schema": 1, "artifacts": shown}, indent=2))
         return
-    columns = ("key", "stage", "plugin", "made", "seconds", "MB")
-    rows = [
-        (r.short_key, _stage(r), _plugin(r), _time(r), f"{r.seconds:.2f}", _megabytes(_size(r)), names.get(r.key, []))
-        for r in records
-    ]
     if not sys.stdout.isatty():
-        print_table((*columns, "name"), [(*row, " ".join(named)) for *row, named in rows])
+        print_table((*_COLUMNS, "name"), [(*_cells(r), " ".join(names.get(r.key, []))) for r in records])
         return
     # Names are long and an artifact can have many: beside all the rest they would leave no room on a screen.
-    print_table(columns, [row[:-1] for row in rows], whole=columns)
+    print_table(_COLUMNS, map(_cells, records), whole=_COLUMNS)
     print()
-    print_table(("key", "name"), [(row[0], name) for row in rows for name in row[-1]], whole=("key",))
+    named = [(r.short_key, name) for r in records for name in names.get(r.key, [])]
+    print_table(("key", "name"), named, whole=("key",))
+
+
+def _cells(record: Record) -> tuple[str, ...]:
+    """Return a record's row under `_COLUMNS`."""
+    size = _megabytes(_size(record))
+    return (record.short_key, _stage(record), _plugin(record), _time(record), f"{record.seconds:.2f}", size)
 
 
 def _time(record: Record) -> str:
@@ -134,7 +157,7 @@ def _time(record: Record) -> str:
 
 
 def _show(given: Given) -> None:
-    store = _opened(given)
+    store = _existing(given)
     lineage = store.lineage(store.resolve(given["key"]))
     if given["json"]:
         print(json.dumps({"schema": 1, **_lineage_json(lineage)}, indent=2))
@@ -215,7 +238,7 @@ def _explain(stages: Registry, given: Given) -> None:
 
 
 def _verify(given: Given) -> None:
-    report = _opened(given).verify()
+    report = _existing(given).verify()
     _print_report(given, report)
     if not report.ok:
         raise ArtifactError(
@@ -224,7 +247,7 @@ def _verify(given: Given) -> None:
 
 
 def _repair(given: Given) -> None:
-    _print_report(given, _opened(given).repair())
+    _print_report(given, _existing(given).repair())
 
 
 def _gc(given: Given) -> None:
@@ -233,31 +256,40 @@ def _gc(given: Given) -> None:
         days = float(text)
     except ValueError:
         raise UsageError(f"`--keep-days` expects a number of days, found `{text}`") from None
-    report = _opened(given).gc(days, given["dry_run"])
-    _print_report(given, report, records=[_summary(r) for r in report.records])
+    report = _existing(given).gc(days, given["dry_run"])
+    _print_report(given, report, report.records)
 
 
-def _print_report(given: Given, report: Any, **changed: Json) -> None:
+def _print_report(given: Given, report: Any, gone: Sequence[Record] | None = None) -> None:
+    """Print what `verify`, `repair` or `gc` found.
+
+    Args:
+        gone: the records of gc's report.
+    """
     shown = to_json(report)
     assert isinstance(shown, dict)
-    shown |= changed
+    if gone is not None:
+        shown["records"] = [_summary(record) for record in gone]
     if given["json"]:
         print(json.dumps({"schema": 1, **shown}, indent=2))
         return
-    rows = []
-    for name, value in shown.items():
-        text = str(len(value)) if isinstance(value, list) else str(value)
-        rows.append((name.replace("_", " "), text))
-    print_table(("", ""), rows)
+    print_table(("", ""), [(name.replace("_", " "), _report_cell(name, value)) for name, value in shown.items()])
     for name, value in shown.items():
         if isinstance(value, list) and value:
             print(f"\n{name.replace('_', ' ')}:")
+            if name == "records" and gone:
+                print_table(_COLUMNS, map(_cells, gone), whole=_COLUMNS)
+                continue
             for item in value:
-                print("  " + (_one_line(item) if isinstance(item, Mapping) else str(item)))
+                print("  " + ("  ".join(map(str, item.values())) if isinstance(item, Mapping) else str(item)))
 
 
-def _one_line(item: Mapping[str, Json]) -> str:
-    return "  ".join(str(v)[:12] if k == "key" else str(v) for k, v in item.items())
+def _report_cell(name: str, value: Json) -> str:
+    if isinstance(value, list):
+        return str(len(value))
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{_megabytes(value)} MB" if name == "size" and isinstance(value, int) else str(value)
 
 
 def _export(stages: Registry, given: Given) -> None:

@@ -40,7 +40,7 @@ def task(stages: Registry) -> Any:
         "Time an engine alone and from host frames to boxes; compare two in one shuffled run.\n\n"
         "Example: bench --weights yolov5n.pt --batches 1,8,32"
     )
-    flags = [*_OWN, *build.SETTINGS, *build.PARITY_FLAGS, *stage_flags(stages, KINDS)]
+    flags = [*_OWN, *build.RUN_SETTINGS, *build.PARITY_FLAGS, *stage_flags(stages, KINDS)]
     return make_task("bench", summary, flags, lambda given: _bench(stages, given))
 
 

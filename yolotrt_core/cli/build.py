@@ -6,6 +6,7 @@ import json
 import re
 import tomllib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,14 @@ SETTINGS = (
     ),
     Flag("offline", "Never use the network", switch=True),
 )
+# Of the commands that run what they build.
+RUN_SETTINGS = tuple(
+    replace(f, help="Builder plugin (default: the first whose engines run here: tensorrt with a GPU, else onnxruntime)")
+    if f.name == "builder"
+    else f
+    for f in SETTINGS
+)
+ENGINES = (".engine", ".plan", ".trt")  # endings that are no model's
 _OWN = (
     Flag("out", "Folder for the engine and its spec (default ./engines/NAME-PRECISION/)"),
     Flag("force", "Run every stage again", switch=True),
@@ -111,6 +120,7 @@ def build_settings(stages: Registry, given: Given) -> BuildSettings:
         if not isinstance(merged[name], str):
             raise UsageError(f"`build.{name}` in the recipe expects a text, found `{merged[name]}`")
     merged |= {f.name: given[f.name] for f in SETTINGS if given.get(f.name) not in (None, False, [])}
+    _refuse_engine(merged.get("weights"), can_run="engine" in given)
     flags = given_stage_flags(stages, given)
     for flag in PARITY_FLAGS:
         if given.get(flag.name) is not None:
@@ -148,6 +158,15 @@ def build_settings(stages: Registry, given: Given) -> BuildSettings:
         flags=flags,
         recipe=recipe,
     )
+
+
+def _refuse_engine(weights: str | None, *, can_run: bool) -> None:
+    """Refuse an engine in the place of the model it is made of."""
+    if weights is not None and weights.lower().endswith(ENGINES) and not user_path(weights).is_dir():
+        raise UsageError(
+            f"`--weights` expects a model, and `{weights}` is an engine by its ending",
+            hint=f"pass `--engine {weights}`" if can_run else "pass the model that it was built from",
+        )
 
 
 def _refuse_two_shapes(profile: ShapeRange, named: Mapping[str, Any]) -> None:

@@ -70,7 +70,7 @@ def task(stages: Registry) -> Any:
         "Runs an engine file, or builds one for a model with the first builder that can run here.\n\n"
         "Example: detect --weights yolov5n.pt --conf 0.4 pictures/"
     )
-    flags = [*_OWN, *build.SETTINGS, *build.PARITY_FLAGS, *stage_flags(stages, KINDS)]
+    flags = [*_OWN, *build.RUN_SETTINGS, *build.PARITY_FLAGS, *stage_flags(stages, KINDS)]
     return make_task("detect", summary, flags, lambda given: _detect(stages, given))
 
 
@@ -89,6 +89,11 @@ def _detect(stages: Registry, given: Given) -> None:
     most_frames = build.whole_number("--max-frames", asked["max_frames"]) if "max_frames" in asked else None
     source = given["path"]
     paths = _paths(source)
+    if given["max_frames"] is not None and paths and not any(pictures.is_video(p) for p in paths):
+        raise UsageError(
+            f"`--max-frames` ends a video or live source, found only pictures in `{pictures.shown(source)}`",
+            hint="drop `--max-frames`; for some of the pictures, pass a pattern that means them",
+        )
     out = user_path(given["out"] or "detections")
     annotate = build.switch("--annotate", asked.get("annotate", "on"))
     names = Names(paths or [source], out, form)
@@ -124,7 +129,16 @@ def _paths(source: str) -> list[Path]:
         return []
     if source == SAMPLE and not Path(SAMPLE).exists():
         return [sample_path()]
+    if (camera := camera_hint(source)) and not Path(source).exists():
+        raise UsageError(
+            f"there is no file or folder `{source}`", hint=f"for the camera of this number pass `{camera}`"
+        )
     return pictures.find(source)
+
+
+def camera_hint(source: str) -> str | None:
+    """Return what a bare number stands for in upstream's detect.py; None for all else."""
+    return f"camera:{source}" if re.fullmatch(r"\d{1,3}", source) else None
 
 
 def _live(run: DetectionRun, source: str, interrupt: Interrupt, most_frames: int | None) -> None:

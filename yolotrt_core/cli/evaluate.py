@@ -53,7 +53,7 @@ def task(stages: Registry) -> Any:
         "Runs an engine file, or builds one for a model with the first builder that can run here.\n\n"
         "Example: evaluate --weights yolov5n.pt --precision int8 --calib-data train/ --data coco.yaml --against fp32"
     )
-    flags = [*_OWN, *build.SETTINGS, *build.PARITY_FLAGS, *stage_flags(stages, KINDS)]
+    flags = [*_OWN, *build.RUN_SETTINGS, *build.PARITY_FLAGS, *stage_flags(stages, KINDS)]
     return make_task("evaluate", summary, flags, lambda given: _evaluate(stages, given))
 
 

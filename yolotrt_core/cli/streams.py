@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import io
 import os
@@ -27,7 +28,9 @@ def prepare() -> None:
             _open_nowhere(number)
             _replace(name, open(os.devnull, "r" if number == 0 else "w", encoding="utf-8"))  # noqa: SIM115, PTH123
     if type(sys.stdout) is io.TextIOWrapper and sys.stdout is sys.__stdout__:  # not what a test or a notebook put there
-        _replace("stdout", _Output(sys.stdout))
+        output = _Output(sys.stdout)
+        _replace("stdout", output)
+        atexit.register(_end, output)
 
 
 def _replace(name: str, stream: TextIO) -> None:
@@ -35,8 +38,17 @@ def _replace(name: str, stream: TextIO) -> None:
     setattr(sys, f"__{name}__", stream)  # logging of a stage's output goes back to this one
 
 
+class ReaderGoneError(invoke.Exit, BrokenPipeError):
+    """The reader of standard output has seen enough; an Exit, since `invoke` shows all else with a traceback."""
+
+    def __init__(self) -> None:
+        super().__init__(code=141)  # as a shell reports whoever is ended by SIGPIPE
+
+
 class _Output(io.TextIOWrapper):
     """Standard output whose failure to write is an error for users, and which has a stand-in for every character."""
+
+    refusal: invoke.Exit | None = None  # how the program is to end once a write has failed
 
     def __init__(self, replaced: io.TextIOWrapper) -> None:
         encoding, errors = replaced.encoding, replaced.errors
@@ -47,28 +59,41 @@ class _Output(io.TextIOWrapper):
         super().__init__(replaced.detach(), encoding, errors, line_buffering=lines, write_through=through)
 
     def write(self, text: str, /) -> int:
-        """Write; raises invoke.Exit for all but a reader that went away."""
-        with _reporting():
+        """Write; raises invoke.Exit where that fails."""
+        with self._reporting():
             return super().write(text)
 
     def flush(self) -> None:
         """Flush; raises as `write` does."""
-        with _reporting():
+        with self._reporting():
             super().flush()
 
-
-@contextlib.contextmanager
-def _reporting() -> Iterator[None]:
-    try:
-        yield
-    except BrokenPipeError:
-        raise
-    except OSError as err:
-        give_up()
+    @contextlib.contextmanager
+    def _reporting(self) -> Iterator[None]:
         # Not an error of ours: what invoke prints outside of any task (`--list`) must end the same way.
-        reason = (err.strerror or str(err)).lower()
-        text = f"error: cannot write to standard output: {reason}\nhint: make room, or send it somewhere else"
-        raise invoke.Exit(text, code=ArtifactError.exit_code) from err
+        try:
+            yield
+        except BrokenPipeError:
+            give_up()
+            self.refusal = ReaderGoneError()
+            raise self.refusal from None
+        except OSError as err:
+            give_up()
+            if self.refusal is None:  # said here: Python drops what its own flush raises as a program ends
+                reason = (err.strerror or str(err)).lower()
+                sys.stderr.write(f"error: cannot write to standard output: {reason}\n")
+                sys.stderr.write("hint: make room, or send it somewhere else\n")
+            self.refusal = invoke.Exit(code=ArtifactError.exit_code)
+            raise self.refusal from err
+
+
+def _end(output: _Output) -> None:
+    """Write what `invoke` itself has printed outside of any task, which nothing of ours runs after."""
+    with contextlib.suppress(invoke.Exit):
+        output.flush()
+    if output.refusal is not None:
+        sys.stderr.flush()
+        os._exit(output.refusal.code)  # an exception would change nothing this late
 
 
 def _open_nowhere(number: int) -> None:
@@ -107,10 +132,8 @@ def finish(run: Callable[[], None]) -> NoReturn:
         except SystemExit as wanted:
             code = wanted.code
         sys.stdout.flush()
-    except BrokenPipeError:  # the reader of a long help text has seen enough
-        give_up()
-        sys.exit(141)
     except invoke.Exit as refused:
-        sys.stderr.write(f"{refused.message}\n")
-        sys.exit(refused.code)
+        if refused.message:
+            sys.stderr.write(f"{refused.message}\n")
+        code = refused.code
     sys.exit(code)

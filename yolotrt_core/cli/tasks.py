@@ -39,6 +39,25 @@ class Flag:
     positional: bool = False
 
 
+class RepeatedArgument(invoke.Argument):
+    """A flag that may be given several times, shown with its value as others are.
+
+    invoke's help shows no value of a list, and its parser collects several values in nothing else; but what
+    it parses into is a deep copy.
+    """
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> invoke.Argument:
+        return invoke.Argument(names=self.names, kind=list, default=[], help=self.help, attr_name=self.attr_name)
+
+
+class _Task(invoke.Task[Any]):
+    def get_arguments(self, ignore_unknown_help: bool | None = None) -> list[invoke.Argument]:
+        return [
+            RepeatedArgument(names=a.names, help=a.help, attr_name=a.attr_name) if a.kind is list else a
+            for a in super().get_arguments(ignore_unknown_help)
+        ]
+
+
 def make_task(name: str, summary: str, flags: Sequence[Flag], body: Callable[[Given], None]) -> Any:
     """Make one invoke task.
 
@@ -63,7 +82,7 @@ def make_task(name: str, summary: str, flags: Sequence[Flag], body: Callable[[Gi
         parameters.append(inspect.Parameter(flag.name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default))
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__doc__ = summary
-    return invoke.Task(
+    return _Task(
         run,
         name=name.rpartition(".")[2],
         positional=[f.name for f in flags if f.positional],

@@ -106,7 +106,7 @@ def _is_full(root: Path) -> bool:
 
 
 def _full(root: Path) -> ArtifactError:
-    hint = f"free space, for instance with `invoke artifacts.gc`, or {ELSEWHERE}"
+    hint = f"free space, for instance with `artifacts.gc`, or {ELSEWHERE}"
     return ArtifactError(f"no space left for the store `{root}`", hint=hint)
 
 

@@ -322,7 +322,7 @@ class Store:
     def _damaged(self, sha256: str) -> DamagedArtifactError:
         return DamagedArtifactError(
             f"the stored file {sha256[:12]} in `{self.root}` is damaged: its bytes have changed",
-            hint="`invoke artifacts.verify` lists all damage; a build with `--force` makes it again",
+            hint="`artifacts.verify` lists all damage; a build with `--force` makes it again",
         )
 
 
