@@ -40,6 +40,7 @@ _log = logging.getLogger(__name__)
 
 _FEW_BOXES = 5
 _VERDICT_FILE = "verdict.json"
+_BUNDLED = "the bundled picture"
 _SELECTION = Selection()
 
 
@@ -180,10 +181,13 @@ def refuse(verdict: Verdict | None, precision: str, key: str) -> None:
                 counted(boxes, "box"),
             )
         return
+    ways = ["try another `--calibrator`, more pictures or `--precision fp16`"]
+    if verdict.facts["pictures_from"] == _BUNDLED:
+        ways.insert(0, "judge it on pictures of your own with `--eval-data`, as one says little")
+    ways.append("`--gate-check off` hands it out as it is")
     raise GateError(
         f"the {precision} engine is not the model any more: {verdict.text}",
-        hint=f"it stays in the store as {key[:12]}; try another `--calibrator`, more pictures or `--precision fp16`; "
-        "`--gate-check off` hands it out as it is",
+        hint=f"it stays in the store as {key[:12]}; {'; '.join(ways)}",
     )
 
 
@@ -281,7 +285,7 @@ def _pictures(data: GateData, options: GateOptions, labels: Sequence[str]) -> tu
         chosen = choose(data.calibration)
         files = list(chosen.files[: options.images])
         return files, None, counted(len(files), "calibration picture")
-    return [sample_path()], None, "the bundled picture"
+    return [sample_path()], None, _BUNDLED
 
 
 def _by_map(case: _Case, labelled: _Labelled, data: GateData) -> dict[str, Json]:
