@@ -78,7 +78,10 @@ def pick(settings: BuildSettings, *, store: Store, stages: Registry, force: bool
     holds = resolve_model(settings, stages)[1].holds
     made: list[Judged] = []
     skipped: list[Option] = []
-    for builder, precision in _pairs(settings, stages, (holds,) if holds else PRECISIONS):
+    pairs = list(_pairs(settings, stages, (holds,) if holds else PRECISIONS))
+    if not pairs:
+        raise UsageError(f"the model holds {holds}, and no builder that runs here builds that", hint="see `doctor`")
+    for builder, precision in pairs:
         reason = None if holds else _unfit(settings, precision)
         if reason is None:
             try:

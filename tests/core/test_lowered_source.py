@@ -178,6 +178,8 @@ def test_auto_compares_the_builders_only(run: Build) -> None:
     assert engine.pick is not None
     assert [(o.builder, o.precision) for o in engine.pick.options] == [("other", "int8")]
     assert engine.pick.text.endswith("the model holds no other precision")
+    with pytest.raises(UsageError, match="the model holds int8, and no builder that runs here builds that"):
+        run(_stages("int8"), precision="auto")
 
 
 def test_an_option_of_the_pass_that_has_nothing_to_do(run: Build, caplog: pytest.LogCaptureFixture) -> None:
