@@ -20,7 +20,7 @@ from yolotrt_core.plans import Choice, GivenOptions, Plan
 from yolotrt_core.registry import Registered, Registry
 from yolotrt_core.shapes import profile_text, shapes_text
 from yolotrt_core.sources import resolve_source, sha256_of
-from yolotrt_core.stages import FixedSizeExporter, SizedExporter
+from yolotrt_core.stages import FixedSizeExporter, LoweredSource, SizedExporter
 from yolotrt_core.store.store import Store
 from yolotrt_core.types import PRECISIONS, BuildRequest, EngineSpec, ModelSource, Precision, ShapeRange, from_json
 from yolotrt_core.user_paths import existing_path, user_path
@@ -38,6 +38,7 @@ STORE_VARIABLE = "YOLOTRT_STORE"
 STRIDE = 32  # every YOLOv5 needs multiples of it; P6 models need 64, which their exporter checks
 MOST_PIXELS = 8192  # per side: exports of dynamic size are made to serve up to this
 DEFAULT_SIZE = (640, 640)
+DEFAULT_PRECISION: Precision = "fp16"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,8 @@ class Engine:
     Attributes:
         path: the engine file; `<path>.json` beside it holds the spec. spec: what is in it.
         key: its key in the store. steps: every stage with its record and whether it ran.
-        verdict: what the gate found; None for what it does not judge (fp32, or `gate.check` is off).
+        verdict: what the gate found; None for what it does not judge (fp32, `gate.check` is off, or the model is
+            below fp32 already and nothing else was there to compare with).
         trade: which layers stayed in fp16 to hold `max_drop`, or None. pick: how precision `auto` chose.
     """
 
@@ -78,7 +80,8 @@ class BuildSettings:
 
     Attributes:
         weights: file, folder, known name, or None for the embedded model.
-        precision: one of types.PRECISIONS, or `auto` for the fastest that runs here and passes the gate.
+        precision: one of types.PRECISIONS, or `auto` for the fastest that runs here and passes the gate; None: fp16,
+            or what the model holds already.
         imgsz: (height, width) in pixels, one number for a square, or None for the model's own, else 640.
         batch: images per inference of a static engine, or the optimum of a dynamic one.
         dynamic: batch, height and width may vary within `profiles` (made up if none is given).
@@ -90,7 +93,7 @@ class BuildSettings:
     """
 
     weights: str | Path | None = None
-    precision: Precision | Literal["auto"] = "fp16"
+    precision: Precision | Literal["auto"] | None = None
     imgsz: tuple[int, int] | int | None = None
     batch: int = 1
     dynamic: bool = False
@@ -111,7 +114,7 @@ class BuildSettings:
 def build(
     weights: str | Path | None = None,
     *,
-    precision: Precision | Literal["auto"] = "fp16",
+    precision: Precision | Literal["auto"] | None = None,
     out: Path | None = None,
     store: Path | Store | None = None,
     force: bool = False,
@@ -123,7 +126,7 @@ def build(
     Args:
         weights: checkpoint file, SavedModel folder, known name (`yolov5n`), or None for the
             embedded default model.
-        precision: fp32, fp16, bf16, int8, fp8 or auto.
+        precision: fp32, fp16, bf16, int8, fp8 or auto; None: fp16, or what the model holds already.
         out: folder for the engine; default `./engines/NAME-PRECISION/`.
         store: artifact store or its folder; default see `default_store`.
         force: run every stage again.
@@ -199,21 +202,24 @@ def _say_what_goes(path: Path, spec: EngineSpec) -> None:
 
 def plan_build(settings: BuildSettings, *, store: Store, stages: Registry) -> Plan:
     """Resolve the model and say which stages a build of these settings has; runs none of them."""
-    if settings.precision not in (*PRECISIONS, AUTO):  # before anything is fetched
+    if settings.precision not in (None, *PRECISIONS, AUTO):  # before anything is fetched
         raise UsageError(
-            f"unknown precision `{settings.precision}`", hint=nearest(settings.precision, (*PRECISIONS, AUTO))
+            f"unknown precision `{settings.precision}`", hint=nearest(str(settings.precision), (*PRECISIONS, AUTO))
         )
     calibration = calibration_data(settings)
     if calibration is not None:
         dataset.refuse_missing(calibration.where, dataset.PICTURES_HINT)
     exporter, source = resolve_model(settings, stages)
+    if settings.precision is None and source.holds is not None:
+        _log.info("`%s` holds %s already, so that is what is built", source.path.name, source.holds)
     request = build_request(settings, source, one_size=settings.dynamic and _is_of_one_size(exporter, source))
     choice = Choice(settings.exporter, settings.builder, settings.calibrator, calibration)
     return plans.plan(stages, source, request, choice, GivenOptions(settings.flags, settings.recipe))
 
 
 def resolve_model(settings: BuildSettings, stages: Registry) -> tuple[Registered, ModelSource]:
-    """Find a model, and the exporter for it; where no size was asked for, the source names the model's own.
+    """Find a model, and the exporter for it; the source says what precision it holds, and where no size was asked for
+    the model's own.
 
     Raises:
         UsageError: there is no such model. PluginError: no exporter for it.
@@ -222,6 +228,8 @@ def resolve_model(settings: BuildSettings, stages: Registry) -> tuple[Registered
     exporter = stages.usable("exporter", settings.exporter) if settings.exporter else stages.select_exporter(source)
     if settings.imgsz is None and source.imgsz is None:
         source = replace(source, imgsz=_native_size(exporter, source))
+    if exporter.stage.available().ok and isinstance(exporter.stage, LoweredSource):
+        source = replace(source, holds=exporter.stage.held_precision(source))
     return exporter, source
 
 
@@ -285,7 +293,7 @@ def build_request(settings: BuildSettings, source: ModelSource, *, one_size: boo
         if not ordered or profile.min[0] < 1:
             raise UsageError(f"profile `{profile_text(profile)}` is not in the order MIN:OPT:MAX on every axis")
     return BuildRequest(
-        precision=settings.precision,
+        precision=settings.precision or source.holds or DEFAULT_PRECISION,
         batch=settings.batch,
         height=height,
         width=width,

@@ -83,7 +83,7 @@ class Judge:
         predicted = predict(detector, files, self.selection, store=self.store, stages=self.stages)
         truth, found = self._judged(predicted)
         scored = Scored(truth, found, detector.labels)
-        map50, map50_95 = metric.intervals(scored, len(truth), self.bootstrap)
+        map50, map50_95 = metric.intervals(scored, self.bootstrap)
         return Evaluation(
             spec=detector.spec,
             pictures=len(truth),
@@ -104,7 +104,7 @@ class Judge:
         """
         if (first.pictures, first.skipped) != (second.pictures, second.skipped):
             raise UsageError("the two evaluations are of different pictures")
-        return Comparison(*metric.differences(first.scored, second.scored, first.pictures, self.bootstrap))
+        return Comparison(*metric.differences(first.scored, second.scored, self.bootstrap))
 
     def _judged(self, predicted: Predictions) -> tuple[list[Truth], list[Detections]]:
         truth, found = [], []

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from yolotrt_core import mixed
-from yolotrt_core.engine import BuildSettings
+from yolotrt_core.engine import BuildSettings, resolve_model
 from yolotrt_core.errors import GateError, PluginError, StageError, UsageError
 from yolotrt_core.gate import GateOptions
 from yolotrt_core.judged import Judged, make
@@ -75,10 +75,14 @@ def pick(settings: BuildSettings, *, store: Store, stages: Registry, force: bool
             "`--precision auto` asks the gate what may be handed out, and it is off here",
             hint="`build` with it first, then name the file with `--engine`",
         )
+    holds = resolve_model(settings, stages)[1].holds
     made: list[Judged] = []
     skipped: list[Option] = []
-    for builder, precision in _pairs(settings, stages):
-        reason = _unfit(settings, precision)
+    pairs = list(_pairs(settings, stages, (holds,) if holds else PRECISIONS))
+    if not pairs:
+        raise UsageError(f"the model holds {holds}, and no builder that runs here builds that", hint="see `doctor`")
+    for builder, precision in pairs:
+        reason = None if holds else _unfit(settings, precision)
         if reason is None:
             try:
                 wanted = replace(settings, builder=builder.name, precision=precision)
@@ -111,7 +115,9 @@ def pick(settings: BuildSettings, *, store: Store, stages: Registry, force: bool
     return best, Pick(best.planned.builder.name, best.planned.request.precision, tuple(options), text, trade)
 
 
-def _pairs(settings: BuildSettings, stages: Registry) -> Iterator[tuple[Registered, Precision]]:
+def _pairs(
+    settings: BuildSettings, stages: Registry, precisions: Sequence[Precision]
+) -> Iterator[tuple[Registered, Precision]]:
     """Yield what to try, the most precise first."""
     if settings.builder:
         named = stages.usable("builder", settings.builder)
@@ -120,7 +126,7 @@ def _pairs(settings: BuildSettings, stages: Registry) -> Iterator[tuple[Register
     else:
         stages.default_builder(to_run=True)  # says for each builder why it cannot
         builders = [b for b in stages.builders() if stages.able(b, to_run=True).ok]
-    for precision in PRECISIONS:
+    for precision in precisions:
         for builder in builders:
             if precision in builder.stage.precisions:
                 yield builder, precision
@@ -157,6 +163,8 @@ def _fastest(engines: Sequence[Judged], ms: Mapping[str, float]) -> Judged:
 
 def _option(made: Judged, ms: Mapping[str, float]) -> Option:
     note = made.verdict.text if made.verdict else "what the others are judged by"
+    if made.verdict is None and made.planned.source.holds is not None:
+        note = "the model as it was given"
     request = made.planned.request
     return Option(made.planned.builder.name, request.precision, 0, ms.get(made.record.key), made.passed, note)
 
@@ -170,6 +178,8 @@ def _answer(best: Judged, trade: Trade | None, ms: Mapping[str, float]) -> str:
     what = f"{precision} of {best.planned.builder.name}, {ms[best.record.key]:.3f} ms a picture"
     if trade is not None:
         return f"{what}: {trade.text}"
+    if best.planned.source.holds is not None:
+        return f"{what}: the model holds no other precision"
     if precision in _CALIBRATED:
         return f"{what}: the fastest that passed"
     return f"{precision} is the answer: {what}; no quantized engine is both faster and good enough"

@@ -40,6 +40,7 @@ _log = logging.getLogger(__name__)
 
 _FEW_BOXES = 5
 _VERDICT_FILE = "verdict.json"
+_BUNDLED = "the bundled picture"
 _SELECTION = Selection()
 
 
@@ -78,7 +79,8 @@ class Verdict:
 
     Attributes:
         passed: whether the engine may be handed out. text: one line for people.
-        facts: the figures, for the record. key: of the record. from_cache: whether nothing was run.
+        facts: the figures, for the record; `reference` says what it was compared with. key: of the record.
+        from_cache: whether nothing was run.
     """
 
     passed: bool
@@ -103,13 +105,29 @@ def check(data: GateData, settings: Settings) -> None:
         raise UsageError("`--max-drop` needs labelled pictures", hint="pass them with `--eval-data`")
 
 
+def refuse_limit(planned: Plan, data: GateData, settings: Settings) -> None:
+    """Refuse a limit on what is lost against float32 where the model itself is below that.
+
+    Raises:
+        UsageError: says what the model holds.
+    """
+    options: GateOptions = settings.resolve(GateOptions, "gate")
+    if options.check and data.max_drop is not None and planned.source.holds is not None:
+        raise UsageError(
+            f"`--max-drop` is a loss against float32, and `{planned.source.path.name}` holds {planned.source.holds} "
+            "already: what that lost cannot be measured",
+            hint="leave it out and `evaluate` the engine, or give the float32 model",
+        )
+
+
 def judge(
     planned: Plan, results: Sequence[StepResult], data: GateData, settings: Settings, *, store: Store, stages: Registry
 ) -> Verdict | None:
-    """Judge the engine of a build against the fp32 network of the same build.
+    """Judge the engine of a build against the network it was made from: fp32, or what the model itself holds.
 
     Returns:
-        The verdict, or None where there is nothing to judge: an fp32 engine, or the check is off.
+        The verdict, or None where there is nothing to judge: an fp32 engine, the check is off, or the engine is the
+        very graph that was given.
 
     Raises:
         UsageError: `max_drop` without labels, or pictures that cannot be used.
@@ -125,6 +143,13 @@ def judge(
     if not runnable and (reference is typed or planned.request.precision not in runner.stage.precisions):
         _log.warning("the %s engine was not checked: nothing here can run it", planned.request.precision)
         return None
+    if planned.source.holds is not None and planned.builder.name == runner.name and _same_onnx(reference, typed):
+        _log.warning(
+            "the gate has nothing to compare: the engine is the %s ONNX that was given, and no float32 model says what "
+            "that lost; `evaluate` it on labelled pictures",
+            planned.source.holds,
+        )
+        return None
     case = _Case(planned, build, reference, typed, runner, runnable, settings, store, stages)
     files, labelled, origin = _pictures(data, options, case.labels)
     limit = data.max_drop if data.max_drop is not None else DEFAULT_MAX_DROP
@@ -135,6 +160,7 @@ def judge(
             **({"max_drop": limit} if labelled else {}),
             "postprocessor": case.decoded_by,
             "sessions": case.opened_by,
+            "reference": case.compared_with,
         },
         options=key_material(options, "gate"),
         inputs={
@@ -154,7 +180,7 @@ def judge(
 
     def make(folder: Path) -> Mapping[str, Json]:
         facts = _by_map(case, labelled, data) if labelled else _by_agreement(case, files, options)
-        facts = {"pictures_from": origin, "ran": case.ran, **facts}
+        facts = {"pictures_from": origin, "ran": case.ran, "reference": case.compared_with, **facts}
         (folder / "out" / _VERDICT_FILE).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
         return facts
 
@@ -173,6 +199,13 @@ def refuse(verdict: Verdict | None, precision: str, key: str) -> None:
         return
     if verdict.passed:
         _log.info("gate      %s", verdict.text)
+        if verdict.facts["reference"] != "fp32":
+            _log.warning(
+                "no float32 model was there to compare with: the gate says that the engine is still the %s, not what "
+                "%s lost; `evaluate` both models on labelled pictures",
+                verdict.facts["reference"],
+                precision,
+            )
         boxes = verdict.facts.get("fp32_boxes")
         if isinstance(boxes, int) and boxes < _FEW_BOXES:
             _log.warning(
@@ -180,10 +213,15 @@ def refuse(verdict: Verdict | None, precision: str, key: str) -> None:
                 counted(boxes, "box"),
             )
         return
+    ways = []
+    if verdict.facts["pictures_from"] == _BUNDLED:
+        ways.append("judge it on pictures of your own with `--eval-data`, as one says little")
+    if verdict.facts["reference"] == "fp32":
+        ways.append("try another `--calibrator`, more pictures or `--precision fp16`")
+    ways.append("`--gate-check off` hands it out as it is")
     raise GateError(
         f"the {precision} engine is not the model any more: {verdict.text}",
-        hint=f"it stays in the store as {key[:12]}; try another `--calibrator`, more pictures or `--precision fp16`; "
-        "`--gate-check off` hands it out as it is",
+        hint=f"it stays in the store as {key[:12]}; {'; '.join(ways)}",
     )
 
 
@@ -204,6 +242,11 @@ class _Case:
     @property
     def ran(self) -> str:
         return "the engine" if self.runnable else f"its typed ONNX in {self.runner.name}"
+
+    @property
+    def compared_with(self) -> str:
+        holds = self.planned.source.holds
+        return "fp32" if holds is None else f"{holds} source"
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -242,7 +285,9 @@ class _Case:
         self.store.copy_out(outputs[ONNX_FILE].sha256, path)
         sha256 = outputs[ONNX_FILE].sha256
         tools = dict(self.runner.stage.fingerprint(self.runner.stage.Options()))
-        precision = "fp32" if made is self.reference else self.planned.request.precision
+        precision = self.planned.request.precision
+        if made is self.reference:
+            precision = self.planned.source.holds or "fp32"
         spec = EngineSpec(self._spec(made), precision, self.runner.name, tools, self.planned.request.profiles)
         return self._detector(self.runner, path, replace(spec, onnx_sha256=sha256, engine_sha256=sha256))
 
@@ -268,6 +313,10 @@ def _onnx_of(results: Sequence[StepResult], kind: str) -> StepResult | None:
     return next(r for r in results if isinstance(given, Output) and r.step.label == given.step)
 
 
+def _same_onnx(one: StepResult, other: StepResult) -> bool:
+    return one.record.outputs[ONNX_FILE].sha256 == other.record.outputs[ONNX_FILE].sha256
+
+
 def _pictures(data: GateData, options: GateOptions, labels: Sequence[str]) -> tuple[list[Path], _Labelled | None, str]:
     """Return the pictures to judge on, their labels if mAP decides, and where they are from."""
     if data.eval_data is not None:
@@ -281,7 +330,7 @@ def _pictures(data: GateData, options: GateOptions, labels: Sequence[str]) -> tu
         chosen = choose(data.calibration)
         files = list(chosen.files[: options.images])
         return files, None, counted(len(files), "calibration picture")
-    return [sample_path()], None, "the bundled picture"
+    return [sample_path()], None, _BUNDLED
 
 
 def _by_map(case: _Case, labelled: _Labelled, data: GateData) -> dict[str, Json]:
@@ -335,15 +384,16 @@ def _by_agreement(case: _Case, files: Sequence[Path], options: GateOptions) -> d
 
 def _text(facts: Mapping[str, Json]) -> str:
     where = f"on {facts['pictures_from']}, run as {facts['ran']}"
+    reference = facts["reference"]
     if facts["by"] == "map50_95":
         return (
-            f"mAP50-95 {facts['lowered']:.4f}, fp32 {facts['fp32']:.4f}, a loss of {facts['drop']:.4f} "
+            f"mAP50-95 {facts['lowered']:.4f}, {reference} {facts['fp32']:.4f}, a loss of {facts['drop']:.4f} "
             f"({facts['max_drop']:g} allowed) {where}"
         )
     if not facts["compared"]:
-        return f"found nothing to compare: neither the engine nor fp32 has a box {where}"
+        return f"found nothing to compare: neither the engine nor {reference} has a box {where}"
     return (
-        f"{facts['matched']} of {counted(facts['fp32_boxes'], 'fp32 box')} found, "
+        f"{facts['matched']} of {counted(facts['fp32_boxes'], f'{reference} box')} found, "
         f"{counted(facts['boxes'], 'box')} in all, "
         f"agreement {facts['agreement']:.3f} (at least {facts['least_agreement']:g}), "
         f"scores differ by {facts['score_drift']:.3f} {where}"

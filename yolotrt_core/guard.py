@@ -14,7 +14,7 @@ from typing import Any
 from yolotrt_core.errors import PluginError, YolotrtError
 from yolotrt_core.log import stdout_aside
 from yolotrt_core.stages import Availability, DeviceProgram
-from yolotrt_core.types import Detections
+from yolotrt_core.types import PRECISIONS, Detections
 
 # What a method's answer should be, in words, or None if the answer is fine; `given` are its arguments.
 _Check = Callable[[Any, Sequence[Any]], str | None]
@@ -157,6 +157,10 @@ def _size(answer: Any, given: Sequence[Any]) -> str | None:
     return None if answer is None or (sides and whole) else "(height, width) in pixels or None"
 
 
+def _precision(answer: Any, given: Sequence[Any]) -> str | None:
+    return None if answer is None or answer in PRECISIONS[1:] else f"one of {', '.join(PRECISIONS[1:])} or None"
+
+
 def _session(answer: Any, given: Sequence[Any]) -> str | None:
     whole = all(hasattr(answer, name) for name in ("spec", "infer", "close", "__enter__", "__exit__"))
     return None if whole and not isinstance(answer, type) else "a session (`spec`, `infer`, `close`, a context manager)"
@@ -205,7 +209,7 @@ _STAGE: Mapping[str, _Check] = {
     "runnable": _ABLE,
     "fingerprint": _texts,
     "applies": _BOOL,
-    "is_quantized": _BOOL,
+    "held_precision": _precision,
     "takes_ranges": _BOOL,
     "rounds_fp32": _BOOL,
     "preflight": _anything,

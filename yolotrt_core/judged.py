@@ -63,6 +63,7 @@ def make(
     gate.check(data, given)
     given.resolve(SensitivityOptions, "sensitivity")
     planned = plan_build(settings, store=store, stages=stages)
+    gate.refuse_limit(planned, data, given)
     if is_asked_for:
         _say_what_is_idle(planned, given, stages)
     results = pipeline.run(planned, store, stages, force=force)
@@ -79,8 +80,10 @@ def _say_what_is_idle(planned: Plan, given: GivenOptions, stages: Registry) -> N
             if kind == "postprocessor" or name not in named or (kind, name) in running or name == PARITY_BUILDER:
                 continue
             asked = given.resolve(named[name].stage.Options, name)
-            # A pass that would run by default is away because a flag says so: that is its effect.
-            is_off = kind == "pass" and named[name].stage.applies(planned.request, named[name].stage.Options())
+            # A pass that would run by default is away because a flag says so, which is its effect; not so where the
+            # model is in that precision already.
+            stage = named[name].stage
+            is_off = kind == "pass" and planned.source.holds is None and stage.applies(planned.request, stage.Options())
             for option in named[name].options:
                 if flags.get(option.name) is not None and getattr(asked, option.name) != option.default and not is_off:
                     _log.warning("`%s` has no effect: no stage `%s` runs in this build", option.flag, name)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import io
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from yolotrt_core.errors import PluginError
+from yolotrt_core.progress import progress
 from yolotrt_core.types import Detections
 
 if TYPE_CHECKING:
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 
 # COCO's 0.50:0.05:0.95; its 300 is ours, as detections are asked for with `max_det` 300.
 MAX_DET = 300
+_BAR_AFTER_S = 2.0  # a bar that is gone at once only flickers
 _FIRST_ID = 1  # 0 would mean "unmatched" inside COCO's evaluation
 
 
@@ -90,6 +93,7 @@ class Scored:
             evaluation.evaluate()
         self._evaluation = evaluation
         self._matched = list(evaluation._evalImgs_cpp)
+        self._drawn: dict[Bootstrap, NDArray[np.float64]] = {}
 
     def accuracy(self) -> Accuracy:
         """Return the figures for the data set as it is."""
@@ -108,6 +112,23 @@ class Scored:
             pictures: int64 (number of pictures,).
         """
         return _means(self._per_class(pictures))
+
+    def resamples(self, bootstrap: Bootstrap) -> NDArray[np.float64]:
+        """Return float64 (resamples, 2): mAP50 and mAP50-95 of each; worked out once, for intervals and comparisons."""
+        import numpy as np
+
+        if bootstrap not in self._drawn:
+            drawn: list[tuple[float, float]] = []
+            with contextlib.ExitStack() as shown:
+                bar, began = None, time.monotonic()
+                for pictures in bootstrap.draw(self._pictures):
+                    drawn.append(self.resampled(pictures))
+                    if bar is None and time.monotonic() - began > _BAR_AFTER_S:
+                        bar = shown.enter_context(progress("resampling the pictures", total=bootstrap.resamples))
+                    if bar is not None:
+                        bar.update(completed=len(drawn))
+            self._drawn[bootstrap] = np.array(drawn).reshape(-1, 2)
+        return self._drawn[bootstrap]
 
     def _per_class(self, pictures: NDArray[np.int64] | None) -> NDArray[np.float64]:
         """Return float64 (2, classes): AP50 and AP50-95; -1 where the class does not occur."""
@@ -163,27 +184,23 @@ class Bootstrap:
         return np.random.default_rng(self.seed).integers(0, pictures, (self.resamples, pictures))
 
 
-def intervals(scored: Scored, pictures: int, bootstrap: Bootstrap) -> tuple[Interval, Interval]:
+def intervals(scored: Scored, bootstrap: Bootstrap) -> tuple[Interval, Interval]:
     """Return mAP50 and mAP50-95 with their intervals."""
-    accuracy = scored.accuracy()
-    drawn = _resample(scored, pictures, bootstrap)
+    accuracy, drawn = scored.accuracy(), scored.resamples(bootstrap)
     return _interval(accuracy.map50, drawn[:, 0]), _interval(accuracy.map50_95, drawn[:, 1])
 
 
-def differences(first: Scored, second: Scored, pictures: int, bootstrap: Bootstrap) -> tuple[Interval, Interval]:
-    """Return second minus first in mAP50 and mAP50-95, with intervals from the same resamples for both."""
+def differences(first: Scored, second: Scored, bootstrap: Bootstrap) -> tuple[Interval, Interval]:
+    """Return second minus first in mAP50 and mAP50-95, with intervals from the same resamples for both.
+
+    Both must be of the same pictures.
+    """
     one, other = first.accuracy(), second.accuracy()
-    drawn = _resample(second, pictures, bootstrap) - _resample(first, pictures, bootstrap)
+    drawn = second.resamples(bootstrap) - first.resamples(bootstrap)
     return (
         _interval(other.map50 - one.map50, drawn[:, 0]),
         _interval(other.map50_95 - one.map50_95, drawn[:, 1]),
     )
-
-
-def _resample(scored: Scored, pictures: int, bootstrap: Bootstrap) -> NDArray[np.float64]:
-    import numpy as np
-
-    return np.array([scored.resampled(drawn) for drawn in bootstrap.draw(pictures)]).reshape(-1, 2)
 
 
 def _interval(value: float, drawn: NDArray[np.float64]) -> Interval:

@@ -95,7 +95,7 @@ def search(first: Judged, *, store: Store, stages: Registry) -> tuple[Judged, Tr
     Raises:
         GateError: no engine that quantizes anything passes.
     """
-    settings = first.settings
+    settings, precision = first.settings, first.planned.request.precision
     given = GivenOptions(settings.flags, settings.recipe)
     _log.info("mixed     %s; looking for the layers that cause it", first.verdict.text if first.verdict else "")
     ranking = measure(first.planned, given, store=store, stages=stages, calibration=calibration_data(settings))
@@ -115,7 +115,7 @@ def search(first: Judged, *, store: Store, stages: Registry) -> tuple[Judged, Tr
     count = fewest(passes, len(order))
     if count is None:
         raise GateError(
-            f"fp16 is the answer: no {settings.precision} engine loses at most {settings.max_drop:g} of mAP50-95; "
+            f"fp16 is the answer: no {precision} engine loses at most {settings.max_drop:g} of mAP50-95; "
             + "; ".join(f"{n} of {len(order)} layers in fp16 lose {_tried(n, b).loss:.4f}" for n, b in _sorted(builds)),
             hint="use `--precision fp16`, another `--calibrator` or more `--calib-data`; the builds stay in the store",
         )
@@ -124,7 +124,7 @@ def search(first: Judged, *, store: Store, stages: Registry) -> tuple[Judged, Tr
     if chosen.planned.builder.stage.runnable().ok:
         ms = times_ms([first, chosen], store=store, stages=stages)
     trade = Trade(
-        precision=settings.precision,
+        precision=precision,
         max_drop=float(settings.max_drop or 0),
         layers=len(order),
         kept=tuple(order[:count]),

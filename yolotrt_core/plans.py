@@ -19,7 +19,6 @@ from yolotrt_core.stages import (
     RANGES_FILE,
     REFERENCE_FILE,
     CheckedOptions,
-    QuantizedSource,
     RangesBuilder,
     RoundingBuilder,
 )
@@ -120,6 +119,7 @@ def plan(
     if request.precision not in builder.stage.precisions:
         known = ", ".join(sorted(builder.stage.precisions))
         raise UsageError(f"builder `{builder.name}` does not build {request.precision}", hint=f"it builds {known}")
+    _refuse_conversion(source, request)
     exporter = stages.usable("exporter", choice.exporter) if choice.exporter else stages.select_exporter(source)
     registry.refuse_unavailable(exporter, exporter.stage.available())
     chosen_options = settings.resolve(builder.stage.Options, builder.name)
@@ -132,8 +132,9 @@ def plan(
     passes = [r for r in stages.passes() if r.stage.order >= PRECISION_ORDER and _applies(stages, r, request, settings)]
     passes = [r for r in passes if not (takes_ranges and r.stage.needs_calibration)]
     chosen = None
-    brought = isinstance(exporter.stage, QuantizedSource) and exporter.stage.is_quantized(source)
-    calibrated = not brought and (takes_ranges or any(found.stage.needs_calibration for found in passes))
+    if source.holds is not None:  # nothing is left to set; a quantizing pass still says what becomes of the rest
+        passes = [r for r in passes if r.stage.order > PRECISION_ORDER or r.stage.needs_calibration]
+    calibrated = source.holds is None and (takes_ranges or any(found.stage.needs_calibration for found in passes))
     if calibrated:
         calibrator = _calibrator(stages, request, choice)
         chosen = _pictures(calibrator, choice)
@@ -149,6 +150,16 @@ def plan(
         inputs["ranges"] = Output(CALIBRATE, RANGES_FILE)
     steps.append(_step("build", builder, settings, request, _material(request), inputs))
     return Plan(source, request, builder, tuple(steps), chosen)
+
+
+def _refuse_conversion(source: ModelSource, request: BuildRequest) -> None:
+    """Refuse to call a model that is below float32 already anything else: no pass leads from there."""
+    if source.holds not in (None, request.precision):
+        raise UsageError(
+            f"expected a float32 model to build {request.precision} from, found that `{source.path.name}` holds "
+            f"{source.holds} already",
+            hint=f"give the float32 model it was made from, or build what it holds: `--precision {source.holds}`",
+        )
 
 
 def _shared_steps(

@@ -160,11 +160,14 @@ class SessionSources(Protocol):
 
 
 @runtime_checkable
-class QuantizedSource(Protocol):
-    """What an exporter may offer beside `Exporter`: to know a model that quantization-aware training made."""
+class LoweredSource(Protocol):
+    """What an exporter may offer beside `Exporter`: to know a model that is below float32 already."""
 
-    def is_quantized(self, source: ModelSource) -> bool:
-        """Say whether the model brings its own Q/DQ nodes, which then stay as they are; no framework is imported."""
+    def held_precision(self, source: ModelSource) -> Precision | None:
+        """Return the precision that the model itself is in, which it then keeps; None for a float32 network.
+
+        Asked as `SizedExporter.native_size` is. int8 and fp8 mean Q/DQ nodes of its own at convolutions.
+        """
 
 
 @runtime_checkable

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,10 +22,11 @@ from yolotrt_core.reference import reference_images
 from yolotrt_core.rows import Known, Rows, find_rows
 from yolotrt_core.shapes import shape_text
 from yolotrt_core.stages import REFERENCE_FILE
-from yolotrt_core.types import BuildRequest, ModelSource, ModelSpec
+from yolotrt_core.types import BuildRequest, ModelSource, ModelSpec, Precision
 from yolotrt_core.wording import first_line
 from yolotrt_onnx.edits import arrange, keep_output, make_float, rename
 from yolotrt_onnx.graph import save, tensor_specs
+from yolotrt_onnx.held import held_precision
 
 if TYPE_CHECKING:
     from yolotrt_onnx.source import OnnxSourceOptions
@@ -59,6 +61,7 @@ def export(source: ModelSource, request: BuildRequest, options: OnnxSourceOption
     answer = _answer(model, picture, output, images)
     rows = _rows(answer, request, options, picture.is_free, _is_rounded(model))
     labels = _labels(model, source.path, answer, options)
+    held = held_precision(model)
 
     keep_output(model, output)
     picture.become_images(request)
@@ -68,6 +71,7 @@ def export(source: ModelSource, request: BuildRequest, options: OnnxSourceOption
         arrange(model, rows, size)
     _free_output(model, answer, request)
     spec = _spec(model, source, options, rows, labels)
+    spec = replace(spec, provenance={**spec.provenance, **({"source_precision": held} if held else {})})
     _finish(model, spec, request, source.path, out)
     given = answer if rows is None else rows.to_project(answer, *size)
     np.savez(out / REFERENCE_FILE, images=images, output0=given.astype(np.float32))
@@ -93,6 +97,14 @@ def has_fixed_size(path: Path) -> bool:
         return not _Picture(onnx.load(str(path), load_external_data=False)).is_free
     except Exception:  # noqa: BLE001 - as in `native_size`
         return False
+
+
+def precision_of(path: Path) -> Precision | None:
+    """Return what `held_precision` finds in a file; None of what is no model."""
+    try:
+        return held_precision(onnx.load(str(path), load_external_data=False))
+    except Exception:  # noqa: BLE001 - as in `native_size`
+        return None
 
 
 def _load(path: Path) -> ModelProto:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import ClassVar, Literal
 from yolotrt_core.installed import tools_available
 from yolotrt_core.options import option
 from yolotrt_core.stages import Availability
-from yolotrt_core.types import BuildRequest, ModelSource, ModelSpec
+from yolotrt_core.types import BuildRequest, ModelSource, ModelSpec, Precision
 from yolotrt_onnx.stage import versions
 
 _OTHER_FORMATS = ((0, b"PK"), (0, b"\x80"), (0, b"\x89HDF"), (4, b"TFL3"))
@@ -52,6 +51,7 @@ class OnnxExporter:
         "yolotrt_onnx.exporter",
         "yolotrt_onnx.edits",
         "yolotrt_onnx.graph",
+        "yolotrt_onnx.held",
         "yolotrt_core.shapes",
         "yolotrt_core.labels",
         "yolotrt_core.reference",
@@ -82,12 +82,11 @@ class OnnxExporter:
 
         return exporter.has_fixed_size(source.path)
 
-    def is_quantized(self, source: ModelSource) -> bool:
-        """Look for the operator's name in the file, as quantization-aware training leaves it."""
-        if not source.path.is_file() or not source.path.stat().st_size:  # `export` says what is wrong with it
-            return False
-        with source.path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            return content.find(b"QuantizeLinear") >= 0
+    def held_precision(self, source: ModelSource) -> Precision | None:
+        """Return the lowest precision of the file's convolutions; None where all are float32."""
+        from yolotrt_onnx import exporter
+
+        return exporter.precision_of(source.path)
 
 
 def claims(path: Path) -> bool:

@@ -6,9 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
-import onnx
 import pytest
-from onnx import TensorProto, numpy_helper
 
 from fake_stages import fake_plugin
 from yolotrt_core.engine import BuildSettings, build_engine
@@ -100,15 +98,19 @@ def test_a_module_to_keep_that_is_not_there(run: Run, here: Path, warm: Path) ->
     assert "only 1 calibration picture:" in ran.err
 
 
-def test_a_half_precision_source_for_the_fp16_pass(run: Run, here: Path, warm: Path) -> None:
-    model = onnx.load(str(next((warm / "engine").glob("*.onnx"))))
-    stray = numpy_helper.from_array(numpy_helper.to_array(model.graph.initializer[0]).astype("float16"), "stray")
-    model.graph.initializer.append(stray)
-    assert stray.data_type == TensorProto.FLOAT16
-    onnx.save(model, str(here / "half.onnx"))
-    ran = run("build", "--builder", "onnxruntime", "--weights", "half.onnx", store=here.parent / "store")
-    assert ran.code == 2
-    assert "the fp16 pass expects a float32 graph" in ran.err
+def test_a_half_precision_source_is_nothing_else(run: Run, here: Path, warm: Path) -> None:
+    shutil.copy(next((warm / "engine").glob("*.onnx")), here / "half.onnx")
+    common = ("build", "--builder", "onnxruntime", "--weights", "half.onnx")
+    for asked in ("fp32", "int8"):
+        ran = run(*common, "--precision", asked, store=here.parent / "store")
+        assert ran.code == 2
+        assert f"expected a float32 model to build {asked} from, found that `half.onnx` holds fp16 already" in ran.err
+    ran = run(*common, store=here.parent / "store")
+    assert (ran.code, ran.out) == (0, "engines/half-fp16/half-fp16.onnx\n"), ran.err
+    assert "`half.onnx` holds fp16 already, so that is what is built" in ran.err
+    assert run("artifacts.export", *common[1:], "--kind", "onnx", "--out", "x", store=here.parent / "store").out == (
+        "x/half-fp16.onnx\n"
+    )
 
 
 def test_calibration_pictures_that_cannot_be_read(run: Run, here: Path, warm: Path) -> None:

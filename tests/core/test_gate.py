@@ -324,3 +324,14 @@ def test_changed_pictures_are_judged_anew(
     assert second.verdict is not None
     assert first.verdict.key != second.verdict.key
     assert "5 of 5 fp32 boxes found" in caplog.text
+
+
+def test_the_hint_of_a_refusal_names_pictures_where_there_were_none(
+    store: Store, tmp_path: Path, pictures: Path
+) -> None:
+    stages = Registry.of(fake_plugin(passes=[_Lossy(0.5)]))  # any score counts, so a single box can differ by too much
+    for given, told in (({}, True), ({"eval_data": pictures / "images"}, False)):
+        with pytest.raises(GateError) as refused:
+            _build(stages, store, tmp_path, **given)
+        assert ("pictures of your own with `--eval-data`" in str(refused.value.hint)) == told
+        assert "`--gate-check off`" in str(refused.value.hint)

@@ -169,7 +169,7 @@ def test_a_pass_that_cannot_work_says_how_to_build_without_it(store: Store, tmp_
     assert told.value.hint == "pip install tool; `pip uninstall bad-dist` builds without it"
 
 
-@pytest.mark.parametrize("member", ["native_size", "is_quantized"])
+@pytest.mark.parametrize("member", ["native_size", "held_precision"])
 def test_an_exporter_s_quick_answers(member: str, store: Store, tmp_path: Path) -> None:
     stages = _with(_Exporter, **{member: _raising(BOOM)})
     weights = tmp_path / "model.txt"

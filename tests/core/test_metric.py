@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import numpy as np
 import pytest
 
 from arrays import detections
+from yolotrt_core import metric
 from yolotrt_core.metric import Bootstrap, Scored, Truth, differences, intervals
+from yolotrt_core.progress import progress
 from yolotrt_core.types import Detections
 
 LABELS = ("cat", "dog", "cow")
@@ -90,7 +96,7 @@ def test_a_resample_is_the_data_set_of_those_pictures(random_set: tuple[list[Tru
 def test_intervals_hold_the_value_and_repeat(random_set: tuple[list[Truth], list[Detections]]) -> None:
     truth, found = random_set
     scored = Scored(truth, found, LABELS)
-    first, again = (intervals(scored, len(truth), Bootstrap(50, seed=1)) for _ in range(2))
+    first, again = (intervals(scored, Bootstrap(50, seed=1)) for _ in range(2))
     assert first == again
     for interval in first:
         assert interval.low < interval.value < interval.high
@@ -99,7 +105,7 @@ def test_intervals_hold_the_value_and_repeat(random_set: tuple[list[Truth], list
 def test_an_engine_against_itself_differs_by_nothing(random_set: tuple[list[Truth], list[Detections]]) -> None:
     truth, found = random_set
     one, same = Scored(truth, found, LABELS), Scored(truth, found, LABELS)
-    for interval in differences(one, same, len(truth), Bootstrap(20)):
+    for interval in differences(one, same, Bootstrap(20)):
         assert (interval.value, interval.low, interval.high) == (0, 0, 0)
 
 
@@ -107,11 +113,52 @@ def test_a_clearly_worse_engine_is_more_than_noise(random_set: tuple[list[Truth]
     truth, found = random_set
     worse = [Detections(d.boxes + 12, d.scores, d.class_ids) for d in found]
     one, other = Scored(truth, found, LABELS), Scored(truth, worse, LABELS)
-    _, difference = differences(one, other, len(truth), Bootstrap(50))
+    _, difference = differences(one, other, Bootstrap(50))
     assert difference.high < 0
 
 
 def test_without_resamples_there_is_no_width(random_set: tuple[list[Truth], list[Detections]]) -> None:
     truth, found = random_set
-    interval, _ = intervals(Scored(truth, found, LABELS), len(truth), Bootstrap(0))
+    interval, _ = intervals(Scored(truth, found, LABELS), Bootstrap(0))
     assert interval.low == interval.value == interval.high
+
+
+def test_resamples_are_worked_out_once_and_are_those_of_each_alone(
+    random_set: tuple[list[Truth], list[Detections]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bit for bit what drawing anew for every interval gave, here by NumPy from each resample itself."""
+    truth, found = random_set
+    worse = [Detections(d.boxes + 2, d.scores, d.class_ids) for d in found]
+    bootstrap = Bootstrap(50, seed=1)
+    pair = [Scored(truth, boxes, LABELS) for boxes in (found, worse)]
+    drawn = [np.array([s.resampled(pictures) for pictures in bootstrap.draw(len(truth))]) for s in pair]
+    one, other = (Scored(truth, boxes, LABELS) for boxes in (found, worse))
+    asked = []
+    real = Scored.resampled
+    monkeypatch.setattr(Scored, "resampled", lambda s, pictures: (asked.append(s), real(s, pictures))[1])
+    made = [*intervals(one, bootstrap), *intervals(other, bootstrap), *differences(one, other, bootstrap)]
+    assert len(asked) == 2 * bootstrap.resamples
+    expected = np.percentile(np.hstack([*drawn, drawn[1] - drawn[0]]), (2.5, 97.5), axis=0)
+    assert [(i.low, i.high) for i in made] == list(zip(*expected.tolist(), strict=True))
+    again, _ = intervals(one, Bootstrap(50, seed=2))
+    assert again != made[0]  # another seed is another draw
+
+
+def test_a_long_resampling_shows_how_far_it_is(
+    random_set: tuple[list[Truth], list[Detections]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    truth, found = random_set
+    shown: list[tuple[str, Any]] = []
+
+    @contextmanager
+    def watched(text: str, total: float | None = None) -> Iterator[Any]:
+        with progress(text, total) as bar:
+            shown.append((text, total))
+            yield bar
+
+    monkeypatch.setattr(metric, "progress", watched)
+    intervals(Scored(truth, found, LABELS), Bootstrap(5))
+    assert shown == []
+    monkeypatch.setattr(metric, "_BAR_AFTER_S", -1.0)
+    intervals(Scored(truth, found, LABELS), Bootstrap(5))
+    assert shown == [("resampling the pictures", 5)]

@@ -319,9 +319,9 @@ def _export(stages: Registry, given: Given) -> None:
     kinds = made_by.get(kind, ("exporter", "pass"))
     made = [record for step, _, record in walked if record and step.kind in kinds and wanted in record.outputs]
     if not made:
-        raise UsageError(f"a build of these settings has no {kind}", hint=f"precision is {settings.precision}")
+        raise UsageError(f"a build of these settings has no {kind}", hint=f"precision is {planned.request.precision}")
     record = made[-1]
-    target = user_path(folder) / f"{planned.source.name}-{settings.precision}{Path(wanted).suffix}"
+    target = user_path(folder) / f"{planned.source.name}-{planned.request.precision}{Path(wanted).suffix}"
     if kind == "ranges":
         target = target.with_name(f"{planned.source.name}-ranges.json")
     if kind == "cache":

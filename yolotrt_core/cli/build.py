@@ -141,7 +141,7 @@ def build_settings(stages: Registry, given: Given) -> BuildSettings:
         _refuse_two_shapes(profiles[0], {name: merged[name] for name in sorted(named)})
     return BuildSettings(
         weights=merged.get("weights"),
-        precision=merged.get("precision", "fp16"),
+        precision=merged.get("precision"),
         imgsz=imgsz,
         batch=whole_number("--batch", merged.get("batch", 1)),
         dynamic=dynamic,

@@ -17,7 +17,7 @@ from yolotrt_core.errors import UsageError
 from yolotrt_core.plans import GivenOptions
 from yolotrt_core.registry import KINDS, Registry
 from yolotrt_core.sensitivity import Sensitivity, measure
-from yolotrt_core.types import Json, to_json
+from yolotrt_core.types import Json, Precision, to_json
 from yolotrt_core.wording import counted
 
 _OWN = (
@@ -43,14 +43,13 @@ def task(stages: Registry) -> Any:
 
 def _sensitivity(stages: Registry, given: Given) -> None:
     settings = build.build_settings(stages, given)
-    if settings.precision == AUTO or (
-        given["precision"] is None and "precision" not in settings.recipe.get("build", {})
-    ):
-        settings = replace(settings, precision="int8")
+    asked = settings.precision
+    precision: Precision = "int8" if asked is None or asked == AUTO else asked
+    settings = replace(settings, precision=precision)
     plot = build.path_from_text(given["plot"])
     if plot is not None and plot.suffix not in (".svg", ".png", ".pdf"):
         raise UsageError(f"`--plot` expects a file that ends in .svg, .png or .pdf, found `{plot.name}`")
-    usual = DEFAULT_CALIBRATOR.get(settings.precision) if settings.precision != AUTO else None
+    usual = DEFAULT_CALIBRATOR.get(precision)
     if usual is not None and settings.calib_data is None and settings.calibrator is None:
         raise UsageError(
             f"calibrator `{usual}` needs pictures, but `--calib-data` was not given", hint="pass `--calib-data DIR`"

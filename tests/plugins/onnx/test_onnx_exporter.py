@@ -361,7 +361,7 @@ def test_our_own_export_is_taken_back(data: Path, tmp_path: Path) -> None:
         assert ours["output0"].shape == torch["output0"].shape
 
 
-def test_a_folder_or_an_empty_file_has_no_operators(tmp_path: Path) -> None:
+def test_what_is_no_model_holds_no_precision(tmp_path: Path) -> None:
     (tmp_path / "empty.onnx").touch()
     for path in (tmp_path, tmp_path / "empty.onnx"):
-        assert not OnnxExporter().is_quantized(ModelSource(path, "0" * 64, "x"))
+        assert OnnxExporter().held_precision(ModelSource(path, "0" * 64, "x")) is None

@@ -1,0 +1,64 @@
+"""The precision that a graph brings along: what its convolutions and matrix products compute in before any pass."""
+
+from __future__ import annotations
+
+from onnx import ModelProto, NodeProto, TensorProto
+
+from yolotrt_core.types import PRECISIONS, Precision
+from yolotrt_onnx.graph import constant_value
+
+_HEAVY = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+# These compute with integers themselves, without Q/DQ nodes around them.
+_INTEGER = frozenset({"QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger"})
+# What may stand between a cast or a DequantizeLinear and what reads it; the values stay.
+_MOVES = frozenset(
+    {"Cast", "Concat", "Flatten", "Identity", "MaxPool", "Pad", "Reshape", "Resize", "Slice", "Split", "Squeeze"}
+    | {"Transpose", "Unsqueeze"}
+)
+_NAMES: dict[int | None, Precision] = {
+    TensorProto.FLOAT16: "fp16",
+    TensorProto.BFLOAT16: "bf16",
+    TensorProto.INT8: "int8",
+    TensorProto.UINT8: "int8",
+    TensorProto.FLOAT8E4M3FN: "fp8",
+    TensorProto.FLOAT8E5M2: "fp8",
+}
+
+
+def held_precision(model: ModelProto) -> Precision | None:
+    """Return the lowest precision of the convolutions and matrix products; None for a float32 network.
+
+    Weights that are stored in half and cast to float32 count as float32. Read from weights, casts and Q/DQ nodes:
+    ONNX's own inference of types takes seconds for a large network.
+    """
+    graph = model.graph
+    types: dict[str, int] = {weight.name: weight.data_type for weight in graph.initializer}
+    types |= {value.name: value.type.tensor_type.elem_type for value in graph.input}
+    codes: dict[str, int] = {}  # dequantized tensors, with the type of the codes they come from
+    found: set[Precision | None] = set()
+    for node in graph.node:
+        if node.op_type in _INTEGER:
+            found.add("int8")
+        elif node.op_type in _HEAVY:
+            found.update(_NAMES.get(codes.get(name, types.get(name))) for name in node.input[:2])
+        elif node.op_type == "DequantizeLinear":
+            codes[node.output[0]] = types.get(node.input[0], TensorProto.UNDEFINED)
+        else:
+            _follow(node, types, codes)
+    return next((precision for precision in reversed(PRECISIONS) if precision in found), None)
+
+
+def _follow(node: NodeProto, types: dict[str, int], codes: dict[str, int]) -> None:
+    """Note the type of what a node gives, where the node says it or only moves values."""
+    told = {attribute.name: attribute.i for attribute in node.attribute}
+    if node.op_type == "QuantizeLinear":
+        zero_point = types.get(node.input[2]) if len(node.input) > 2 else None
+        types[node.output[0]] = zero_point or told.get("output_dtype") or TensorProto.UINT8  # ONNX's default
+    elif (constant := constant_value(node)) is not None:
+        types[node.output[0]] = constant.data_type
+    elif node.op_type in _MOVES:
+        for known in (types, codes):
+            if node.input[0] in known:
+                known.update(dict.fromkeys(node.output, known[node.input[0]]))
+        if node.op_type == "Cast":
+            types[node.output[0]] = told["to"]

@@ -1,0 +1,197 @@
+"""Models that are below float32 before any pass: built as what they are, and judged without a claim about float32."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from fake_stages import RUNS, FakeBuilder, FakeExporter, FakePass, FakePostprocessor, FakeStage, fake_plugin
+from yolotrt_core.engine import BuildSettings, Engine, build_engine
+from yolotrt_core.errors import GateError, PluginError, UsageError
+from yolotrt_core.registry import Registry
+from yolotrt_core.store.store import Store
+
+Build = Callable[..., Engine]
+
+
+class _Holding(FakeExporter):
+    def __init__(self, holds: Any) -> None:
+        self.holds = holds
+
+    def held_precision(self, source: Any) -> Any:
+        return self.holds
+
+
+class _Builder(FakeBuilder):
+    """One of every precision whose engines run here, beside the one that runs the ONNX itself."""
+
+    name = "other"
+    priority = 90
+    precisions = frozenset({"fp32", "fp16", "int8"})
+
+    def __init__(self, factor: float = 1.0) -> None:
+        self.factor = factor
+
+    def open(self, engine: Path, spec: Any, options: Any, side_cache: Any) -> Any:
+        session = super().open(engine, spec, options, side_cache)
+        session.factor *= self.factor
+        return session
+
+
+class _Later(FakePass):
+    """What is done to any engine's graph, after its precision is set."""
+
+    name = "later"
+    order = 60
+
+    def applies(self, request: Any, options: Any) -> bool:
+        return True
+
+
+class _Quantizing(FakePass):
+    name = "rest"
+    needs_calibration = True
+
+    def applies(self, request: Any, options: Any) -> bool:
+        return bool(request.precision == "int8")
+
+    def apply(self, model: Any, calibration: Any, *rest: Any) -> Any:
+        assert calibration is None
+        return super().apply(model, calibration, *rest)
+
+
+class _Calibrator(FakeStage):
+    name = "percentile"
+
+    def calibrate(self, *given: Any) -> str:
+        raise AssertionError("nothing to calibrate")
+
+
+def _stages(holds: Any, *builders: Any) -> Registry:
+    return Registry.of(
+        fake_plugin(
+            exporters=[_Holding(holds)],
+            passes=[FakePass(), _Quantizing(), _Later()],
+            calibrators=[_Calibrator()],
+            builders=[*builders, FakeBuilder()],
+            postprocessors=[FakePostprocessor()],
+        )
+    )
+
+
+@pytest.fixture
+def run(store: Store, tmp_path: Path) -> Build:
+    weights = tmp_path / "model.txt"
+    weights.write_text("1 1")
+
+    def call(stages: Registry, **settings: Any) -> Engine:
+        wanted = BuildSettings(weights=weights, imgsz=(32, 64), **settings)
+        return build_engine(wanted, store=store, stages=stages, out=tmp_path / "out")
+
+    return call
+
+
+def _labels(engine: Engine) -> list[str]:
+    return [s.step.label for s in engine.steps]
+
+
+def test_the_default_is_what_the_model_holds(run: Build, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        engine = run(_stages("fp16"))
+    assert "`model.txt` holds fp16 already, so that is what is built" in caplog.text
+    assert (engine.spec.precision, engine.path.name) == ("fp16", "model-fp16.bin")
+    assert _labels(engine) == ["export", "parity", "later", "build"]
+    before = RUNS["build"]
+    caplog.clear()
+    assert run(_stages("fp16"), precision="fp16").key == engine.key
+    assert RUNS["build"] == before
+    assert "holds" not in caplog.text
+    plain = run(_stages(None))
+    assert plain.spec.precision == "fp16"
+    assert _labels(plain) == ["export", "parity", "halve", "later", "build"]
+
+
+@pytest.mark.parametrize("asked", ["fp32", "int8"])
+def test_another_precision_is_refused(run: Build, asked: str) -> None:
+    with pytest.raises(UsageError) as told:
+        run(_stages("fp16", _Builder()), precision=asked)
+    assert str(told.value.message) == (
+        f"expected a float32 model to build {asked} from, found that `model.txt` holds fp16 already"
+    )
+    assert told.value.hint == "give the float32 model it was made from, or build what it holds: `--precision fp16`"
+
+
+def test_a_quantizing_pass_sees_to_the_rest_without_ranges(run: Build) -> None:
+    engine = run(_stages("int8", _Builder()))
+    assert engine.spec.precision == "int8"
+    assert _labels(engine) == ["export", "parity", "rest", "later", "build"]
+
+
+def test_the_very_graph_that_was_given_gets_no_verdict(run: Build, caplog: pytest.LogCaptureFixture) -> None:
+    engine = run(_stages("fp16"))
+    assert engine.verdict is None
+    assert "the engine is the fp16 ONNX that was given, and no float32 model says what that lost" in caplog.text
+
+
+def test_another_library_is_judged_by_what_was_given(run: Build, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        engine = run(_stages("fp16", _Builder(0.99)))
+    assert engine.verdict is not None
+    assert engine.verdict.facts["reference"] == "fp16 source"
+    assert "1 of 1 fp16 source box found" in engine.verdict.text
+    assert "the gate says that the engine is still the fp16 source, not what fp16 lost" in caplog.text
+    caplog.clear()
+    plain = run(_stages(None, _Builder(0.99)))
+    assert plain.verdict is not None
+    assert plain.verdict.facts["reference"] == "fp32"
+    assert "1 of 1 fp32 box found" in plain.verdict.text
+    assert "no float32 model" not in caplog.text
+
+
+def test_a_broken_engine_is_held_back_all_the_same(run: Build) -> None:
+    with pytest.raises(GateError, match="the fp16 engine is not the model any more") as told:
+        run(_stages("fp16", _Builder(0.5)))
+    assert "--calibrator" not in str(told.value.hint)
+
+
+def test_no_limit_on_a_loss_that_cannot_be_measured(run: Build, tmp_path: Path) -> None:
+    for kind in ("images", "labels"):
+        (tmp_path / "set" / kind).mkdir(parents=True)
+    assert cv2.imwrite(str(tmp_path / "set" / "images" / "0.png"), np.full((32, 64, 3), 200, np.uint8))
+    (tmp_path / "set" / "labels" / "0.txt").write_text("0 0.5 0.5 1 1\n")
+    given: dict[str, Any] = {"eval_data": tmp_path / "set", "max_drop": 0.01}
+    before = RUNS["export"]
+    with pytest.raises(UsageError, match=r"`--max-drop` is a loss against float32, and `model\.txt` holds fp16"):
+        run(_stages("fp16", _Builder()), **given)
+    assert RUNS["export"] == before
+    assert run(_stages("fp16", _Builder()), **given, flags={"gate": {"check": "off"}}).verdict is None
+
+
+def test_auto_compares_the_builders_only(run: Build) -> None:
+    engine = run(_stages("int8", _Builder()), precision="auto")
+    assert engine.pick is not None
+    assert [(o.builder, o.precision) for o in engine.pick.options] == [("other", "int8")]
+    assert engine.pick.text.endswith("the model holds no other precision")
+    with pytest.raises(UsageError, match="the model holds int8, and no builder that runs here builds that"):
+        run(_stages("int8"), precision="auto")
+
+
+def test_an_option_of_the_pass_that_has_nothing_to_do(run: Build, caplog: pytest.LogCaptureFixture) -> None:
+    class Halving(FakePass):
+        Options = type(FakeBuilder.Options())
+
+    stages = Registry.of(fake_plugin(exporters=[_Holding("fp16")], passes=[Halving()]))
+    run(stages, flags={"halve": {"level": "5"}})
+    assert "`--halve-level` has no effect: no stage `halve` runs in this build" in caplog.text
+
+
+def test_an_answer_that_is_none(run: Build) -> None:
+    for wrong in ("fp32", "half", 16):
+        with pytest.raises(PluginError, match=r"`held_precision` of exporter `text` .*should return one of fp16, bf16"):
+            run(_stages(wrong))
