@@ -28,7 +28,8 @@ SETTINGS = (
     ),
     Flag(
         "precision",
-        f"{'|'.join(PRECISIONS)}|auto: the fastest that runs here and passes the gate, of all builders (default fp16)",
+        f"{'|'.join(PRECISIONS)}|auto: the fastest that runs here and passes the gate, of all builders (default fp16, "
+        "or what an ONNX holds already)",
     ),
     Flag("builder", "Builder plugin (default: tensorrt where its library is installed, else onnxruntime)"),
     Flag("exporter", "Exporter plugin (default: the one that recognises the model)"),
