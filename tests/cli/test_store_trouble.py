@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import re
 import shutil
@@ -49,6 +51,37 @@ def test_a_full_disk(tmp_path: Path) -> None:
         assert not (tmp_path / "here" / "engines").exists()
         left = [p for p in small.rglob("*") if p.is_file() and p.stat().st_size > 200_000]
         assert left == []
+
+
+def test_a_full_disk_can_be_looked_at_and_collected(tmp_path: Path) -> None:
+    here = _here(tmp_path)
+    with _mounted(tmp_path / "small", "size=64m") as small:
+        store = small / "store"
+        for size in ("96", "64"):
+            built = start("yolotrt", "build", "--builder", "onnxruntime", "--imgsz", size, cwd=here, store=store)
+            assert built.code == 0, built.err
+        before = start("yolotrt", "artifacts.list", "--json", cwd=here, store=store)
+        with (small / "filler").open("wb", buffering=0) as filler:
+            for block in (1 << 20, 4 << 10):
+                with contextlib.suppress(OSError):
+                    while True:
+                        filler.write(bytes(block))
+        assert os.statvfs(small).f_bfree == 0
+        listed = start("yolotrt", "artifacts.list", "--json", cwd=here, store=store)
+        assert (listed.code, listed.out) == (0, before.out), listed.err
+        checked = start("yolotrt", "artifacts.verify", cwd=here, store=store)
+        assert checked.code == 0, checked.err
+        tried = start("yolotrt", "artifacts.gc", "--keep-days", "0", "--dry-run", "--json", cwd=here, store=store)
+        collected = start("yolotrt", "artifacts.gc", "--keep-days", "0", "--json", cwd=here, store=store)
+        assert (tried.code, collected.code) == (0, 0), collected.err
+        would, did = json.loads(tried.out), json.loads(collected.out)
+        assert would["blobs"]
+        assert did["records"] == would["records"]
+        assert os.statvfs(small).f_bfree * os.statvfs(small).f_bsize > 1 << 20
+        checked = start("yolotrt", "artifacts.verify", cwd=here, store=store)
+        assert checked.code == 0, checked.err
+        again = start("yolotrt", "build", "--builder", "onnxruntime", "--imgsz", "64", cwd=here, store=store)
+        assert again.code == 0, again.err
 
 
 def test_a_read_only_store_refuses_to_build_and_serves_what_it_holds(tmp_path: Path, warm: Path) -> None:

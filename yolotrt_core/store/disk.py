@@ -259,7 +259,7 @@ class ReadingCache(ByteCache):
 
 
 def _connect_for_reading(database: Path) -> sqlite3.Connection:
-    """Open the database; on a read-only disk without the files that WAL mode shares, as it lies there."""
+    """Open the database; on a read-only or full disk without the files that WAL mode shares, as it lies there."""
     address = database.absolute().as_uri()
     ways = ["mode=rw", "mode=ro"]
     wal = database.with_name(database.name + "-wal")
@@ -272,7 +272,8 @@ def _connect_for_reading(database: Path) -> sqlite3.Connection:
             con.execute("SELECT count(*) FROM sqlite_master").fetchall()
         except sqlite3.OperationalError as err:
             con.close()
-            if "unable to open" not in str(err) and "readonly" not in str(err):
+            # A full disk has no room for the shared files either, which reads as "disk I/O error" or "disk is full".
+            if not any(words in str(err) for words in ("unable to open", "readonly", "disk")):
                 raise
             if way == ways[-1]:
                 reason = str(err) if is_whole else "its write-ahead log must first be folded in where it is writable"

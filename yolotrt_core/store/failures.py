@@ -65,7 +65,7 @@ def error_from_os(root: Path, err: OSError) -> ArtifactError:
 def error_from_sqlite(root: Path, err: BaseException) -> ArtifactError:
     """Say in one line what a database error means for the store at `root`."""
     text = str(err).lower()
-    if "disk is full" in text or (("i/o" in text or "unable to open" in text) and _is_full(root)):
+    if "disk is full" in text or (("i/o" in text or "unable to open" in text) and is_full(root)):
         return _full(root)
     if "readonly" in text:
         return _read_only(root)
@@ -87,22 +87,23 @@ def disk_error(root: Path, err: BaseException) -> ArtifactError | None:
     while seen is not None:
         if isinstance(seen, OSError) and seen.errno in (*_FULL, *_READ_ONLY):
             inside = seen.filename is None or Path(os.fsdecode(seen.filename)).is_relative_to(root)
-            if inside and (seen.errno in _READ_ONLY or _is_full(root)):
+            if inside and (seen.errno in _READ_ONLY or is_full(root)):
                 return error_from_os(root, seen)
             at = f" at `{os.fsdecode(seen.filename)}`" if seen.filename else ""
             hint = "make room there; temporary files go where the variable TMPDIR says"
             return ArtifactError(f"cannot write{at}: {(seen.strerror or str(seen)).lower()}", hint=hint)
         seen = seen.__cause__ or seen.__context__
-    return _full(root) if _is_full(root) else None
+    return _full(root) if is_full(root) else None
 
 
-def _is_full(root: Path) -> bool:
+def is_full(root: Path, least: int = _LEAST_BYTES) -> bool:
+    """Say whether the disk under a store has less than so many bytes free; False where it cannot be asked."""
     try:
         disk = os.statvfs(root)
     except OSError:
         return False
     free = disk.f_bfree if os.geteuid() == 0 else disk.f_bavail
-    return free * disk.f_frsize < _LEAST_BYTES
+    return free * disk.f_frsize < least
 
 
 def _full(root: Path) -> ArtifactError:

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 from yolotrt_core.errors import ArtifactError, UsageError
 from yolotrt_core.store.action import Record, UnknownSchemaError, is_sha256, record_from_bytes
 from yolotrt_core.store.build import owner_of
-from yolotrt_core.store.failures import RefusedRowError, reporting
+from yolotrt_core.store.failures import RefusedRowError, is_full, reporting
 from yolotrt_core.store.layout import ACTION, BLOB, OWNER, SIDE, STAGE_LOG
 from yolotrt_core.store.lineage import inputs_of
-from yolotrt_core.store.locks import tried
+from yolotrt_core.store.locks import COMMIT, locked, tried
 from yolotrt_core.store.store import read_refs
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from yolotrt_core.store.store import Store
 
 _SECONDS_PER_DAY = 86400.0
+_ROOM_BYTES = 2 << 20  # for the database's log of the rows that go
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +64,27 @@ def collect(store: Store, keep_days: float, dry_run: bool) -> GcReport:
     with reporting(store.root):
         if not store.exists():
             return GcReport(dry_run)
+    if is_full(store.root):
+        _make_room(store, keep_days)
     with store.writing() as writable:
         return _Collection(store, writable, keep_days, dry_run).run()
+
+
+def _make_room(store: Store, keep_days: float) -> None:
+    """Delete files that will go anyway, until the database can be written: on a full disk SQLite cannot even open it.
+
+    Their rows go right after; if not, the store finds the files missing and makes them again.
+    """
+    with reporting(store.root), locked(store.locks_folder, COMMIT, lambda: "another process that writes to the store"):
+        cache = store.reading()
+        if cache is None:
+            return
+        going = _Collection(store, cache, keep_days, dry_run=True).run()
+        for sha256 in going.blobs:
+            with suppress(KeyError, RefusedRowError), cache.read(BLOB + sha256) as file:
+                Path(file.name).unlink(missing_ok=True)
+            if not is_full(store.root, _ROOM_BYTES):
+                return
 
 
 class _Collection:
