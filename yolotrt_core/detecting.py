@@ -21,6 +21,7 @@ from yolotrt_core import pictures, results
 from yolotrt_core.annotate import annotate
 from yolotrt_core.detector import Detector
 from yolotrt_core.errors import ArtifactError, UsageError
+from yolotrt_core.film_length import missing_bytes
 from yolotrt_core.interrupt import Interrupt
 from yolotrt_core.live import open_live
 from yolotrt_core.naming import Format, Names
@@ -29,6 +30,7 @@ from yolotrt_core.progress import Bar
 from yolotrt_core.reading import decode_ahead, read_ahead
 from yolotrt_core.results import Found
 from yolotrt_core.types import Detections, Json, Selection, to_json
+from yolotrt_core.wording import counted
 from yolotrt_core.writing import whole_file, write_whole
 
 if TYPE_CHECKING:
@@ -40,7 +42,6 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _RESULTS: dict[Format, str] = {"json": "detections.json", "coco": "predictions.json", "yolo": "labels"}
-_SHARE_OF_FRAMES, _FRAMES_ASIDE = 0.95, 2
 _MOST_WAITING = 32  # pictures drawn but not yet written, so that a slow disk does not fill the memory
 
 
@@ -95,7 +96,7 @@ class DetectionRun:
                 if interrupt.requested:
                     return
                 if isinstance(frame, UsageError):
-                    self._note(frame, len(paths))
+                    self._note(frame)
                 else:
                     read.append((path, frame))
                     yield frame
@@ -115,18 +116,19 @@ class DetectionRun:
                 bar.update(completed=number + 1)
 
     def video(self, path: Path, bar: Bar, interrupt: Interrupt, most_frames: int | None = None) -> None:
-        """Detect on a video file until `interrupt` asks; one that cannot be opened, or that ends early, is noted."""
+        """Detect on a video file until `interrupt` asks; one that cannot be opened, or was cut short, is noted."""
         try:
             with pictures.open_video(path) as (facts, frames):
                 of_all = f" of {facts.frames}" if facts.frames else ""
                 wanted = _until(interrupt, islice(frames, most_frames))
                 count = self._video(path, facts, wanted, bar, of_all)
-            expected = min(facts.frames, facts.frames if most_frames is None else most_frames)
-            # OpenCV does not tell a broken file from its end, and of some containers it only estimates the length.
-            if not interrupt.requested and count < expected * _SHARE_OF_FRAMES - _FRAMES_ASIDE:
+            if interrupt.requested or count == most_frames:
+                return
+            if missing := missing_bytes(path):
                 raise UsageError(
-                    f"the video `{path}` ends early: {count} of {facts.frames} frames could be read",
-                    hint="is the file complete? What was found until there is kept",
+                    f"the video `{path}` was cut short: {missing} bytes are missing at its end, "
+                    f"{counted(count, 'frame')} could be read and are in the results",
+                    hint="copy or record it again",
                 )
         except _StoppedAtOnce:
             return
@@ -217,8 +219,8 @@ class DetectionRun:
         rounds = [self._detector.device_steps([self.last], self._selection) or {} for _ in range(7)][2:]
         return {step: round(median(r[step] for r in rounds), 4) for step in rounds[0]}
 
-    def refuse_unread(self, asked: int) -> None:
-        """Raise for the files that could not be read, after all else is done.
+    def refuse_unread(self) -> None:
+        """Raise for the files that could not be read to their end, after all else is done.
 
         Raises:
             UsageError: one or more could not.
@@ -226,12 +228,15 @@ class DetectionRun:
         if not self.unread:
             return
         first = self.unread[0]
-        if asked <= 1:
+        if self._names.count <= 1:
             raise first
-        raise UsageError(f"{len(self.unread)} of {asked} files could not be read; the first: {first}")
+        raise UsageError(
+            f"{len(self.unread)} of {self._names.count} files could not be read to their end; the first: {first}",
+            hint=first.hint,
+        )
 
-    def _note(self, err: UsageError, asked: int = 1) -> None:
-        if asked > 1:  # of one file alone the error at the end says it all
+    def _note(self, err: UsageError) -> None:
+        if self._names.count > 1:  # of one file alone the error at the end says it all
             _log.warning("%s", err)
         self.unread.append(err)
 

@@ -43,6 +43,11 @@ class Names:
                 self._names[source] = self._take(source)
         self._ids = self._image_ids() if form == "coco" else {}
 
+    @property
+    def count(self) -> int:
+        """How many sources there are."""
+        return len(self._names)
+
     def name(self, source: Path | str) -> str:
         """Return the name of a source, without an ending."""
         return self._names[source]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import shutil
 from collections.abc import Mapping
 from importlib import metadata, resources
 from pathlib import Path
@@ -89,6 +90,7 @@ def write_plugin(name: str, kind: str, parent: Path) -> Path:
                 file.parent.mkdir(parents=True, exist_ok=True)
                 file.write_text(Template(template.read_text(encoding="utf-8")).substitute(values), encoding="utf-8")
     except OSError as err:
+        shutil.rmtree(folder, ignore_errors=True)  # empty before, and half a plugin would be in the way of the next try
         raise ArtifactError(
             f"cannot write `{folder}`: {(err.strerror or str(err)).lower()}", hint="choose another folder with `--out`"
         ) from err

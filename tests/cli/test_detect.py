@@ -239,7 +239,7 @@ def test_what_was_found_until_a_signal_is_kept(
         assert sorted(p.name for p in out.iterdir()) == [*drawn, "detections.json"]
 
 
-def test_a_film_that_ends_early_is_told(run: Run, warm: Path, tmp_path: Path) -> None:
+def test_a_film_that_was_cut_short_is_told(run: Run, warm: Path, tmp_path: Path) -> None:
     whole = tmp_path / "whole.avi"
     _film(whole, 60)
     data = whole.read_bytes()
@@ -249,8 +249,15 @@ def test_a_film_that_ends_early_is_told(run: Run, warm: Path, tmp_path: Path) ->
     assert ran.code == 2
     kept = len(json.loads(ran.out)["images"])
     assert 20 < kept < 40
-    assert f"the video `{cut}` ends early: {kept} of 60 frames could be read" in ran.err
+    missing = len(data) - len(data) // 2
+    assert f"the video `{cut}` was cut short: {missing} bytes are missing at its end, {kept} frames" in ran.err
     assert (tmp_path / "here" / "detections" / "cut.mp4").exists()
+    shutil.copy(cut, tmp_path / "other.avi")
+    several = run("detect", str(tmp_path / "*.avi"), "--builder", "onnxruntime", store=warm / "store")
+    assert several.code == 2
+    assert "2 of 3 files could not be read to their end" in several.err
+    told = " ".join(several.err.split())
+    assert all(f"the video `{tmp_path / name}` was cut short" in told for name in ("cut.avi", "other.avi"))
     few = run("detect", str(cut), "--builder", "onnxruntime", "--max-frames", "10", store=warm / "store")
     assert few.code == 0, few.err
     assert run("detect", str(whole), "--builder", "onnxruntime", store=warm / "store").code == 0

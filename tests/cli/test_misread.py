@@ -147,6 +147,22 @@ def test_a_bare_number_is_no_camera(run: Run) -> None:
     assert ran.err == "error: there is no file or folder `0`\nhint: for the camera of this number pass `camera:0`\n"
 
 
+@pytest.mark.parametrize(
+    ("words", "code", "hint"),
+    [
+        (["x.pt", "sample"], 1, "pass `--weights x.pt`"),
+        (["sample", "x.engine"], 1, "pass `--engine x.engine`"),
+        (["a.jpg", "b.jpg"], 1, "quote a pattern"),
+        (["x.onnx"], 2, "pass `--weights x.onnx` beside a PATH, as in `detect --weights x.onnx sample`"),
+        (["x.plan"], 2, "pass `--engine x.plan` beside a PATH"),
+    ],
+)
+def test_a_model_among_the_pictures(run: Run, words: list[str], code: int, hint: str) -> None:
+    ran = run("detect", *words)
+    assert ran.code == code
+    assert f"hint: {hint}" in ran.err
+
+
 def test_a_flag_of_many_values_is_shown_with_one(run: Run) -> None:
     assert "--profile=STRING " in run("build", "--help").out
 

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -129,13 +130,21 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_fails_as_other_outputs_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*given: object, **how: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    write, written = Path.write_text, []
+
+    def full(path: Path, text: str, **how: Any) -> int:
+        written.append(path)
+        if len(written) > 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(path, text, **how)
 
     monkeypatch.setattr(Path, "write_text", full)
     with pytest.raises(ArtifactError, match=r"cannot write .*: no space left on device") as told:
         write_plugin("own", "pass", tmp_path)
     assert told.value.exit_code == 5
+    monkeypatch.undo()
+    assert list(tmp_path.iterdir()) == [], "half a plugin would be in the way of the next try"
+    assert write_plugin("own", "pass", tmp_path).is_dir()
 
 
 def test_the_command(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import invoke
 
-from yolotrt_core.cli.build import ENGINES
+from yolotrt_core.cli.build import ENGINES, meant_flag
 from yolotrt_core.cli.detect import camera_hint
 from yolotrt_core.cli.tasks import RepeatedArgument, error_text
 from yolotrt_core.errors import UsageError
@@ -130,9 +130,12 @@ def _check_one(
                 hint=_word_hint(name, token, flags, names),
             )
         else:
+            model = next((w for w in (taken[-1], token) if meant_flag(w) in flags), None)
             raise UsageError(
                 f"`{name}` takes one {wanted[-1].upper()}, found `{shown(taken[-1])}` and `{shown(token)}`",
-                hint="quote a pattern so that the shell does not expand it, as in 'pictures/*.jpg', or name the folder",
+                hint=f"pass `{meant_flag(model)} {shown(model)}`"
+                if model
+                else "quote a pattern so that the shell does not expand it, as in 'pictures/*.jpg', or name the folder",
             )
     if len(taken) < len(wanted):
         missing = next(word for word in wanted if f"--{word}" not in taken)

@@ -66,6 +66,7 @@ RUN_SETTINGS = tuple(
     for f in SETTINGS
 )
 ENGINES = (".engine", ".plan", ".trt")  # endings that are no model's
+_MODELS = (".pt", ".pth", ".onnx", ".pb", ".tflite", ".keras", ".h5")
 _OWN = (
     Flag("out", "Folder for the engine and its spec (default ./engines/NAME-PRECISION/)"),
     Flag("force", "Run every stage again", switch=True),
@@ -159,6 +160,11 @@ def build_settings(stages: Registry, given: Given) -> BuildSettings:
         flags=flags,
         recipe=recipe,
     )
+
+
+def meant_flag(word: str) -> str | None:
+    """Return the flag for a file that is a model or an engine by its ending; None for all else."""
+    return next((f for f, ends in (("--engine", ENGINES), ("--weights", _MODELS)) if word.lower().endswith(ends)), None)
 
 
 def _refuse_engine(weights: str | None, *, can_run: bool) -> None:

@@ -29,6 +29,7 @@ from yolotrt_core.registry import KINDS, Registry
 from yolotrt_core.sources import sample_path
 from yolotrt_core.types import Selection
 from yolotrt_core.user_paths import user_path
+from yolotrt_core.wording import counted
 
 _log = logging.getLogger(__name__)
 
@@ -120,7 +121,7 @@ def _detect(stages: Registry, given: Given) -> None:
                     _live(run, source, interrupt, most_frames)
                     run.finish()
                 _report(run, detector, given, form, out)
-    run.refuse_unread(len(paths))
+    run.refuse_unread()
 
 
 def _paths(source: str) -> list[Path]:
@@ -132,6 +133,12 @@ def _paths(source: str) -> list[Path]:
     if (camera := camera_hint(source)) and not Path(source).exists():
         raise UsageError(
             f"there is no file or folder `{source}`", hint=f"for the camera of this number pass `{camera}`"
+        )
+    if flag := build.meant_flag(source):
+        raise UsageError(
+            f"PATH expects pictures or a video, and `{source}` is {'an engine' if flag == '--engine' else 'a model'} "
+            "by its ending",
+            hint=f"pass `{flag} {source}` beside a PATH, as in `detect {flag} {source} sample`",
         )
     return pictures.find(source)
 
@@ -167,7 +174,7 @@ def _report(run: DetectionRun, detector: Detector, given: Given, form: str, out:
     rows = []
     for s in run.summaries:
         words = _found(s.classes, s.truncated, detector.labels)
-        words = words if s.frames is None else f"{s.frames} frames: {words}"
+        words = words if s.frames is None else f"{counted(s.frames, 'frame')}: {words}"
         rows.append((str(s.path), words, str(s.written)))
     if len(rows) > _LISTED:
         total: Counter[int] = Counter()
