@@ -241,6 +241,8 @@ def test_a_store_that_is_not_there_is_not_an_empty_one(run: Run, warm: Path, tmp
     assert "`--store` expects an artifact store, but `" in ran.err
     assert "mistyped` is none: there is no such folder" in ran.err
     assert ran.out == ""
+    (tmp_path / "file").touch()
+    assert "file` is none: it is a file" in run(*arguments, "--store", str(tmp_path / "file")).err
     (tmp_path / "folder").mkdir()
     ran = run(*arguments, store=tmp_path / "folder")
     assert ran.code == 5
