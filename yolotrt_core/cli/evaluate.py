@@ -38,11 +38,12 @@ _OWN = (
     Flag("iou", "Overlap over which the lower-scored box goes, 0 to 1 (default 0.6)"),
     Flag("multi_label", "on|off: a box may count for several classes (default on)"),
     Flag("max_det", "Most detections for one picture (default 300)"),
-    Flag("bootstrap", "Resamples of the pictures for the 95% intervals, 0 for none (default 200)"),
+    Flag("bootstrap", "Resamples of the pictures for the 95% intervals, 100 or more, or 0 for none (default 200)"),
     Flag("seed", "Which resamples (default 0)"),
     Flag("json", "Print one JSON document, see yolotrt_core/schemas/evaluate.json", switch=True),
 )
 RESERVED = tuple("--" + f.name.replace("_", "-") for f in _OWN)
+_MOST_RESAMPLES = 100_000  # far more than move the fourth digit of an interval, and hours of work already
 _PARTS: tuple[dataset.Part, ...] = ("train", "val", "test")
 
 
@@ -69,7 +70,7 @@ def _evaluate(stages: Registry, given: Given) -> None:
     settings = replace(settings, flags={**settings.flags, "gate": {"check": "off"}})
     store = open_store(build.path_from_text(given["store"]))
     bootstrap = Bootstrap(
-        build.whole_number("--bootstrap", given["bootstrap"] or 200, least=0),
+        build.whole_number("--bootstrap", given["bootstrap"] or 200, least=0, most=_MOST_RESAMPLES),
         build.whole_number("--seed", given["seed"] or 0, least=0),
     )
     if given["against"] and not bootstrap.resamples:
@@ -102,7 +103,7 @@ def _evaluate(stages: Registry, given: Given) -> None:
     if given["json"]:
         print(json.dumps(document(judge, result, rival, comparison), indent=2))
     else:
-        _report(result, rival, comparison)
+        _report(judge, result, rival, comparison)
 
 
 def _refuse_rival(settings: BuildSettings, given: Given) -> None:
@@ -186,7 +187,7 @@ def _figures(result: Evaluation) -> dict[str, Json]:
     }
 
 
-def _report(result: Evaluation, rival: Evaluation | None, comparison: Comparison | None) -> None:
+def _report(judge: Judge, result: Evaluation, rival: Evaluation | None, comparison: Comparison | None) -> None:
     rows = [(c.label, str(c.boxes), f"{c.ap50:.4f}", f"{c.ap50_95:.4f}") for c in result.accuracy.classes]
     print_table(("class", "boxes", "AP50", "AP50-95"), rows)
     print()
@@ -194,10 +195,17 @@ def _report(result: Evaluation, rival: Evaluation | None, comparison: Comparison
     if rival is not None and comparison is not None:
         shown.append(_row(f"{rival.spec.builder} {rival.spec.precision}", rival.map50, rival.map50_95))
         shown.append(_row("difference", comparison.map50, comparison.map50_95, sign="+"))
-    print_table(("engine", "mAP50", "95%", "mAP50-95", "95%"), shown)
+    around = () if result.map50.low is None else ("95%",)
+    print_table(("engine", "mAP50", *around, "mAP50-95", *around), shown)
     skipped = f", {len(result.skipped)} unreadable left out" if result.skipped else ""
     print(f"\n{counted(result.pictures, 'picture')}, {counted(result.boxes, 'box')}{skipped}")
-    if comparison is not None:
+    too_few = judge.bootstrap.shortfall(result.pictures)
+    if comparison is None:
+        if too_few and judge.bootstrap.resamples:  # without any they were not wanted
+            print(f"no interval can be told from {too_few}")
+    elif too_few:
+        print(f"whether the difference in mAP50-95 is more than noise cannot be told from {too_few}")
+    else:
         verdict = "more than noise" if comparison.more_than_noise else "not distinguishable from noise"
         print(f"the difference in mAP50-95 is {verdict} on these pictures")
 
@@ -205,5 +213,7 @@ def _report(result: Evaluation, rival: Evaluation | None, comparison: Comparison
 def _row(name: str, *figures: Interval, sign: str = "") -> tuple[str, ...]:
     cells = [name]
     for f in figures:
-        cells += [f"{f.value:{sign}.4f}", f"{f.low:{sign}.4f} to {f.high:{sign}.4f}"]
+        cells.append(f"{f.value:{sign}.4f}")
+        if f.low is not None:
+            cells.append(f"{f.low:{sign}.4f} to {f.high:{sign}.4f}")
     return tuple(cells)
