@@ -23,7 +23,7 @@ from yolotrt_core.stages import (
     RoundingBuilder,
 )
 from yolotrt_core.store.action import PluginIdentity
-from yolotrt_core.types import BuildRequest, Json, ModelSource, to_json
+from yolotrt_core.types import BuildRequest, Json, ModelSource, Precision, to_json
 
 CALIBRATE = "calibrate"
 # Passes below this order run before a precision is chosen: every precision shares their artifact.
@@ -174,7 +174,7 @@ def _shared_steps(
         if found.stage.order < PRECISION_ORDER and _applies(stages, found, neutral, settings):
             yield _step(found.name, found, settings, neutral, shape, _model_inputs(onnx))
             onnx = found.name
-    yield _parity_step(stages, settings, neutral, onnx)
+    yield _parity_step(stages, settings, neutral, onnx, source.holds)
 
 
 def _calibrator(stages: Registry, request: BuildRequest, choice: Choice) -> Registered:
@@ -238,9 +238,11 @@ def _step(
     )
 
 
-def _parity_step(stages: Registry, settings: Settings, request: BuildRequest, onnx: str) -> Step:
+def _parity_step(
+    stages: Registry, settings: Settings, request: BuildRequest, onnx: str, holds: Precision | None
+) -> Step:
     runner = stages.usable("builder", work.PARITY_BUILDER)
-    chosen = settings.resolve(parity.ParityOptions, "parity")
+    chosen = settings.resolve(parity.ParityOptions, "parity").of(holds)
     return Step(
         label="parity",
         kind="parity",

@@ -13,7 +13,7 @@ import pytest
 
 from fake_stages import RUNS, FakeBuilder, FakeExporter, FakePass, FakePostprocessor, FakeStage, fake_plugin
 from yolotrt_core.engine import BuildSettings, Engine, build_engine
-from yolotrt_core.errors import GateError, PluginError, UsageError
+from yolotrt_core.errors import GateError, PluginError, StageError, UsageError
 from yolotrt_core.registry import Registry
 from yolotrt_core.store.store import Store
 
@@ -125,6 +125,23 @@ def test_another_precision_is_refused(run: Build, asked: str) -> None:
         f"expected a float32 model to build {asked} from, found that `model.txt` holds fp16 already"
     )
     assert told.value.hint == "give the float32 model it was made from, or build what it holds: `--precision fp16`"
+
+
+def test_half_rounding_is_not_judged_by_the_tolerance_of_float32(run: Build) -> None:
+    """1.001 instead of 1 is off by 1e-3: two roundings of a half number, and ten times what float32 may be off."""
+    off: dict[str, Any] = {"text": {"offset": "0.001"}}
+    engine = run(_stages("fp16"), flags=off)
+    facts = next(s.record.facts for s in engine.steps if s.step.kind == "parity")
+    assert facts["tolerance"] == 2e-3
+    for holds, flags in (
+        (None, off),
+        ("int8", off),
+        ("fp16", {"text": {"offset": "0.01"}}),
+        ("fp16", {**off, "parity": {"tolerance": "1e-4"}}),
+        ("fp16", {**off, "parity": {"tolerance": "0"}}),
+    ):
+        with pytest.raises(StageError, match="is off by relative L2"):
+            run(_stages(holds, _Builder()), flags=flags)
 
 
 def test_a_quantizing_pass_sees_to_the_rest_without_ranges(run: Build) -> None:
