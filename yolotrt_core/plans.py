@@ -115,6 +115,7 @@ def plan(
         UsageError: unknown plugin, option or precision. PluginError: a stage lacks its tools.
         StageError: the builder says that it cannot build this request.
     """
+    refuse_unchecked(source, stages)
     builder = stages.usable("builder", choice.builder) if choice.builder else stages.default_builder(to_run=False)
     if request.precision not in builder.stage.precisions:
         known = ", ".join(sorted(builder.stage.precisions))
@@ -150,6 +151,23 @@ def plan(
         inputs["ranges"] = Output(CALIBRATE, RANGES_FILE)
     steps.append(_step("build", builder, settings, request, _material(request), inputs))
     return Plan(source, request, builder, tuple(steps), chosen)
+
+
+def refuse_unchecked(source: ModelSource, stages: Registry) -> None:
+    """Refuse a model of a type that what checks every export cannot compute in; Q/DQ nodes it can always run.
+
+    Raises:
+        UsageError: says what the model holds. PluginError: what checks exports is not installed.
+    """
+    if source.holds not in parity.ROUNDED:
+        return
+    runner = stages.usable("builder", work.PARITY_BUILDER)
+    if source.holds not in runner.stage.precisions:
+        raise UsageError(
+            f"`{source.path.name}` holds {source.holds} already, and {runner.name}, by which every model is checked, "
+            "cannot run that",
+            hint=f"give the float32 model it was made from, and build it with `--precision {source.holds}`",
+        )
 
 
 def _refuse_conversion(source: ModelSource, request: BuildRequest) -> None:

@@ -48,6 +48,14 @@ def held_precision(model: ModelProto) -> Precision | None:
     return next((precision for precision in reversed(PRECISIONS) if precision in found), None)
 
 
+def has_bfloat16(model: ModelProto) -> bool:
+    """Say whether anything at all is cast to or stored in bfloat16."""
+    graph = model.graph
+    casts = (a.i for n in graph.node if n.op_type == "Cast" for a in n.attribute if a.name == "to")
+    stored = (w.data_type for w in graph.initializer)
+    return TensorProto.BFLOAT16 in {*casts, *stored}
+
+
 def _follow(node: NodeProto, types: dict[str, int], codes: dict[str, int]) -> None:
     """Note the type of what a node gives, where the node says it or only moves values."""
     told = {attribute.name: attribute.i for attribute in node.attribute}

@@ -127,6 +127,19 @@ def test_another_precision_is_refused(run: Build, asked: str) -> None:
     assert told.value.hint == "give the float32 model it was made from, or build what it holds: `--precision fp16`"
 
 
+def test_a_type_that_exports_cannot_be_checked_in_is_refused_in_words(run: Build) -> None:
+    before = RUNS["export"]
+    for asked in (None, "bf16", "fp32", "auto"):
+        for stages in (_stages("bf16"), _stages("bf16", _Builder())):
+            with pytest.raises(UsageError) as told:
+                run(stages, precision=asked)
+            assert str(told.value.message) == (
+                "`model.txt` holds bf16 already, and onnxruntime, by which every model is checked, cannot run that"
+            )
+            assert told.value.hint == "give the float32 model it was made from, and build it with `--precision bf16`"
+    assert RUNS["export"] == before
+
+
 def test_half_rounding_is_not_judged_by_the_tolerance_of_float32(run: Build) -> None:
     """1.001 instead of 1 is off by 1e-3: two roundings of a half number, and ten times what float32 may be off."""
     off: dict[str, Any] = {"text": {"offset": "0.001"}}

@@ -141,6 +141,30 @@ def test_a_half_onnx_is_built_as_it_is(toy_yolo: Make, tmp_path: Path, caplog: p
     assert (again.from_cache, again.key) == (True, engine.key)
 
 
+@pytest.mark.parametrize("asked", [None, "bf16", "fp32", "auto"])
+def test_a_bfloat16_onnx_is_refused_in_words(toy_model: Make, tmp_path: Path, asked: str | None) -> None:
+    Bf16Pass().apply(toy_model(), None, BuildRequest("bf16", 1, 64, 64), NoOptions(), tmp_path)
+    with pytest.raises(
+        UsageError, match=r"`model\.onnx` holds bf16 already, and onnxruntime.* cannot run that"
+    ) as told:
+        build(tmp_path / "model.onnx", precision=asked, store=tmp_path / "store", out=tmp_path / "out")
+    assert told.value.hint == "give the float32 model it was made from, and build it with `--precision bf16`"
+
+
+def test_bfloat16_behind_float_convolutions_is_refused_in_words(toy_yolo: Make, tmp_path: Path) -> None:
+    network = toy_yolo()
+    to_low = helper.make_node("Cast", ["output0"], ["low"], to=TensorProto.BFLOAT16)
+    squashed = helper.make_node("Sigmoid", ["low"], ["squashed"])
+    back = helper.make_node("Cast", ["squashed"], ["boxes"], to=TensorProto.FLOAT)
+    network.graph.node.extend([to_low, squashed, back])
+    network.graph.output[0].name = "boxes"
+    path = tmp_path / "tail.onnx"
+    onnx.save(network, path)
+    with pytest.raises(UsageError, match="the file computes in bf16, and onnxruntime") as told:
+        build(path, builder="onnxruntime", store=tmp_path / "store", out=tmp_path / "out")
+    assert told.value.hint == "give the float32 model it was made from, and build it with `--precision bf16`"
+
+
 def test_a_float_onnx_is_lowered_as_before(toy_yolo: Make, tmp_path: Path) -> None:
     path = tmp_path / "float.onnx"
     onnx.save(toy_yolo(), path)
