@@ -335,7 +335,7 @@ def _finish(model: ModelProto, spec: ModelSpec, request: BuildRequest, path: Pat
 
 
 def _is_rounded(model: ModelProto) -> bool:
-    return any(node.op_type == "QuantizeLinear" for node in model.graph.node)
+    return any(node.op_type in ("QuantizeLinear", "DynamicQuantizeLinear") for node in model.graph.node)
 
 
 def _properties(model: ModelProto) -> dict[str, str]:

@@ -12,7 +12,8 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from onnxruntime import InferenceSession
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
 from onnxruntime.transformers.float16 import convert_float_to_float16
 from onnxruntime.transformers.onnx_model import OnnxModel
 
@@ -192,6 +193,25 @@ def test_a_quantized_onnx_is_judged_against_itself_and_says_so(
     assert engine.verdict.facts["reference"] == "int8 source"
     assert "fp32" not in engine.verdict.text
     assert "no float32 model was there to compare with" in caplog.text
+
+
+def test_what_onnxruntime_quantized_dynamically_stays_as_it_is(
+    toy_yolo: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    onnx.save(toy_yolo(), tmp_path / "float.onnx")
+    path = tmp_path / "dynamic.onnx"
+    quantize_dynamic(tmp_path / "float.onnx", path)
+    given = onnx.load(path)
+    assert held_precision(given) == "int8"
+    engine = build(path, builder="onnxruntime", store=tmp_path / "store", out=tmp_path / "out")
+    assert engine.spec.precision == "int8"
+    assert "brought_quantized" in next(s.record.facts for s in engine.steps if s.step.label == "int8")
+    assert engine.verdict is None
+    assert "the engine is the int8 ONNX that was given" in caplog.text
+    images = np.random.default_rng(3).random((1, 3, 64, 64), np.float32)
+    before, after = (InferenceSession(p, providers=["CPUExecutionProvider"]) for p in (path, engine.path))
+    want, have = (s.run(None, {"images": images})[0] for s in (before, after))
+    np.testing.assert_allclose(have, want, rtol=1e-4, atol=1e-3)
 
 
 def _labelled(folder: Path) -> Path:
