@@ -176,7 +176,8 @@ def _refuse_conversion(source: ModelSource, request: BuildRequest) -> None:
         raise UsageError(
             f"expected a float32 model to build {request.precision} from, found that `{source.path.name}` holds "
             f"{source.holds} already",
-            hint=f"give the float32 model it was made from, or build what it holds: `--precision {source.holds}`",
+            hint="give the float32 model it was made from; "
+            f"`build --precision {source.holds}` makes an engine of what it holds",
         )
 
 

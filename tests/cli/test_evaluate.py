@@ -91,6 +91,23 @@ def test_two_precisions_are_compared(run: Run, warm: Path, labelled: Path) -> No
     assert document["against"]["difference"]["more_than_noise"] is None
 
 
+def test_a_half_precision_source_has_no_float32_engine_to_compare_with(
+    run: Run, warm: Path, labelled: Path, tmp_path: Path
+) -> None:
+    shutil.copy(next((warm / "engine").glob("*.onnx")), tmp_path / "here" / "half.onnx")
+    common = ("--builder", "onnxruntime", "--weights", "half.onnx")
+    for against in ("fp32", "int8"):
+        ran = run("evaluate", "--data", str(labelled), *common, "--against", against, store=warm / "store")
+        assert ran.code == 2
+        assert f"`--against {against}` needs a float32 model, found that `half.onnx` holds fp16 already" in ran.err
+        assert "name the engine file here" in ran.err
+    run("build", *_FP32, "--out", "full", store=warm / "store")
+    engine = next((tmp_path / "here" / "full").glob("*.onnx"))
+    ran = run("evaluate", "--data", str(labelled), *common, "--against", str(engine), store=warm / "store")
+    assert ran.code == 0, ran.err
+    assert "onnxruntime fp32" in ran.out
+
+
 def test_the_model_in_its_own_framework(run: Run, warm: Path, labelled: Path) -> None:
     ran = run("evaluate", "--data", str(labelled), "--framework", "--json", "--bootstrap", "0", store=warm / "store")
     assert ran.code == 0, ran.err

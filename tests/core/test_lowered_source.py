@@ -124,7 +124,9 @@ def test_another_precision_is_refused(run: Build, asked: str) -> None:
     assert str(told.value.message) == (
         f"expected a float32 model to build {asked} from, found that `model.txt` holds fp16 already"
     )
-    assert told.value.hint == "give the float32 model it was made from, or build what it holds: `--precision fp16`"
+    assert told.value.hint == (
+        "give the float32 model it was made from; `build --precision fp16` makes an engine of what it holds"
+    )
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from yolotrt_core.cli.detect import selection_from
 from yolotrt_core.cli.tables import print_table
 from yolotrt_core.cli.tasks import Flag, Given, make_task, stage_flags
 from yolotrt_core.detector import Detector
-from yolotrt_core.engine import BuildSettings, open_store, read_engine_spec
+from yolotrt_core.engine import BuildSettings, open_store, read_engine_spec, resolve_model
 from yolotrt_core.errors import UsageError
 from yolotrt_core.evaluate import SELECTION, Comparison, Evaluation, Judge, open_framework
 from yolotrt_core.metric import Bootstrap, Interval
@@ -83,7 +83,7 @@ def _evaluate(stages: Registry, given: Given) -> None:
             raise UsageError("`--framework` needs `--weights`: an engine holds no model of a framework")
         read_engine_spec(user_path(given["engine"]))
     dataset.check(given["data"], part)
-    _refuse_rival(settings, given)
+    _refuse_rival(stages, settings, given)
     with contextlib.ExitStack() as stack:
         if given["framework"]:
             first = stack.enter_context(open_framework(settings, stages))
@@ -106,7 +106,7 @@ def _evaluate(stages: Registry, given: Given) -> None:
         _report(judge, result, rival, comparison)
 
 
-def _refuse_rival(settings: BuildSettings, given: Given) -> None:
+def _refuse_rival(stages: Registry, settings: BuildSettings, given: Given) -> None:
     """Check what is to be compared before the first engine is built."""
     wanted = given["against"]
     if not wanted:
@@ -123,6 +123,12 @@ def _refuse_rival(settings: BuildSettings, given: Given) -> None:
         return
     if given["engine"]:
         raise UsageError(f"`--against {wanted}` needs `--weights`: an engine cannot be built from an engine")
+    _, source = resolve_model(settings, stages)
+    if source.holds not in (None, wanted):
+        raise UsageError(
+            f"`--against {wanted}` needs a float32 model, found that `{source.path.name}` holds {source.holds} already",
+            hint=f"build the float32 model it was made from with `--precision {wanted}`, and name the engine file here",
+        )
     if wanted in DEFAULT_CALIBRATOR and settings.calib_data is None and settings.calibrator is None:
         raise UsageError(
             f"`--against {wanted}` needs pictures to calibrate on, but `--calib-data` was not given",
