@@ -51,15 +51,15 @@ class Evaluation:
 class Comparison:
     """Second engine minus first, judged on the same resampled pictures.
 
-    A difference is more than noise if its interval leaves out 0.
+    A difference is more than noise if its interval leaves out 0; None where pictures or resamples are too few to tell.
     """
 
     map50: Interval
     map50_95: Interval
 
     @property
-    def more_than_noise(self) -> bool:
-        return not self.map50_95.low <= 0 <= self.map50_95.high
+    def more_than_noise(self) -> bool | None:
+        return self.map50_95.leaves_out_0
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from yolotrt_core.errors import GateError, PluginError, StageError, UsageError
 from yolotrt_core.gate import GateOptions
 from yolotrt_core.judged import Judged, make
 from yolotrt_core.mixed import Trade
-from yolotrt_core.plans import GivenOptions
+from yolotrt_core.plans import GivenOptions, refuse_unchecked
 from yolotrt_core.registry import Registered, Registry, refuse_unavailable
 from yolotrt_core.store.store import Store
 from yolotrt_core.timing import times_ms
@@ -75,7 +75,9 @@ def pick(settings: BuildSettings, *, store: Store, stages: Registry, force: bool
             "`--precision auto` asks the gate what may be handed out, and it is off here",
             hint="`build` with it first, then name the file with `--engine`",
         )
-    holds = resolve_model(settings, stages)[1].holds
+    source = resolve_model(settings, stages)[1]
+    refuse_unchecked(source, stages)
+    holds = source.holds
     made: list[Judged] = []
     skipped: list[Option] = []
     pairs = list(_pairs(settings, stages, (holds,) if holds else PRECISIONS))

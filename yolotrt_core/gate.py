@@ -350,8 +350,8 @@ def _by_map(case: _Case, labelled: _Labelled, data: GateData) -> dict[str, Json]
         "fp32": reference.map50_95.value,
         "lowered": lowered.map50_95.value,
         "drop": drop,
-        "drop_low": -change.high,
-        "drop_high": -change.low,
+        "drop_low": None if change.high is None else -change.high,
+        "drop_high": None if change.low is None else -change.low,
         "max_drop": limit,
     }
 

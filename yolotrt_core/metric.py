@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import io
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from yolotrt_core.errors import PluginError
 from yolotrt_core.progress import progress
 from yolotrt_core.types import Detections
+from yolotrt_core.wording import counted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,6 +21,12 @@ if TYPE_CHECKING:
 # COCO's 0.50:0.05:0.95; its 300 is ours, as detections are asked for with `max_det` 300.
 MAX_DET = 300
 _BAR_AFTER_S = 2.0  # a bar that is gone at once only flickers
+# The middle 95% leaves 2.5% of the resamples out on each side: with 40 that is the single outermost one, with 100 the
+# end lies between the second and the third.
+LEAST_RESAMPLES = 100
+# With five pictures an engine that is as good is better, or worse, on all of them in 2 of 2^5 = 32 cases (6%), and then
+# every resample says the same; with six in 3%, which is below what an interval of 95% leaves out.
+LEAST_PICTURES = 6
 _FIRST_ID = 1  # 0 would mean "unmatched" inside COCO's evaluation
 
 
@@ -75,7 +82,7 @@ class Scored:
                 "mAP needs faster-coco-eval, which is not installed", hint="`pip install yolotrt-core[eval]`"
             ) from err
         self._labels = labels
-        self._pictures = len(truth)
+        self.pictures = len(truth)
         self._count = [int(sum((t.class_ids[~t.crowd] == c).sum() for t in truth)) for c in range(len(labels))]
         with contextlib.redirect_stdout(io.StringIO()):
             expected = COCO(_dataset(truth, labels))
@@ -121,7 +128,7 @@ class Scored:
             drawn: list[tuple[float, float]] = []
             with contextlib.ExitStack() as shown:
                 bar, began = None, time.monotonic()
-                for pictures in bootstrap.draw(self._pictures):
+                for pictures in bootstrap.draw(self.pictures):
                     drawn.append(self.resampled(pictures))
                     if bar is None and time.monotonic() - began > _BAR_AFTER_S:
                         bar = shown.enter_context(progress("resampling the pictures", total=bootstrap.resamples))
@@ -138,7 +145,7 @@ class Scored:
         if pictures is not None:
             # The library keeps one entry for each class and picture, classes outermost.
             chosen = pictures.tolist()
-            matched = [matched[c * self._pictures + i] for c in range(len(self._labels)) for i in chosen]
+            matched = [matched[c * self.pictures + i] for c in range(len(self._labels)) for i in chosen]
         self._evaluation._evalImgs_cpp = matched
         self._evaluation.accumulate()
         precision = np.asarray(self._evaluation.eval["precision"])[:, :, :, 0, 0]  # (IoU, recall, class)
@@ -159,11 +166,16 @@ def _means(per_class: NDArray[np.float64]) -> tuple[float, float]:
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A figure with the middle 95% of what resampled pictures give."""
+    """A figure with the middle 95% of what resampled pictures give; without where those are too few to say."""
 
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
+
+    @property
+    def leaves_out_0(self) -> bool | None:
+        """Whether 0 lies outside; None without an interval."""
+        return None if self.low is None or self.high is None else not self.low <= 0 <= self.high
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,17 +189,28 @@ class Bootstrap:
     resamples: int = 200
     seed: int = 0
 
-    def draw(self, pictures: int) -> NDArray[np.int64]:
-        """Return int64 (resamples, pictures): indices drawn with replacement."""
+    def draw(self, pictures: int) -> Iterator[NDArray[np.int64]]:
+        """Yield int64 (pictures,) for each resample: indices drawn with replacement."""
         import numpy as np
 
-        return np.random.default_rng(self.seed).integers(0, pictures, (self.resamples, pictures))
+        random = np.random.default_rng(self.seed)
+        for _ in range(self.resamples):  # all at once would take gigabytes for large data sets
+            yield random.integers(0, pictures, pictures)
+
+    def shortfall(self, pictures: int) -> str | None:
+        """Say of what there is too little for an interval; None where there is enough."""
+        if pictures < LEAST_PICTURES:
+            return f"{counted(pictures, 'picture')}: it takes at least {LEAST_PICTURES}"
+        if self.resamples < LEAST_RESAMPLES:
+            return f"{counted(self.resamples, 'resample')}: it takes at least {LEAST_RESAMPLES}"
+        return None
 
 
 def intervals(scored: Scored, bootstrap: Bootstrap) -> tuple[Interval, Interval]:
-    """Return mAP50 and mAP50-95 with their intervals."""
-    accuracy, drawn = scored.accuracy(), scored.resamples(bootstrap)
-    return _interval(accuracy.map50, drawn[:, 0]), _interval(accuracy.map50_95, drawn[:, 1])
+    """Return mAP50 and mAP50-95 with their intervals, or without where `Bootstrap.shortfall` says why."""
+    accuracy = scored.accuracy()
+    drawn = None if bootstrap.shortfall(scored.pictures) else scored.resamples(bootstrap)
+    return _both((accuracy.map50, accuracy.map50_95), drawn)
 
 
 def differences(first: Scored, second: Scored, bootstrap: Bootstrap) -> tuple[Interval, Interval]:
@@ -196,20 +219,18 @@ def differences(first: Scored, second: Scored, bootstrap: Bootstrap) -> tuple[In
     Both must be of the same pictures.
     """
     one, other = first.accuracy(), second.accuracy()
-    drawn = second.resamples(bootstrap) - first.resamples(bootstrap)
-    return (
-        _interval(other.map50 - one.map50, drawn[:, 0]),
-        _interval(other.map50_95 - one.map50_95, drawn[:, 1]),
-    )
+    too_few = bootstrap.shortfall(first.pictures)
+    drawn = None if too_few else second.resamples(bootstrap) - first.resamples(bootstrap)
+    return _both((other.map50 - one.map50, other.map50_95 - one.map50_95), drawn)
 
 
-def _interval(value: float, drawn: NDArray[np.float64]) -> Interval:
+def _both(values: tuple[float, float], drawn: NDArray[np.float64] | None) -> tuple[Interval, Interval]:
     import numpy as np
 
-    if not len(drawn):
-        return Interval(value, value, value)
-    low, high = np.percentile(drawn, (2.5, 97.5))
-    return Interval(value, float(low), float(high))
+    if drawn is None:
+        return Interval(values[0], None, None), Interval(values[1], None, None)
+    lows, highs = np.percentile(drawn, (2.5, 97.5), axis=0).tolist()
+    return Interval(values[0], lows[0], highs[0]), Interval(values[1], lows[1], highs[1])
 
 
 def _dataset(truth: Sequence[Truth], labels: Sequence[str]) -> dict[str, Any]:

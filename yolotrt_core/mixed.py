@@ -30,17 +30,24 @@ class Tried:
     """One candidate.
 
     Attributes:
-        kept: how many layers stay in fp16. loss: of mAP50-95 against fp32; low, high: its middle 95%.
+        kept: how many layers stay in fp16. loss: of mAP50-95 against fp32; low, high: its middle 95%, None for
+            too few pictures.
         passed: whether it may be handed out. size: of the engine file in bytes. key: of its record.
     """
 
     kept: int
     loss: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     passed: bool
     size: int
     key: str
+
+    @property
+    def loss_text(self) -> str:
+        """The loss with its interval, where there is one."""
+        around = "" if self.low is None or self.high is None else f" ({self.low:.4f} to {self.high:.4f})"
+        return f"{self.loss:.4f}{around}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +76,7 @@ class Trade:
         names = ", ".join(self.kept[:_NAMED]) + (f" and {len(self.kept) - _NAMED} more" if self.kept[_NAMED:] else "")
         return (
             f"{len(self.kept)} of {self.layers} layers stay in fp16 ({names}): a loss of mAP50-95 of "
-            f"{chosen.loss:.4f} ({chosen.low:.4f} to {chosen.high:.4f}) instead of {first.loss:.4f} "
-            f"({first.low:.4f} to {first.high:.4f}), {self.max_drop:g} allowed; "
+            f"{chosen.loss_text} instead of {first.loss_text}, {self.max_drop:g} allowed; "
             f"{chosen.size:,} bytes instead of {first.size:,}{speed}"
         )
 
@@ -171,5 +177,6 @@ def _sorted(builds: Mapping[int, Judged]) -> list[tuple[int, Judged]]:
 
 def _tried(kept: int, made: Judged) -> Tried:
     assert made.verdict is not None
-    loss, low, high = (float(str(made.verdict.facts[k])) for k in ("drop", "drop_low", "drop_high"))
-    return Tried(kept, loss, low, high, made.passed, made.engine.size, made.record.key)
+    facts = made.verdict.facts
+    low, high = (None if facts[k] is None else float(str(facts[k])) for k in ("drop_low", "drop_high"))
+    return Tried(kept, float(str(facts["drop"])), low, high, made.passed, made.engine.size, made.record.key)

@@ -23,7 +23,7 @@ from yolotrt_core.stages import (
     RoundingBuilder,
 )
 from yolotrt_core.store.action import PluginIdentity
-from yolotrt_core.types import BuildRequest, Json, ModelSource, to_json
+from yolotrt_core.types import BuildRequest, Json, ModelSource, Precision, to_json
 
 CALIBRATE = "calibrate"
 # Passes below this order run before a precision is chosen: every precision shares their artifact.
@@ -115,6 +115,7 @@ def plan(
         UsageError: unknown plugin, option or precision. PluginError: a stage lacks its tools.
         StageError: the builder says that it cannot build this request.
     """
+    refuse_unchecked(source, stages)
     builder = stages.usable("builder", choice.builder) if choice.builder else stages.default_builder(to_run=False)
     if request.precision not in builder.stage.precisions:
         known = ", ".join(sorted(builder.stage.precisions))
@@ -152,13 +153,31 @@ def plan(
     return Plan(source, request, builder, tuple(steps), chosen)
 
 
+def refuse_unchecked(source: ModelSource, stages: Registry) -> None:
+    """Refuse a model of a type that what checks every export cannot compute in; Q/DQ nodes it can always run.
+
+    Raises:
+        UsageError: says what the model holds. PluginError: what checks exports is not installed.
+    """
+    if source.holds not in parity.ROUNDED:
+        return
+    runner = stages.usable("builder", work.PARITY_BUILDER)
+    if source.holds not in runner.stage.precisions:
+        raise UsageError(
+            f"`{source.path.name}` holds {source.holds} already, and {runner.name}, by which every model is checked, "
+            "cannot run that",
+            hint=f"give the float32 model it was made from, and build it with `--precision {source.holds}`",
+        )
+
+
 def _refuse_conversion(source: ModelSource, request: BuildRequest) -> None:
     """Refuse to call a model that is below float32 already anything else: no pass leads from there."""
     if source.holds not in (None, request.precision):
         raise UsageError(
             f"expected a float32 model to build {request.precision} from, found that `{source.path.name}` holds "
             f"{source.holds} already",
-            hint=f"give the float32 model it was made from, or build what it holds: `--precision {source.holds}`",
+            hint="give the float32 model it was made from; "
+            f"`build --precision {source.holds}` makes an engine of what it holds",
         )
 
 
@@ -174,7 +193,7 @@ def _shared_steps(
         if found.stage.order < PRECISION_ORDER and _applies(stages, found, neutral, settings):
             yield _step(found.name, found, settings, neutral, shape, _model_inputs(onnx))
             onnx = found.name
-    yield _parity_step(stages, settings, neutral, onnx)
+    yield _parity_step(stages, settings, neutral, onnx, source.holds)
 
 
 def _calibrator(stages: Registry, request: BuildRequest, choice: Choice) -> Registered:
@@ -238,9 +257,11 @@ def _step(
     )
 
 
-def _parity_step(stages: Registry, settings: Settings, request: BuildRequest, onnx: str) -> Step:
+def _parity_step(
+    stages: Registry, settings: Settings, request: BuildRequest, onnx: str, holds: Precision | None
+) -> Step:
     runner = stages.usable("builder", work.PARITY_BUILDER)
-    chosen = settings.resolve(parity.ParityOptions, "parity")
+    chosen = settings.resolve(parity.ParityOptions, "parity").of(holds)
     return Step(
         label="parity",
         kind="parity",

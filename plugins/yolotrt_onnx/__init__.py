@@ -170,6 +170,7 @@ class Int8Pass(OnnxPass):
         "yolotrt_onnx.graph",
         "yolotrt_onnx.retype",
         "yolotrt_onnx.qdq",
+        "yolotrt_onnx.held",
         "yolotrt_onnx.quantized",
     )
     Options: ClassVar[type] = Int8Options

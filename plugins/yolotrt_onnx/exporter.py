@@ -26,7 +26,7 @@ from yolotrt_core.types import BuildRequest, ModelSource, ModelSpec, Precision
 from yolotrt_core.wording import first_line
 from yolotrt_onnx.edits import arrange, keep_output, make_float, rename
 from yolotrt_onnx.graph import save, tensor_specs
-from yolotrt_onnx.held import held_precision
+from yolotrt_onnx.held import has_bfloat16, held_precision
 
 if TYPE_CHECKING:
     from yolotrt_onnx.source import OnnxSourceOptions
@@ -218,6 +218,12 @@ def _answer(model: ModelProto, picture: _Picture, output: str, images: NDArray[n
         feed = session.get_inputs()[0].name
         parts = [session.run([output], {feed: pictures[at : at + step]})[0] for at in range(0, len(pictures), step)]
     except Exception as err:  # onnxruntime's exception classes have no common base
+        if has_bfloat16(model):  # beside convolutions of another type: those are refused before any work
+            raise UsageError(
+                "the file computes in bf16, and onnxruntime, by which every model is checked, cannot run that: "
+                f"{first_line(err)}",
+                hint="give the float32 model it was made from, and build it with `--precision bf16`",
+            ) from err
         shape = " x ".join(map(str, images.shape))
         hint = "it may not be made for this size: export it again, or build without `--dynamic`"
         raise StageError(f"onnxruntime cannot run the file on {shape} pixels: {first_line(err)}", hint=hint) from err
@@ -329,7 +335,7 @@ def _finish(model: ModelProto, spec: ModelSpec, request: BuildRequest, path: Pat
 
 
 def _is_rounded(model: ModelProto) -> bool:
-    return any(node.op_type == "QuantizeLinear" for node in model.graph.node)
+    return any(node.op_type in ("QuantizeLinear", "DynamicQuantizeLinear") for node in model.graph.node)
 
 
 def _properties(model: ModelProto) -> dict[str, str]:

@@ -9,7 +9,8 @@ from yolotrt_onnx.graph import constant_value
 
 _HEAVY = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 # These compute with integers themselves, without Q/DQ nodes around them.
-_INTEGER = frozenset({"QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger"})
+_SUMS = frozenset({"ConvInteger", "MatMulInteger"})  # and these hand out sums of codes
+_INTEGER = frozenset({"QLinearConv", "QLinearMatMul"}) | _SUMS
 # What may stand between a cast or a DequantizeLinear and what reads it; the values stay.
 _MOVES = frozenset(
     {"Cast", "Concat", "Flatten", "Identity", "MaxPool", "Pad", "Reshape", "Resize", "Slice", "Split", "Squeeze"}
@@ -46,6 +47,19 @@ def held_precision(model: ModelProto) -> Precision | None:
         else:
             _follow(node, types, codes)
     return next((precision for precision in reversed(PRECISIONS) if precision in found), None)
+
+
+def has_integer_sums(model: ModelProto) -> bool:
+    """Say whether sums of codes are scaled by nodes of the graph's own, as after dynamic quantization."""
+    return any(node.op_type in _SUMS for node in model.graph.node)
+
+
+def has_bfloat16(model: ModelProto) -> bool:
+    """Say whether anything at all is cast to or stored in bfloat16."""
+    graph = model.graph
+    casts = (a.i for n in graph.node if n.op_type == "Cast" for a in n.attribute if a.name == "to")
+    stored = (w.data_type for w in graph.initializer)
+    return TensorProto.BFLOAT16 in {*casts, *stored}
 
 
 def _follow(node: NodeProto, types: dict[str, int], codes: dict[str, int]) -> None:

@@ -16,6 +16,7 @@ from yolotrt_core.types import Calibration, Json, ModelSpec, OnnxModel
 from yolotrt_core.wording import first_line
 from yolotrt_onnx import qdq
 from yolotrt_onnx.graph import check, lift_constants, load, opset, save, spec_of, type_conflicts
+from yolotrt_onnx.held import has_integer_sums
 from yolotrt_onnx.retype import Retyping, decode_nodes, retype, shape_nodes, unfit_weights, unsupported_nodes
 
 if TYPE_CHECKING:
@@ -35,7 +36,8 @@ def apply(
 ) -> tuple[ModelSpec, Mapping[str, Json]]:
     """Write the quantized graph of `model` to `out/model.onnx`.
 
-    A graph that brings its own Q/DQ nodes (quantization-aware training) is not quantized again.
+    A graph that brings its own Q/DQ nodes (quantization-aware training) is not quantized again, and one that
+    multiplies integers and scales their sums itself (dynamic quantization) stays as it is: half cannot hold the sums.
 
     Args:
         calibration: ranges of exactly this ONNX. form: `int8` or `fp8`.
@@ -47,6 +49,10 @@ def apply(
     graph = load(model.path)
     lift_constants(graph)
     facts: dict[str, Json] = {"base": options.base}
+    if has_integer_sums(graph):
+        log.info("the graph multiplies integers of its own: it stays as it is")
+        save(graph, out)
+        return model.spec, {"format": form, "brought_quantized": True}
     if qdq.is_quantized(graph):
         log.info("the graph brings its own Q/DQ nodes: they stay as they are")
         facts |= {"format": form, "brought_quantized": True}
@@ -67,10 +73,10 @@ def apply(
 
 
 def layers(model: OnnxModel, form: str, options: Int8Options | Fp8Options) -> tuple[str, ...]:
-    """Return the modules whose convolutions `apply` would quantize; none of a graph that brings its own Q/DQ nodes."""
+    """Return the modules whose convolutions `apply` would quantize; none of a graph that is quantized already."""
     graph = load(model.path)
     lift_constants(graph)
-    if qdq.is_quantized(graph):
+    if qdq.is_quantized(graph) or has_integer_sums(graph):
         return ()
     kept = _plan(graph, form, options).kept
     weights = {w.name for w in graph.graph.initializer}

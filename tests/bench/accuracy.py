@@ -77,7 +77,10 @@ def main() -> None:
             continue
         _, found = evaluate(precision, calibrator, flags)
         change = judge.compare(fp32, found)
-        cells = [f"{c.value:+.4f} ({c.low:+.4f} to {c.high:+.4f})" for c in (change.map50, change.map50_95)]
+        cells = [
+            f"{c.value:+.4f}" + ("" if c.low is None else f" ({c.low:+.4f} to {c.high:+.4f})")
+            for c in (change.map50, change.map50_95)
+        ]
         print(f"| {shown} | {found.map50.value:.4f} | {found.map50_95.value:.4f} | {' | '.join(cells)} |", flush=True)
 
 

@@ -41,7 +41,39 @@ def test_its_own_labels_are_found_again(run: Run, warm: Path, labelled: Path) ->
     jsonschema.validate(document, json.loads(_SCHEMA.read_text()))
     assert document["map50"]["value"] == pytest.approx(1.0)
     assert document["map50_95"]["value"] > 0.95  # the labels are rounded to 6 digits
+    assert (document["map50"]["low"], document["map50_95"]["high"]) == (None, None)  # of one picture, by 3 resamples
     assert document["against"] is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("--bootstrap", "0"), None),
+        ((), "no interval can be told from 1 picture: it takes at least 6"),
+    ],
+)
+def test_no_interval_is_printed_where_there_is_none(
+    run: Run, warm: Path, labelled: Path, arguments: tuple[str, ...], told: str | None
+) -> None:
+    ran = run("evaluate", "--data", str(labelled), *_FP32, *arguments, store=warm / "store")
+    assert ran.code == 0, ran.err
+    assert "95%" not in ran.out
+    assert " to " not in ran.out
+    assert ran.out.splitlines()[-1] == told if told else "interval" not in ran.out
+
+
+def test_few_resamples_of_enough_pictures_tell_nothing(run: Run, warm: Path, labelled: Path) -> None:
+    for part in ("images/sample.jpg", "labels/sample.txt"):
+        for i in range(5):
+            shutil.copy(labelled / part, (labelled / part).with_stem(f"s{i}"))
+    arguments = ("--data", str(labelled), *_FP32, "--against", "fp16", "--bootstrap")
+    ran = run("evaluate", *arguments, "1", store=warm / "store")
+    assert ran.code == 0, ran.err
+    told = "whether the difference in mAP50-95 is more than noise cannot be told from 1 resample: it takes at least 100"
+    assert ran.out.splitlines()[-1] == told
+    enough = run("evaluate", *arguments, "100", store=warm / "store")
+    assert "95%" in enough.out
+    assert "cannot be told" not in enough.out
 
 
 def test_two_precisions_are_compared(run: Run, warm: Path, labelled: Path) -> None:
@@ -54,7 +86,26 @@ def test_two_precisions_are_compared(run: Run, warm: Path, labelled: Path) -> No
     assert document["against"]["engine"]["precision"] == "fp32"
     assert abs(document["against"]["difference"]["map50"]["value"]) < 0.05
     table = run("evaluate", *arguments, store=warm / "store")
-    assert "not distinguishable from noise" in table.out
+    assert "cannot be told from 1 picture: it takes at least 6" in table.out
+    assert "distinguishable" not in table.out
+    assert document["against"]["difference"]["more_than_noise"] is None
+
+
+def test_a_half_precision_source_has_no_float32_engine_to_compare_with(
+    run: Run, warm: Path, labelled: Path, tmp_path: Path
+) -> None:
+    shutil.copy(next((warm / "engine").glob("*.onnx")), tmp_path / "here" / "half.onnx")
+    common = ("--builder", "onnxruntime", "--weights", "half.onnx")
+    for against in ("fp32", "int8"):
+        ran = run("evaluate", "--data", str(labelled), *common, "--against", against, store=warm / "store")
+        assert ran.code == 2
+        assert f"`--against {against}` needs a float32 model, found that `half.onnx` holds fp16 already" in ran.err
+        assert "name the engine file here" in ran.err
+    run("build", *_FP32, "--out", "full", store=warm / "store")
+    engine = next((tmp_path / "here" / "full").glob("*.onnx"))
+    ran = run("evaluate", "--data", str(labelled), *common, "--against", str(engine), store=warm / "store")
+    assert ran.code == 0, ran.err
+    assert "onnxruntime fp32" in ran.out
 
 
 def test_the_model_in_its_own_framework(run: Run, warm: Path, labelled: Path) -> None:
@@ -83,6 +134,10 @@ def test_pictures_at_their_own_shape(run: Run, warm: Path, labelled: Path) -> No
         (("--data", "nowhere"), "there is no data set `nowhere`"),
         (("--data", ".", "--part", "half"), "`--part` expects train, val or test, found `half`"),
         (("--data", ".", "--bootstrap", "x"), "`--bootstrap` expects a whole number"),
+        (
+            ("--data", ".", "--bootstrap", "100000000"),
+            "a whole number of at least 0 and at most 100000",
+        ),
         (("--data", ".", "--against", "fp32", "--bootstrap", "0"), "`--against` needs resamples"),
         (("--data", ".", "--engine", "none.onnx"), "there is no engine file `none.onnx`"),
         (("--data", ".", "--engine", "none.onnx", "--framework"), "`--framework` needs `--weights`"),

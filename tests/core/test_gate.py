@@ -301,6 +301,7 @@ def test_with_labels_the_loss_of_map_decides(store: Store, tmp_path: Path, pictu
     engine = _build(_stages(0.5), store, tmp_path, eval_data=pictures)
     assert engine.verdict is not None
     assert engine.verdict.facts["by"] == "map50_95"
+    assert (engine.verdict.facts["drop_low"], engine.verdict.facts["drop_high"]) == (None, None)  # of 4 pictures
     assert engine.verdict.facts["drop"] == 0
     with pytest.raises(GateError, match=r"mAP50-95 0\.0000, fp32 1\.0000, a loss of 1\.0000 \(0\.2 allowed\)"):
         _build(_stages(1e-4), store, tmp_path, eval_data=pictures, max_drop=0.2)

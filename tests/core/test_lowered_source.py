@@ -13,7 +13,7 @@ import pytest
 
 from fake_stages import RUNS, FakeBuilder, FakeExporter, FakePass, FakePostprocessor, FakeStage, fake_plugin
 from yolotrt_core.engine import BuildSettings, Engine, build_engine
-from yolotrt_core.errors import GateError, PluginError, UsageError
+from yolotrt_core.errors import GateError, PluginError, StageError, UsageError
 from yolotrt_core.registry import Registry
 from yolotrt_core.store.store import Store
 
@@ -124,7 +124,72 @@ def test_another_precision_is_refused(run: Build, asked: str) -> None:
     assert str(told.value.message) == (
         f"expected a float32 model to build {asked} from, found that `model.txt` holds fp16 already"
     )
-    assert told.value.hint == "give the float32 model it was made from, or build what it holds: `--precision fp16`"
+    assert told.value.hint == (
+        "give the float32 model it was made from; `build --precision fp16` makes an engine of what it holds"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "called"),
+    [
+        ("yolov5n-fp16", "yolov5n-fp16"),
+        ("yolov5n_FP16", "yolov5n_FP16"),
+        ("fp16", "fp16"),
+        ("yolov5nfp16", "yolov5nfp16-fp16"),
+        ("fp16-v2", "fp16-v2-fp16"),
+        ("yolov5n-fp32", "yolov5n-fp32-fp16"),
+    ],
+)
+def test_a_model_that_is_called_after_its_precision_is_not_called_so_twice(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, called: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    weights = tmp_path / f"{name}.txt"
+    weights.write_text("1 1")
+    wanted = BuildSettings(weights=weights, imgsz=(32, 64))
+    engine = build_engine(wanted, store=store, stages=_stages("fp16"))
+    assert engine.path == Path("engines") / called / f"{called}.bin"
+    assert f"{called}-onnxruntime" in store.refs()
+
+
+def test_an_engine_never_takes_the_place_of_its_model(store: Store, tmp_path: Path) -> None:
+    weights = tmp_path / "yolov5n-fp16.bin"
+    weights.write_text("1 1")
+    wanted = BuildSettings(weights=weights, imgsz=(32, 64), exporter="text")
+    for _ in range(2):
+        engine = build_engine(wanted, store=store, stages=_stages("fp16"), out=tmp_path)
+        assert engine.path.name == "yolov5n-fp16-fp16.bin"
+    assert weights.read_text() == "1 1"
+
+
+def test_a_type_that_exports_cannot_be_checked_in_is_refused_in_words(run: Build) -> None:
+    before = RUNS["export"]
+    for asked in (None, "bf16", "fp32", "auto"):
+        for stages in (_stages("bf16"), _stages("bf16", _Builder())):
+            with pytest.raises(UsageError) as told:
+                run(stages, precision=asked)
+            assert str(told.value.message) == (
+                "`model.txt` holds bf16 already, and onnxruntime, by which every model is checked, cannot run that"
+            )
+            assert told.value.hint == "give the float32 model it was made from, and build it with `--precision bf16`"
+    assert RUNS["export"] == before
+
+
+def test_half_rounding_is_not_judged_by_the_tolerance_of_float32(run: Build) -> None:
+    """1.001 instead of 1 is off by 1e-3: two roundings of a half number, and ten times what float32 may be off."""
+    off: dict[str, Any] = {"text": {"offset": "0.001"}}
+    engine = run(_stages("fp16"), flags=off)
+    facts = next(s.record.facts for s in engine.steps if s.step.kind == "parity")
+    assert facts["tolerance"] == 2e-3
+    for holds, flags in (
+        (None, off),
+        ("int8", off),
+        ("fp16", {"text": {"offset": "0.01"}}),
+        ("fp16", {**off, "parity": {"tolerance": "1e-4"}}),
+        ("fp16", {**off, "parity": {"tolerance": "0"}}),
+    ):
+        with pytest.raises(StageError, match="is off by relative L2"):
+            run(_stages(holds, _Builder()), flags=flags)
 
 
 def test_a_quantizing_pass_sees_to_the_rest_without_ranges(run: Build) -> None:

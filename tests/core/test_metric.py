@@ -96,16 +96,18 @@ def test_a_resample_is_the_data_set_of_those_pictures(random_set: tuple[list[Tru
 def test_intervals_hold_the_value_and_repeat(random_set: tuple[list[Truth], list[Detections]]) -> None:
     truth, found = random_set
     scored = Scored(truth, found, LABELS)
-    first, again = (intervals(scored, Bootstrap(50, seed=1)) for _ in range(2))
+    first, again = (intervals(scored, Bootstrap(100, seed=1)) for _ in range(2))
     assert first == again
     for interval in first:
+        assert interval.low is not None
+        assert interval.high is not None
         assert interval.low < interval.value < interval.high
 
 
 def test_an_engine_against_itself_differs_by_nothing(random_set: tuple[list[Truth], list[Detections]]) -> None:
     truth, found = random_set
     one, same = Scored(truth, found, LABELS), Scored(truth, found, LABELS)
-    for interval in differences(one, same, Bootstrap(20)):
+    for interval in differences(one, same, Bootstrap(100)):
         assert (interval.value, interval.low, interval.high) == (0, 0, 0)
 
 
@@ -113,14 +115,36 @@ def test_a_clearly_worse_engine_is_more_than_noise(random_set: tuple[list[Truth]
     truth, found = random_set
     worse = [Detections(d.boxes + 12, d.scores, d.class_ids) for d in found]
     one, other = Scored(truth, found, LABELS), Scored(truth, worse, LABELS)
-    _, difference = differences(one, other, Bootstrap(50))
+    _, difference = differences(one, other, Bootstrap(100))
+    assert difference.high is not None
     assert difference.high < 0
+    assert difference.leaves_out_0
 
 
-def test_without_resamples_there_is_no_width(random_set: tuple[list[Truth], list[Detections]]) -> None:
-    truth, found = random_set
-    interval, _ = intervals(Scored(truth, found, LABELS), Bootstrap(0))
-    assert interval.low == interval.value == interval.high
+@pytest.mark.parametrize(("pictures", "resamples"), [(30, 0), (30, 1), (30, 99), (1, 200), (5, 200)])
+def test_too_few_pictures_or_resamples_give_no_interval(
+    random_set: tuple[list[Truth], list[Detections]], pictures: int, resamples: int
+) -> None:
+    truth, found = (part[:pictures] for part in random_set)
+    worse = [Detections(d.boxes + 12, d.scores, d.class_ids) for d in found]
+    one, other = Scored(truth, found, LABELS), Scored(truth, worse, LABELS)
+    bootstrap = Bootstrap(resamples)
+    for interval in (*intervals(one, bootstrap), *differences(one, other, bootstrap)):
+        assert (interval.low, interval.high, interval.leaves_out_0) == (None, None, None)
+    assert intervals(one, bootstrap)[0].value == one.accuracy().map50
+    assert bootstrap.shortfall(pictures)
+
+
+def test_six_pictures_and_a_hundred_resamples_are_enough(random_set: tuple[list[Truth], list[Detections]]) -> None:
+    truth, found = (part[:6] for part in random_set)
+    bootstrap = Bootstrap(100)
+    assert bootstrap.shortfall(6) is None
+    assert intervals(Scored(truth, found, LABELS), bootstrap)[0].low is not None
+
+
+def test_resamples_are_drawn_as_numpy_draws_them_all_at_once() -> None:
+    drawn = np.array(list(Bootstrap(7, seed=3).draw(11)))
+    assert np.array_equal(drawn, np.random.default_rng(3).integers(0, 11, (7, 11)))
 
 
 def test_resamples_are_worked_out_once_and_are_those_of_each_alone(
@@ -129,7 +153,7 @@ def test_resamples_are_worked_out_once_and_are_those_of_each_alone(
     """Bit for bit what drawing anew for every interval gave, here by NumPy from each resample itself."""
     truth, found = random_set
     worse = [Detections(d.boxes + 2, d.scores, d.class_ids) for d in found]
-    bootstrap = Bootstrap(50, seed=1)
+    bootstrap = Bootstrap(100, seed=1)
     pair = [Scored(truth, boxes, LABELS) for boxes in (found, worse)]
     drawn = [np.array([s.resampled(pictures) for pictures in bootstrap.draw(len(truth))]) for s in pair]
     one, other = (Scored(truth, boxes, LABELS) for boxes in (found, worse))
@@ -140,7 +164,7 @@ def test_resamples_are_worked_out_once_and_are_those_of_each_alone(
     assert len(asked) == 2 * bootstrap.resamples
     expected = np.percentile(np.hstack([*drawn, drawn[1] - drawn[0]]), (2.5, 97.5), axis=0)
     assert [(i.low, i.high) for i in made] == list(zip(*expected.tolist(), strict=True))
-    again, _ = intervals(one, Bootstrap(50, seed=2))
+    again, _ = intervals(one, Bootstrap(100, seed=2))
     assert again != made[0]  # another seed is another draw
 
 
@@ -157,8 +181,8 @@ def test_a_long_resampling_shows_how_far_it_is(
             yield bar
 
     monkeypatch.setattr(metric, "progress", watched)
-    intervals(Scored(truth, found, LABELS), Bootstrap(5))
+    Scored(truth, found, LABELS).resamples(Bootstrap(5))
     assert shown == []
     monkeypatch.setattr(metric, "_BAR_AFTER_S", -1.0)
-    intervals(Scored(truth, found, LABELS), Bootstrap(5))
+    Scored(truth, found, LABELS).resamples(Bootstrap(5))
     assert shown == [("resampling the pictures", 5)]

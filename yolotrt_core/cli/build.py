@@ -290,11 +290,13 @@ def profile_from_text(text: str) -> ShapeRange:
     return ShapeRange((n[0], n[1], n[2]), (n[3], n[4], n[5]), (n[6], n[7], n[8]))
 
 
-def whole_number(flag: str, value: Any, least: int = 1) -> int:
-    """Read a whole number of at least `least`."""
-    if isinstance(value, bool) or not re.fullmatch(r"\d{1,9}", str(value)) or int(value) < least:
-        most = f" and at most {_MOST}" if re.fullmatch(r"\d+", str(value)) and len(str(value)) > len(str(_MOST)) else ""
-        raise UsageError(f"`{flag}` expects a whole number of at least {least}{most}, found `{value}`")
+def whole_number(flag: str, value: Any, least: int = 1, most: int = _MOST) -> int:
+    """Read a whole number from `least` to `most`."""
+    is_number = not isinstance(value, bool) and re.fullmatch(r"\d+", str(value))
+    is_over = is_number and (len(str(value)) > len(str(_MOST)) or int(value) > most)
+    if not is_number or is_over or int(value) < least:
+        limit = f" and at most {most}" if is_over else ""
+        raise UsageError(f"`{flag}` expects a whole number of at least {least}{limit}, found `{value}`")
     return int(value)
 
 

@@ -15,7 +15,7 @@ from yolotrt_core.cli.detect import selection_from
 from yolotrt_core.cli.tables import print_table
 from yolotrt_core.cli.tasks import Flag, Given, make_task, stage_flags
 from yolotrt_core.detector import Detector
-from yolotrt_core.engine import BuildSettings, open_store, read_engine_spec
+from yolotrt_core.engine import BuildSettings, open_store, read_engine_spec, resolve_model
 from yolotrt_core.errors import UsageError
 from yolotrt_core.evaluate import SELECTION, Comparison, Evaluation, Judge, open_framework
 from yolotrt_core.metric import Bootstrap, Interval
@@ -38,11 +38,12 @@ _OWN = (
     Flag("iou", "Overlap over which the lower-scored box goes, 0 to 1 (default 0.6)"),
     Flag("multi_label", "on|off: a box may count for several classes (default on)"),
     Flag("max_det", "Most detections for one picture (default 300)"),
-    Flag("bootstrap", "Resamples of the pictures for the 95% intervals, 0 for none (default 200)"),
+    Flag("bootstrap", "Resamples of the pictures for the 95% intervals, 100 or more, or 0 for none (default 200)"),
     Flag("seed", "Which resamples (default 0)"),
     Flag("json", "Print one JSON document, see yolotrt_core/schemas/evaluate.json", switch=True),
 )
 RESERVED = tuple("--" + f.name.replace("_", "-") for f in _OWN)
+_MOST_RESAMPLES = 100_000  # far more than move the fourth digit of an interval, and hours of work already
 _PARTS: tuple[dataset.Part, ...] = ("train", "val", "test")
 
 
@@ -69,7 +70,7 @@ def _evaluate(stages: Registry, given: Given) -> None:
     settings = replace(settings, flags={**settings.flags, "gate": {"check": "off"}})
     store = open_store(build.path_from_text(given["store"]))
     bootstrap = Bootstrap(
-        build.whole_number("--bootstrap", given["bootstrap"] or 200, least=0),
+        build.whole_number("--bootstrap", given["bootstrap"] or 200, least=0, most=_MOST_RESAMPLES),
         build.whole_number("--seed", given["seed"] or 0, least=0),
     )
     if given["against"] and not bootstrap.resamples:
@@ -82,7 +83,7 @@ def _evaluate(stages: Registry, given: Given) -> None:
             raise UsageError("`--framework` needs `--weights`: an engine holds no model of a framework")
         read_engine_spec(user_path(given["engine"]))
     dataset.check(given["data"], part)
-    _refuse_rival(settings, given)
+    _refuse_rival(stages, settings, given)
     with contextlib.ExitStack() as stack:
         if given["framework"]:
             first = stack.enter_context(open_framework(settings, stages))
@@ -102,10 +103,10 @@ def _evaluate(stages: Registry, given: Given) -> None:
     if given["json"]:
         print(json.dumps(document(judge, result, rival, comparison), indent=2))
     else:
-        _report(result, rival, comparison)
+        _report(judge, result, rival, comparison)
 
 
-def _refuse_rival(settings: BuildSettings, given: Given) -> None:
+def _refuse_rival(stages: Registry, settings: BuildSettings, given: Given) -> None:
     """Check what is to be compared before the first engine is built."""
     wanted = given["against"]
     if not wanted:
@@ -122,6 +123,12 @@ def _refuse_rival(settings: BuildSettings, given: Given) -> None:
         return
     if given["engine"]:
         raise UsageError(f"`--against {wanted}` needs `--weights`: an engine cannot be built from an engine")
+    _, source = resolve_model(settings, stages)
+    if source.holds not in (None, wanted):
+        raise UsageError(
+            f"`--against {wanted}` needs a float32 model, found that `{source.path.name}` holds {source.holds} already",
+            hint=f"build the float32 model it was made from with `--precision {wanted}`, and name the engine file here",
+        )
     if wanted in DEFAULT_CALIBRATOR and settings.calib_data is None and settings.calibrator is None:
         raise UsageError(
             f"`--against {wanted}` needs pictures to calibrate on, but `--calib-data` was not given",
@@ -186,7 +193,7 @@ def _figures(result: Evaluation) -> dict[str, Json]:
     }
 
 
-def _report(result: Evaluation, rival: Evaluation | None, comparison: Comparison | None) -> None:
+def _report(judge: Judge, result: Evaluation, rival: Evaluation | None, comparison: Comparison | None) -> None:
     rows = [(c.label, str(c.boxes), f"{c.ap50:.4f}", f"{c.ap50_95:.4f}") for c in result.accuracy.classes]
     print_table(("class", "boxes", "AP50", "AP50-95"), rows)
     print()
@@ -194,10 +201,17 @@ def _report(result: Evaluation, rival: Evaluation | None, comparison: Comparison
     if rival is not None and comparison is not None:
         shown.append(_row(f"{rival.spec.builder} {rival.spec.precision}", rival.map50, rival.map50_95))
         shown.append(_row("difference", comparison.map50, comparison.map50_95, sign="+"))
-    print_table(("engine", "mAP50", "95%", "mAP50-95", "95%"), shown)
+    around = () if result.map50.low is None else ("95%",)
+    print_table(("engine", "mAP50", *around, "mAP50-95", *around), shown)
     skipped = f", {len(result.skipped)} unreadable left out" if result.skipped else ""
     print(f"\n{counted(result.pictures, 'picture')}, {counted(result.boxes, 'box')}{skipped}")
-    if comparison is not None:
+    too_few = judge.bootstrap.shortfall(result.pictures)
+    if comparison is None:
+        if too_few and judge.bootstrap.resamples:  # without any they were not wanted
+            print(f"no interval can be told from {too_few}")
+    elif too_few:
+        print(f"whether the difference in mAP50-95 is more than noise cannot be told from {too_few}")
+    else:
         verdict = "more than noise" if comparison.more_than_noise else "not distinguishable from noise"
         print(f"the difference in mAP50-95 is {verdict} on these pictures")
 
@@ -205,5 +219,7 @@ def _report(result: Evaluation, rival: Evaluation | None, comparison: Comparison
 def _row(name: str, *figures: Interval, sign: str = "") -> tuple[str, ...]:
     cells = [name]
     for f in figures:
-        cells += [f"{f.value:{sign}.4f}", f"{f.low:{sign}.4f} to {f.high:{sign}.4f}"]
+        cells.append(f"{f.value:{sign}.4f}")
+        if f.low is not None:
+            cells.append(f"{f.low:{sign}.4f} to {f.high:{sign}.4f}")
     return tuple(cells)

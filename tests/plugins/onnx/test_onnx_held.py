@@ -12,7 +12,8 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from onnxruntime import InferenceSession
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
 from onnxruntime.transformers.float16 import convert_float_to_float16
 from onnxruntime.transformers.onnx_model import OnnxModel
 
@@ -141,6 +142,30 @@ def test_a_half_onnx_is_built_as_it_is(toy_yolo: Make, tmp_path: Path, caplog: p
     assert (again.from_cache, again.key) == (True, engine.key)
 
 
+@pytest.mark.parametrize("asked", [None, "bf16", "fp32", "auto"])
+def test_a_bfloat16_onnx_is_refused_in_words(toy_model: Make, tmp_path: Path, asked: str | None) -> None:
+    Bf16Pass().apply(toy_model(), None, BuildRequest("bf16", 1, 64, 64), NoOptions(), tmp_path)
+    with pytest.raises(
+        UsageError, match=r"`model\.onnx` holds bf16 already, and onnxruntime.* cannot run that"
+    ) as told:
+        build(tmp_path / "model.onnx", precision=asked, store=tmp_path / "store", out=tmp_path / "out")
+    assert told.value.hint == "give the float32 model it was made from, and build it with `--precision bf16`"
+
+
+def test_bfloat16_behind_float_convolutions_is_refused_in_words(toy_yolo: Make, tmp_path: Path) -> None:
+    network = toy_yolo()
+    to_low = helper.make_node("Cast", ["output0"], ["low"], to=TensorProto.BFLOAT16)
+    squashed = helper.make_node("Sigmoid", ["low"], ["squashed"])
+    back = helper.make_node("Cast", ["squashed"], ["boxes"], to=TensorProto.FLOAT)
+    network.graph.node.extend([to_low, squashed, back])
+    network.graph.output[0].name = "boxes"
+    path = tmp_path / "tail.onnx"
+    onnx.save(network, path)
+    with pytest.raises(UsageError, match="the file computes in bf16, and onnxruntime") as told:
+        build(path, builder="onnxruntime", store=tmp_path / "store", out=tmp_path / "out")
+    assert told.value.hint == "give the float32 model it was made from, and build it with `--precision bf16`"
+
+
 def test_a_float_onnx_is_lowered_as_before(toy_yolo: Make, tmp_path: Path) -> None:
     path = tmp_path / "float.onnx"
     onnx.save(toy_yolo(), path)
@@ -168,6 +193,25 @@ def test_a_quantized_onnx_is_judged_against_itself_and_says_so(
     assert engine.verdict.facts["reference"] == "int8 source"
     assert "fp32" not in engine.verdict.text
     assert "no float32 model was there to compare with" in caplog.text
+
+
+def test_what_onnxruntime_quantized_dynamically_stays_as_it_is(
+    toy_yolo: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    onnx.save(toy_yolo(), tmp_path / "float.onnx")
+    path = tmp_path / "dynamic.onnx"
+    quantize_dynamic(tmp_path / "float.onnx", path)
+    given = onnx.load(path)
+    assert held_precision(given) == "int8"
+    engine = build(path, builder="onnxruntime", store=tmp_path / "store", out=tmp_path / "out")
+    assert engine.spec.precision == "int8"
+    assert "brought_quantized" in next(s.record.facts for s in engine.steps if s.step.label == "int8")
+    assert engine.verdict is None
+    assert "the engine is the int8 ONNX that was given" in caplog.text
+    images = np.random.default_rng(3).random((1, 3, 64, 64), np.float32)
+    before, after = (InferenceSession(p, providers=["CPUExecutionProvider"]) for p in (path, engine.path))
+    want, have = (s.run(None, {"images": images})[0] for s in (before, after))
+    np.testing.assert_allclose(have, want, rtol=1e-4, atol=1e-3)
 
 
 def _labelled(folder: Path) -> Path:
