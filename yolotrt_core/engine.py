@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -162,7 +160,7 @@ def build_engine(
     else:
         made = judged.make(settings, store=store, stages=stages, force=force, is_asked_for=True)
     builder, precision = made.planned.builder, made.planned.request.precision
-    name = engine_name(made.planned.source, precision)
+    name = f"{made.planned.source.name}-{precision}"
     refused = f"{name}-{builder.name}-refused"
     if not made.passed:
         from yolotrt_core import mixed
@@ -173,7 +171,7 @@ def build_engine(
     last = made.record
     gate.refuse(made.verdict, precision, last.key)
     folder = out if out is not None else Path("engines") / name
-    path = engine_path(folder, made.planned.source, precision, builder.stage.engine_file)
+    path = folder / f"{name}{Path(builder.stage.engine_file).suffix}"
     spec = from_json(EngineSpec, json.loads(store.read(last.outputs[work.ENGINE_SPEC_FILE].sha256)))
     _say_what_goes(path, spec)
     hand_out(store, made.engine.sha256, path)
@@ -185,21 +183,6 @@ def build_engine(
         store.set_ref(f"{name}-{builder.name}-gate", made.verdict.key)
     store.remove_ref(refused)
     return Engine(path, spec, last.key, made.results, made.verdict, trade, pick)
-
-
-def engine_name(source: ModelSource, precision: str) -> str:
-    """Name the engines of a model in a precision; a model that is called after it already is not called so twice."""
-    told = re.fullmatch(rf"(.*[-_. ])?{precision}", source.name, re.IGNORECASE | re.DOTALL)
-    return source.name if told else f"{source.name}-{precision}"
-
-
-def engine_path(folder: Path, source: ModelSource, precision: str, file: str) -> Path:
-    """Return where a file of an engine (`file` tells its ending) goes in a folder, never onto the model itself."""
-    path = folder / f"{engine_name(source, precision)}{Path(file).suffix}"
-    with suppress(OSError):  # nothing is there yet; any other trouble shows when it is written
-        if path.samefile(source.path):
-            return path.with_name(f"{source.name}-{precision}{path.suffix}")
-    return path
 
 
 def _say_what_goes(path: Path, spec: EngineSpec) -> None:

@@ -111,11 +111,6 @@ def test_a_half_precision_source_is_nothing_else(run: Run, here: Path, warm: Pat
     assert run("artifacts.export", *common[1:], "--kind", "onnx", "--out", "x", store=here.parent / "store").out == (
         "x/half-fp16.onnx\n"
     )
-    shutil.move(here / "half.onnx", here / "half-fp16.onnx")
-    common = (*common[:-1], "half-fp16.onnx")
-    assert run(*common, store=here.parent / "store").out == "engines/half-fp16/half-fp16.onnx\n"
-    exported = run("artifacts.export", *common[1:], "--kind", "engine", "--out", ".", store=here.parent / "store")
-    assert exported.out == "half-fp16-fp16.onnx\n"  # the model itself has the shorter name here
 
 
 def test_calibration_pictures_that_cannot_be_read(run: Run, here: Path, warm: Path) -> None:

@@ -129,39 +129,6 @@ def test_another_precision_is_refused(run: Build, asked: str) -> None:
     )
 
 
-@pytest.mark.parametrize(
-    ("name", "called"),
-    [
-        ("yolov5n-fp16", "yolov5n-fp16"),
-        ("yolov5n_FP16", "yolov5n_FP16"),
-        ("fp16", "fp16"),
-        ("yolov5nfp16", "yolov5nfp16-fp16"),
-        ("fp16-v2", "fp16-v2-fp16"),
-        ("yolov5n-fp32", "yolov5n-fp32-fp16"),
-    ],
-)
-def test_a_model_that_is_called_after_its_precision_is_not_called_so_twice(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, called: str
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    weights = tmp_path / f"{name}.txt"
-    weights.write_text("1 1")
-    wanted = BuildSettings(weights=weights, imgsz=(32, 64))
-    engine = build_engine(wanted, store=store, stages=_stages("fp16"))
-    assert engine.path == Path("engines") / called / f"{called}.bin"
-    assert f"{called}-onnxruntime" in store.refs()
-
-
-def test_an_engine_never_takes_the_place_of_its_model(store: Store, tmp_path: Path) -> None:
-    weights = tmp_path / "yolov5n-fp16.bin"
-    weights.write_text("1 1")
-    wanted = BuildSettings(weights=weights, imgsz=(32, 64), exporter="text")
-    for _ in range(2):
-        engine = build_engine(wanted, store=store, stages=_stages("fp16"), out=tmp_path)
-        assert engine.path.name == "yolov5n-fp16-fp16.bin"
-    assert weights.read_text() == "1 1"
-
-
 def test_a_type_that_exports_cannot_be_checked_in_is_refused_in_words(run: Build) -> None:
     before = RUNS["export"]
     for asked in (None, "bf16", "fp32", "auto"):

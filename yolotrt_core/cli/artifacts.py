@@ -16,7 +16,7 @@ from yolotrt_core.calibration_cache import CALIBRATORS, cache_from_ranges, versi
 from yolotrt_core.cli import build
 from yolotrt_core.cli.tables import print_table
 from yolotrt_core.cli.tasks import Flag, Given, make_task, stage_flags
-from yolotrt_core.engine import STORE_VARIABLE, engine_path, hand_out, open_store, plan_build
+from yolotrt_core.engine import STORE_VARIABLE, hand_out, open_store, plan_build
 from yolotrt_core.errors import ArtifactError, UsageError
 from yolotrt_core.options import nearest
 from yolotrt_core.ranges import ranges_from_json
@@ -322,7 +322,7 @@ def _export(stages: Registry, given: Given) -> None:
     if not made:
         raise UsageError(f"a build of these settings has no {kind}", hint=f"precision is {planned.request.precision}")
     record = made[-1]
-    target = engine_path(user_path(folder), planned.source, planned.request.precision, wanted)
+    target = user_path(folder) / f"{planned.source.name}-{planned.request.precision}{Path(wanted).suffix}"
     if kind == "ranges":
         target = target.with_name(f"{planned.source.name}-ranges.json")
     if kind == "cache":
