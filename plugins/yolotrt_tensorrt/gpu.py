@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import logging
 import math
+import threading
 from collections import defaultdict, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -78,6 +79,8 @@ class Gpu:
 
     Attributes:
         name: as the driver says. capability: e.g. (9, 0). shared_bytes: most shared memory one block may use.
+        recording: held while a graph is recorded, and while that is done which waits for the whole device or may: it
+            would break the recording, and fail.
     """
 
     def __init__(self, ordinal: int) -> None:
@@ -91,6 +94,7 @@ class Gpu:
         self.shared_bytes: int = device.get_attribute(cuda.device_attribute.MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)
         version = cuda.get_driver_version()
         self.driver = f"{version // 1000}.{version % 1000 // 10}"
+        self.recording = threading.Lock()
         self._current = _Current(cuda, device.retain_primary_context())
         self._copy = driver.copy_to_device()
         self._copy_rows = {locked: driver.copy_rows_to_device(page_locked=locked) for locked in (False, True)}

@@ -317,6 +317,8 @@ class Lane:
         enqueue()
 
     def _record(self, recorded: _Recorded, enqueue: Callable[[], None]) -> Graph | None:
+        if not self._gpu.recording.acquire(blocking=False):  # the next batch will do
+            return None
         try:
             return Graph(self._stream.handle, enqueue)
         except (StageError, self._gpu.cuda.Error) as err:
@@ -328,6 +330,8 @@ class Lane:
                 _log.warning("running without a CUDA graph: %s", err)
                 self.graph = "none"
             return None
+        finally:
+            self._gpu.recording.release()
 
     def _drop_decodings(self) -> None:
         for recorded in self._recorded.values():

@@ -243,7 +243,7 @@ class EngineSession:
 
     def _make_lane(self) -> Lane:
         try:
-            with self.gpu.current():
+            with self.gpu.recording, self.gpu.current():
                 return Lane(self._shared, use_graph=self._options.cuda_graph)
         except Exception as err:  # pycuda and TensorRT raise their own errors
             raise self._explained(err, self._most_images) from err

@@ -184,6 +184,7 @@ def fake_gpu(cuda: FakeCuda) -> Gpu:
     device = cuda.Device(0)
     gpu.cuda, gpu.ordinal, gpu.name, gpu.capability, gpu.driver = cuda, 0, "Fake GPU", (9, 0), "13.0"
     gpu.shared_bytes = 64 << 10
+    gpu.recording = threading.Lock()
     gpu._current = _Current(cuda, device.retain_primary_context())
 
     def copy(target: int, source: int, size: int, stream: int) -> int:

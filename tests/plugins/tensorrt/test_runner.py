@@ -210,6 +210,35 @@ def test_a_recording_that_fails_is_tried_again_and_given_up_in_the_end(
         monkeypatch.setattr(FakeGraph, "fails", None)
 
 
+def test_nothing_is_recorded_while_a_lane_is_made(emulated: Emulated, monkeypatch: pytest.MonkeyPatch) -> None:
+    frames = pictures(1)
+    wanted = expected(frames)
+    opened = Opened(emulated, monkeypatch, in_flight=1)
+    made = FakeGraph.made
+    with opened.session as session:
+        with opened.gpu.recording:
+            for _ in range(5):
+                same(session.detect(frames, PROGRAM, CHOSEN), wanted)
+            assert FakeGraph.made == made
+        for _ in range(3):
+            same(session.detect(frames, PROGRAM, CHOSEN), wanted)
+        assert FakeGraph.made == made + 1
+        assert session.graph == "capture"
+        held: list[bool] = []
+        new_context = opened.plan.new_context
+
+        def noted(**how: Any) -> Any:
+            held.append(opened.gpu.recording.locked())
+            return new_context(**how)
+
+        monkeypatch.setattr(opened.plan, "new_context", noted)
+        another = session._make_lane()
+        with opened.gpu.current():
+            another.close()
+        assert held == [True]
+        assert not opened.gpu.recording.locked()
+
+
 def test_pinned_memory_is_lent_again_only_when_nobody_holds_it(opened: Opened) -> None:
     session, frames = opened.session, pictures(4)
     wanted = expected(frames)
