@@ -339,10 +339,10 @@ class _StoppedAtOnce(Exception):  # noqa: N818 - nothing went wrong
 def _until(interrupt: Interrupt, frames: Iterable[NDArray[np.uint8]]) -> Iterator[NDArray[np.uint8]]:
     begun = False
     for frame in frames:
-        if interrupt.requested and not begun:
-            raise _StoppedAtOnce
         if interrupt.requested:
-            return
+            if begun:
+                return
+            raise _StoppedAtOnce
         begun = True
         yield frame
 

@@ -104,7 +104,7 @@ def check(session: Session, reference: Path, options: ParityOptions) -> Mapping[
     with np.load(reference, allow_pickle=False) as arrays:
         expected = {name: arrays[name] for name in arrays.files}
     images = expected.pop("images")
-    tolerance = options.of(None).tolerance or 0.0
+    tolerance = _TOLERANCE if options.tolerance is None else options.tolerance
     limit = max(tolerance, float(expected.pop("tolerance", tolerance)))
     differences = compare(expected, session.infer(images))
     worst = differences[0]

@@ -8,8 +8,8 @@ from yolotrt_core.types import PRECISIONS, Precision
 from yolotrt_onnx.graph import constant_value
 
 _HEAVY = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
-# These compute with integers themselves, without Q/DQ nodes around them.
-_SUMS = frozenset({"ConvInteger", "MatMulInteger"})  # and these hand out sums of codes
+# These compute with integers themselves, without Q/DQ nodes around them; some hand out the sums unscaled.
+_SUMS = frozenset({"ConvInteger", "MatMulInteger"})
 _INTEGER = frozenset({"QLinearConv", "QLinearMatMul"}) | _SUMS
 # What may stand between a cast or a DequantizeLinear and what reads it; the values stay.
 _MOVES = frozenset(

@@ -13,7 +13,7 @@ from typing import Any
 
 import invoke
 
-from yolotrt_core.cli.build import ENGINES, meant_flag
+from yolotrt_core.cli.build import meant_flag
 from yolotrt_core.cli.detect import camera_hint
 from yolotrt_core.cli.tasks import RepeatedArgument, error_text
 from yolotrt_core.errors import UsageError
@@ -157,12 +157,9 @@ def _flag_hint(name: str, token: str, flags: Mapping[str, invoke.Argument], rest
 
 def _word_hint(name: str, token: str, flags: Mapping[str, invoke.Argument], names: set[str]) -> str:
     """Say what a word was probably meant as that no task can take: a model, an engine, a data set or another task."""
-    meant = "--weights"
-    for flag, endings in (("--engine", ENGINES), ("--data", (".yaml", ".yml", ".json"))):
-        if flag in flags and token.lower().endswith(endings):
-            meant = flag
-    is_wrong = meant == "--weights" and token.lower().endswith(ENGINES)
-    hints = [f"pass `{meant} {shown(token)}`"] if meant in flags and not is_wrong else []
+    is_data = "--data" in flags and token.lower().endswith((".yaml", ".yml", ".json"))
+    meant = "--data" if is_data else meant_flag(token) or "--weights"
+    hints = [f"pass `{meant} {shown(token)}`"] if meant in flags else []
     if (task := nearest(token, sorted(names))).startswith("did you mean"):
         hints.append(task)
     return ", or ".join(hints) or f"`{name} --help` lists the flags"

@@ -118,8 +118,10 @@ def _existing(given: Given) -> Store:
     with reporting(store.root):
         if named is None or store.exists():
             return store
-        what = "the folder holds none" if store.root.is_dir() else "there is no such folder"
-        what = "it is a file" if store.root.is_file() else what
+        root = store.root
+        what = (
+            "the folder holds none" if root.is_dir() else "it is a file" if root.exists() else "there is no such folder"
+        )
     raise ArtifactError(
         f"{named} expects an artifact store, but `{store.root}` is none: {what}",
         hint="correct the path; the first `build` with it would make the store there",

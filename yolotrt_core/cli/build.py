@@ -65,7 +65,7 @@ RUN_SETTINGS = tuple(
     else f
     for f in SETTINGS
 )
-ENGINES = (".engine", ".plan", ".trt")  # endings that are no model's
+_ENGINES = (".engine", ".plan", ".trt")  # endings that are no model's
 _MODELS = (".pt", ".pth", ".onnx", ".pb", ".tflite", ".keras", ".h5")
 _OWN = (
     Flag("out", "Folder for the engine and its spec (default ./engines/NAME-PRECISION/)"),
@@ -164,12 +164,14 @@ def build_settings(stages: Registry, given: Given) -> BuildSettings:
 
 def meant_flag(word: str) -> str | None:
     """Return the flag for a file that is a model or an engine by its ending; None for all else."""
-    return next((f for f, ends in (("--engine", ENGINES), ("--weights", _MODELS)) if word.lower().endswith(ends)), None)
+    return next(
+        (f for f, ends in (("--engine", _ENGINES), ("--weights", _MODELS)) if word.lower().endswith(ends)), None
+    )
 
 
 def _refuse_engine(weights: str | None, *, can_run: bool) -> None:
     """Refuse an engine in the place of the model it is made of."""
-    if weights is not None and weights.lower().endswith(ENGINES) and not user_path(weights).is_dir():
+    if weights is not None and meant_flag(weights) == "--engine" and not user_path(weights).is_dir():
         raise UsageError(
             f"`--weights` expects a model, and `{weights}` is an engine by its ending",
             hint=f"pass `--engine {weights}`" if can_run else "pass the model that it was built from",

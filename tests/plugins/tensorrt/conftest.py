@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import trt_wheels
+from kernel_emulation import Emulated, compiled
 
 from yolotrt_core.testing import MemorySideCache
 from yolotrt_core.types import ModelSpec, OnnxModel, TensorSpec
@@ -22,6 +23,12 @@ import json, sys
 from pathlib import Path
 from trt_build import *
 """
+
+
+@pytest.fixture(scope="session")
+def emulated(tmp_path_factory: pytest.TempPathFactory) -> Emulated:
+    """The kernels for float32, running on the CPU."""
+    return compiled("float32", tmp_path_factory.mktemp("kernels"))
 
 
 @pytest.fixture

@@ -14,77 +14,17 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from fake_gpu import FakeCuda, FakeGraph, FakePlan, fake_gpu, fake_kernels
-from head_reference import Result, reference
+from fake_gpu import FakeCuda
 from kernel_emulation import Emulated, compiled
+from stand_in import CHOSEN, CLASSES, PROGRAM, SIDE, Opened, expected, network, pictures, same
 
 from yolotrt_core.errors import StageError, UsageError
 from yolotrt_core.frames import Nv12Frame
-from yolotrt_core.layout import Layout, layout_of, with_channels
 from yolotrt_core.letterbox import preprocess
 from yolotrt_core.stages import DetectingSession, DeviceProgram, Session
-from yolotrt_core.types import Detections, EngineSpec, ModelSpec, Selection, TensorSpec
-from yolotrt_tensorrt import TensorRTOptions, graphs, lane, runner
+from yolotrt_core.types import Detections
+from yolotrt_tensorrt import runner
 from yolotrt_tensorrt.decoding import Decoding
-from yolotrt_tensorrt.runner import EngineSession
-
-SIDE = 32
-CLASSES = 3
-ROWS = 40
-CHOSEN = Selection(conf=0.05, max_det=20)
-PROGRAM = DeviceProgram("output0", CLASSES, "// compiled by the test")
-SPEC = ModelSpec(
-    (TensorSpec("images", "float32", (2, 3, SIDE, SIDE)),),
-    (TensorSpec("output0", "float32", (2, ROWS, 5 + CLASSES)),),
-    ("a", "b", "c"),
-    (8, 16, 32),
-)
-
-
-def network(images: np.ndarray) -> np.ndarray:
-    """Boxes that depend on the picture: where they lie and how sure they are."""
-    if layout_of(images.shape) == "nhwc":
-        images = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
-    rng = np.random.default_rng(0)
-    raw = np.tile(rng.uniform(0, 1, (1, ROWS, 5 + CLASSES)).astype(np.float32), (len(images), 1, 1))
-    raw[:, :, :4] *= SIDE / 2
-    raw[:, :, 0] += 10 * images[:, 0, 3, 3][:, None]
-    raw[:, :, 4] *= images.mean(axis=(1, 2, 3))[:, None]
-    return raw
-
-
-@pytest.fixture(scope="module")
-def emulated(tmp_path_factory: pytest.TempPathFactory) -> Emulated:
-    return compiled("float32", tmp_path_factory.mktemp("kernels"))
-
-
-class Opened:
-    """A session with what it stands on."""
-
-    def __init__(
-        self,
-        emulated: Emulated,
-        monkeypatch: pytest.MonkeyPatch,
-        batch: int = 2,
-        layout: Layout = "nchw",
-        recorded: bool = True,
-        **options: Any,
-    ) -> None:
-        self.cuda = FakeCuda()
-        self.gpu = fake_gpu(self.cuda)
-        loaded: list[Layout] = []
-
-        def load(*_: object, layout: Layout | None = None) -> object:
-            loaded.extend([layout] if layout else [])
-            return fake_kernels(emulated, self.cuda)
-
-        monkeypatch.setattr(runner, "load_kernels", load)
-        monkeypatch.setattr(graphs, "available", lambda: recorded)
-        monkeypatch.setattr(lane, "Graph", FakeGraph)
-        self.plan = FakePlan(with_channels(batch, SIDE, SIDE, layout), 5 + CLASSES, network, "float32")
-        spec = EngineSpec(SPEC, "fp32", "tensorrt", {})
-        self.session = EngineSession(self.gpu, self.plan, spec, TensorRTOptions(**options), side_cache=None)  # type: ignore[arg-type]
-        assert loaded == [layout]
 
 
 @pytest.fixture(params=[True, False], ids=["recorded", "launched one by one"])
@@ -95,27 +35,6 @@ def opened(emulated: Emulated, monkeypatch: pytest.MonkeyPatch, request: pytest.
     held.session.close()
     assert held.cuda.live == 0
     assert getattr(held.cuda.current, "depth", 0) == 0
-
-
-def pictures(count: int, seed: int = 0) -> list[np.ndarray]:
-    rng = np.random.default_rng(seed)
-    sizes = rng.integers(5, 60, (count, 2))
-    return [rng.integers(0, 256, (h, w, 3), dtype=np.uint8) for h, w in sizes]
-
-
-def expected(frames: list[np.ndarray]) -> list[Result]:
-    images, geometry = preprocess(frames, (SIDE, SIDE))
-    raw = network(images)
-    return [reference(r, g.source, (SIDE, SIDE), CHOSEN) for r, g in zip(raw, geometry, strict=True)]
-
-
-def same(found: list[Detections], wanted: list[Result]) -> None:
-    assert len(found) == len(wanted)
-    for ours, theirs in zip(found, wanted, strict=True):
-        np.testing.assert_array_equal(ours.boxes, theirs.boxes)
-        np.testing.assert_array_equal(ours.scores, theirs.scores)
-        np.testing.assert_array_equal(ours.class_ids, theirs.class_ids)
-        assert ours.truncated == theirs.truncated
 
 
 def test_it_is_a_session_that_detects(opened: Opened) -> None:
@@ -169,74 +88,6 @@ def test_big_frames_travel_without_the_rows_nobody_reads(opened: Opened, size: t
     (wanted,) = expected([frame])
     for source in (frame, opened.session.pinned_copy(frame), strided):
         same(opened.session.detect([source, source], PROGRAM, CHOSEN), [wanted, wanted])
-
-
-def test_every_batch_is_described_to_the_kernels_as_it_is(emulated: Emulated, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One lane, whose frames lie at one address, is told again whenever size, count or selection change."""
-    opened = Opened(emulated, monkeypatch, in_flight=1)
-    rng = np.random.default_rng(9)
-    tall, wide = (rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in [(40, 20), (20, 40)])
-    few = Selection(conf=0.05, max_det=2)
-    with opened.session as session:
-        for frames in ([tall], [wide], [wide], [tall, wide], [wide, tall], [tall]):
-            wanted = expected(frames)
-            same(session.detect(frames, PROGRAM, CHOSEN), wanted)
-            assert [len(d) for d in session.detect(frames, PROGRAM, few)] == [min(2, len(w.scores)) for w in wanted]
-
-
-def test_a_recording_that_fails_is_tried_again_and_given_up_in_the_end(
-    emulated: Emulated, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    frames = pictures(1)
-    wanted = expected(frames)
-    for failure in (StageError("CUDA graph: CUDA_ERROR_STREAM_CAPTURE_INVALIDATED"), FakeCuda.Error("capturing")):
-        with Opened(emulated, monkeypatch, in_flight=1).session as session:
-            monkeypatch.setattr(FakeGraph, "fails", failure)
-            for _ in range(2):
-                same(session.detect(frames, PROGRAM, CHOSEN), wanted)
-            monkeypatch.setattr(FakeGraph, "fails", None)
-            made, launched = FakeGraph.made, FakeGraph.launched
-            for _ in range(4):
-                same(session.detect(frames, PROGRAM, CHOSEN), wanted)
-            assert (FakeGraph.made - made, FakeGraph.launched - launched) == (1, 4)
-            assert not caplog.records
-        with Opened(emulated, monkeypatch, in_flight=1).session as session:
-            monkeypatch.setattr(FakeGraph, "fails", failure)
-            for _ in range(5):
-                same(session.detect(frames, PROGRAM, CHOSEN), wanted)
-            assert session.graph == "none"
-        assert [r.message for r in caplog.records] == [f"running without a CUDA graph: {failure}"]
-        caplog.clear()
-        monkeypatch.setattr(FakeGraph, "fails", None)
-
-
-def test_nothing_is_recorded_while_a_lane_is_made(emulated: Emulated, monkeypatch: pytest.MonkeyPatch) -> None:
-    frames = pictures(1)
-    wanted = expected(frames)
-    opened = Opened(emulated, monkeypatch, in_flight=1)
-    made = FakeGraph.made
-    with opened.session as session:
-        with opened.gpu.recording:
-            for _ in range(5):
-                same(session.detect(frames, PROGRAM, CHOSEN), wanted)
-            assert FakeGraph.made == made
-        for _ in range(3):
-            same(session.detect(frames, PROGRAM, CHOSEN), wanted)
-        assert FakeGraph.made == made + 1
-        assert session.graph == "capture"
-        held: list[bool] = []
-        new_context = opened.plan.new_context
-
-        def noted(**how: Any) -> Any:
-            held.append(opened.gpu.recording.locked())
-            return new_context(**how)
-
-        monkeypatch.setattr(opened.plan, "new_context", noted)
-        another = session._make_lane()
-        with opened.gpu.current():
-            another.close()
-        assert held == [True]
-        assert not opened.gpu.recording.locked()
 
 
 def test_pinned_memory_is_lent_again_only_when_nobody_holds_it(opened: Opened) -> None:
