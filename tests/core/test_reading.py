@@ -81,8 +81,8 @@ def test_a_device_decodes_what_it_can_and_opencv_the_rest(files: list[Path], mon
     found = list(reading.decode_ahead(files, detector))  # type: ignore[arg-type]
     assert detector.asked == 60
     on_device = [one for one in found if isinstance(one, OnDevice)]
-    # Of groups of 32 and 28 it leaves 7 and 6; and the broken, the missing and the PNG file, which none of those is.
-    assert len(on_device) == 60 - 13 - 3
+    # Of groups of 16, 16, 16 and 12 it leaves 4, 4, 4 and 3, the missing file among them; and the broken and the PNG.
+    assert len(on_device) == 60 - 15 - 2
     assert_as_read_here([one.to_host() if isinstance(one, OnDevice) else one for one in found], files)  # type: ignore[misc]
 
 
