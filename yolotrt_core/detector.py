@@ -95,7 +95,7 @@ class Detector:
         weights: str | Path | None = None,
         *,
         engine: str | Path | None = None,
-        store: Path | Store | None = None,
+        store: str | Path | Store | None = None,
         stages: Registry | None = None,
         **settings: Any,
     ) -> Detector:

@@ -115,8 +115,8 @@ def build(
     weights: str | Path | None = None,
     *,
     precision: Precision | Literal["auto"] | None = None,
-    out: Path | None = None,
-    store: Path | Store | None = None,
+    out: str | Path | None = None,
+    store: str | Path | Store | None = None,
     force: bool = False,
     stages: Registry | None = None,
     **settings: Any,
@@ -140,7 +140,8 @@ def build(
         YolotrtError: see `yolotrt_core.errors`.
     """
     wanted = BuildSettings(weights=weights, precision=precision, **settings)
-    return build_engine(wanted, store=open_store(store), stages=stages or Registry.discover(), out=out, force=force)
+    folder = None if out is None else user_path(out)
+    return build_engine(wanted, store=open_store(store), stages=stages or Registry.discover(), out=folder, force=force)
 
 
 def build_engine(
@@ -353,7 +354,7 @@ def read_engine_spec(engine: Path) -> EngineSpec:
     return spec
 
 
-def open_store(store: Path | Store | None = None) -> Store:
+def open_store(store: str | Path | Store | None = None) -> Store:
     """Return the store to use: the given one, or the default."""
     return store if isinstance(store, Store) else Store(store or default_store())
 

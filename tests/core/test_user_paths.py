@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from fake_stages import fake_plugin
 from yolotrt_core import dataset, engine, pictures, sources
 from yolotrt_core.detector import Detector
 from yolotrt_core.errors import UsageError
+from yolotrt_core.registry import Registry
 from yolotrt_core.store.store import Store
 from yolotrt_core.user_paths import existing_path, user_path
 
@@ -83,3 +85,16 @@ def test_only_one_place_finds_home_folders() -> None:
         if any(word in path.read_text(encoding="utf-8") for word in ("expanduser", "Path.home"))
     }
     assert found == {"user_paths.py"}
+
+
+def test_python_programs_may_give_folders_as_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "model.txt").write_text("2 3")
+    stages = Registry.of(fake_plugin())
+    given = {"store": "~/store", "imgsz": (32, 64), "precision": "fp16"}
+    built = engine.build("~/model.txt", out="~/out", stages=stages, **given)
+    assert built.path.parent == tmp_path / "out"
+    assert built.path.is_file()
+    with Detector.open("~/model.txt", stages=stages, **given) as opened:
+        assert opened.spec == built.spec
+    assert (tmp_path / "store").is_dir()

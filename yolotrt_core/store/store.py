@@ -52,7 +52,7 @@ class Store:
         root: the store's folder; made when something is first written.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: str | Path) -> None:
         self.root = Path(os.path.abspath(user_path(root)))  # noqa: PTH100 - `resolve` would read the disk
         self._guard = threading.Lock()
         self._opened: tuple[tuple[int, int, int], ReadingCache] | None = None
