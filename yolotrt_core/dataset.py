@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from yolotrt_core.errors import UsageError
-from yolotrt_core.labels import labels_in_order
+from yolotrt_core.labels import labels_in_order, numbered_labels
 from yolotrt_core.options import nearest
 from yolotrt_core.pictures import PICTURES
 from yolotrt_core.types import number_from_json
@@ -61,7 +61,7 @@ class LabeledPicture:
 
 @dataclass(frozen=True, slots=True)
 class DataSet:
-    """Pictures in a fixed order, with the names of their classes where the data set tells them."""
+    """Pictures in a fixed order, with the names of their classes (stand-ins if only their number is told), if any."""
 
     path: Path
     pictures: tuple[LabeledPicture, ...]
@@ -145,8 +145,8 @@ def list_pictures(
         hint: what to say was expected, where labels may not matter.
 
     Returns:
-        Files, their names, and the class names (empty if not told). A name is relative to the data set; of a file
-        outside it, the last parts of its path, as few as tell all of them apart.
+        Files, their names, and the class names (stand-ins if only their number is told, else empty). A file's name is
+        relative to the data set; outside it, the last parts of its path, as few as tell all of them apart.
 
     Raises:
         UsageError: nothing there, not YAML, no such part, no picture, or names of classes that are none.
@@ -168,11 +168,24 @@ def list_pictures(
     if not places:
         raise UsageError(f"`{path}` names no pictures for `{part}`", hint=f"it has {', '.join(map(str, described_as))}")
     places = [str(p) for p in (places if isinstance(places, list) else [places])]
-    return *_sorted_pictures([base / p for p in places], base, hint), _class_names(described_as, path)
+    return *_sorted_pictures([_place(base, p) for p in places], base, hint), _class_names(described_as, path)
+
+
+def _place(base: Path, text: str) -> Path:
+    """Return where a part's pictures are.
+
+    Roboflow's exports say `../train/images` of a folder that lies beside the description itself.
+    """
+    place, inside = base / text, base / text.removeprefix("../")
+    return inside if existing_path(place) is None and existing_path(inside) is not None else place
 
 
 def _class_names(described_as: Mapping[str, Any], path: Path) -> tuple[str, ...]:
-    told = described_as.get("names")
+    told, classes = described_as.get("names"), described_as.get("nc")
+    if told is None and classes is not None:
+        if not isinstance(classes, int) or not 0 < classes < _MOST_CLASSES:
+            raise UsageError(f"`nc` of `{path}` is no number of classes: found `{str(classes)[:60]}`")
+        return numbered_labels(classes)
     names = () if told is None else labels_in_order(told)
     if names is None:
         raise UsageError(
@@ -362,6 +375,6 @@ def _image_root(path: Path, names: Sequence[str]) -> Path:
 def _refuse_other_classes(names: Sequence[str], labels: Sequence[str], path: Path) -> None:
     if names and len(names) != len(labels):
         raise UsageError(
-            f"`{path}` has {len(names)} classes, the model has {len(labels)}",
+            f"`{path}` has {counted(len(names), 'class')}, the model has {len(labels)}",
             hint="is this the data set the model was trained for?",
         )

@@ -84,7 +84,7 @@ class Names:
         is_video = _is_video(source)
         stem = source.stem if isinstance(source, Path) else pictures.live_name(source)
         ending = "" if self._mark else _ending(source)
-        for name in _numbered(stem):
+        for name in numbered(stem):
             if (is_video, name, ending) not in self._taken and not (is_video and name in self._like_frames):
                 break
         self._taken.add((is_video, name, ending))
@@ -119,7 +119,8 @@ def _ending(source: Path | str) -> str:
     return ".mp4" if isinstance(source, str) or pictures.is_video(source) else source.suffix
 
 
-def _numbered(stem: str) -> Iterator[str]:
+def numbered(stem: str) -> Iterator[str]:
+    """Yield a name, and then the same with 2, 3, ... behind it."""
     yield stem
     for number in count(2):
         yield f"{stem}-{number}"

@@ -38,6 +38,8 @@ _FEW = 0.05
 _PNG = b"\x89PNG\r\n\x1a\n"
 _CAMERA = re.compile(r"camera:(\d{1,3})")
 _CREDENTIALS = re.compile(r"(?<=://).*@")  # up to the last one: a password may hold any sign
+# Some cameras take them in the path: rtsp://HOST/user=admin&password=...
+_CREDENTIALS_IN_PATH = re.compile(r"(?i)(user|username|pass|passwd|password|pwd|token|key)=[^&/;?]*")
 _OPENCV_VERSION = re.compile(r"""^opencv_version\s*=\s*["']([^"']+)["']""", re.MULTILINE)
 _STREAMS = ("rtsp://", "rtsps://", "rtmp://", "http://", "https://", "udp://")
 
@@ -103,7 +105,7 @@ def shown(source: str | Path) -> str:
     if "://" not in text:
         return text
     address, query, _ = _CREDENTIALS.sub("***@", text).partition("?")
-    return address + ("?***" if query else "")
+    return _CREDENTIALS_IN_PATH.sub(r"\1=***", address) + ("?***" if query else "")
 
 
 def is_video(path: Path) -> bool:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 
 def counted(number: object, noun: str) -> str:
-    """Return `1 picture`, `2 pictures`, `2 boxes`."""
-    ending = "" if number == 1 else "es" if noun.endswith("x") else "s"
+    """Return `1 picture`, `2 pictures`, `2 boxes`, `2 classes`."""
+    ending = "" if number == 1 else "es" if noun.endswith(("s", "x")) else "s"
     return f"{number} {noun}{ending}"
 
 

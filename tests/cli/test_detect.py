@@ -128,15 +128,17 @@ def test_of_many_files_the_sum_is_shown(run: Run, warm: Path, tmp_path: Path) ->
     common = ("detect", "--builder", "onnxruntime", "--annotate", "off")
     ran = run(*common, str(pics), store=warm / "store")
     assert ran.code == 0, ran.err
-    heading, *rows = ran.out.splitlines()
-    assert heading.split() == ["file", "found", "written"]
+    heading, *rows, _, last = ran.out.splitlines()
+    assert heading.split() == ["class", "found", "in", "files"]
     images = json.loads((tmp_path / "here" / "detections" / "detections.json").read_text())["images"]
     one = Counter(d["label"] for d in images[0]["detections"])
     assert len(one) > 3
-    (row,) = rows
-    assert re.fullmatch(r"101 files +(.*?) +detections", row)
-    for label, count in one.items():
-        assert f" {101 * count} {label}" in row
+    assert [re.split(r" {2,}", row) for row in rows] == [[n, str(101 * k), "101"] for n, k in one.most_common()]
+    assert last == f"{101 * one.total()} objects in 101 files; written to detections"
+    ran = run(*common, "--max-det", "1", str(pics), store=warm / "store")
+    assert f"101 objects in 101 files, {101 * (one.total() - 1)} more cut off by --max-det" in ran.out
+    ran = run(*common, "--conf", "1", str(pics), store=warm / "store")
+    assert ran.out == "0 objects in 101 files; written to detections\n"
     (pics / "100.jpg").unlink()
     ran = run(*common, str(pics), store=warm / "store")
     assert len(ran.out.splitlines()) == 101

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from yolotrt_core import pictures
+from yolotrt_core.cli import detect
 from yolotrt_core.sources import sample_path
 
 from .conftest import COMMANDS, ROOT, Ran
@@ -92,6 +93,20 @@ def _ended(running: subprocess.Popen[str], number: signal.Signals) -> Ran:
     return Ran(running.returncode, out, err)
 
 
+def _recorded(running: subprocess.Popen[str], here: Path) -> Path:
+    """Wait for the one folder of a recording."""
+    folders: list[Path] = []
+
+    def there() -> bool:
+        folders[:] = (here / "detections").glob("*")
+        return bool(folders)
+
+    _until(running, there)
+    (folder,) = folders
+    assert re.fullmatch(r"stream-127\.0\.0\.1-\d{8}-\d{6}", folder.name)
+    return folder
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize(
     ("frames", "number", "code"),
@@ -109,7 +124,7 @@ def test_what_was_recorded_is_kept(
 ) -> None:
     here, watched = tmp_path / "here", camera(frames)
     running = _detect(command, here, warm / "store", watched.address, "--json", stderr=subprocess.PIPE)
-    out = here / "detections"
+    out = _recorded(running, here)
     if frames == ENDLESS:
         _until(running, lambda: any(film.stat().st_size for film in out.glob(".partial-*.mp4")))
     else:  # fewer than are taken together: the film begins when it ends
@@ -180,3 +195,14 @@ def test_how_to_end_it_stays_in_sight(warm: Path, tmp_path: Path, camera: Callab
     running.kill()
     running.communicate()
     os.close(ours)
+
+
+def test_recordings_of_one_second_have_a_folder_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "strftime", lambda form: "now")
+    with detect._recording("rtsp://cam/1", tmp_path, new=True) as first:
+        with detect._recording("rtsp://cam/2", tmp_path, new=True) as second:
+            (second / "film.mp4").touch()
+        assert (first.name, second.name) == ("stream-cam-now", "stream-cam-now-2")
+    assert list(tmp_path.iterdir()) == [second], "nothing was recorded in the first"
+    with detect._recording("rtsp://cam/1", tmp_path, new=False) as given:
+        assert given == tmp_path

@@ -60,6 +60,24 @@ def test_a_description_without_names(yolo: Path, names: str) -> None:
     assert dataset.read(_yaml(yolo, f"val: images/val\n{names}\n"), LABELS).labels == ()
 
 
+def test_a_description_that_tells_only_how_many_classes_there_are(yolo: Path) -> None:
+    assert len(dataset.read(_yaml(yolo, "val: images/val\nnc: 2\n"), LABELS).labels) == 2
+    with pytest.raises(UsageError, match="has 1 class, the model has 2"):
+        dataset.read(_yaml(yolo, "val: images/val\nnc: 1\n"), LABELS)
+
+
+def test_a_part_beside_the_description_may_be_called_as_roboflow_does(yolo: Path) -> None:
+    own = yolo / "set"
+    own.mkdir()
+    for kind in ("images", "labels"):
+        (yolo / kind).rename(own / kind)
+    described = _yaml(own, "val: ../images/val\n")
+    assert dataset.read(described, LABELS).boxes == 2
+    (yolo / "images" / "val").mkdir(parents=True)
+    with pytest.raises(UsageError, match="no picture in"):  # what is meant literally goes first
+        dataset.read(described, LABELS)
+
+
 def _pictures(folder: Path, *names: str) -> Path:
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -224,6 +242,7 @@ def test_a_line_that_is_no_label(yolo: Path, line: str) -> None:
         (f"val: {'x' * 300}", "file name too long"),
         ("val: images/val\nnames: 3", "`names` of `.*` are no class names: found `3`"),
         ("val: images/val\nnames: cat", "are no class names: found `cat`"),
+        ("val: images/val\nnc: many", "`nc` of `.*` is no number of classes: found `many`"),
         ("val: images/val\nnames: {0: cat, dog: 1}", "are no class names"),
         ("val: images/val\nnames: {1: cat, 2: dog}", "are no class names"),
         ("val: 2020-13-45", "is not YAML"),

@@ -205,6 +205,20 @@ def test_no_error_tells_a_password(monkeypatch: pytest.MonkeyPatch) -> None:
         pictures.find("ftp://user:secret@cam/x")
 
 
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        ("rtsp://me:secret@cam:554/door?key=hidden", "rtsp://***@cam:554/door?***"),
+        ("rtsp://cam/user=admin&password=secret&channel=1", "rtsp://cam/user=***&password=***&channel=1"),
+        ("rtsp://cam/Token=secret/1", "rtsp://cam/Token=***/1"),
+        ("http://cam/door=1", "http://cam/door=1"),
+        ("pictures/key=1.jpg", "pictures/key=1.jpg"),
+    ],
+)
+def test_secrets_of_an_address_are_not_shown(address: str, shown: str) -> None:
+    assert pictures.shown(address) == shown
+
+
 def test_half_an_address_has_a_name() -> None:
     assert pictures.live_name("http://[::1") == "stream-unknown"
     assert pictures.live_name("http://[::1]:80/x") == "stream-__1"

@@ -8,7 +8,8 @@ from yolotrt_core.wording import counted, first_line, not_installed, printable
 
 
 @pytest.mark.parametrize(
-    ("number", "noun", "said"), [(1, "box", "1 box"), (2, "fp32 box", "2 fp32 boxes"), (0, "picture", "0 pictures")]
+    ("number", "noun", "said"),
+    [(1, "box", "1 box"), (2, "fp32 box", "2 fp32 boxes"), (3, "class", "3 classes"), (0, "picture", "0 pictures")],
 )
 def test_counted(number: int, noun: str, said: str) -> None:
     assert counted(number, noun) == said

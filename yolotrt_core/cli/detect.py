@@ -7,6 +7,7 @@ import difflib
 import json
 import logging
 import re
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -17,12 +18,12 @@ from yolotrt_core import pictures, results
 from yolotrt_core.cli import build
 from yolotrt_core.cli.tables import print_table
 from yolotrt_core.cli.tasks import Flag, Given, make_task, stage_flags
-from yolotrt_core.detecting import DetectionRun
+from yolotrt_core.detecting import DetectionRun, Summary
 from yolotrt_core.detector import Detector
 from yolotrt_core.errors import ArtifactError, UsageError
 from yolotrt_core.inputs import refuse_selection
 from yolotrt_core.interrupt import Interrupt, endable, interruptible
-from yolotrt_core.naming import Names
+from yolotrt_core.naming import Names, numbered
 from yolotrt_core.options import nearest, refuse_unknown
 from yolotrt_core.progress import progress
 from yolotrt_core.registry import KINDS, Registry
@@ -56,7 +57,10 @@ _OWN = (
         "json|coco|yolo: form of the results file (default json); coco: category_id is the model's class index",
     ),
     Flag("annotate", "on|off: write copies with the boxes drawn in; without them it is much faster (default on)"),
-    Flag("out", "Folder for annotated pictures and results (default ./detections/)"),
+    Flag(
+        "out",
+        "Folder for annotated pictures and results (default ./detections/; for a camera or stream a new folder in it)",
+    ),
     Flag("max_frames", "Stop a video or live source after this many frames (default: its end)"),
     Flag("show_timing", "Print the time of each step", switch=True),
     Flag("json", "Print one JSON document, see yolotrt_core/schemas/detect.json", switch=True),
@@ -97,7 +101,7 @@ def _detect(stages: Registry, given: Given) -> None:
         )
     out = user_path(given["out"] or "detections")
     annotate = build.switch("--annotate", asked.get("annotate", "on"))
-    names = Names(paths or [source], out, form)
+    names = Names(paths, out, form)
     if annotate:
         names.refuse_inputs()
     chosen = {f: getattr(settings, f) for f in settings.__slots__ if f != "weights"}
@@ -106,8 +110,8 @@ def _detect(stages: Registry, given: Given) -> None:
     ) as detector:
         selection = replace(selection, classes=class_ids(classes, detector.labels))
         refuse_selection(selection, detector.labels)
-        run = DetectionRun(detector, selection, form, names, annotate=annotate)
         if paths:
+            run = DetectionRun(detector, selection, form, names, annotate=annotate)
             with interruptible() as interrupt:
                 with _writing(out):
                     _files(run, paths, interrupt, most_frames)
@@ -116,12 +120,42 @@ def _detect(stages: Registry, given: Given) -> None:
                 if interrupt.requested and run.summaries:
                     _log.warning("stopped before the end: what was found until then is in `%s`", out)
         else:
-            with endable() as interrupt:
+            with endable() as interrupt, _recording(source, out, new=given["out"] is None) as out:
+                run = DetectionRun(detector, selection, form, Names([source], out, form), annotate=annotate)
                 with _writing(out):
                     _live(run, source, interrupt, most_frames)
                     run.finish()
                 _report(run, detector, given, form, out)
     run.refuse_unread()
+
+
+@contextlib.contextmanager
+def _recording(source: str, out: Path, *, new: bool) -> Iterator[Path]:
+    """Give the folder for what a live source shows; a new one, since what was recorded does not come again.
+
+    Args:
+        new: make one in `out`, named by the source and the time.
+    """
+    if not new:
+        yield out
+        return
+    name = f"{pictures.live_name(source)}-{time.strftime('%Y%m%d-%H%M%S')}"
+    with _writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+        folder = next(place for place in (out / one for one in numbered(name)) if _made(place))
+    try:
+        yield folder
+    finally:
+        with contextlib.suppress(OSError):  # it holds something, mostly
+            folder.rmdir()
+
+
+def _made(folder: Path) -> bool:
+    try:
+        folder.mkdir()
+    except FileExistsError:  # of another camera of the same host, in the same second
+        return False
+    return True
 
 
 def _paths(source: str) -> list[Path]:
@@ -171,19 +205,10 @@ def _report(run: DetectionRun, detector: Detector, given: Given, form: str, out:
     if given["json"]:
         print(results.one_to_a_line(run.document(), "images"), end="")
         return
-    rows = []
-    for s in run.summaries:
-        words = _found(s.classes, s.truncated, detector.labels)
-        words = words if s.frames is None else f"{counted(s.frames, 'frame')}: {words}"
-        rows.append((str(s.path), words, str(s.written)))
-    if len(rows) > _LISTED:
-        total: Counter[int] = Counter()
-        for s in run.summaries:
-            total.update(s.classes)
-        words = _found(total, sum(s.truncated for s in run.summaries), detector.labels)
-        rows = [(f"{len(rows)} files", words, str(out))]
-    if rows:
-        print_table(("file", "found", "written"), rows)
+    if len(run.summaries) > _LISTED:
+        _print_sum(run.summaries, detector.labels, out)
+    elif run.summaries:
+        print_table(("file", "found", "written"), [_row(s, detector.labels) for s in run.summaries])
     if given["show_timing"]:
         print()
         print_table(("step", "ms per frame"), [(k, str(v)) for k, v in run.milliseconds().items()])
@@ -193,9 +218,30 @@ def _report(run: DetectionRun, detector: Detector, given: Given, form: str, out:
             print_table(("step on the GPU", "ms, one frame alone"), [(k, f"{v:.3f}") for k, v in steps.items()])
 
 
-def _found(classes: Counter[int], truncated: int, labels: Sequence[str]) -> str:
-    words = ", ".join(f"{n} {labels[c]}" for c, n in sorted(classes.items())) or "nothing"
-    return words + (f" ({truncated} more cut off by --max-det)" if truncated else "")
+def _row(summary: Summary, labels: Sequence[str]) -> tuple[str, str, str]:
+    words = ", ".join(f"{n} {labels[c]}" for c, n in sorted(summary.classes.items())) or "nothing"
+    words += f" ({_cut_off(summary.truncated)})" if summary.truncated else ""
+    words = words if summary.frames is None else f"{counted(summary.frames, 'frame')}: {words}"
+    return str(summary.path), words, str(summary.written)
+
+
+def _print_sum(summaries: Sequence[Summary], labels: Sequence[str], out: Path) -> None:
+    total: Counter[int] = Counter()
+    files: Counter[int] = Counter()
+    for s in summaries:
+        total.update(s.classes)
+        files.update(s.classes.keys())
+    if total:
+        rows = [(labels[c], str(number), str(files[c])) for c, number in total.most_common()]
+        print_table(("class", "found", "in files"), rows)
+        print()
+    cut_off = sum(s.truncated for s in summaries)
+    words = f"{counted(sum(total.values()), 'object')} in {counted(len(summaries), 'file')}"
+    print(f"{words}{f', {_cut_off(cut_off)}' if cut_off else ''}; written to {out}")
+
+
+def _cut_off(boxes: int) -> str:
+    return f"{boxes} more cut off by --max-det"
 
 
 def selection_from(asked: Mapping[str, Any]) -> Selection:
