@@ -268,7 +268,7 @@ def build_request(settings: BuildSettings, source: ModelSource, *, one_size: boo
     if settings.precision == AUTO:
         raise UsageError("precision `auto` is many builds, not one", hint=f"name one of {', '.join(PRECISIONS)}")
     height, width = _size(settings.imgsz) or source.imgsz or DEFAULT_SIZE
-    if settings.batch < 1:
+    if not isinstance(settings.batch, int) or settings.batch < 1:  # a program may have read it from a text
         raise UsageError(f"`--batch` expects a whole number of at least 1, found `{settings.batch}`")
     profiles = settings.profiles
     if settings.dynamic and not profiles:

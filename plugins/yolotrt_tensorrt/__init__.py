@@ -61,7 +61,7 @@ class TensorRTOptions:
         "obey", help="With weak typing: how binding fp16 for the head and fp32 for the box arithmetic are"
     )
     profiling: Literal["detailed", "layer_names", "none"] = option(
-        "detailed", help="How much of its layers the engine tells profilers and `inspect`"
+        "detailed", help="How much of its layers the engine tells profilers and TensorRT's engine inspector"
     )
     cuda_graph: bool = option(True, help="Replay recorded CUDA graphs instead of launching kernels", in_key=False)
     in_flight: int = option(

@@ -24,6 +24,7 @@ _log = logging.getLogger(__name__)
 _DTYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16"}
 ELEMENT_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 _RUNTIME_CACHE = "runtime.cache"
+_OWN = "engines that `build` made have that; was it made by another tool?"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,7 @@ class Plan:
         inputs = [t for t in tensors if modes[t.name] == trt.TensorIOMode.INPUT]
         if len(inputs) != 1 or len(inputs[0].shape) != 4 or CHANNELS not in (inputs[0].shape[1], inputs[0].shape[3]):
             found = ", ".join(f"`{t.name}` {t.shape}" for t in inputs) or "none"
-            raise UsageError(f"expected one input of (B, 3, H, W) or (B, H, W, 3), found {found}", hint="see `inspect`")
+            raise UsageError(f"expected one input of (B, 3, H, W) or (B, H, W, 3), found {found}", hint=_OWN)
         self.image = inputs[0]
         self.outputs = {t.name: t for t in tensors if modes[t.name] == trt.TensorIOMode.OUTPUT}
         self.profiles = self._profiles()

@@ -98,6 +98,9 @@ def test_one_number_is_a_square(weights: Path, store: Store, stages: Registry, t
     }.items():
         with pytest.raises(UsageError, match=words):
             _build(weights, store, stages, tmp_path, imgsz=wrong)
+    for batch in ("2", 0, 1.5):
+        with pytest.raises(UsageError, match="`--batch` expects a whole number of at least 1"):
+            _build(weights, store, stages, tmp_path, batch=batch)
 
 
 def test_an_engine_is_shown_in_a_line(weights: Path, store: Store, stages: Registry, tmp_path: Path) -> None:
