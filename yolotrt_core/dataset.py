@@ -98,7 +98,7 @@ def read(where: str | Path, labels: Sequence[str], part: Part = "val", *, labels
         data = _read_coco(path, labels)
     else:
         files, named, names = list_pictures(path, part, _LAYOUT_HINT if labels_needed else PICTURES_HINT)
-        _refuse_other_classes(names, labels, path)
+        _compare_classes(names, labels, path)
         data = DataSet(path, tuple(_with_yolo_labels(f, n) for f, n in zip(files, named, strict=True)), names)
     if not data.boxes and not labels_needed:
         return data
@@ -187,6 +187,8 @@ def _class_names(described_as: Mapping[str, Any], path: Path) -> tuple[str, ...]
             raise UsageError(f"`nc` of `{path}` is no number of classes: found `{str(classes)[:60]}`")
         return numbered_labels(classes)
     names = () if told is None else labels_in_order(told)
+    if names and isinstance(classes, int) and classes != len(names):
+        raise UsageError(f"`{path}` says `nc: {classes}` and has {counted(len(names), 'name')} in `names`")
     if names is None:
         raise UsageError(
             f"`names` of `{path}` are no class names: found `{str(told)[:60]}`",
@@ -258,17 +260,21 @@ def _with_yolo_labels(picture: Path, name: str) -> LabeledPicture:
     """Read `labels/.../NAME.txt` for `images/.../NAME.jpg`; a picture without the file has nothing on it."""
     import numpy as np
 
-    file = _label_file(picture)
+    file = label_file(picture)
     rows = []
     if file.is_file():
         for number, line in enumerate(_text(file, "the labels").splitlines(), 1):
             if line.strip():
                 rows.append(_label_row(line, f"{file}, line {number}"))
-    table = np.array(rows, np.float64).reshape(-1, 5)
+    once = list(dict.fromkeys(map(tuple, rows)))  # some tools write an object twice, and it is there once
+    if len(once) < len(rows):
+        _log.warning("`%s` has %s twice: each counts once", file, counted(len(rows) - len(once), "line"))
+    table = np.array(once, np.float64).reshape(-1, 5)
     return LabeledPicture(picture, name, table[:, 1:], table[:, 0].astype(np.int64), np.zeros(len(table), bool))
 
 
-def _label_file(picture: Path) -> Path:
+def label_file(picture: Path) -> Path:
+    """Return where the labels of a picture in YOLO layout are, or would be."""
     parts = list(picture.parts)
     for index in range(len(parts) - 2, -1, -1):
         if parts[index] == "images":
@@ -300,13 +306,17 @@ def _read_coco(path: Path, labels: Sequence[str]) -> DataSet:
 
     try:
         data = json.loads(_text(path, "the annotations"))
+        if not isinstance(data, dict) or not data.keys() >= {"images", "annotations", "categories"}:
+            raise ValueError("expected an object with `images`, `annotations` and `categories`")
         categories = {int(c["id"]): str(c["name"]) for c in data["categories"]}
         images = sorted(data["images"], key=lambda i: str(i["file_name"]))
         annotations: dict[Any, list[dict[str, Any]]] = {i["id"]: [] for i in images}
         for a in data["annotations"]:
             annotations[a["image_id"]].append(a)
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as err:
-        raise UsageError(f"`{path}` is no COCO annotation file: {type(err).__name__} {err}") from err
+        # A plain ValueError is told in words, by us or by the JSON reader.
+        words = str(err) if isinstance(err, ValueError) else "its entries are not as COCO's are"
+        raise UsageError(f"`{path}` is no COCO annotation file: {words}") from err
     index = _class_index(categories, labels, path)
     root = _image_root(path, [str(i["file_name"]) for i in images[:1]])
     pictures = []
@@ -372,9 +382,24 @@ def _image_root(path: Path, names: Sequence[str]) -> Path:
     )
 
 
-def _refuse_other_classes(names: Sequence[str], labels: Sequence[str], path: Path) -> None:
-    if names and len(names) != len(labels):
+def _compare_classes(names: Sequence[str], labels: Sequence[str], path: Path) -> None:
+    """Compare a data set's class names with the model's; numbers alone mean something else in each."""
+    if not names:
+        return
+    hint = "is this the data set the model was trained for?"
+    if len(names) != len(labels):
+        raise UsageError(f"`{path}` has {counted(len(names), 'class')}, the model has {len(labels)}", hint=hint)
+    if numbered_labels(len(names)) in (tuple(names), tuple(labels)):  # nobody knows the names of one of them
+        return
+    theirs, ours = ([" ".join(name.lower().split()) for name in told] for told in (names, labels))
+    other = [number for number, (a, b) in enumerate(zip(theirs, ours, strict=True)) if a != b]
+    if not other:
+        return
+    first = f"class {other[0]} is `{names[other[0]]}` in `{path}` and `{labels[other[0]]}` in the model"
+    if sorted(theirs) == sorted(ours):
         raise UsageError(
-            f"`{path}` has {counted(len(names), 'class')}, the model has {len(labels)}",
-            hint="is this the data set the model was trained for?",
+            f"{first}: the same classes in another order",
+            hint="bring `names` and the numbers in the labels into the model's order",
         )
+    more = f", and {counted(len(other) - 1, 'other class')} are named differently too" if other[1:] else ""
+    _log.warning("%s%s: %s", first, more, hint)

@@ -10,7 +10,7 @@ import logging
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -24,8 +24,8 @@ from yolotrt_core.errors import ArtifactError, UsageError
 from yolotrt_core.film_length import missing_bytes
 from yolotrt_core.interrupt import Interrupt
 from yolotrt_core.live import open_live
-from yolotrt_core.naming import Format, Names
-from yolotrt_core.prefetch import prefetched
+from yolotrt_core.naming import LABELS, Format, Names
+from yolotrt_core.prefetch import drawn_ahead
 from yolotrt_core.progress import Bar
 from yolotrt_core.reading import decode_ahead, read_ahead
 from yolotrt_core.results import Found
@@ -41,7 +41,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_RESULTS: dict[Format, str] = {"json": "detections.json", "coco": "predictions.json", "yolo": "labels"}
+_RESULTS: dict[Format, str] = {"json": "detections.json", "coco": "predictions.json", "yolo": LABELS}
+_FRAMES_AHEAD = 8  # of a film
 _MOST_WAITING = 32  # pictures drawn but not yet written, so that a slow disk does not fill the memory
 
 
@@ -118,10 +119,12 @@ class DetectionRun:
     def video(self, path: Path, bar: Bar, interrupt: Interrupt, most_frames: int | None = None) -> None:
         """Detect on a video file until `interrupt` asks; one that cannot be opened, or was cut short, is noted."""
         try:
-            with pictures.open_video(path) as (facts, frames):
+            with ExitStack() as stack:
+                facts, frames = stack.enter_context(pictures.open_video(path))
                 of_all = f" of {facts.frames}" if facts.frames else ""
                 wanted = _until(interrupt, islice(frames, most_frames))
-                count = self._video(path, facts, wanted, bar, of_all)
+                ahead = stack.enter_context(closing(drawn_ahead(wanted, _FRAMES_AHEAD)))
+                count = self._video(path, facts, ahead, bar, of_all)
             if interrupt.requested or count == most_frames:
                 return
             if missing := missing_bytes(path):
@@ -162,7 +165,7 @@ class DetectionRun:
         waiting: deque[NDArray[np.uint8]] = deque()
 
         def kept() -> Iterator[NDArray[np.uint8]]:
-            for frame in prefetched(frames, _same, threads=1, ahead=8):
+            for frame in frames:
                 waiting.append(frame)
                 yield frame
 
@@ -345,10 +348,6 @@ def _until(interrupt: Interrupt, frames: Iterable[NDArray[np.uint8]]) -> Iterato
             raise _StoppedAtOnce
         begun = True
         yield frame
-
-
-def _same(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    return frame
 
 
 def _draw(target: Path, frame: NDArray[np.uint8], found: Detections, labels: Sequence[str]) -> None:

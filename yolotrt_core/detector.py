@@ -209,7 +209,8 @@ class Detector:
         `frames` reaches the caller after the results of the frames before it.
 
         Args:
-            frames: as for `detect`; consumed one by one, a batch in memory at a time.
+            frames: as for `detect`. A frame must stay as it is until its result was yielded, since its upload may
+                not have ended: buffers that are filled in turn take one more batch than are in flight.
 
         Raises:
             UsageError: as for `detect`.
@@ -241,6 +242,10 @@ class Detector:
         Raises:
             UsageError: as for `detect`.
         """
+        if isinstance(paths, (str, bytes, Path)):
+            raise UsageError(
+                f"`paths` is a list of picture files, found {str(paths)!r}", hint="one file goes into a list"
+            )
         read: deque[UsageError | None] = deque()
 
         def frames() -> Iterator[Frame]:
@@ -270,7 +275,7 @@ class Detector:
         return self._session.time_steps(frames, self._device[1], selection)
 
     def pinned_frames(self, count: int, shape: tuple[int, ...]) -> list[NDArray[np.uint8]]:
-        """Return frame buffers for a decoder or camera to fill in place; those that upload fastest here.
+        """Return frame buffers for a decoder or camera to fill in place, those that upload fastest; see `stream`.
 
         Args:
             shape: (H, W, 3) for BGR, (H * 3 / 2, W) for the planes of an `Nv12Frame`.

@@ -188,12 +188,13 @@ def build_engine(
 
 def _say_what_goes(path: Path, spec: EngineSpec) -> None:
     """Tell of another engine in the place of this one: whoever made it may still want it."""
+    if not path.is_file():
+        return
     try:
         before = from_json(EngineSpec, json.loads(spec_path(path).read_text(encoding="utf-8")))
         shapes = shapes_text(before)
-    except (OSError, ValueError, TypeError, LookupError, AttributeError):  # nothing there, or nothing of ours
-        return
-    if not path.is_file():
+    except (OSError, ValueError, TypeError, LookupError, AttributeError):
+        _log.warning("replaces `%s`, which has no spec of yolotrt beside it", path)
         return
     if shapes != shapes_text(spec):
         _log.warning("replaces an engine of %s by one of %s in `%s`", shapes, shapes_text(spec), path)
@@ -329,7 +330,9 @@ def read_engine_spec(engine: Path) -> EngineSpec:
     """
     found = existing_path(engine)
     if found is None or not found.is_file():
-        raise UsageError(f"there is no engine file `{engine}`", hint="make one with `build`")
+        inside = sorted(found.glob("*.engine")) if found is not None else []
+        hint = f"it is a folder: pass `{inside[0]}`" if inside else "make one with `build`"
+        raise UsageError(f"there is no engine file `{engine}`", hint=hint)
     sidecar = spec_path(engine)
     damaged = "take it again from where the engine came from, or build the engine again"
     try:

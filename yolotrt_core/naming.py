@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Literal
 
 from yolotrt_core import pictures
+from yolotrt_core.dataset import label_file
 from yolotrt_core.errors import UsageError
 
 _log = logging.getLogger(__name__)
 
 Format = Literal["json", "coco", "yolo"]
+LABELS = "labels"  # folder for labels in YOLO's form
 # What stands between a video's name and the number of a frame, where frames have names of their own.
 _FRAME_MARKS: dict[Format, str] = {"coco": ":", "yolo": "_"}
 
@@ -34,7 +36,7 @@ class Names:
             out: folder for what is written. form: of the results file.
         """
         self.out = out
-        self._mark = _FRAME_MARKS.get(form)
+        self._mark, self._form = _FRAME_MARKS.get(form), form
         self._taken: set[tuple[bool, str, str]] = set()
         self._like_frames: set[str] = set()  # videos that would call a frame what a picture is called
         self._names: dict[Path | str, str] = {}
@@ -64,21 +66,30 @@ class Names:
         """Return where the annotated copy of a source goes."""
         return self.out / (self._names[source] + _ending(source))
 
-    def refuse_inputs(self) -> None:
-        """Refuse to write over what is read.
+    def refuse_inputs(self, *, annotate: bool) -> None:
+        """Refuse to write over what is read, and over the labels that belong to it.
+
+        Args:
+            annotate: whether there will be annotated copies.
 
         Raises:
-            UsageError: an annotated copy would be one of the run's own files, by whatever path.
+            UsageError: a copy or a labels file would be one of the run's own files, by whatever path.
         """
-        read = {_identity(source): source for source in self._names if isinstance(source, Path)}
-        for source in self._names:
-            target = self.target(source)
-            found = read.get(_identity(target))
+        files = [source for source in self._names if isinstance(source, Path)]
+        hint = "choose another folder with `--out`"
+        read = {_identity(source): source for source in files}
+        for source in files if annotate else ():
+            found = read.get(_identity(self.target(source)))
             if found is not None:
-                raise UsageError(
-                    f"the annotated copy `{target}` would be written over the input `{found}`",
-                    hint="choose another folder with `--out`",
-                )
+                copy = self.target(source)
+                raise UsageError(f"the annotated copy `{copy}` would be written over the input `{found}`", hint=hint)
+        stills = [source for source in files if self._form == "yolo" and not _is_video(source)]
+        known = {_identity(label_file(source)): source for source in stills}
+        for source in stills:
+            labels = self.out / LABELS / f"{self._names[source]}.txt"
+            found = known.get(_identity(labels))
+            if found is not None and labels.exists():
+                raise UsageError(f"`{labels}` would be written over: it holds the labels of `{found}`", hint=hint)
 
     def _take(self, source: Path | str) -> str:
         is_video = _is_video(source)

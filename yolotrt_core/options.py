@@ -21,8 +21,8 @@ O = TypeVar("O")  # noqa: E741 - an options dataclass
 
 _METADATA = "yolotrt"
 _SCALARS = (bool, int, float, str, Path)
-_ON = {"on": True, "true": True, "yes": True, "1": True}
-_OFF = {"off": False, "false": False, "no": False, "0": False}
+# Words that users may switch with.
+ON_OFF = {**dict.fromkeys(("on", "true", "yes", "1"), True), **dict.fromkeys(("off", "false", "no", "0"), False)}
 _MOST = 2**63 - 1  # in a whole number: what stages pass it on to holds 64 bits
 
 
@@ -205,7 +205,7 @@ def parse(field: OptionField, value: Any, where: str) -> Any:
             raise refusal
         return value
     if field.type is bool:
-        word = {**_ON, **_OFF}.get(str(value).lower())
+        word = ON_OFF.get(str(value).lower())
         if word is None:
             raise refusal
         return word

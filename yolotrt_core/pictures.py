@@ -286,9 +286,7 @@ def open_video(source: Path | str) -> Iterator[tuple[VideoFacts, Iterator[NDArra
     try:
         if not capture.isOpened():
             if is_live(str(source)):
-                raise UsageError(
-                    f"cannot open the live source `{live_name(str(source))}`", hint="is it there, and free?"
-                )
+                raise UsageError(f"cannot open the live source `{shown(source)}`", hint="is it there, and free?")
             raise UsageError(
                 f"`{shown(source)}` is not a video OpenCV can read", hint="is the file complete, its codec known?"
             )

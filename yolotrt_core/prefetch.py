@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import TypeVar
@@ -69,6 +69,30 @@ def prefetched(
                 future.cancel()
     if failure is not None:
         raise failure
+
+
+def drawn_ahead(items: Iterable[T], ahead: int) -> Generator[T, None, None]:
+    """Yield items in order, drawn by a thread before they are asked for: frames of a film, which one after another
+    decodes.
+
+    Close it before what `items` needs is taken away.
+
+    Args:
+        ahead: most items drawn and not yet taken.
+
+    Raises:
+        Whatever `items` raises, in the place of the next item.
+    """
+    coming, end = iter(items), object()
+    with ThreadPoolExecutor(1, thread_name_prefix="yolotrt-drawn") as pool:
+        waiting = deque(pool.submit(next, coming, end) for _ in range(ahead))
+        try:
+            while (item := waiting.popleft().result()) is not end:
+                waiting.append(pool.submit(next, coming, end))
+                yield item  # type: ignore[misc] # `end` is no item
+        finally:
+            for future in waiting:
+                future.cancel()
 
 
 def _each(work: Callable[[T], R], items: list[T]) -> tuple[list[R], Exception | None]:

@@ -30,6 +30,8 @@ _BETWEEN = 64  # pictures read by threads before it is asked again whether proce
 # Threads that hand files to decoding hardware, and files at a time: 5% more than three with 32, which fewer or more
 # threads with 32 do not reach.
 _DEVICE_THREADS, _DEVICE_TOGETHER = 4, 16
+_AHEAD, _TOGETHER = 256, 8  # pictures that threads read ahead, and take at once
+_MOST_BYTES = 1 << 30  # of pictures read ahead: page-locked memory, and a GPU's, are nobody else's
 
 
 def decode_ahead(paths: Sequence[Path], detector: Detector) -> Iterator[Frame | UsageError]:
@@ -38,7 +40,8 @@ def decode_ahead(paths: Sequence[Path], detector: Detector) -> Iterator[Frame | 
     Yields:
         What `detector.stream` takes, in order; or what is wrong with a file.
     """
-    if not (detector.decodes_files and pictures.plain_jpeg_sizes(paths)):
+    sizes = pictures.plain_jpeg_sizes(paths) if detector.decodes_files else []
+    if not sizes:
         yield from read_ahead(paths, detector)
         return
 
@@ -46,8 +49,10 @@ def decode_ahead(paths: Sequence[Path], detector: Detector) -> Iterator[Frame | 
         decoded = detector.decode([_contents(path) for path in group])
         return [_read(path, detector) if one is None else one for path, one in zip(group, decoded, strict=True)]
 
-    groups = (paths[begin : begin + _DEVICE_TOGETHER] for begin in range(0, len(paths), _DEVICE_TOGETHER))
-    for group in prefetched(groups, decode, threads=_DEVICE_THREADS, ahead=2 * _DEVICE_THREADS):
+    waiting = 2 * _DEVICE_THREADS
+    together = max(1, min(_DEVICE_TOGETHER, _affordable(sizes) // waiting))
+    groups = (paths[begin : begin + together] for begin in range(0, len(paths), together))
+    for group in prefetched(groups, decode, threads=_DEVICE_THREADS, ahead=waiting):
         yield from group
 
 
@@ -66,8 +71,13 @@ def read_ahead(paths: Sequence[Path], detector: Detector | None = None) -> Itera
 
     # A GPU takes thousands a second if the thread that feeds it has a processor to itself; elsewhere a few waiting
     # pictures are enough, and cheaper.
-    by_threads = functools.partial(prefetched, work=read, ahead=256, together=8, threads=max(1, processors() - 1))
-    processes = _processes(paths, detector)
+    sizes = pictures.plain_jpeg_sizes(paths)
+    threads = max(1, processors() - 1)
+    # Of other formats nobody knows the size before they are read.
+    ahead = min(_AHEAD, _affordable(sizes)) if sizes else 2 * threads
+    together = max(1, min(_TOGETHER, ahead // (2 * threads)))
+    by_threads = functools.partial(prefetched, work=read, ahead=ahead, together=together, threads=threads)
+    processes = _processes(len(paths), sizes, detector)
     if processes is None:
         yield from by_threads(paths)
         return
@@ -85,8 +95,21 @@ def read_ahead(paths: Sequence[Path], detector: Detector | None = None) -> Itera
         yield from processes.read(paths[taken:])
 
 
+def _affordable(sizes: Sequence[tuple[int, int]]) -> int:
+    """Return how many pictures of such heights and widths may be held ahead."""
+    return _MOST_BYTES // (3 * max(height * width for height, width in sizes))
+
+
 def _read(path: Path, detector: Detector) -> NDArray[np.uint8] | UsageError:
-    return pictures.attempt(path, lambda shape: detector.pinned_frames(1, shape)[0])
+    def room(shape: tuple[int, ...]) -> NDArray[np.uint8]:
+        try:
+            return detector.pinned_frames(1, shape)[0]
+        except MemoryError:  # no more of it to lock: from ordinary memory it takes longer
+            import numpy as np
+
+            return np.empty(shape, np.uint8)
+
+    return pictures.attempt(path, room)
 
 
 def _contents(path: Path) -> bytes:
@@ -96,13 +119,12 @@ def _contents(path: Path) -> bytes:
         return b""
 
 
-def _processes(paths: Sequence[Path], detector: Detector) -> PictureProcesses | None:
+def _processes(files: int, sizes: Sequence[tuple[int, int]], detector: Detector) -> PictureProcesses | None:
     """Start processes that read for a GPU if they are worth their start, half a second, and can be had."""
     # One to a processor: the thread that feeds the GPU sleeps most of the time, and shares no interpreter with them.
     count = processors()
-    if len(paths) < _MANY or count < _FEW:
+    if files < _MANY or count < _FEW:
         return None
-    sizes = pictures.plain_jpeg_sizes(paths)
     region = region_bytes(sizes) if sizes else None
     if region is None:
         return None

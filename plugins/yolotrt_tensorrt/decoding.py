@@ -60,10 +60,11 @@ class Decoding:
         self._set_capacity(min(_FIRST_CAPACITY, most))
         self._set_room(_FIRST_ROOM)
 
-    def reserve(self, max_det: int) -> None:
-        """Have room for so many boxes of each image."""
-        if max_det > self._room:
-            self._set_room(max_det)
+    def reserve(self, max_det: int, *, multi_label: bool) -> None:
+        """Have room for so many boxes of each image, or for all that there can be."""
+        wanted = min(max_det, self._rows * (self._columns if multi_label else 1))
+        if wanted > self._room:
+            self._set_room(wanted)
 
     def _set_capacity(self, capacity: int) -> None:
         self._capacity = capacity

@@ -256,7 +256,11 @@ class PinnedPool:
         try:
             memory = self._free[size].pop()
         except IndexError:
-            memory = _Pinned(self._gpu, size)
+            try:
+                memory = _Pinned(self._gpu, size)
+            except MemoryError:
+                self.free_idle()
+                memory = _Pinned(self._gpu, size)
         back = functools.partial(_quietly, functools.partial(self.take_back, memory, size))
         array: NDArray[np.uint8] = np.asarray(Lent(memory.address, lent, back, page_locked=True)).reshape(shape)
         return array
@@ -265,6 +269,11 @@ class PinnedPool:
         """Keep memory for the next array; after `close` it is freed instead."""
         if not self._closed:
             self._free[size].append(memory)
+
+    def free_idle(self) -> None:
+        """Free what is not lent: pictures of many sizes leave memory of each."""
+        for idle in list(self._free.values()):
+            idle.clear()
 
     def close(self) -> None:
         """Free what is not lent, and what is as soon as it comes back."""

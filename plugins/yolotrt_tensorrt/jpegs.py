@@ -155,7 +155,11 @@ class JpegDecoder:
         try:
             memory = self._free[size].pop()
         except IndexError:
-            memory = DeviceMemory(self._gpu, size)
+            try:
+                memory = DeviceMemory(self._gpu, size)
+            except MemoryError:
+                self.free_idle()
+                memory = DeviceMemory(self._gpu, size)
         return DevicePicture(self, memory, (height, width, 3))
 
     def download(self, picture: DevicePicture) -> NDArray[np.uint8]:
@@ -169,6 +173,12 @@ class JpegDecoder:
         """Keep a picture's memory for the next one; after `close` it goes with its last holder."""
         if not self._closed:
             self._free[memory.size].append(memory)
+
+    def free_idle(self) -> None:
+        """Free memory that no picture has: pictures of many sizes leave some of each."""
+        with self._gpu.current():
+            for idle in list(self._free.values()):
+                idle.clear()
 
     def close(self) -> None:
         """Wait for pictures under way, then free workers and memory that nobody holds."""

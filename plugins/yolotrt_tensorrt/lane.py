@@ -242,11 +242,12 @@ class Lane:
         """Start the upload, and fill the block that tells the kernels what to do."""
         self.bind(shape)
         decoding = self._decoding(program)
-        decoding.reserve(selection.max_det)
+        decoding.reserve(selection.max_det, multi_label=selection.multi_label)
         target = without_channels(shape, self._plan.layout)[1:]
         uploaded = self._uploads.upload(frames, target, self._stream)
         # A camera's frames are all of one size, and lie where the last one lay: the block is written already.
-        described = (program, selection, shape, [f.shape for f in frames], uploaded)
+        classes = tuple(selection.classes)  # a list may change and still be the same
+        described = (program, selection, classes, shape, [f.shape for f in frames], uploaded)
         if self._inputs is None or described != self._described:
             self._inputs = self._write_block(frames, uploaded, program, selection, shape)
             self._described = described
@@ -265,7 +266,7 @@ class Lane:
         parts += [frame_bytes(f.shape, u.address, target, u.packed) for f, u in zip(frames, uploaded, strict=True)]
         frames_at = REQUEST.itemsize
         mask_at = frames_at + FRAME.itemsize * shape[0]
-        mask = class_mask(selection.classes, program.classes)
+        mask = class_mask(tuple(selection.classes), program.classes)
         if self._host_block.size < mask_at + len(mask):
             self._host_block = self._pool.array((mask_at + len(mask),))
             self._block.reserve(self._host_block.size)
@@ -321,7 +322,7 @@ class Lane:
             return None
         try:
             return Graph(self._stream.handle, enqueue)
-        except (StageError, self._gpu.cuda.Error) as err:
+        except (StageError, MemoryError, self._gpu.cuda.Error) as err:
             recorded.failed += 1
             # Another thread that waits for the whole device meanwhile breaks a recording: the next may be whole.
             if recorded.failed < _MOST_TRIES:

@@ -71,12 +71,16 @@ class Ticket:
             try:
                 with self._gpu.current():
                     self._found = self._lane.collect(len(self._frames), self._max_det)
-            except Exception as err:  # noqa: BLE001 - kept for whoever asks for the result
+            except BaseException as err:  # kept for whoever asks for the result
+                self._error = StageError("the batch was interrupted")
                 with self._gpu.current():
                     self._lane.recover()
+                if not isinstance(err, Exception):
+                    raise
                 self._error = self._explain(err)
-            self._frames = ()
-            self._lanes.release(self._lane, self)
+            finally:
+                self._frames = ()
+                self._lanes.release(self._lane, self)
 
 
 class Lanes:
@@ -98,7 +102,7 @@ class Lanes:
     @property
     def graph(self) -> str:
         """How engines are launched; see `Lane.graph`."""
-        return self._lanes[0].graph
+        return self._lanes[0].graph if self._lanes else "none"
 
     def take(self, make: Callable[[], Lane]) -> Lane:
         """Return a lane for this thread alone, finishing the oldest batch in flight if there is no other.

@@ -12,6 +12,8 @@ import numpy as np
 from yolotrt_core.letterbox import geometry, placement
 from yolotrt_core.types import Selection
 
+_MOST_INT = 2**31 - 1
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -142,7 +144,7 @@ def request_bytes(images: int, selection: Selection) -> bytes:
         selection.iou,
         selection.multi_label,
         selection.agnostic,
-        selection.max_det,
+        min(selection.max_det, _MOST_INT),
         bool(selection.classes),
     )
 

@@ -144,7 +144,10 @@ class EngineSession:
                 failure, more = err, False
             more = more and len(batch) == self._most_images
             if batch:
-                waiting.append(self.submit(batch, program, selection))
+                try:
+                    waiting.append(self.submit(batch, program, selection))
+                except Exception as err:  # noqa: BLE001 - likewise
+                    failure, more = err, False
             while waiting and (len(waiting) >= self._lanes.most or not more):
                 yield from waiting.popleft().result()
         if failure is not None:
@@ -209,10 +212,12 @@ class EngineSession:
             with self.gpu.current():
                 yield lane
             done = True
-        except Exception as err:  # pycuda and TensorRT raise their own; the lane must be mended whatever it was
+        except BaseException as err:  # raised again: the lane must be mended whatever it was, Ctrl-C included
             with self.gpu.current():
                 lane.recover()
-            raise self._explained(err, batch) from err
+            if (better := self._better(err, batch)) is not None:
+                raise better from err
+            raise
         finally:
             if not (done and keep):
                 self._lanes.release(lane)
@@ -246,11 +251,23 @@ class EngineSession:
             with self.gpu.recording, self.gpu.current():
                 return Lane(self._shared, use_graph=self._options.cuda_graph)
         except Exception as err:  # pycuda and TensorRT raise their own errors
-            raise self._explained(err, self._most_images) from err
+            if (better := self._better(err, self._most_images)) is not None:
+                raise better from err
+            raise
+
+    def _better(self, err: BaseException, batch: int) -> Exception | None:
+        """Return what tells more than an error; None where that is the error itself, or it is an interrupt."""
+        if not isinstance(err, Exception):
+            return None
+        explained = self._explained(err, batch)
+        return None if explained is err else explained
 
     def _explained(self, err: Exception, batch: int) -> Exception:
         if not isinstance(err, MemoryError):
             return told(err)
+        self._pool.free_idle()
+        if self._jpegs is not None:
+            self._jpegs.free_idle()
         with self.gpu.current():
             free = self.gpu.free_bytes()
         each = self._bytes_per_image()

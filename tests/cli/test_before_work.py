@@ -46,6 +46,7 @@ def here(tmp_path: Path) -> Path:
         ("build --precision fp16 --calib-data nix", 2, "hint: expected a folder of pictures, or a data set YAML"),
         ("build --out film.mp4", 5, "cannot write to `film.mp4`: `film.mp4` is not a folder"),
         ("build --out film.mp4/deeper", 5, "is not a folder"),
+        ("detect pics --out film.mp4", 5, "cannot write to `film.mp4`: `film.mp4` is not a folder"),
         ("artifacts.export --kind onnx --out film.mp4", 5, "`film.mp4` is not a folder"),
         ("build --tensorrt-module tensorrt", 3, "`tensorrt`"),
         ("build --precision int8 --calib-data pics --tensorrt-typing weak --tensorrt-module tensorrt_rtx", 2, "weakly"),
@@ -196,3 +197,27 @@ def test_a_prefix_of_several_keys_names_some(run: Run, tmp_path: Path) -> None:
     assert ran.code == 2
     assert ran.err.count("`, `") + 1 == 4
     assert f"and {count - 4} more" in ran.err
+
+
+def test_a_file_that_yolotrt_did_not_make_is_not_replaced_without_a_word(run: Run, here: Path, warm: Path) -> None:
+    common = ("--builder", "onnxruntime", "--out", "mine")
+    built = run("build", *common, store=warm / "store")
+    assert built.code == 0, built.err
+    (made,) = (here / "mine").glob("*.onnx")
+    made.with_name(made.name + ".json").write_text("my own")
+    made.write_text("my own")
+    ran = run("build", *common, store=warm / "store")
+    assert f"warning: replaces `mine/{made.name}`, which has no spec of yolotrt beside it" in ran.err
+    exported = ("artifacts.export", "--kind", "onnx", *common)
+    assert "replaces" not in run(*exported, store=warm / "store").err, "it is the same"
+    made.write_text("my own")
+    assert f"warning: replaces `mine/{made.name}`" in run(*exported, store=warm / "store").err
+
+
+def test_a_folder_with_an_engine_in_it(run: Run, here: Path) -> None:
+    (here / "made").mkdir()
+    (here / "made" / "x.engine").touch()
+    ran = run("detect", "--engine", "made", "pics")
+    assert ran.code == 2
+    assert "there is no engine file `made`" in ran.err
+    assert "hint: it is a folder: pass `made/x.engine`" in ran.err

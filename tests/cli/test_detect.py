@@ -19,6 +19,8 @@ import numpy as np
 import pytest
 
 from yolotrt_core import pictures
+from yolotrt_core.cli import detect
+from yolotrt_core.detecting import Summary
 from yolotrt_core.sources import sample_path
 
 from .conftest import ROOT, Run
@@ -142,6 +144,16 @@ def test_of_many_files_the_sum_is_shown(run: Run, warm: Path, tmp_path: Path) ->
     (pics / "100.jpg").unlink()
     ran = run(*common, str(pics), store=warm / "store")
     assert len(ran.out.splitlines()) == 101
+
+
+def test_a_film_of_many_classes_is_told_in_a_few_words() -> None:
+    counts = Counter({number: 100 - number for number in range(14)})
+    labels = [f"kind{number}" for number in range(14)]
+    _, words, _ = detect._row(Summary(Path("film.mp4"), Path("out"), counts, 0, 3), labels)
+    assert words.startswith("3 frames: 100 kind0, 99 kind1, ")
+    assert words.endswith(", 92 kind8, 5 more classes")
+    _, words, _ = detect._row(Summary(Path("x.jpg"), Path("out"), Counter({2: 1, 1: 3}), 4, None), labels)
+    assert words == "3 kind1, 1 kind2 (4 more cut off by --max-det)"
 
 
 def test_classes_by_name(run: Run, warm: Path) -> None:

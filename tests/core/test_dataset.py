@@ -194,7 +194,7 @@ def test_coco_categories_the_model_lacks(yolo: Path) -> None:
         ({"category_id": None}, "`categories` has no `None`"),
         ({"category_id": []}, "`categories` has no"),
         ({"category_id": float("inf")}, "`categories` has no"),
-        ({"image_id": 8}, "is no COCO annotation file: KeyError 8"),
+        ({"image_id": 8}, "is no COCO annotation file: its entries are not as COCO's are"),
     ],
 )
 def test_a_coco_annotation_that_is_none(yolo: Path, change: dict[str, object], words: str) -> None:
@@ -276,3 +276,25 @@ def test_json_that_is_no_coco(tmp_path: Path, content: str) -> None:
 def test_nothing_there(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="there is no data set"):
         dataset.read(tmp_path / "nowhere", LABELS)
+
+
+def test_classes_in_another_order_are_refused_and_other_names_told(
+    yolo: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(UsageError, match=r"class 0 is `Dog` in `.*` and `cat` in the model: the same classes in ano"):
+        dataset.read(_yaml(yolo, "val: images/val\nnames: [Dog, cat]\n"), LABELS)
+    assert dataset.read(_yaml(yolo, "val: images/val\nnames: [' CAT', dog]\n"), LABELS).boxes == 2
+    assert dataset.read(_yaml(yolo, "val: images/val\nnames: [x, y]\n"), ("class0", "class1")).boxes == 2
+    assert not caplog.text
+    assert dataset.read(_yaml(yolo, "val: images/val\nnames: [cat, cow]\n"), LABELS).boxes == 2
+    assert "class 1 is `cow` in `" in caplog.text
+    with pytest.raises(UsageError, match="says `nc: 3` and has 2 names"):
+        dataset.read(_yaml(yolo, "val: images/val\nnc: 3\nnames: [cat, dog]\n"), LABELS)
+
+
+def test_an_object_that_is_written_twice_is_there_once(yolo: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with (yolo / "labels" / "val" / "a.txt").open("a") as file:
+        file.write("0 0.50 0.5 0.5 0.5\n0 0.5 0.5 0.5 0.4\n")
+    data = dataset.read(yolo, LABELS)
+    assert data.pictures[0].boxes.tolist() == [[0.5, 0.5, 0.5, 0.5], [0.25, 0.25, 0.1, 0.2], [0.5, 0.5, 0.5, 0.4]]
+    assert "has 1 line twice" in caplog.text

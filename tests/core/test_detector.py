@@ -228,3 +228,9 @@ def test_a_wrong_selection(selection: Selection, words: str) -> None:
 def test_numbers_of_numpy_are_numbers() -> None:
     chosen = Selection(conf=np.float32(0.5), classes=(np.int64(0),), max_det=np.int32(1))  # type: ignore[arg-type]
     assert _scores(_detector(_Counting(_spec())).detect(_frames(9), chosen)) == [9]
+
+
+@pytest.mark.parametrize("paths", ["in", b"in", Path("in")])
+def test_one_path_is_no_list_of_files(paths: Any) -> None:
+    with pytest.raises(UsageError, match=r"`paths` is a list of picture files, found .*in'"):
+        next(_detector(_Counting(_spec())).detect_files(paths))

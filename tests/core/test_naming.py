@@ -97,19 +97,35 @@ def test_an_input_is_never_written_over(pics: Path, tmp_path: Path) -> None:
         (hard, "film.mp4"),
     ):
         with pytest.raises(UsageError, match=f"the annotated copy `.*{name}` would be written over") as caught:
-            Names([pics / name], out, "json").refuse_inputs()
+            Names([pics / name], out, "json").refuse_inputs(annotate=True)
         assert "`--out`" in str(caught.value.hint)
     # The copy of one input, in the place of another.
     (tmp_path / "x.jpg").write_bytes(b"another")
     with pytest.raises(UsageError, match="would be written over the input"):
-        Names([pics / "x.jpg", tmp_path / "x.jpg"], tmp_path, "json").refuse_inputs()
+        Names([pics / "x.jpg", tmp_path / "x.jpg"], tmp_path, "json").refuse_inputs(annotate=True)
 
 
 def test_what_is_no_input_may_be_written_over(pics: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     (out / "x.jpg").write_bytes(b"of the run before")
-    Names([pics / "x.jpg", pics / "film.mp4"], out, "json").refuse_inputs()
+    Names([pics / "x.jpg", pics / "film.mp4"], out, "json").refuse_inputs(annotate=True)
     (pics / "film.avi").write_bytes(b"a film")
-    Names([pics / "film.avi"], tmp_path, "json").refuse_inputs()
-    Names(["camera:0"], pics, "json").refuse_inputs()
+    Names([pics / "film.avi"], tmp_path, "json").refuse_inputs(annotate=True)
+    Names(["camera:0"], pics, "json").refuse_inputs(annotate=True)
+
+
+def test_labels_of_the_inputs_are_never_written_over(tmp_path: Path) -> None:
+    pics, labels = tmp_path / "images", tmp_path / "labels"
+    pics.mkdir()
+    (pics / "x.jpg").write_bytes(b"a picture")
+    names = Names([pics / "x.jpg"], tmp_path, "yolo")
+    names.refuse_inputs(annotate=False)  # there are none yet
+    labels.mkdir()
+    names.refuse_inputs(annotate=False)
+    (labels / "x.txt").write_text("7 .5 .5 .1 .1")
+    for annotate in (True, False):
+        with pytest.raises(UsageError, match=r"x\.txt` would be written over: it holds the labels of .*x\.jpg"):
+            names.refuse_inputs(annotate=annotate)
+    Names([pics / "x.jpg"], tmp_path, "json").refuse_inputs(annotate=False)
+    Names([pics / "x.jpg"], tmp_path / "out", "yolo").refuse_inputs(annotate=True)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from yolotrt_core.prefetch import prefetched
+from yolotrt_core.prefetch import drawn_ahead, prefetched
 
 
 def test_results_come_in_order_whatever_takes_longest() -> None:
@@ -91,3 +91,53 @@ def test_an_error_of_the_source_comes_after_the_items_before_it() -> None:
         for one in prefetched(source(), lambda n: n, threads=3):
             found.append(one)
     assert found == [0, 1, 2, 3, 4]
+
+
+def test_items_are_drawn_by_a_thread_while_nobody_asks() -> None:
+    drawn, enough = [], threading.Event()
+
+    def film() -> Iterator[int]:
+        for n in range(20):
+            drawn.append(threading.current_thread().name)
+            if n == 5:
+                enough.set()
+            yield n
+
+    frames = drawn_ahead(film(), 8)
+    assert next(frames) == 0
+    assert enough.wait(20), "five more are drawn unasked"
+    assert list(frames) == list(range(1, 20))
+    assert len(set(drawn)) == 1
+    assert threading.current_thread().name not in drawn
+
+
+def test_what_is_drawn_ahead_ends_where_its_source_does() -> None:
+    def film(stop: Exception | None) -> Iterator[int]:
+        yield from range(5)
+        if stop is not None:
+            raise stop
+
+    assert list(drawn_ahead(film(None), 2)) == list(range(5))
+    assert list(drawn_ahead([], 3)) == []
+    found = []
+    with pytest.raises(OSError, match="torn"):
+        for n in drawn_ahead(film(OSError("torn")), 8):
+            found.append(n)
+    assert found == list(range(5)), "what came before the failure comes first"
+
+
+def test_nothing_is_drawn_once_it_is_closed() -> None:
+    drawn = []
+
+    def film() -> Iterator[int]:
+        for n in itertools.count():
+            drawn.append(n)
+            yield n
+
+    frames = drawn_ahead(film(), 4)
+    assert [next(frames), next(frames)] == [0, 1]
+    frames.close()
+    count = len(drawn)
+    assert count <= 6
+    time.sleep(0.05)
+    assert len(drawn) == count

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -101,3 +103,48 @@ def test_a_sample_says_what_files_are(files: list[Path], tmp_path: Path) -> None
     assert len(pictures.plain_jpeg_sizes(files[14:21] * 3 + files[22:34] + files[34:35])) == 33, "one PNG file of many"
     assert pictures.plain_jpeg_sizes([tmp_path / "missing.jpg"]) == []
     assert isinstance(pictures.attempt(files[13]), UsageError)
+
+
+def test_big_pictures_are_not_read_far_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = [tmp_path / f"{number:03}.jpg" for number in range(120)]
+    cv2.imwrite(str(paths[0]), np.zeros((60, 80, 3), np.uint8))
+    for path in paths[1:]:
+        path.write_bytes(paths[0].read_bytes())
+    monkeypatch.setattr(reading, "processors", lambda: 3)
+    for decodes in (False, True):
+        ahead = reading.decode_ahead if decodes else reading.read_ahead
+        monkeypatch.setattr(reading, "_MOST_BYTES", 1 << 30)
+        assert _most_alive(ahead, paths, decodes) > 60, "small ones are"
+        monkeypatch.setattr(reading, "_MOST_BYTES", 20 * 60 * 80 * 3)
+        assert _most_alive(ahead, paths, decodes) <= 20 + 2
+
+
+def _most_alive(ahead: Callable[..., Iterator[object]], paths: list[Path], decodes: bool) -> int:
+    """Return how many pictures were there at once for a consumer who is slower than reading."""
+    made: list[weakref.ref[Any]] = []
+    most = 0
+
+    class Counted(Fed):
+        def pinned_frames(self, count: int, shape: tuple[int, ...]) -> list[np.ndarray]:
+            frame = np.empty(shape, np.uint8)
+            made.append(weakref.ref(frame))
+            return [frame]
+
+        def decode(self, files: Sequence[bytes]) -> list[OnDevice | None]:
+            found: list[OnDevice | None] = [OnDevice(np.zeros((60, 80, 3), np.uint8)) for _ in files]
+            made.extend(map(weakref.ref, found))
+            return found
+
+    for number, _ in enumerate(ahead(paths, Counted(decodes=decodes))):
+        if number % 10 == 0:
+            time.sleep(0.05)
+        most = max(most, sum(one() is not None for one in made))
+    return most
+
+
+def test_pictures_come_from_ordinary_memory_when_no_more_can_be_locked(files: list[Path]) -> None:
+    class Full(Fed):
+        def pinned_frames(self, count: int, shape: tuple[int, ...]) -> list[np.ndarray]:
+            raise MemoryError
+
+    assert_as_read_here(list(reading.read_ahead(files, Full())), files)  # type: ignore[arg-type]

@@ -126,7 +126,7 @@ def decoded(gpu: Gpu, raw: np.ndarray, shapes: list[tuple[int, int]], chosen: Se
         frames = block.address + REQUEST.itemsize
         inputs = Inputs(block.address, frames, frames + batch * FRAME.itemsize, memory.address)
         decoding = Decoding(gpu, PinnedPool(gpu), kernels, Tensor("output0", str(raw.dtype), (batch, rows, columns)))
-        decoding.reserve(chosen.max_det)
+        decoding.reserve(chosen.max_det, multi_label=chosen.multi_label)
         decoding.enqueue(stream, inputs)
         stream.synchronize()
         found = decoding.collect(stream, inputs, batch, chosen.max_det)

@@ -102,6 +102,21 @@ def test_repair_of_a_store_that_made_more_than_may_be_open(store: Store) -> None
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
+def test_repair_leaves_files_of_others_alone(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    record, _ = store.obtain(action(1), maker(1))
+    flip_byte(blob_file(store, record.outputs["model.onnx"].sha256))
+    strange = [store.cache_folder / name for name in ("mine.txt", "photos/p.jpg", "ab/x", "aa/bb/x.val")]
+    for path in strange:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("mine")
+    (store.cache_folder / "empty").mkdir()
+    assert {d.kind for d in store.repair().damage} == {"blob", "record"}
+    assert all(path.read_text() == "mine" for path in strange)
+    assert (store.cache_folder / "empty").is_dir()
+    assert "left alone what is not the store's" in caplog.text
+    assert store.verify().ok
+
+
 def test_repair_removes_damage_and_leftovers(store: Store) -> None:
     record, _ = store.obtain(action(1), maker(1))
     kept, _ = store.obtain(action(2), maker(2))
@@ -109,11 +124,10 @@ def test_repair_removes_damage_and_leftovers(store: Store) -> None:
     orphan = store.cache_folder / "aa" / "bb" / f"{'0' * 28}.val"
     orphan.parent.mkdir(parents=True, exist_ok=True)
     orphan.write_bytes(b"of a killed writer")
-    (store.cache_folder / "stranger").write_text("?")
     assert store.verify().orphans == 1
     assert {d.kind for d in store.repair().damage} == {"blob", "record"}
     assert not orphan.exists()
-    assert not (store.cache_folder / "stranger").exists()
+    assert not orphan.parent.exists()
     assert store.verify().ok
     assert [r.key for r in store.records()] == [kept.key]
     assert store.read(kept.outputs["labels.txt"].sha256)

@@ -16,7 +16,7 @@ import pytest
 from store_worker import Disk, action, answers, content, go, maker, start
 
 from yolotrt_core.errors import ArtifactError, StageError
-from yolotrt_core.store.failures import ReadOnlyStoreError
+from yolotrt_core.store.failures import ReadOnlyStoreError, disk_error
 from yolotrt_core.store.store import Store
 from yolotrt_core.types import Json
 
@@ -322,3 +322,9 @@ def test_locked_database_is_told(store: Store, monkeypatch: pytest.MonkeyPatch) 
         cache.set("ref/x", b"y")
     assert_told(caught.value)
     holder.close()
+
+
+def test_an_error_that_is_its_own_cause_ends(tmp_path: Path) -> None:
+    odd = StageError("of a plugin")
+    odd.__cause__ = odd
+    assert disk_error(tmp_path, odd) is None

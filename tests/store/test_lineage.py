@@ -79,3 +79,11 @@ def test_nearest_tells_one_from_one_point_nought(store: Store) -> None:
     found = store.nearest(action(1, options={"tolerance": 1.0}))
     assert found is not None
     assert [d.path for d in found[1]] == ["options.tolerance"]
+
+
+def test_what_was_made_from_the_same_is_nearest(store: Store) -> None:
+    store.obtain(action(1, inputs={"source": "a" * 64}, options={"height": 1, "width": 1}), maker(1))
+    store.obtain(action(2, inputs={"source": "b" * 64}, options={"height": 2, "width": 2}), maker(2))
+    found = store.nearest(action(3, inputs={"source": "a" * 64}, options={"height": 2, "width": 2}))
+    assert found is not None
+    assert [d.path for d in found[1]] == ["options.height", "options.width"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -21,16 +22,20 @@ from yolotrt_core.errors import ArtifactError, UsageError
 from yolotrt_core.options import nearest
 from yolotrt_core.ranges import ranges_from_json
 from yolotrt_core.registry import KINDS, Registry
+from yolotrt_core.sources import sha256_of
 from yolotrt_core.stages import ONNX_FILE, RANGES_FILE
 from yolotrt_core.store.action import Record
 from yolotrt_core.store.failures import reporting
 from yolotrt_core.types import Json, to_json
 from yolotrt_core.user_paths import user_path
+from yolotrt_core.wording import counted
 from yolotrt_core.writing import refuse_unwritable
 
 if TYPE_CHECKING:
     from yolotrt_core.store.lineage import Lineage
     from yolotrt_core.store.store import Store
+
+_log = logging.getLogger(__name__)
 
 _STORE = next(f for f in build.SETTINGS if f.name == "store")
 _JSON = Flag("json", "Print one JSON document, see yolotrt_core/schemas/artifacts.json", switch=True)
@@ -250,7 +255,10 @@ def _verify(given: Given) -> None:
 
 
 def _repair(given: Given) -> None:
-    _print_report(given, _existing(given).repair())
+    report = _existing(given).repair()
+    _print_report(given, report)
+    if report.damage and not given["json"]:
+        print(f"\ndeleted {counted(len(report.damage), 'damaged thing')}; the next build makes again what it needs")
 
 
 def _gc(given: Given) -> None:
@@ -329,6 +337,9 @@ def _export(stages: Registry, given: Given) -> None:
         target = target.with_name(f"{planned.source.name}-ranges.json")
     if kind == "cache":
         target = target.with_name(f"{planned.source.name}.cache")
+    if target.is_file() and (kind == "cache" or sha256_of(target) != record.outputs[wanted].sha256):
+        _log.warning("replaces `%s`", target)
+    if kind == "cache":
         _write_cache(store, record, target, given)
     else:
         hand_out(store, record.outputs[wanted].sha256, target)

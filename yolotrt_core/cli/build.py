@@ -15,7 +15,7 @@ from yolotrt_core.cli.tasks import Flag, Given, given_stage_flags, make_task, op
 from yolotrt_core.engine import MOST_PIXELS, STRIDE, BuildSettings, Engine, build_engine, open_store, spec_path
 from yolotrt_core.errors import UsageError
 from yolotrt_core.gate import GateOptions
-from yolotrt_core.options import nearest, option_fields, refuse_unknown
+from yolotrt_core.options import ON_OFF, nearest, option_fields, refuse_unknown
 from yolotrt_core.parity import ParityOptions
 from yolotrt_core.registry import KINDS, Registry
 from yolotrt_core.sensitivity import SensitivityOptions
@@ -85,7 +85,6 @@ _TEXTS = frozenset({"weights", "precision", "builder", "exporter", "calibrator",
 _WITH_ENGINE = frozenset({"recipe", "store", "offline", "calib_data", "eval_data"})
 RESERVED = tuple("--" + f.name.replace("_", "-") for f in (*SETTINGS, *_OWN, *PARITY_FLAGS))
 _MOST = 999_999_999  # of nine digits, in any whole number
-_ON_OFF = {"on": True, "off": False}
 
 
 def task(stages: Registry) -> Any:
@@ -317,9 +316,10 @@ def switch(flag: str, value: Any) -> bool:
     """Read on or off."""
     if isinstance(value, bool):
         return value
-    if not isinstance(value, str) or value not in _ON_OFF:
-        raise UsageError(f"`{flag}` expects on or off, found `{value}`", hint=nearest(str(value), list(_ON_OFF)))
-    return _ON_OFF[value]
+    word = str(value).lower()
+    if word not in ON_OFF:
+        raise UsageError(f"`{flag}` expects on or off, found `{value}`", hint=nearest(word, ["on", "off"]))
+    return ON_OFF[word]
 
 
 def path_from_text(text: str | None) -> Path | None:

@@ -31,12 +31,14 @@ from yolotrt_core.sources import sample_path
 from yolotrt_core.types import Selection
 from yolotrt_core.user_paths import user_path
 from yolotrt_core.wording import counted
+from yolotrt_core.writing import refuse_unwritable
 
 _log = logging.getLogger(__name__)
 
 SAMPLE = "sample"
 _FORMATS = ("json", "coco", "yolo")
 _LISTED = 100  # files; of more, their sum
+_IN_A_ROW = 10  # classes: a film may show dozens
 _SHOWN_CLASSES = 10  # of a model with hundreds, all would hide the error
 _OWN = (
     Flag(
@@ -102,8 +104,8 @@ def _detect(stages: Registry, given: Given) -> None:
     out = user_path(given["out"] or "detections")
     annotate = build.switch("--annotate", asked.get("annotate", "on"))
     names = Names(paths, out, form)
-    if annotate:
-        names.refuse_inputs()
+    names.refuse_inputs(annotate=annotate)
+    refuse_unwritable(out)  # before anything is built
     chosen = {f: getattr(settings, f) for f in settings.__slots__ if f != "weights"}
     with Detector.open(
         settings.weights, engine=given["engine"], store=build.path_from_text(given["store"]), stages=stages, **chosen
@@ -219,7 +221,10 @@ def _report(run: DetectionRun, detector: Detector, given: Given, form: str, out:
 
 
 def _row(summary: Summary, labels: Sequence[str]) -> tuple[str, str, str]:
-    words = ", ".join(f"{n} {labels[c]}" for c, n in sorted(summary.classes.items())) or "nothing"
+    named = [f"{n} {labels[c]}" for c, n in summary.classes.most_common()]
+    if len(named) > _IN_A_ROW:
+        named[_IN_A_ROW - 1 :] = [f"{len(named) - _IN_A_ROW + 1} more classes"]
+    words = ", ".join(named) or "nothing"
     words += f" ({_cut_off(summary.truncated)})" if summary.truncated else ""
     words = words if summary.frames is None else f"{counted(summary.frames, 'frame')}: {words}"
     return str(summary.path), words, str(summary.written)

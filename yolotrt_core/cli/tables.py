@@ -6,6 +6,8 @@ import io
 import sys
 from collections.abc import Iterable, Sequence
 
+from yolotrt_core.wording import printable
+
 _UNBROKEN = 10_000
 
 
@@ -29,7 +31,7 @@ def print_table(
     for column in columns:
         table.add_column(column, overflow="fold", no_wrap=not is_terminal or column in whole)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(printable, row))  # names of files may hold anything
     if is_terminal:
         Console(highlight=False, markup=False).print(table, soft_wrap=False)
         return

@@ -219,6 +219,17 @@ class ByteCache(diskcache.Cache):  # type: ignore[misc]  # diskcache has no type
         names = ((path, path.relative_to(folder).as_posix()) for path in found)
         return sorted(path for path, name in names if _FILE_NAME.fullmatch(name) and name not in named)
 
+    def strangers(self) -> list[Path]:
+        """Return what lies in the folder and is neither the store's nor the database's."""
+        folder = Path(self.directory)
+        inside = ((path, path.relative_to(folder).as_posix()) for path in folder.rglob("*"))
+        ours = re.compile(r"[0-9a-f]{2}(/[0-9a-f]{2})?")
+        return sorted(
+            path
+            for path, name in inside
+            if not (DBNAME in name or _FILE_NAME.fullmatch(name) or (path.is_dir() and ours.fullmatch(name)))
+        )
+
     def sweep(self) -> tuple[int, int]:
         """Delete the orphans; return how many files and bytes that were."""
         files, size = 0, 0

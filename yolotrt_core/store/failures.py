@@ -84,7 +84,9 @@ def disk_error(root: Path, err: BaseException) -> ArtifactError | None:
     Frameworks often hide the system's error, so a disk without space counts as the reason too.
     """
     seen: BaseException | None = err
-    while seen is not None:
+    before: set[int] = set()  # of plugins: an error may be its own cause
+    while seen is not None and id(seen) not in before:
+        before.add(id(seen))
         if isinstance(seen, OSError) and seen.errno in (*_FULL, *_READ_ONLY):
             inside = seen.filename is None or Path(os.fsdecode(seen.filename)).is_relative_to(root)
             if inside and (seen.errno in _READ_ONLY or is_full(root)):

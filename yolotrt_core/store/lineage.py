@@ -77,19 +77,21 @@ def lineage(records: Iterable[Record], record: Record) -> Lineage:
 def nearest(records: Iterable[Record], action: Action) -> tuple[Record, tuple[Difference, ...]] | None:
     """Return the record of the same stage and plugin that differs in fewest parts, and those parts.
 
-    Of several equally near the youngest; None if the stage never ran.
+    One that was made from the same inputs is nearer than any other. Of several equally near the youngest; None if the
+    stage never ran.
     """
     material = action.material()
-    best: tuple[int, str, Record, tuple[Difference, ...]] | None = None
+    best: tuple[tuple[int, int], Record, tuple[Difference, ...]] | None = None
     for record in sorted(records, key=lambda r: r.created, reverse=True):
         plugin = record.action.get("plugin")
         name = plugin.get("name") if isinstance(plugin, dict) else None
         if record.action.get("stage") != action.stage or name != action.plugin.name:
             continue
         differences = tuple(_differences(record.action, material))
-        if best is None or len(differences) < best[0]:
-            best = (len(differences), record.created, record, differences)
-    return (best[2], best[3]) if best is not None else None
+        distance = sum(d.path.startswith("inputs.") for d in differences), len(differences)
+        if best is None or distance < best[0]:
+            best = distance, record, differences
+    return best[1:] if best is not None else None
 
 
 def _differences(found: Mapping[str, Json], wanted: Mapping[str, Json]) -> Iterator[Difference]:

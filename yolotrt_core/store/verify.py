@@ -90,6 +90,11 @@ def repair(store: Store) -> VerifyReport:
             else:
                 cache.delete(damage.name)
         cache.sweep()
+        if strangers := cache.strangers():
+            # diskcache's mending of its counts would delete them.
+            more = f" and {len(strangers) - 1} more" if strangers[1:] else ""
+            log.warning("left alone what is not the store's: `%s`%s", strangers[0], more)
+            return report
         with warnings.catch_warnings():
             # diskcache tells what it mends by warnings; the report has said it already.
             warnings.simplefilter("always")

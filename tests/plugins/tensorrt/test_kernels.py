@@ -132,7 +132,7 @@ def run(emulated: Emulated, raw: np.ndarray, shapes: list[tuple[int, int]], chos
     with gpu.current():
         output = Tensor("output0", str(emulated.dtype), raw.shape)
         lane = Decoding(gpu, PinnedPool(gpu), fake_kernels(emulated, cuda), output)
-        lane.reserve(chosen.max_det)
+        lane.reserve(chosen.max_det, multi_label=chosen.multi_label)
         stream = cuda.Stream(1)
         lane.enqueue(stream, inputs)
         found = lane.collect(stream, inputs, batch, chosen.max_det)
