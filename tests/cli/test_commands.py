@@ -304,7 +304,7 @@ def test_a_stream_address(run: Run, warm: Path, tmp_path: Path) -> None:
         assert "secret" not in ran.out + ran.err
         gone = run("detect", address.replace("f.avi", "g.avi"), *common, store=warm / "store")
         assert gone.code == 2
-        assert "cannot open the live source `stream-127.0.0.1`" in gone.err
+        assert f"cannot open the live source `http://***@127.0.0.1:{server.server_port}/g.avi`" in gone.err
         assert "secret" not in gone.err
     finally:
         server.shutdown()
