@@ -23,7 +23,10 @@ DETECTING = (
     *_core("detector", "inputs", "lent", "nms", "picture_processes", "picture_worker", "prefetch", "reading", "rect"),
 )
 PREDICTIONS = (*DETECTING, *_core("predictions"))
-GATE = (*PREDICTIONS, *_core("agreement", "dataset", "evaluate", "gate", "labels", "metric"))
+GATE = (
+    *PREDICTIONS,
+    *_core("agreement", "dataset", "evaluate", "gate", "labels", "metric", "yolo_labels"),
+)
 SENSITIVITY = (*DETECTING, *_core("agreement", "handed_on", "ranges", "sensitivity", "shapes"))
 TIMING = (*DETECTING, *_core("bench", "speed", "timing"))
 

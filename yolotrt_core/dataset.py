@@ -10,13 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from yolotrt_core import yolo_labels
 from yolotrt_core.errors import UsageError
 from yolotrt_core.labels import labels_in_order, numbered_labels
 from yolotrt_core.options import nearest
 from yolotrt_core.pictures import PICTURES
 from yolotrt_core.types import number_from_json
-from yolotrt_core.user_paths import existing_path, user_path
+from yolotrt_core.user_paths import existing_path, text_of, user_path
 from yolotrt_core.wording import counted
+from yolotrt_core.yolo_labels import MOST_CLASSES
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,7 +28,6 @@ _log = logging.getLogger(__name__)
 
 Part = Literal["train", "val", "test"]
 _LAYOUT_HINT = "expected images/ and labels/ beside each other, a data set YAML, or a COCO JSON file"
-_MOST_CLASSES = 1 << 31  # a class id beyond is a mistake, and fits no integer of the tools
 PICTURES_HINT = "expected a folder of pictures, or a data set YAML that names some"
 
 
@@ -99,7 +100,7 @@ def read(where: str | Path, labels: Sequence[str], part: Part = "val", *, labels
     else:
         files, named, names = list_pictures(path, part, _LAYOUT_HINT if labels_needed else PICTURES_HINT)
         _compare_classes(names, labels, path)
-        data = DataSet(path, tuple(_with_yolo_labels(f, n) for f, n in zip(files, named, strict=True)), names)
+        data = DataSet(path, tuple(_labelled(f, n) for f, n in zip(files, named, strict=True)), names)
     if not data.boxes and not labels_needed:
         return data
     if not data.boxes:
@@ -183,7 +184,7 @@ def _place(base: Path, text: str) -> Path:
 def _class_names(described_as: Mapping[str, Any], path: Path) -> tuple[str, ...]:
     told, classes = described_as.get("names"), described_as.get("nc")
     if told is None and classes is not None:
-        if not isinstance(classes, int) or not 0 < classes < _MOST_CLASSES:
+        if not isinstance(classes, int) or not 0 < classes < MOST_CLASSES:
             raise UsageError(f"`nc` of `{path}` is no number of classes: found `{str(classes)[:60]}`")
         return numbered_labels(classes)
     names = () if told is None else labels_in_order(told)
@@ -224,20 +225,11 @@ def _pictures_at(place: Path) -> Iterator[Path]:
     if place.is_dir():
         yield from (p for p in place.rglob("*") if p.suffix.lower() in PICTURES)
     elif place.suffix.lower() == ".txt":
-        for line in _text(place, "the picture list").splitlines():
+        for line in text_of(place, "the picture list").splitlines():
             if line.strip():
                 yield Path(line.strip()) if Path(line.strip()).is_absolute() else place.parent / line.strip()
     else:
         yield place
-
-
-def _text(path: Path, what: str) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as err:
-        raise UsageError(f"cannot read {what} `{path}`: {(err.strerror or str(err)).lower()}") from err
-    except UnicodeDecodeError as err:
-        raise UsageError(f"cannot read {what} `{path}`: byte {err.start} is no UTF-8") from err
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -248,7 +240,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
             "a data set YAML needs PyYAML, which is not installed", hint="`pip install yolotrt-core[eval]`"
         ) from err
     try:
-        described = yaml.safe_load(_text(path, "the description"))
+        described = yaml.safe_load(text_of(path, "the description"))
     except (ValueError, RecursionError, yaml.YAMLError) as err:  # ValueError: a date that is none, and the like
         raise UsageError(f"`{path}` is not YAML: {' '.join(str(err).split())}") from err
     if not isinstance(described, dict):
@@ -256,56 +248,18 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return described
 
 
-def _with_yolo_labels(picture: Path, name: str) -> LabeledPicture:
-    """Read `labels/.../NAME.txt` for `images/.../NAME.jpg`; a picture without the file has nothing on it."""
+def _labelled(picture: Path, name: str) -> LabeledPicture:
     import numpy as np
 
-    file = label_file(picture)
-    rows = []
-    if file.is_file():
-        for number, line in enumerate(_text(file, "the labels").splitlines(), 1):
-            if line.strip():
-                rows.append(_label_row(line, f"{file}, line {number}"))
-    once = list(dict.fromkeys(map(tuple, rows)))  # some tools write an object twice, and it is there once
-    if len(once) < len(rows):
-        _log.warning("`%s` has %s twice: each counts once", file, counted(len(rows) - len(once), "line"))
-    table = np.array(once, np.float64).reshape(-1, 5)
+    table = yolo_labels.read(picture)
     return LabeledPicture(picture, name, table[:, 1:], table[:, 0].astype(np.int64), np.zeros(len(table), bool))
-
-
-def label_file(picture: Path) -> Path:
-    """Return where the labels of a picture in YOLO layout are, or would be."""
-    parts = list(picture.parts)
-    for index in range(len(parts) - 2, -1, -1):
-        if parts[index] == "images":
-            beside = Path(*parts[:index], "labels", *parts[index + 1 :]).with_suffix(".txt")
-            if beside.parent.is_dir():
-                return beside
-    return picture.with_suffix(".txt")
-
-
-def _label_row(line: str, where: str) -> list[float]:
-    """Read `class cx cy w h`, or `class x y x y ...`, the outline of a region, as the box around it."""
-    try:
-        row = [float(word) for word in line.split()]
-    except ValueError:
-        row = []
-    is_class = bool(row) and row[0].is_integer() and 0 <= row[0] < _MOST_CLASSES
-    if not is_class or len(row) < 5 or (len(row) > 5 and len(row) % 2 == 0):
-        raise UsageError(f"{where}: expected `class cx cy w h`, found `{line.strip()[:60]}`")
-    if not all(-0.01 <= value <= 1.01 for value in row[1:]):
-        raise UsageError(f"{where}: coordinates must be shares of the picture, 0 to 1, found `{line.strip()[:60]}`")
-    if len(row) > 5:
-        xs, ys = row[1::2], row[2::2]
-        row = [row[0], (min(xs) + max(xs)) / 2, (min(ys) + max(ys)) / 2, max(xs) - min(xs), max(ys) - min(ys)]
-    return row
 
 
 def _read_coco(path: Path, labels: Sequence[str]) -> DataSet:
     import numpy as np
 
     try:
-        data = json.loads(_text(path, "the annotations"))
+        data = json.loads(text_of(path, "the annotations"))
         if not isinstance(data, dict) or not data.keys() >= {"images", "annotations", "categories"}:
             raise ValueError("expected an object with `images`, `annotations` and `categories`")
         categories = {int(c["id"]): str(c["name"]) for c in data["categories"]}

@@ -139,24 +139,17 @@ def judge(
         return None
     runner = stages.usable("builder", PARITY_BUILDER)
     runnable = planned.builder.stage.runnable().ok
-    # Without an engine that runs, the graph is judged; one that types nothing is the fp32 graph itself.
-    is_given = planned.source.holds is not None and reference is typed
-    if (
-        not runnable
-        and not is_given
-        and (reference is typed or planned.request.precision not in runner.stage.precisions)
-    ):
-        _log.warning("the %s engine was not checked: nothing here can run it", planned.request.precision)
-        return None
-    unchanged = (
-        planned.source.holds is not None and planned.builder.name == runner.name and _same_onnx(reference, typed)
-    )
-    if unchanged or (is_given and not runnable):
+    is_given = planned.source.holds is not None and _same_onnx(reference, typed)
+    if is_given and (not runnable or planned.builder.name == runner.name):
         _log.warning(
             "the gate has nothing to compare: the engine is the %s ONNX that was given, and no float32 model says what "
             "that lost; `evaluate` it on labelled pictures",
             planned.source.holds,
         )
+        return None
+    # Without an engine that runs, the graph is judged; one that types nothing is the fp32 graph itself.
+    if not runnable and (reference is typed or planned.request.precision not in runner.stage.precisions):
+        _log.warning("the %s engine was not checked: nothing here can run it", planned.request.precision)
         return None
     case = _Case(planned, build, reference, typed, runner, runnable, settings, store, stages)
     files, labelled, origin = _pictures(data, options, case.labels)

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Literal
 
 from yolotrt_core import pictures
-from yolotrt_core.dataset import label_file
 from yolotrt_core.errors import UsageError
+from yolotrt_core.yolo_labels import label_file
 
 _log = logging.getLogger(__name__)
 

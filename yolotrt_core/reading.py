@@ -97,7 +97,7 @@ def read_ahead(paths: Sequence[Path], detector: Detector | None = None) -> Itera
 
 def _affordable(sizes: Sequence[tuple[int, int]]) -> int:
     """Return how many pictures of such heights and widths may be held ahead."""
-    return _MOST_BYTES // (3 * max(height * width for height, width in sizes))
+    return max(1, _MOST_BYTES // (3 * max(height * width for height, width in sizes)))
 
 
 def _read(path: Path, detector: Detector) -> NDArray[np.uint8] | UsageError:

@@ -1,4 +1,4 @@
-"""Paths as users write them: on a command line, in a recipe, in a variable of the environment."""
+"""Paths as users write them: on a command line, in a recipe, in a variable of the environment; and what is there."""
 
 from __future__ import annotations
 
@@ -38,3 +38,20 @@ def existing_path(text: str | Path, hint: str | None = None) -> Path | None:
         return path if path.exists() else None
     except OSError as err:
         raise UsageError(f"cannot read `{text}`: {(err.strerror or str(err)).lower()}", hint=hint) from err
+
+
+def text_of(path: Path, what: str) -> str:
+    """Read a text file of the user's.
+
+    Args:
+        what: what it is, for the error.
+
+    Raises:
+        UsageError: it cannot be read, or is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as err:
+        raise UsageError(f"cannot read {what} `{path}`: {(err.strerror or str(err)).lower()}") from err
+    except UnicodeDecodeError as err:
+        raise UsageError(f"cannot read {what} `{path}`: byte {err.start} is no UTF-8") from err

@@ -22,10 +22,12 @@ from yolotrt_core.errors import UsageError
 from yolotrt_core.options import NoOptions
 from yolotrt_core.ranges import Ranges, write_ranges
 from yolotrt_core.sources import sha256_of
+from yolotrt_core.stages import Availability
 from yolotrt_core.types import BuildRequest, Calibration
 from yolotrt_onnx import Bf16Pass, Fp8Options, Fp8Pass, Fp16Options, Fp16Pass, Int8Options, Int8Pass
 from yolotrt_onnx.graph import lift_constants
 from yolotrt_onnx.held import held_precision
+from yolotrt_tensorrt import TensorRTBuilder
 
 Make = Callable[..., Any]
 
@@ -118,7 +120,9 @@ def test_a_quantized_output_is_no_quantized_convolution(toy_yolo: Make) -> None:
     assert held_precision(model) is None
 
 
-def test_a_half_onnx_is_built_as_it_is(toy_yolo: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_half_onnx_is_built_as_it_is(
+    toy_yolo: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "half.onnx"
     network = toy_yolo()
     lift_constants(network)  # the converter cannot read some of them
@@ -140,6 +144,12 @@ def test_a_half_onnx_is_built_as_it_is(toy_yolo: Make, tmp_path: Path, caplog: p
     assert "no float32 model says what that lost" in caplog.text
     again = build(path, precision="fp16", out=tmp_path / "out", **given)
     assert (again.from_cache, again.key) == (True, engine.key)
+    caplog.clear()
+    monkeypatch.setattr(TensorRTBuilder, "runnable", lambda self: Availability(False, "no GPU"))
+    engine = build(path, builder="tensorrt", out=tmp_path / "out", store=tmp_path / "store")
+    assert engine.verdict is None
+    assert "the engine is the fp16 ONNX that was given" in caplog.text
+    assert "nothing here can run it" not in caplog.text
 
 
 @pytest.mark.parametrize("asked", [None, "bf16", "fp32", "auto"])
