@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import tempfile
+import threading
 import time
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -60,6 +62,7 @@ class Detector:
         self.labels = self.spec.model.labels
         self.seconds: dict[str, float] = defaultdict(float)
         self.frames = 0
+        self._counting = threading.Lock()
         self._session = session
         self._postprocessor = postprocessor
         self._options = options
@@ -173,8 +176,7 @@ class Detector:
             session, program = self._device
             began = time.perf_counter()
             found: list[Detections] = session.detect(frames, program, selection)
-            self.seconds["detect"] += time.perf_counter() - began
-            self.frames += len(frames)
+            self._count(len(frames), {"detect": time.perf_counter() - began})
             return found
         pictures = list(checked_frames(frames))
         found = []
@@ -199,7 +201,7 @@ class Detector:
         found: list[Detections] = self._postprocessor.stage.decode(
             raw, self.spec.model, geometry, selection, self._options
         )
-        self.frames += 1
+        self._count(1, {})
         return found[0]
 
     def stream(self, frames: Iterable[Frame], selection: Selection = Selection()) -> Iterator[Detections]:
@@ -220,8 +222,7 @@ class Detector:
             session, program = self._device
             began = time.perf_counter()
             for found in session.stream(frames, program, selection):
-                self.seconds["detect"] += time.perf_counter() - began
-                self.frames += 1
+                self._count(1, {"detect": time.perf_counter() - began})
                 yield found
                 began = time.perf_counter()
             return
@@ -287,8 +288,12 @@ class Detector:
             return buffers
         return [np.empty(shape, np.uint8) for _ in range(count)]
 
-    def pinned_copy(self, frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Return a frame as it uploads fastest here; a thread that decodes takes the copy off the one that detects."""
+    def pinned_copy(self, frame: Frame) -> Frame:
+        """Return a frame as it uploads fastest here; a thread that decodes takes the copy off the one that detects.
+
+        Args:
+            frame: as for `detect`; what is returned is of the same kind.
+        """
         return self._device[0].pinned_copy(frame) if self._device is not None else frame
 
     def page_lock(self, memory: NDArray[np.uint8]) -> object:
@@ -333,10 +338,16 @@ class Detector:
             used, self.spec.model, geometry, selection, self._options
         )
         marks.append(time.perf_counter())
-        for step, began, ended in zip(("preprocess", "infer", "postprocess"), marks, marks[1:], strict=False):
-            self.seconds[step] += ended - began
-        self.frames += len(frames)
+        steps = ("preprocess", "infer", "postprocess")
+        taken = (ended - began for began, ended in itertools.pairwise(marks))
+        self._count(len(frames), dict(zip(steps, taken, strict=True)))
         return found
+
+    def _count(self, frames: int, seconds: Mapping[str, float]) -> None:
+        with self._counting:
+            self.frames += frames
+            for step, taken in seconds.items():
+                self.seconds[step] += taken
 
     def close(self) -> None:
         """Free the engine."""

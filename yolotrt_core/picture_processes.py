@@ -39,8 +39,10 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _TOGETHER = 8  # pictures to a message
-_AHEAD = 3  # messages to a process that it has not answered
-_HELD = 20  # messages whose pictures may wait for the GPU, or for one before them
+# Messages to a process that it has not answered: one that it works on, and one so that it need not wait. With more, a
+# process whose processor others use too holds up the rest: their memory waits, full, for pictures that come before.
+_AHEAD = 2
+_HELD = 36  # messages whose pictures may wait for the GPU, or for one before them
 _MOST_BYTES = 1 << 30  # of shared memory, since page-locked memory is nobody else's
 
 
@@ -106,7 +108,7 @@ def region_bytes(sizes: Sequence[tuple[int, int]]) -> int | None:
 class PictureProcesses:
     """Processes that read pictures; a context manager that ends them.
 
-    Memory: three regions for each process and twenty more, at most a GiB.
+    Memory: `_AHEAD` regions for each process and `_HELD` more, at most a GiB.
 
     Attributes:
         process_id: of the process that all others were forked from.

@@ -83,8 +83,11 @@ class DetectingSession(Protocol):
     def pinned_frames(self, count: int, shape: tuple[int, ...]) -> list[NDArray[np.uint8]]:
         """Return frame buffers that upload fastest, for a decoder or camera to fill in place."""
 
-    def pinned_copy(self, frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Return a copy in such a buffer: a thread that decodes takes this off the thread that detects."""
+    def pinned_copy(self, frame: Frame) -> Frame:
+        """Return a copy of the same kind in such a buffer: a thread that decodes takes this off the one that detects.
+
+        A frame on the device is returned as it is.
+        """
 
 
 @runtime_checkable

@@ -189,14 +189,23 @@ class DeviceMemory:
         _quietly(self.close)
 
 
+class PinnedMemoryError(MemoryError):
+    """The host, not the GPU, has no more memory to lock."""
+
+
 class _Pinned:
     """One allocation of page-locked host memory."""
 
     def __init__(self, gpu: Gpu, size: int) -> None:
         self._gpu = gpu
         self._allocation: Any = None
-        with gpu.current(), out_of_memory(gpu):
-            array = gpu.cuda.pagelocked_empty(size, np.uint8)
+        with gpu.current():
+            try:
+                array = gpu.cuda.pagelocked_empty(size, np.uint8)
+            except gpu.cuda.MemoryError as err:
+                raise PinnedMemoryError(
+                    f"the system gives no {size / (1 << 20):.1f} MiB of page-locked host memory: {err}"
+                ) from err
         self._allocation = array.base
         self.address: int = array.ctypes.data
 
@@ -249,7 +258,7 @@ class PinnedPool:
         """Return an uninitialised uint8 array; its memory comes back with the last view of it.
 
         Raises:
-            MemoryError: the host has no more to lock.
+            PinnedMemoryError: the host has no more to lock.
         """
         lent = math.prod(shape)
         size = max(1, -(-lent // _POOL_STEP)) * _POOL_STEP

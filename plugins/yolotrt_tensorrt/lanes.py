@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import deque
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from yolotrt_core.errors import StageError, UsageError
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _LONGEST_RUN = 60  # seconds
+_LONGEST_SLEEP = 1  # seconds until a thread that waits looks again: an interrupt may have eaten the word
+_AGAIN_AFTER = 300  # seconds until a GPU that was full is asked for another lane
 
 
 class Ticket:
@@ -67,6 +69,7 @@ class Ticket:
         """Wait for the batch and give its lane back; any thread may, and often."""
         with self._lock:
             if self._found is not None or self._error is not None:
+                self._lanes.leave(self)  # an interrupt may have come before
                 return
             try:
                 with self._gpu.current():
@@ -80,104 +83,135 @@ class Ticket:
                 self._error = self._explain(err)
             finally:
                 self._frames = ()
-                self._lanes.release(self._lane, self)
+                self._lanes.leave(self)
+
+
+class Hold:
+    """One request's claim on a lane, made before it has one."""
 
 
 class Lanes:
     """Hands lanes to threads, each to one at a time; makes them as they are needed.
 
-    Attributes:
-        most: how many there may be; fewer once the GPU has no room for another.
+    An interrupt may hit a thread between any two of its steps. So one mapping alone says who has a lane, each change of
+    it is one operation, and what gives a lane back may be done again.
     """
 
     def __init__(self, first: Lane, most: int) -> None:
-        self.most = most
-        self._changed = threading.Condition()
-        self._flying: deque[Ticket] = deque()
-        self._being_made = 0
-        self._closed = False
+        self._most = most
+        self._full_until = 0.0
+        # Entered by itself, not through the condition, which an interrupt may leave with the lock taken.
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._lanes = [first]
-        self._free = list(self._lanes)
+        self._owners: dict[Lane, Hold | Ticket] = {}  # the one that was taken first comes first
+        self._making: set[Hold] = set()
+        self._closed = False
 
     @property
     def graph(self) -> str:
         """How engines are launched; see `Lane.graph`."""
         return self._lanes[0].graph if self._lanes else "none"
 
-    def take(self, make: Callable[[], Lane]) -> Lane:
+    @property
+    def most(self) -> int:
+        """How many lanes there may be; where the GPU had no room for another, those there are for the next minutes."""
+        return self._most if time.monotonic() >= self._full_until else len(self._lanes)
+
+    def take(self, make: Callable[[], Lane], hold: Hold) -> Lane:
         """Return a lane for this thread alone, finishing the oldest batch in flight if there is no other.
 
         Args:
             make: makes one, on this thread. Not kept: a session in a cycle would be freed by any thread, without the
                 GPU's context, which pycuda cannot.
+            hold: has the lane until it is given to `leave`, which must be, whatever happens.
 
         Raises:
             UsageError: after `close`.
         """
         while True:
-            with self._changed:
+            with self._lock:
                 if self._closed:
                     raise UsageError("the session is closed")
-                if self._free:
-                    return self._free.pop()
-                if len(self._lanes) + self._being_made < self.most:
-                    self._being_made += 1
-                    oldest = None
-                elif self._flying:
-                    oldest = self._flying[0]
-                else:
-                    self._changed.wait()
+                free = next(self._free(), None)
+                if free is not None:
+                    self._owners[free] = hold
+                    return free
+                oldest = None
+                if len(self._lanes) + len(self._making) < self.most:
+                    self._making.add(hold)
+                elif (oldest := self._oldest()) is None:
+                    self._changed.wait(_LONGEST_SLEEP)
                     continue
             if oldest is not None:
                 oldest.finish()
                 continue
             try:
                 lane = make()
-                self._lanes.append(lane)
+                with self._lock:
+                    self._lanes.append(lane)
+                    self._owners[lane] = hold
                 return lane
             except StageError as err:
                 _log.warning("running with %d batch(es) in flight: %s", len(self._lanes), err)
-                self.most = len(self._lanes)
+                self._full_until = time.monotonic() + _AGAIN_AFTER
             finally:
-                with self._changed:
-                    self._being_made -= 1
+                with self._lock:
+                    self._making.discard(hold)
                     self._changed.notify_all()
 
-    def fly(self, ticket: Ticket) -> None:
-        """Note a batch that was started, for others to finish."""
-        with self._changed:
-            self._flying.append(ticket)
+    def held(self, hold: Hold) -> Lane | None:
+        """Return the lane that a request has; None where a batch took it over."""
+        with self._lock:
+            return next((lane for lane, owner in self._owners.items() if owner is hold), None)
+
+    def fly(self, lane: Lane, ticket: Ticket) -> None:
+        """Hand a lane over to the batch that was started on it; who needs the lane finishes the batch."""
+        with self._lock:
+            self._owners[lane] = ticket
             self._changed.notify_all()
 
-    def release(self, lane: Lane, ticket: Ticket | None = None) -> None:
-        """Take a lane back, and its ticket off the list of those in flight."""
-        with self._changed:
-            if ticket is not None and ticket in self._flying:
-                self._flying.remove(ticket)
-            self._free.append(lane)
+    def leave(self, owner: Hold | Ticket) -> None:
+        """Take back the lane that a request or a batch has, if it has one; any number of times."""
+        with self._lock:
+            if isinstance(owner, Hold):
+                self._making.discard(owner)
+            for lane in [lane for lane, its in self._owners.items() if its is owner]:
+                del self._owners[lane]
             self._changed.notify_all()
 
-    def close(self) -> None:
-        """Hand out no more lanes, finish what is in flight, and wait until no thread has one."""
-        with self._changed:
+    def _free(self) -> Iterator[Lane]:
+        return (lane for lane in self._lanes if lane not in self._owners)
+
+    def _oldest(self) -> Ticket | None:
+        return next((owner for owner in self._owners.values() if isinstance(owner, Ticket)), None)
+
+    def close(self) -> bool:
+        """Hand out no more lanes, finish what is in flight, and wait until no thread has one.
+
+        Returns:
+            Whether that came about: if not, a batch still runs, and nothing that it needs may be freed.
+        """
+        with self._lock:
             self._closed = True
             self._changed.notify_all()
+        last = time.monotonic() + _LONGEST_RUN
         while True:
-            with self._changed:
-                # Not for ever: an interrupt may have hit a thread between taking a lane and noting it.
-                ready = self._changed.wait_for(lambda: self._flying or self._all_free(), timeout=_LONGEST_RUN)
-                if not ready:
-                    _log.warning("a batch has not ended for %d seconds; its memory stays", _LONGEST_RUN)
-                if not self._flying:
-                    return
-                oldest = self._flying[0]
+            with self._lock:
+                if not self._owners and not self._making:
+                    return True
+                oldest = self._oldest()
+                if oldest is None:
+                    if time.monotonic() > last:  # a GPU that hangs must not keep a program from its end
+                        _log.warning("a batch has not ended for %d seconds; its memory stays", _LONGEST_RUN)
+                        return False
+                    self._changed.wait(min(_LONGEST_SLEEP, _LONGEST_RUN))
+                    continue
             oldest.finish()
-
-    def _all_free(self) -> bool:
-        return len(self._free) == len(self._lanes) and not self._being_made
 
     def free(self) -> None:
         """Free every lane that no thread has, with the GPU's context current, after `close`."""
-        while self._free:
-            self._free.pop().close()
+        while (lane := next(self._free(), None)) is not None:
+            self._lanes.remove(lane)
+            lane.close()
         self._lanes.clear()

@@ -9,24 +9,23 @@ from __future__ import annotations
 import functools
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeGuard, TypeVar
 
 import numpy as np
 
 from yolotrt_core.errors import StageError, UsageError
-from yolotrt_core.frames import Frame
+from yolotrt_core.frames import Frame, Nv12Frame
 from yolotrt_core.layout import with_channels, without_channels
 from yolotrt_core.stages import DeviceProgram, SideCache
 from yolotrt_core.types import Detections, EngineSpec, Selection
-from yolotrt_tensorrt.gpu import Gpu, PageLock, PinnedPool, open_gpu, told
+from yolotrt_tensorrt.gpu import Gpu, PageLock, PinnedMemoryError, PinnedPool, open_gpu, told
 from yolotrt_tensorrt.jpegs import DevicePicture, JpegDecoder, open_decoder
 from yolotrt_tensorrt.lane import Lane, Program, Shared
-from yolotrt_tensorrt.lanes import Lanes, Ticket
+from yolotrt_tensorrt.lanes import Hold, Lanes, Ticket
 from yolotrt_tensorrt.library import check_engine
 from yolotrt_tensorrt.plan import ELEMENT_BYTES, Plan
 from yolotrt_tensorrt.programs import load_kernels
@@ -36,6 +35,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from yolotrt_tensorrt import TensorRTOptions
+
+T = TypeVar("T")
 
 
 def open_session(engine: Path, spec: EngineSpec, options: TensorRTOptions, side_cache: SideCache) -> EngineSession:
@@ -91,10 +92,13 @@ class EngineSession:
             wanted = "(B, H, W, 3)" if self.plan.layout == "nhwc" else "(B, 3, H, W)"
             raise UsageError(f"expected float32 images of {wanted}, found {found}")
         self.plan.profile_for(images.shape)
-        with self._lane(images.shape[0]) as lane:
+
+        def infer(lane: Lane) -> Mapping[str, NDArray[np.float32]]:
             raw = lane.infer(images)
             self._save_cache(images.shape)
-        return raw
+            return raw
+
+        return self._on_lane(images.shape[0], infer)
 
     def submit(self, frames: Sequence[Frame], program: DeviceProgram, selection: Selection) -> Ticket:
         """Start on at most one batch of frames; they must stay as they are until the result is there.
@@ -102,21 +106,29 @@ class EngineSession:
         Raises:
             UsageError: too many frames for one batch, or one that is no picture.
         """
-        taken = checked(frames)
+        return self._start(checked(frames), program, selection)
+
+    def _start(
+        self, frames: Sequence[NDArray[np.uint8] | DevicePicture], program: DeviceProgram, selection: Selection
+    ) -> Ticket:
         if not 1 <= len(frames) <= self._most_images:
             raise UsageError(f"one batch takes 1 to {self._most_images} frames, found {len(frames)}")
         loaded = self._program(program)
         batch = self._most_images if self.plan.is_static else len(frames)
         shape = self._shape(batch)
-        with self._lane(batch, keep=True) as lane:
-            lane.prepare(taken, loaded, selection, shape)
+        explain = functools.partial(self._explained, batch=batch)
+
+        def start(lane: Lane) -> Ticket:
+            lane.prepare(frames, loaded, selection, shape)
             with self._order:
                 full = len(self._computing) == self._computing.maxlen
                 lane.launch(self._computing[0] if full else None)
                 self._computing.append(lane.computed)
-        explain = functools.partial(self._explained, batch=batch)
-        ticket = Ticket(self.gpu, self._lanes, lane, taken, selection.max_det, explain)
-        self._lanes.fly(ticket)
+            ticket = Ticket(self.gpu, self._lanes, lane, frames, selection.max_det, explain)
+            self._lanes.fly(lane, ticket)
+            return ticket
+
+        ticket = self._on_lane(batch, start)
         if shape not in self._saved_for:
             ticket.finish()
             with self.gpu.current():
@@ -134,7 +146,7 @@ class EngineSession:
         coming = iter(frames)
         waiting: deque[Ticket] = deque()
         failure: Exception | None = None
-        more = True
+        more, seen = True, 0
         while more:
             batch: list[Frame] = []
             try:
@@ -145,9 +157,10 @@ class EngineSession:
             more = more and len(batch) == self._most_images
             if batch:
                 try:
-                    waiting.append(self.submit(batch, program, selection))
+                    waiting.append(self._start(checked(batch, seen), program, selection))
                 except Exception as err:  # noqa: BLE001 - likewise
                     failure, more = err, False
+            seen += len(batch)
             while waiting and (len(waiting) >= self._lanes.most or not more):
                 yield from waiting.popleft().result()
         if failure is not None:
@@ -157,12 +170,14 @@ class EngineSession:
         """Return frame buffers that upload fastest; see `yolotrt_core.stages.DetectingSession`."""
         return [self._pool.array(shape) for _ in range(count)]
 
-    def pinned_copy(self, frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    def pinned_copy(self, frame: Frame) -> Frame:
         """Return a copy that uploads fastest; see `yolotrt_core.stages.DetectingSession`."""
-        checked([frame])
-        copy = self._pool.array(frame.shape)
-        np.copyto(copy, frame)
-        return copy
+        (source,) = checked([frame])
+        if isinstance(source, DevicePicture):
+            return source
+        copy = self._pool.array(source.shape)
+        np.copyto(copy, source)
+        return Nv12Frame(copy) if isinstance(frame, Nv12Frame) else copy
 
     def page_lock(self, memory: NDArray[np.uint8]) -> PageLock:
         """Page-lock memory of another owner; see `yolotrt_core.stages.PageLockingSession`."""
@@ -188,39 +203,42 @@ class EngineSession:
         taken = checked(frames)
         loaded = self._program(program)
         batch = self._most_images if self.plan.is_static else len(frames)
-        with self._lane(batch) as lane:
-            return lane.time_steps(taken, loaded, selection, self._shape(batch))
+        return self._on_lane(batch, lambda lane: lane.time_steps(taken, loaded, selection, self._shape(batch)))
 
     def time_engine(self, batch: int, repeats: int) -> list[float]:
         """Return GPU milliseconds of the engine alone, for each of `repeats` runs after a warm-up."""
-        with self._lane(batch) as lane:
-            return lane.time_engine(self._shape(batch), repeats)
+        return self._on_lane(batch, lambda lane: lane.time_engine(self._shape(batch), repeats))
 
-    @contextmanager
-    def _lane(self, batch: int, *, keep: bool = False) -> Iterator[Lane]:
-        """Give a lane for the block, with the GPU's context current.
+    def _on_lane(self, batch: int, work: Callable[[Lane], T]) -> T:
+        """Do work that needs a lane, with the GPU's context current.
+
+        Not a context manager: an interrupt at the end of its `__enter__` would leave without its `__exit__`.
 
         Args:
-            batch: how many images it is for. keep: do not take it back where the block succeeds.
+            batch: how many images it is for. work: may hand the lane over to a batch in flight.
 
         Raises:
-            StageError: the GPU failed in the block, or has no room; the lane is fit for use again.
+            StageError: the GPU failed at the work, or has no room; the lane is fit for use again.
         """
-        lane = self._lanes.take(self._make_lane)
-        done = False
+        hold = Hold()
         try:
+            lane = self._lanes.take(self._make_lane, hold)
             with self.gpu.current():
-                yield lane
-            done = True
+                return work(lane)
         except BaseException as err:  # raised again: the lane must be mended whatever it was, Ctrl-C included
-            with self.gpu.current():
-                lane.recover()
-            if (better := self._better(err, batch)) is not None:
-                raise better from err
+            if (mine := self._lanes.held(hold)) is not None:
+                with self.gpu.current():
+                    mine.recover()
+            if _needs_words(err):
+                # Under no name here: it and its traceback would hold each other, and with them what was half made.
+                raise self._explained(err, batch) from err
             raise
         finally:
-            if not (done and keep):
-                self._lanes.release(lane)
+            try:
+                self._lanes.leave(hold)
+            except BaseException:  # raised again: an interrupt may come here too
+                self._lanes.leave(hold)
+                raise
 
     def _shape(self, batch: int) -> tuple[int, ...]:
         return with_channels(batch, *self._target, self.plan.layout)
@@ -251,21 +269,16 @@ class EngineSession:
             with self.gpu.recording, self.gpu.current():
                 return Lane(self._shared, use_graph=self._options.cuda_graph)
         except Exception as err:  # pycuda and TensorRT raise their own errors
-            if (better := self._better(err, self._most_images)) is not None:
-                raise better from err
+            if _needs_words(err):
+                raise self._explained(err, self._most_images) from err  # under no name, see `_on_lane`
             raise
-
-    def _better(self, err: BaseException, batch: int) -> Exception | None:
-        """Return what tells more than an error; None where that is the error itself, or it is an interrupt."""
-        if not isinstance(err, Exception):
-            return None
-        explained = self._explained(err, batch)
-        return None if explained is err else explained
 
     def _explained(self, err: Exception, batch: int) -> Exception:
         if not isinstance(err, MemoryError):
             return told(err)
         self._pool.free_idle()
+        if isinstance(err, PinnedMemoryError):
+            return StageError(str(err), hint="frames and boxes pass through such memory: a smaller batch needs less")
         if self._jpegs is not None:
             self._jpegs.free_idle()
         with self.gpu.current():
@@ -298,11 +311,12 @@ class EngineSession:
             if self._closed:
                 return
             self._closed = True
-        self._lanes.close()
+        over = self._lanes.close()
         with self.gpu.current():
             self._lanes.free()
-            self._programs.clear()
-            self.plan.close()
+            if over:
+                self._programs.clear()
+                self.plan.close()
         self._shared.copy_threads.close()
         if self._jpegs is not None:
             self._jpegs.close()
@@ -315,3 +329,8 @@ class EngineSession:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _needs_words(err: BaseException) -> TypeGuard[Exception]:
+    """Say whether `EngineSession._explained` tells more than an error does."""
+    return isinstance(err, MemoryError) or (isinstance(err, Exception) and told(err) is not err)

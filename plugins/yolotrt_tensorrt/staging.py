@@ -193,14 +193,17 @@ class Uploads:
         self._staging = np.empty(0, np.uint8)
 
 
-def checked(frames: Sequence[Frame]) -> list[NDArray[np.uint8] | DevicePicture]:
+def checked(frames: Sequence[Frame], first: int = 0) -> list[NDArray[np.uint8] | DevicePicture]:
     """Return frames as they are uploaded: BGR as uint8 (H, W, 3), NV12 as its planes, uint8 (H * 3 / 2, W).
+
+    Args:
+        first: number of the first of them, for messages.
 
     Raises:
         UsageError: one is no picture; says what was found.
     """
     taken: list[NDArray[np.uint8] | DevicePicture] = []
-    for number, frame in enumerate(frames):
+    for number, frame in enumerate(frames, first):
         if isinstance(frame, Nv12Frame):
             taken.append(frame.planes)
         elif isinstance(frame, DevicePicture) or is_picture(frame):

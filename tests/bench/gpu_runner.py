@@ -198,15 +198,15 @@ def jpeg(bench: Bench) -> dict[str, Any]:
                 "threads, then processes when these have started": lambda: detector.stream(read_ahead(paths, detector)),
             }
             rates: dict[str, list[float]] = {name: [] for name in ways}
-            for _ in range(6):
+            for _ in range(9):
                 for name, way in ways.items():
                     rates[name].append(_each_second(way()))
-        alone = median(rates["decoder alone"][1:])  # the first round warms up
         for name, taken in rates.items():
-            rate = median(taken[1:])
+            # Of the same round, since a host that others use too changes meanwhile; the first round warms up.
+            of_alone = [rate / alone for rate, alone in zip(taken, rates["decoder alone"], strict=True)]
             results[name] = {
-                "img/s": round(rate),
-                "of the decoder": round(rate / alone, 3),
+                "img/s": round(median(taken[1:])),
+                "of the decoder": round(median(of_alone[1:]), 3),
                 "rounds": [round(r) for r in taken],
             }
         if detector.decodes_files:

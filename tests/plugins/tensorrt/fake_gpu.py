@@ -231,6 +231,7 @@ class FakePlan(Plan):
         self.network, self.saved, self.contexts = network, 0, itertools.count()
         self.made: list[Any] = []
         self.fails: Exception | None = None
+        self.closed = False
 
     @property
     def captures_itself(self) -> bool:
@@ -278,4 +279,4 @@ class FakePlan(Plan):
         return np.frombuffer(buffer, kind).reshape(shape)
 
     def close(self) -> None:
-        pass
+        self.closed = True

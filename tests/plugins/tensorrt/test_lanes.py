@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from yolotrt_core.errors import StageError, UsageError
-from yolotrt_tensorrt.lanes import Lanes, Ticket
+from yolotrt_tensorrt.lanes import Hold, Lanes, Ticket
 
 
 class Gpu:
@@ -59,8 +59,9 @@ def _same(err: Exception) -> Exception:
 def start(lanes: Any, number: int, make: Callable[[], Any] = Lane) -> Ticket:
     """Start a batch whose results are `number`."""
     gpu: Any = Gpu()
-    ticket = Ticket(gpu, lanes, lanes.take(make), [np.zeros((1, 1, 3), np.uint8)] * 2, number, _same)
-    lanes.fly(ticket)
+    lane = lanes.take(make, Hold())
+    ticket = Ticket(gpu, lanes, lane, [np.zeros((1, 1, 3), np.uint8)] * 2, number, _same)
+    lanes.fly(lane, ticket)
     return ticket
 
 
@@ -77,9 +78,10 @@ def test_many_threads_get_their_own_results_from_few_lanes() -> None:
         waiting = []
         for number in range(40):
             if number % 4 == 0:
-                lane: Any = lanes.take(make)
+                hold = Hold()
+                lane: Any = lanes.take(make, hold)
                 lane.infer()
-                lanes.release(lane)
+                lanes.leave(hold)
             waiting.append((1000 * thread + number, start(lanes, 1000 * thread + number, make)))
             if len(waiting) > 5:  # more than there are lanes
                 wanted, ticket = waiting.pop(0)
@@ -110,7 +112,9 @@ def test_an_error_is_kept_for_whoever_asks_for_the_result() -> None:
             failing.result()
 
 
-def test_no_room_for_another_lane_leaves_those_there_are(caplog: pytest.LogCaptureFixture) -> None:
+def test_no_room_for_another_lane_leaves_those_there_are_for_some_minutes(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rooms: list[Any] = [Lane(), Lane()]
 
     def make() -> Any:
@@ -122,6 +126,15 @@ def test_no_room_for_another_lane_leaves_those_there_are(caplog: pytest.LogCaptu
     tickets = [start(lanes, number, make) for number in range(6)]
     assert [ticket.result() for ticket in tickets] == [[number] * 2 for number in range(6)]
     assert lanes.most == 2
+    rooms.append(Lane())
+    assert [start(lanes, number, make).result() for number in range(3)] == [[0] * 2, [1] * 2, [2] * 2]
+    assert rooms, "a full GPU is not asked each time"
+    later = time.monotonic() + 301
+    monkeypatch.setattr("yolotrt_tensorrt.lanes.time.monotonic", lambda: later)
+    assert lanes.most == 5
+    tickets = [start(lanes, number, make) for number in range(3)]
+    assert [ticket.result() for ticket in tickets] == [[number] * 2 for number in range(3)]
+    assert not rooms
     assert [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING] == [
         "running with 2 batch(es) in flight: out of GPU memory"
     ]
@@ -129,18 +142,21 @@ def test_no_room_for_another_lane_leaves_those_there_are(caplog: pytest.LogCaptu
 
 def test_closing_finishes_batches_and_waits_for_who_has_a_lane() -> None:
     lanes: Any = Lanes(Lane(0.05), 2)  # type: ignore[arg-type]
-    flying, lane = start(lanes, 7), lanes.take(lambda: Lane(0.05))
+    hold = Hold()
+    flying, lane = start(lanes, 7), lanes.take(lambda: Lane(0.05), hold)
     events: list[str] = []
 
     def infer() -> None:
         lane.infer()
         events.append("ran")
-        lanes.release(lane)
+        lanes.leave(hold)
 
     def wait_for_a_lane() -> None:
         with pytest.raises(UsageError, match="the session is closed"):
             while True:
-                lanes.release(lanes.take(Lane))
+                other = Hold()
+                lanes.take(Lane, other)
+                lanes.leave(other)
 
     with ThreadPoolExecutor(2) as pool:
         futures = [pool.submit(infer), pool.submit(wait_for_a_lane)]
@@ -153,7 +169,7 @@ def test_closing_finishes_batches_and_waits_for_who_has_a_lane() -> None:
     assert lane.closed
     assert flying.result() == [7, 7]
     with pytest.raises(UsageError, match="the session is closed"):
-        lanes.take(Lane)
+        lanes.take(Lane, Hold())
 
 
 def test_a_lane_that_never_comes_back_is_not_freed(
@@ -161,9 +177,10 @@ def test_a_lane_that_never_comes_back_is_not_freed(
 ) -> None:
     monkeypatch.setattr("yolotrt_tensorrt.lanes._LONGEST_RUN", 0.05)
     lanes: Any = Lanes(Lane(), 2)  # type: ignore[arg-type]
-    lost, other = lanes.take(Lane), lanes.take(Lane)
-    lanes.release(other)
-    lanes.close()
+    hold = Hold()
+    lost, other = lanes.take(Lane, Hold()), lanes.take(Lane, hold)
+    lanes.leave(hold)
+    assert not lanes.close()
     lanes.free()
     assert (lost.closed, other.closed) == (False, True)
     assert "its memory stays" in caplog.text

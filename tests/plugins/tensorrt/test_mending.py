@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import dis
+import functools
+import itertools
+import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from types import CodeType, FrameType
 from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 from kernel_emulation import Emulated
-from stand_in import CHOSEN, PROGRAM, SIDE, Opened, expected, pictures, same
+from stand_in import CHOSEN, PROGRAM, SIDE, Opened, expected, network, pictures, same
 from test_jpegs import FakeLibrary
 
 from yolotrt_core.errors import StageError, UsageError
 from yolotrt_core.frames import Nv12Frame
 from yolotrt_core.letterbox import preprocess
 from yolotrt_core.types import Selection
-from yolotrt_tensorrt import decoding, jpegs, lane
+from yolotrt_tensorrt import decoding, jpegs, lane, lanes, runner
 
 
 @pytest.fixture(params=[1, 3], ids=["one lane", "three lanes"])
@@ -62,6 +68,131 @@ def test_an_interrupted_batch_leaves_a_session_that_is_right(
     same(list(opened.session.stream(frames * 4, PROGRAM, CHOSEN)), wanted * 4)
 
 
+@functools.cache
+def _breaks(code: CodeType) -> frozenset[int]:
+    """Return where CPython looks for an interrupt in a function: as it begins, after calls, where a loop goes on."""
+    found = set()
+    for before, here in itertools.pairwise(dis.get_instructions(code)):
+        if before.opname.startswith(("CALL", "RESUME")) or here.opname.startswith("JUMP_BACKWARD"):
+            found.add(here.offset)
+    return frozenset(found)
+
+
+def interrupted(work: Callable[[], object], at: int) -> bool:
+    """Do work whose part in the session is interrupted at its `at`th occasion; False if there are fewer."""
+    files, left = {lanes.__file__, runner.__file__}, at
+
+    def trace(frame: FrameType, event: str, argument: Any) -> Any:
+        nonlocal left
+        if frame.f_code.co_filename not in files:
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode" and frame.f_lasti in _breaks(frame.f_code):
+            left -= 1
+            if left < 0:
+                sys.settrace(None)
+                raise KeyboardInterrupt
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        work()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(before)
+    return False
+
+
+@pytest.mark.parametrize("method", ["detect", "infer"])
+def test_an_interrupt_anywhere_in_a_request_loses_no_lane(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    monkeypatch.setattr(decoding, "_FIRST_CAPACITY", 64)
+    session, frames = opened.session, pictures(2)
+    wanted = expected(frames)
+    images = preprocess(frames, (SIDE, SIDE))[0]
+    requests: dict[str, Callable[[], object]] = {
+        "detect": lambda: session.detect(frames, PROGRAM, CHOSEN),
+        "infer": lambda: session.infer(images),
+    }
+    at = 0
+    with ThreadPoolExecutor(1) as pool:
+        while interrupted(requests[method], at):
+            raw = pool.submit(session.infer, images).result(10)
+            np.testing.assert_array_equal(raw["output0"], network(images))
+            at += 1
+        same(pool.submit(session.detect, frames, PROGRAM, CHOSEN).result(10), wanted)
+    assert at > 10, "there were occasions"
+    assert len(session._lanes._lanes) <= session._lanes.most
+    # Batches that nobody asked for are in flight until their lane is needed.
+    assert all(isinstance(owner, lanes.Ticket) for owner in session._lanes._owners.values())
+
+
+def test_an_interrupt_while_a_lane_is_made_loses_none(emulated: Emulated, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a session of two, of which another thread has the first."""
+    images = preprocess(pictures(2), (SIDE, SIDE))[0]
+    at, going_on = 0, True
+    while going_on:
+        opened = Opened(emulated, monkeypatch, in_flight=2)
+        session, other = opened.session, lanes.Hold()
+        session._lanes.take(session._make_lane, other)
+        going_on = interrupted(functools.partial(session.infer, images), at)
+        session._lanes.leave(other)
+        with ThreadPoolExecutor(2) as pool:
+            for done in [pool.submit(session.infer, images) for _ in range(4)]:
+                np.testing.assert_array_equal(done.result(10)["output0"], network(images))
+        session.close()
+        assert opened.cuda.live == 0
+        at += 1
+    assert at > 10
+
+
+def test_memory_of_a_batch_that_still_runs_is_kept(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lanes, "_LONGEST_RUN", 0.05)
+    held = lanes.Hold()
+    opened.session._lanes.take(opened.session._make_lane, held)
+    opened.session.close()
+    assert not opened.plan.closed
+    opened.session._lanes.leave(held)
+
+
+def test_memory_that_the_host_cannot_lock_is_not_told_as_the_gpus(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(size: int, dtype: Any) -> Any:
+        raise opened.cuda.MemoryError("cuMemHostAlloc failed: out of memory")
+
+    frames = pictures(2)
+    with monkeypatch.context() as patch:
+        patch.setattr(opened.cuda, "pagelocked_empty", refuse)
+        with pytest.raises(StageError, match=r"gives no 0\.2 MiB of page-locked host memory: cuMemHostAlloc") as told:
+            opened.session.detect(frames, PROGRAM, CHOSEN)
+        assert "GPU memory" not in f"{told.value} {told.value.hint}"
+    del told  # its traceback holds what was half made
+    same(opened.session.detect(frames, PROGRAM, CHOSEN), expected(frames))
+
+
+def test_a_pinned_copy_is_of_the_kind_it_was_made_from(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+    planes = np.random.default_rng(0).integers(0, 256, (36, 40), np.uint8)
+    copy = opened.session.pinned_copy(Nv12Frame(planes))
+    assert isinstance(copy, Nv12Frame)
+    assert not np.may_share_memory(copy.planes, planes)
+    wanted = opened.session.detect([Nv12Frame(planes)], PROGRAM, CHOSEN)
+    planes[:] = 0
+    for ours, theirs in zip(opened.session.detect([copy], PROGRAM, CHOSEN), wanted, strict=True):
+        assert len(ours)
+        np.testing.assert_array_equal(ours.boxes, theirs.boxes)
+    monkeypatch.setattr(jpegs.nvjpeg, "load", FakeLibrary)
+    monkeypatch.setattr(jpegs, "_urgent_stream", lambda: None)  # the real driver's
+    (on_device,) = opened.session.decode([cv2.imencode(".jpg", np.zeros((8, 8, 3), np.uint8))[1].tobytes()])
+    assert on_device is not None
+    assert opened.session.pinned_copy(on_device) is on_device
+    with pytest.raises(UsageError, match="expected uint8"):
+        opened.session.pinned_copy(planes)
+
+
 @pytest.mark.parametrize("failure", [StageError("the engine does not run"), RuntimeError("odd")])
 def test_no_error_is_its_own_cause(opened: Opened, failure: Exception) -> None:
     opened.plan.fails = failure
@@ -80,7 +211,7 @@ def test_no_error_is_its_own_cause(opened: Opened, failure: Exception) -> None:
 def test_a_stream_yields_what_came_before_a_frame_that_is_none(opened: Opened) -> None:
     frames = pictures(4)
     found = []
-    with pytest.raises(UsageError, match="expected uint8"):
+    with pytest.raises(UsageError, match="frame 4: expected uint8"):
         for one in opened.session.stream([*frames, np.zeros((4, 4))], PROGRAM, CHOSEN):  # type: ignore[list-item]
             found.append(one)
     same(found, expected(frames))
