@@ -112,6 +112,8 @@ def _check_one(
                 if word in given:
                     raise UsageError(f"`{word}` was given twice: `{given[word]}` and `{value}`", hint="leave one out")
                 given[word] = value
+            if takes_value and word == "--imgsz":
+                _refuse_two_sides(rest)
             if flags[word].positional:
                 taken.append(word)
             tokens = rest[1:] if takes_value else rest
@@ -144,6 +146,16 @@ def _check_one(
             hint=f"{missing.upper()}: {flags[f'--{missing}'].help}",
         )
     return tokens
+
+
+def _refuse_two_sides(words: Sequence[str]) -> None:
+    """Refuse height and width as two words, as upstream's commands take them."""
+    if len(words) > 1 and all(word.isdecimal() for word in words[:2]) and not Path(words[1]).exists():
+        height, width = words[:2]
+        raise UsageError(
+            f"`--imgsz` takes one value, found `{height}` and `{width}`",
+            hint=f"height,width in one word: `--imgsz {height},{width}`",
+        )
 
 
 def _flag_hint(name: str, token: str, flags: Mapping[str, invoke.Argument], rest: Sequence[str]) -> str:
