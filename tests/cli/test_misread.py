@@ -82,6 +82,7 @@ def test_what_invoke_rejects_exits_one(run: Run, arguments: tuple[str, ...]) -> 
         ("build --weights", "`--weights` needs a value"),
         ("build --imgsz 480 640 --precision fp16", "`--imgsz` takes one value, found `480` and `640`"),
         ("detect --imgsz 480 640 a.jpg", "one word: `--imgsz 480,640`"),
+        ("detect --imgsz=480 640 a.jpg", "one word: `--imgsz 480,640`"),
         ("build --weights --precision fp16", "`--weights` needs a value"),
         ("detct sample", "there is no task `detct`"),
         ("--echo detct sample", "did you mean `detect`?"),

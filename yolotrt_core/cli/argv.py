@@ -112,11 +112,12 @@ def _check_one(
                 if word in given:
                     raise UsageError(f"`{word}` was given twice: `{given[word]}` and `{value}`", hint="leave one out")
                 given[word] = value
-            if takes_value and word == "--imgsz":
-                _refuse_two_sides(rest)
+            following = rest[1:] if takes_value else rest
+            if word == "--imgsz" and following:
+                _refuse_two_sides(given[word], following[0])
             if flags[word].positional:
                 taken.append(word)
-            tokens = rest[1:] if takes_value else rest
+            tokens = following
         elif token.startswith("--") or (token.startswith("-") and len(token) > 1 and wanted):
             raise _UnknownFlagError(word, f"`{name}` has no flag `{word}`", hint=_flag_hint(name, token, flags, rest))
         elif len(taken) < len(wanted):
@@ -148,10 +149,9 @@ def _check_one(
     return tokens
 
 
-def _refuse_two_sides(words: Sequence[str]) -> None:
+def _refuse_two_sides(height: str, width: str) -> None:
     """Refuse height and width as two words, as upstream's commands take them."""
-    if len(words) > 1 and all(word.isdecimal() for word in words[:2]) and not Path(words[1]).exists():
-        height, width = words[:2]
+    if height.isdecimal() and width.isdecimal() and not Path(width).exists():
         raise UsageError(
             f"`--imgsz` takes one value, found `{height}` and `{width}`",
             hint=f"height,width in one word: `--imgsz {height},{width}`",
