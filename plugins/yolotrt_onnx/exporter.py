@@ -24,12 +24,12 @@ from yolotrt_core.shapes import shape_text
 from yolotrt_core.stages import REFERENCE_FILE
 from yolotrt_core.types import BuildRequest, ModelSource, ModelSpec, Precision
 from yolotrt_core.wording import first_line
-from yolotrt_onnx.edits import arrange, keep_output, make_float, rename
 from yolotrt_onnx.graph import save, tensor_specs
-from yolotrt_onnx.held import has_bfloat16, held_precision
+from yolotrt_onnx.graph_edits import arrange, keep_output, make_float, rename
+from yolotrt_onnx.source_precision import has_bfloat16, held_precision
 
 if TYPE_CHECKING:
-    from yolotrt_onnx.source import OnnxSourceOptions
+    from yolotrt_onnx.options import OnnxSourceOptions
 
 log = logging.getLogger(__name__)
 

@@ -26,13 +26,13 @@ from yolotrt_core.rows import Known, Rows, find_rows
 from yolotrt_core.stages import ONNX_FILE, REFERENCE_FILE
 from yolotrt_core.types import BuildRequest, ModelSource, ModelSpec, TensorSpec
 from yolotrt_core.wording import first_line
-from yolotrt_tf import graph as edit
+from yolotrt_tf import onnx_edits as edit
+from yolotrt_tf.class_names import labels_of
 from yolotrt_tf.formats import NAMES, Format, recognise
-from yolotrt_tf.labels import labels_of
 
 if TYPE_CHECKING:
-    from yolotrt_tf import TfOptions
-    from yolotrt_tf.network import Network
+    from yolotrt_tf.loaders import Network
+    from yolotrt_tf.options import TfOptions
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ def export(source: ModelSource, request: BuildRequest, options: TfOptions, out: 
     # A free batch is tried with more than one picture, or a graph that mixes them up would pass.
     pictures = reference_images(max(request.batch, 2) if request.dynamic else request.batch, *size, "nhwc")
     with _quiet():
-        from yolotrt_tf.network import load
+        from yolotrt_tf.loaders import load
 
         network = load(source.path, form, options)
         _refuse_size(network, request)
@@ -131,7 +131,7 @@ def _answer(network: Network, pictures: NDArray[np.float32]) -> NDArray[np.float
 
 
 def _convert(network: Network, path: Path, request: BuildRequest, options: TfOptions) -> ModelProto:
-    from yolotrt_tf.convert import onnx_from_network
+    from yolotrt_tf.onnx_conversion import onnx_from_network
 
     batch = None if request.dynamic else request.batch
     made_for = network.shape[0]
@@ -203,7 +203,7 @@ def _quiet() -> Iterator[None]:
     """Send what TensorFlow logs and warns to our log, which the stage keeps."""
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
-        import yolotrt_tf.network  # noqa: F401 - imports TensorFlow, which sets up its loggers
+        import yolotrt_tf.loaders  # noqa: F401 - imports TensorFlow, which sets up its loggers
 
         theirs = [logging.getLogger(name) for name in ("tensorflow", "absl", "tf2onnx")]
         taken = _Taken()
