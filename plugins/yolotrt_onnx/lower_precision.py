@@ -8,13 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import onnx
-from onnx import ModelProto, TensorProto, helper
+from onnx import ModelProto, TensorProto
 
-from yolotrt_core.errors import StageError, UsageError
+from yolotrt_core.errors import UsageError
 from yolotrt_core.types import Json, ModelSpec, OnnxModel
-from yolotrt_core.wording import first_line
-from yolotrt_onnx.graph import check, lift_constants, load, opset, save, spec_of, type_conflicts
+from yolotrt_onnx.graph import check_strongly_typed, lift_constants, load, opset, raise_opset, save, spec_of
 from yolotrt_onnx.precision_cast import Retyping, decode_nodes, retype, shape_nodes, unfit_weights, unsupported_nodes
 
 if TYPE_CHECKING:
@@ -79,7 +77,7 @@ def lower(model: ModelProto, lowering: Lowering) -> dict[str, Json]:
     name = _NAMES[lowering.dtype]
     lift_constants(model)
     if lowering.dtype == TensorProto.BFLOAT16 and opset(model) < _BF16_OPSET:
-        _raise_opset(model, _BF16_OPSET)
+        raise_opset(model, _BF16_OPSET, name)
     _refuse_mixed(model, name)
     unfit = unfit_weights(model, lowering.dtype)
     for weight, error in unfit.items():
@@ -92,7 +90,7 @@ def lower(model: ModelProto, lowering: Lowering) -> dict[str, Json]:
     }
     held = frozenset().union(*fixed.values())
     retype(model, Retyping(lowering.dtype, held, lowering.low_inputs, lowering.low_outputs))
-    _verify(model, name)
+    check_strongly_typed(model, name, "fp32")
     return {
         "nodes": len(model.graph.node),
         "casts": sum(node.op_type == "Cast" for node in model.graph.node),
@@ -112,33 +110,7 @@ def _refuse_mixed(model: ModelProto, name: str) -> None:
             )
 
 
-def _raise_opset(model: ModelProto, version: int) -> None:
-    try:
-        raised = onnx.version_converter.convert_version(model, version)
-    except Exception as err:  # the converter raises what its C++ side has
-        raise StageError(
-            f"bf16 needs operator set {version}, and onnx cannot convert this graph: {first_line(err)}",
-            hint=f"export with operator set {version} or higher, or use `--precision fp16`",
-        ) from err
-    metadata = list(model.metadata_props)
-    model.CopyFrom(raised)
-    del model.metadata_props[:]
-    model.metadata_props.extend(metadata)
-    model.ir_version = max(model.ir_version, helper.find_min_ir_version_for(model.opset_import))
-
-
 def _trouble(error: float) -> str:
     if error == float("inf"):
         return "has values beyond the type's range"
     return f"would be off by {error:.1%} after rounding"
-
-
-def _verify(model: ModelProto, name: str) -> None:
-    """Refuse what a strongly typed parser would: better here, with names, than in TensorRT."""
-    check(model, f"the {name} pass", "report this graph; `--precision fp32` builds without the pass")
-    conflicts = type_conflicts(model)
-    if conflicts:
-        raise StageError(
-            f"the {name} pass left mixed types: {conflicts[0]}",
-            hint="report this graph; `--precision fp32` builds without the pass",
-        )

@@ -24,8 +24,6 @@ log = logging.getLogger(__name__)
 FORMATS = {"int8": TensorProto.INT8, "fp8": TensorProto.FLOAT8E4M3FN}
 # FP8 exists in Q/DQ, and half scales are allowed, from this operator set on.
 OPSET = 19
-# A weight scale is kept to what half holds, so that it means the same in a half and in a float graph.
-_LEAST_HALF = 2.0**-24
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,8 +238,8 @@ def weight_scales(weights: NDArray[np.float32], form: str, per_channel: bool) ->
     """Return the scale of a kernel (K, C, R, S): float32 (K,), or a scalar; every one positive and a half number."""
     axes = tuple(range(1, weights.ndim)) if per_channel else None
     amax = np.abs(weights).max(axis=axes).astype(np.float64)
-    exact = amax / (INT8_LEVELS if form == "int8" else E4M3_MAX)
-    return np.asarray(np.maximum(exact.astype(np.float16).astype(np.float32), np.float32(_LEAST_HALF)), np.float32)
+    scale = int8_scale if form == "int8" else e4m3_scale
+    return np.array([scale(float(each)) for each in amax.flat], np.float32).reshape(amax.shape)
 
 
 def round_to(values: NDArray[np.float32], form: str) -> NDArray[Any]:

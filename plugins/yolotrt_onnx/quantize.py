@@ -7,15 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import onnx
-from onnx import ModelProto, TensorProto, helper
+from onnx import ModelProto, TensorProto
 
 from yolotrt_core.errors import StageError
 from yolotrt_core.ranges import read_ranges
 from yolotrt_core.types import Calibration, Json, ModelSpec, OnnxModel
-from yolotrt_core.wording import first_line
 from yolotrt_onnx import qdq_insertion
-from yolotrt_onnx.graph import check, lift_constants, load, opset, save, spec_of, type_conflicts
+from yolotrt_onnx.graph import check_strongly_typed, lift_constants, load, opset, raise_opset, save, spec_of
 from yolotrt_onnx.precision_cast import Retyping, decode_nodes, retype, shape_nodes, unfit_weights, unsupported_nodes
 from yolotrt_onnx.source_precision import has_integer_sums
 
@@ -61,13 +59,13 @@ def apply(
             raise StageError(f"the {form} pass needs ranges", hint="calibrate first")
         ranges = read_ranges(calibration.ranges_path).for_model(model.sha256)
         if opset(graph) < qdq_insertion.OPSET:
-            _raise_opset(graph, form)
+            raise_opset(graph, qdq_insertion.OPSET, form)
         if form == "fp8" and options.weights == "tensor":
             log.warning(_FP8_TENSOR)
         facts |= qdq_insertion.quantize(graph, ranges.tensors, _plan(graph, form, options)) | {"method": ranges.method}
     if options.base == "fp16":
         facts["casts"] = to_half(graph)
-    _verify(graph, form)
+    check_strongly_typed(graph, form, "fp16")
     save(graph, out)
     return spec_of(graph, model.spec), facts
 
@@ -120,27 +118,3 @@ def to_half(graph: ModelProto) -> int:
     held |= {n.output[0] for n in graph.graph.node if unfit & set(n.input)}
     retype(graph, Retyping(TensorProto.FLOAT16, frozenset(held)))
     return sum(n.op_type == "Cast" for n in graph.graph.node)
-
-
-def _raise_opset(graph: ModelProto, form: str) -> None:
-    try:
-        raised = onnx.version_converter.convert_version(graph, qdq_insertion.OPSET)
-    except Exception as err:  # the converter raises what its C++ side has
-        raise StageError(
-            f"{form} needs operator set {qdq_insertion.OPSET}, and onnx cannot convert this graph: {first_line(err)}",
-            hint=f"export with operator set {qdq_insertion.OPSET} or higher, or use `--precision fp16`",
-        ) from err
-    metadata = list(graph.metadata_props)
-    graph.CopyFrom(raised)
-    del graph.metadata_props[:]
-    graph.metadata_props.extend(metadata)
-    graph.ir_version = max(graph.ir_version, helper.find_min_ir_version_for(graph.opset_import))
-
-
-def _verify(graph: ModelProto, form: str) -> None:
-    """Refuse what a strongly typed parser would: better here, with names, than in TensorRT."""
-    hint = "report this graph; `--precision fp16` builds without the pass"
-    check(graph, f"the {form} pass", hint)
-    conflicts = type_conflicts(graph)
-    if conflicts:
-        raise StageError(f"the {form} pass left mixed types: {conflicts[0]}", hint=hint)
