@@ -171,9 +171,11 @@ def engine_calibrator(library: Library, algorithm: Algorithm, feed: Feed) -> Any
     trt = library.trt
 
     # The two bases differ in the algorithm they name; TensorRT calls the same four methods of both.
-    class Entropy2Calibrator(trt.IInt8EntropyCalibrator2):  # type: ignore[misc, name-defined] # known at run time
+    base = trt.IInt8EntropyCalibrator2 if algorithm == "entropy2" else trt.IInt8MinMaxCalibrator
+
+    class EngineCalibrator(base):  # type: ignore[misc, valid-type] # known at run time
         def __init__(self) -> None:
-            trt.IInt8EntropyCalibrator2.__init__(self)
+            base.__init__(self)
 
         def get_batch_size(self) -> int:
             return feed.size()
@@ -187,20 +189,4 @@ def engine_calibrator(library: Library, algorithm: Algorithm, feed: Feed) -> Any
         def write_calibration_cache(self, cache: Any) -> None:
             feed.write(cache)
 
-    class MinMaxCalibrator(trt.IInt8MinMaxCalibrator):  # type: ignore[misc, name-defined] # known at run time
-        def __init__(self) -> None:
-            trt.IInt8MinMaxCalibrator.__init__(self)
-
-        def get_batch_size(self) -> int:
-            return feed.size()
-
-        def get_batch(self, names: list[str]) -> list[int] | None:
-            return feed.next(names)
-
-        def read_calibration_cache(self) -> bytes | None:
-            return feed.read()
-
-        def write_calibration_cache(self, cache: Any) -> None:
-            feed.write(cache)
-
-    return Entropy2Calibrator() if algorithm == "entropy2" else MinMaxCalibrator()
+    return EngineCalibrator()
