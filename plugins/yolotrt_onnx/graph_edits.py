@@ -1,15 +1,10 @@
-"""Edits of a graph that keep what it computes: fewer outputs, other names, rows in another order."""
+"""Edits of a graph that keep what it computes: fewer outputs, other names."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-from onnx import ModelProto, TensorProto, helper, numpy_helper
-
-from yolotrt_core.rows import Rows
+from onnx import ModelProto, TensorProto, helper
 
 
 def keep_output(model: ModelProto, output: str) -> None:
@@ -62,20 +57,3 @@ def make_float(model: ModelProto) -> None:
         node = helper.make_node("Cast", ["output0_typed"], ["output0"], name="output0_cast", to=TensorProto.FLOAT)
         model.graph.node.append(node)
         value.name, value.type.tensor_type.elem_type = "output0", TensorProto.FLOAT
-
-
-def arrange(model: ModelProto, rows: Rows, size: tuple[int, int]) -> None:
-    """Append what brings `output0` to anchor-major rows in pixels; nothing where it is so already."""
-    moved, scale = rows.permutation(*size), rows.scale(*size)
-    steps: list[tuple[str, NDArray[Any], dict[str, int]]] = []
-    if scale is not None:
-        width = model.graph.output[0].type.tensor_type.shape.dim[2].dim_value
-        steps.append(("Mul", np.array([*scale, *[1] * (width - 4)], np.float32), {}))
-    if moved is not None:
-        steps.append(("Gather", moved.astype(np.int32), {"axis": 1}))
-    for operator, constant, attributes in steps:
-        before, name = f"before_{operator.lower()}", f"rows_{operator.lower()}"
-        rename(model, {"output0": before})
-        model.graph.initializer.append(numpy_helper.from_array(constant, name))
-        model.graph.node.append(helper.make_node(operator, [before, name], ["output0"], name=name, **attributes))
-        model.graph.output[0].name = "output0"

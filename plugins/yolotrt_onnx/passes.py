@@ -42,7 +42,7 @@ class SimplifyPass(OnnxPass):
 
 
 class Fp32Pass(OnnxPass):
-    """Single precision that survives TF32 tensor cores; see `split.py`."""
+    """Single precision that survives TF32 tensor cores; see `tf32_split.py`."""
 
     name = "fp32"
     sources: ClassVar[tuple[str, ...]] = ("yolotrt_onnx.graph", "yolotrt_onnx.tf32_split")

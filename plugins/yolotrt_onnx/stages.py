@@ -25,6 +25,7 @@ class OnnxExporter:
         "yolotrt_onnx.source_precision",
         "yolotrt_core.shapes",
         "yolotrt_core.labels",
+        "yolotrt_core.onnx_form",
         "yolotrt_core.reference",
         "yolotrt_core.rows",
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
@@ -19,7 +18,7 @@ from onnx import ModelProto
 
 from yolotrt_core import onnx_form
 from yolotrt_core.errors import StageError, UsageError
-from yolotrt_core.labels import metadata_of
+from yolotrt_core.labels import metadata_of, strides_from_text
 from yolotrt_core.layout import with_channels
 from yolotrt_core.reference import reference_images
 from yolotrt_core.rows import Known, Rows, find_rows
@@ -53,7 +52,7 @@ def export(source: ModelSource, request: BuildRequest, options: TfOptions, out: 
     """
     form = _form(source.path)
     known = Known(
-        _strides(options.strides),
+        strides_from_text(options.strides, "--tf-strides"),
         None if options.rows == "auto" else options.rows,
         None if options.units == "auto" else options.units,
     )
@@ -96,14 +95,6 @@ def _form(path: Path) -> Format:
         known = ", ".join(NAMES[f] for f in ("savedmodel", "keras", "hdf5", "graphdef", "tflite"))
         raise UsageError(f"`{path}` is no TensorFlow model that is known: {known}")
     return form
-
-
-def _strides(text: str | None) -> tuple[int, ...] | None:
-    if text is None:
-        return None
-    if not re.fullmatch(r"[1-9]\d{0,3}(,[1-9]\d{0,3}){0,7}", text.replace(" ", "")):
-        raise UsageError(f"`--tf-strides` expects pixels per cell of each level, as 8,16,32, found `{text}`")
-    return tuple(int(part) for part in text.split(","))
 
 
 def _refuse_size(network: Network, request: BuildRequest) -> None:
