@@ -1,4 +1,4 @@
-"""The structures that host and kernels share: NumPy's view of `kernels/prelude.cuh`."""
+"""The structures that host and kernels share: NumPy view of `cuda/kernels/prelude.cuh`."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ struct Box {
   float x1, y1, x2, y2;
 };
 
-// Layouts shared with the host: see `layouts.py`, whose tests compare the sizes and offsets.
+// Layouts shared with the host: see `runtime/device_structs.py`, whose tests compare the sizes and offsets.
 struct Frame {
   u64 pixels;            // device address of uint8 BGR rows, or of a Y plane followed by its UV plane
   int height, width;     // source pixels
