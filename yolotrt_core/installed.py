@@ -35,7 +35,8 @@ def tool_versions(modules: Iterable[str]) -> dict[str, str]:
 
 def _is_there(module: str) -> bool:
     try:
-        return util.find_spec(module) is not None
+        spec = util.find_spec(module)
+        return spec is not None and spec.origin is not None  # a namespace folder is not an installed tool
     except (ModuleNotFoundError, ValueError):  # its package is missing, or it is set to None
         return False
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,19 @@ def metadata_of(spec: ModelSpec, request: BuildRequest) -> dict[str, str]:
         "batch": str(request.batch),
         **spec.provenance,
     }
+
+
+def strides_from_text(text: str | None, flag: str) -> tuple[int, ...] | None:
+    """Parse the strides given by a flag, as 8,16,32; None if it was not given.
+
+    Raises:
+        UsageError: not one to eight positive whole numbers.
+    """
+    if text is None:
+        return None
+    if not re.fullmatch(r"[1-9]\d{0,3}(,[1-9]\d{0,3}){0,7}", text.replace(" ", "")):
+        raise UsageError(f"`{flag}` expects pixels per cell of each level, as 8,16,32, found `{text}`")
+    return tuple(int(part) for part in text.split(","))
 
 
 def literal(text: str | None) -> Any:

@@ -147,17 +147,21 @@ def arrange_rows(model: ModelProto, rows: Rows, size: tuple[int, int]) -> None:
         steps.append(("Gather", moved.astype(np.int32), {"axis": 1}))
     if not steps:
         return
-    rename_tensors(model, {"output0": "rows_0"})
+    prefix, taken = "rows", {weight.name for weight in model.graph.initializer}
+    taken.update(name for node in model.graph.node for name in node.output)
+    while any(name.startswith(f"{prefix}_") for name in taken):
+        prefix += "_"
+    rename_tensors(model, {"output0": f"{prefix}_0"})
     for index, (operator, constant, attributes) in enumerate(steps):
-        name = f"rows_{operator.lower()}"
-        result = f"rows_{index + 1}" if index + 1 < len(steps) else "output0"
+        name = f"{prefix}_{operator.lower()}"
+        result = f"{prefix}_{index + 1}" if index + 1 < len(steps) else "output0"
         model.graph.initializer.add(
             name=name,
             dims=constant.shape,
             data_type=_FLOAT if constant.dtype == np.float32 else _INT32,
             raw_data=constant.astype(constant.dtype.newbyteorder("<")).tobytes(),
         )
-        node = model.graph.node.add(op_type=operator, name=name, input=[f"rows_{index}", name], output=[result])
+        node = model.graph.node.add(op_type=operator, name=name, input=[f"{prefix}_{index}", name], output=[result])
         for key, value in attributes.items():
             node.attribute.add(name=key, type=_INT, i=value)
     model.graph.output[0].name = "output0"

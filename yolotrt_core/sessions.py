@@ -54,7 +54,7 @@ class DeviceProgram:
         classes: how many class ids there are.
         source: CUDA C++ without includes that defines `struct Head`, the device twin of the
             postprocessor's `decode`. What it may use and must define is stated in the runner's
-            `yolotrt_tensorrt/kernels/`: prelude.cuh and suppress.cu.
+            `yolotrt_tensorrt/cuda/kernels/`: prelude.cuh and suppress.cu.
     """
 
     output: str

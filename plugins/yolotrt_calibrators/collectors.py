@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from yolotrt_calibrators import activations, thresholds
+from yolotrt_calibrators import activation_runner, thresholds
 from yolotrt_calibrators.histogram import Histogram, NotFiniteError
 from yolotrt_core.errors import StageError
 from yolotrt_core.ranges import Ranges, write_ranges
@@ -72,7 +72,7 @@ class Decided:
 def calibrate(
     model: OnnxModel,
     batches: Iterator[NDArray[np.float32]],
-    scope: activations.Scope,
+    scope: activation_runner.Scope,
     make: Callable[[], Collector],
     method: str,
     out: Path,
@@ -83,8 +83,8 @@ def calibrate(
         StageError: no pictures, onnxruntime cannot run the network, or an activation is not
             finite (the first such tensor is named).
     """
-    network = activations.load(model.path)
-    wanted = activations.targets(network, scope)
+    network = activation_runner.load(model.path)
+    wanted = activation_runner.targets(network, scope)
     collectors = {name: make() for name in wanted}
 
     def collect(name: str, values: NDArray[np.float32]) -> None:
@@ -96,7 +96,7 @@ def calibrate(
                 hint="the model itself computes them: check the checkpoint with `--precision fp32`",
             ) from None
 
-    if wanted and not activations.run(network, wanted, batches, collect):
+    if wanted and not activation_runner.run(network, wanted, batches, collect):
         raise StageError("calibration was given no pictures")
     tensors = {}
     for name, collector in collectors.items():
@@ -109,13 +109,13 @@ def calibrate(
     return method
 
 
-def minmax(model: OnnxModel, batches: Iterator[NDArray[np.float32]], scope: activations.Scope, out: Path) -> str:
+def minmax(model: OnnxModel, batches: Iterator[NDArray[np.float32]], scope: activation_runner.Scope, out: Path) -> str:
     """The largest magnitude seen."""
     return calibrate(model, batches, scope, Extremes, "minmax", out)
 
 
 def percentile(
-    model: OnnxModel, batches: Iterator[NDArray[np.float32]], scope: activations.Scope, percent: float, out: Path
+    model: OnnxModel, batches: Iterator[NDArray[np.float32]], scope: activation_runner.Scope, percent: float, out: Path
 ) -> str:
     """The magnitude that `percent` of all values do not exceed."""
 
@@ -125,11 +125,11 @@ def percentile(
     return calibrate(model, batches, scope, lambda: Decided(decide), f"percentile {percent:g}", out)
 
 
-def mse(model: OnnxModel, batches: Iterator[NDArray[np.float32]], scope: activations.Scope, out: Path) -> str:
+def mse(model: OnnxModel, batches: Iterator[NDArray[np.float32]], scope: activation_runner.Scope, out: Path) -> str:
     """The range whose int8 rounding and clipping has the least square error."""
     return calibrate(model, batches, scope, lambda: Decided(thresholds.least_square_error), "mse", out)
 
 
-def entropy(model: OnnxModel, batches: Iterator[NDArray[np.float32]], scope: activations.Scope, out: Path) -> str:
+def entropy(model: OnnxModel, batches: Iterator[NDArray[np.float32]], scope: activation_runner.Scope, out: Path) -> str:
     """The range whose quantized distribution diverges least (Kullback-Leibler)."""
     return calibrate(model, batches, scope, lambda: Decided(thresholds.least_divergence), "entropy", out)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -16,7 +15,15 @@ from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, ValueInfoProto, helper
 
 from yolotrt_core.errors import StageError, UsageError
-from yolotrt_core.labels import labels_from_file, labels_in_order, literal, metadata_of, numbered_labels
+from yolotrt_core.labels import (
+    labels_from_file,
+    labels_in_order,
+    literal,
+    metadata_of,
+    numbered_labels,
+    strides_from_text,
+)
+from yolotrt_core.onnx_form import arrange_rows
 from yolotrt_core.options import nearest
 from yolotrt_core.reference import reference_images
 from yolotrt_core.rows import Known, Rows, find_rows
@@ -24,12 +31,12 @@ from yolotrt_core.shapes import shape_text
 from yolotrt_core.stages import REFERENCE_FILE
 from yolotrt_core.types import BuildRequest, ModelSource, ModelSpec, Precision
 from yolotrt_core.wording import first_line
-from yolotrt_onnx.edits import arrange, keep_output, make_float, rename
 from yolotrt_onnx.graph import save, tensor_specs
-from yolotrt_onnx.held import has_bfloat16, held_precision
+from yolotrt_onnx.graph_edits import keep_output, make_float, rename
+from yolotrt_onnx.source_precision import has_bfloat16, held_precision
 
 if TYPE_CHECKING:
-    from yolotrt_onnx.source import OnnxSourceOptions
+    from yolotrt_onnx.options import OnnxSourceOptions
 
 log = logging.getLogger(__name__)
 
@@ -67,9 +74,9 @@ def export(source: ModelSource, request: BuildRequest, options: OnnxSourceOption
     picture.become_images(request)
     rename(model, {output: "output0"})
     make_float(model)
-    if rows is not None:
-        arrange(model, rows, size)
     _free_output(model, answer, request)
+    if rows is not None:
+        arrange_rows(model, rows, size)
     spec = _spec(model, source, options, rows, labels)
     spec = replace(spec, provenance={**spec.provenance, **({"source_precision": held} if held else {})})
     _finish(model, spec, request, source.path, out)
@@ -236,11 +243,8 @@ def _rows(
     """Find how the rows lie; None for a head that this plugin does not know."""
     if options.head != HEAD:
         return None
-    strides = options.strides
-    if strides is not None and not re.fullmatch(r"[1-9]\d{0,3}(,[1-9]\d{0,3}){0,7}", strides.replace(" ", "")):
-        raise UsageError(f"`--onnx-strides` expects pixels per cell of each level, as 8,16,32, found `{strides}`")
     known = Known(
-        tuple(int(part) for part in strides.split(",")) if strides else None,
+        strides_from_text(options.strides, "--onnx-strides"),
         None if options.rows == "auto" else options.rows,
         None if options.units == "auto" else options.units,
     )

@@ -159,6 +159,39 @@ def opset(model: ModelProto) -> int:
     return next(int(o.version) for o in model.opset_import if o.domain in ("", "ai.onnx"))
 
 
+def raise_opset(model: ModelProto, version: int, made_by: str) -> None:
+    """Convert a model to a later operator set in place.
+
+    Raises:
+        StageError: onnx cannot convert it.
+    """
+    try:
+        raised = onnx.version_converter.convert_version(model, version)
+    except Exception as err:  # the converter raises what its C++ side has
+        raise StageError(
+            f"{made_by} needs operator set {version}, and onnx cannot convert this graph: {first_line(err)}",
+            hint=f"export with operator set {version} or higher, or use `--precision fp16`",
+        ) from err
+    metadata = list(model.metadata_props)
+    model.CopyFrom(raised)
+    del model.metadata_props[:]
+    model.metadata_props.extend(metadata)
+    model.ir_version = max(model.ir_version, helper.find_min_ir_version_for(model.opset_import))
+
+
+def check_strongly_typed(model: ModelProto, made_by: str, fallback: str) -> None:
+    """Refuse what a strongly typed parser would: better here, with names, than in TensorRT.
+
+    Args:
+        made_by: the pass that wrote the graph. fallback: precision that builds without it.
+    """
+    hint = f"report this graph; `--precision {fallback}` builds without the pass"
+    check(model, f"the {made_by} pass", hint)
+    conflicts = type_conflicts(model)
+    if conflicts:
+        raise StageError(f"the {made_by} pass left mixed types: {conflicts[0]}", hint=hint)
+
+
 class Slot(NamedTuple):
     """One tensor of a node and what its operator says of that place.
 

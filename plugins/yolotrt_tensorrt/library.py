@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from yolotrt_core.errors import StageError
 from yolotrt_core.types import EngineSpec
-from yolotrt_tensorrt import driver, installed
-from yolotrt_tensorrt.installed import Installed
+from yolotrt_tensorrt import discovery
+from yolotrt_tensorrt.cuda import driver
+from yolotrt_tensorrt.discovery import Installed
 
 if TYPE_CHECKING:
     import tensorrt
@@ -107,7 +108,7 @@ def load(module: str) -> Library:
     Raises:
         PluginError: not installed. StageError: its import fails.
     """
-    found = installed.choose(module)
+    found = discovery.choose(module)
     return load(found.module) if found.module != module else Library(found)
 
 
@@ -121,15 +122,15 @@ def check_engine(spec: EngineSpec, device: int = 0) -> Library:
         StageError: made by a TensorRT, or for a GPU, that is not here.
     """
     module, version = spec.tools.get("module", ""), spec.tools.get("version", "")
-    if module not in installed.MODULES:
+    if module not in discovery.MODULES:
         raise StageError(f"the engine was built by `{module or spec.builder}`, not by a TensorRT")
     rebuild = "build the engine again here"
-    found = installed.find(module)
+    found = discovery.find(module)
     if found is None or found.missing:
-        here = [str(f) for m in installed.MODULES if (f := installed.find(m)) and not f.missing]
+        here = [str(f) for m in discovery.MODULES if (f := discovery.find(m)) and not f.missing]
         raise StageError(
             f"the engine was built by `{module}` {version}, and here is " + (" and ".join(here) or "no TensorRT"),
-            hint=f"{installed.INSTALL[module]}, or {rebuild}",
+            hint=f"{discovery.INSTALL[module]}, or {rebuild}",
         )
     if found.version != version:
         raise StageError(
@@ -182,7 +183,7 @@ def _imported(found: Installed) -> Any:
     try:
         return importlib.import_module(found.module)
     except (ImportError, OSError) as err:
-        raise StageError(f"{found} cannot be imported: {err}", hint=installed.INSTALL[found.module]) from err
+        raise StageError(f"{found} cannot be imported: {err}", hint=discovery.INSTALL[found.module]) from err
 
 
 def _has(root: Any, dotted: str) -> bool:

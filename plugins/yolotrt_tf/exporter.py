@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
@@ -19,20 +18,20 @@ from onnx import ModelProto
 
 from yolotrt_core import onnx_form
 from yolotrt_core.errors import StageError, UsageError
-from yolotrt_core.labels import metadata_of
+from yolotrt_core.labels import metadata_of, strides_from_text
 from yolotrt_core.layout import with_channels
 from yolotrt_core.reference import reference_images
 from yolotrt_core.rows import Known, Rows, find_rows
 from yolotrt_core.stages import ONNX_FILE, REFERENCE_FILE
 from yolotrt_core.types import BuildRequest, ModelSource, ModelSpec, TensorSpec
 from yolotrt_core.wording import first_line
-from yolotrt_tf import graph as edit
+from yolotrt_tf import onnx_edits as edit
+from yolotrt_tf.class_names import labels_of
 from yolotrt_tf.formats import NAMES, Format, recognise
-from yolotrt_tf.labels import labels_of
 
 if TYPE_CHECKING:
-    from yolotrt_tf import TfOptions
-    from yolotrt_tf.network import Network
+    from yolotrt_tf.loaders import Network
+    from yolotrt_tf.options import TfOptions
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +52,7 @@ def export(source: ModelSource, request: BuildRequest, options: TfOptions, out: 
     """
     form = _form(source.path)
     known = Known(
-        _strides(options.strides),
+        strides_from_text(options.strides, "--tf-strides"),
         None if options.rows == "auto" else options.rows,
         None if options.units == "auto" else options.units,
     )
@@ -61,7 +60,7 @@ def export(source: ModelSource, request: BuildRequest, options: TfOptions, out: 
     # A free batch is tried with more than one picture, or a graph that mixes them up would pass.
     pictures = reference_images(max(request.batch, 2) if request.dynamic else request.batch, *size, "nhwc")
     with _quiet():
-        from yolotrt_tf.network import load
+        from yolotrt_tf.loaders import load
 
         network = load(source.path, form, options)
         _refuse_size(network, request)
@@ -98,14 +97,6 @@ def _form(path: Path) -> Format:
     return form
 
 
-def _strides(text: str | None) -> tuple[int, ...] | None:
-    if text is None:
-        return None
-    if not re.fullmatch(r"[1-9]\d{0,3}(,[1-9]\d{0,3}){0,7}", text.replace(" ", "")):
-        raise UsageError(f"`--tf-strides` expects pixels per cell of each level, as 8,16,32, found `{text}`")
-    return tuple(int(part) for part in text.split(","))
-
-
 def _refuse_size(network: Network, request: BuildRequest) -> None:
     _, height, width = network.shape
     for fixed, asked in ((height, request.height), (width, request.width)):
@@ -131,7 +122,7 @@ def _answer(network: Network, pictures: NDArray[np.float32]) -> NDArray[np.float
 
 
 def _convert(network: Network, path: Path, request: BuildRequest, options: TfOptions) -> ModelProto:
-    from yolotrt_tf.convert import onnx_from_network
+    from yolotrt_tf.onnx_conversion import onnx_from_network
 
     batch = None if request.dynamic else request.batch
     made_for = network.shape[0]
@@ -203,7 +194,7 @@ def _quiet() -> Iterator[None]:
     """Send what TensorFlow logs and warns to our log, which the stage keeps."""
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
-        import yolotrt_tf.network  # noqa: F401 - imports TensorFlow, which sets up its loggers
+        import yolotrt_tf.loaders  # noqa: F401 - imports TensorFlow, which sets up its loggers
 
         theirs = [logging.getLogger(name) for name in ("tensorflow", "absl", "tf2onnx")]
         taken = _Taken()

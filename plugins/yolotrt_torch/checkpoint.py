@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from yolotrt_core.errors import UsageError
 from yolotrt_core.labels import labels_in_order
 from yolotrt_core.wording import printable
-from yolotrt_torch.archive import Archive, open_archive
-from yolotrt_torch.foreign import PlainCopies, refusing_damage, shown
+from yolotrt_torch.checkpoint_archive import Archive, open_archive
 from yolotrt_torch.pickle_reader import RefusedGlobal, Stub, TensorRef
+from yolotrt_torch.untrusted_values import PlainCopies, refusing_damage, shown
 
 DETECTORS = ("Model", "DetectionModel")  # v3 to v6.1, and later
 PLAIN_FORM = "yolotrt"  # key of checkpoints that hold plain data only, as yolotrt's own training saves them

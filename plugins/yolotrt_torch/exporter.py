@@ -25,12 +25,12 @@ from yolotrt_core.stages import ONNX_FILE, REFERENCE_FILE
 from yolotrt_core.types import BuildRequest, ModelSource, ModelSpec, TensorSpec
 from yolotrt_core.wording import first_line, printable
 from yolotrt_torch.checkpoint import Checkpoint, read_checkpoint
-from yolotrt_torch.layers import MOST_PIXELS
-from yolotrt_torch.network import Network, fuse
-from yolotrt_torch.rebuild import network_from_checkpoint
+from yolotrt_torch.model_builder import network_from_checkpoint
+from yolotrt_torch.yolov5_layers import MOST_PIXELS
+from yolotrt_torch.yolov5_model import Network, fuse
 
 if TYPE_CHECKING:
-    from yolotrt_torch import TorchOptions
+    from yolotrt_torch.options import TorchOptions
 
 log = logging.getLogger(__name__)
 

@@ -15,11 +15,11 @@ from yolotrt_core.shapes import refuse_unfit
 from yolotrt_core.types import BuildRequest, EngineSpec, ModelSource
 from yolotrt_torch.checkpoint import read_checkpoint
 from yolotrt_torch.exporter import spec_of
-from yolotrt_torch.network import Network, fuse
-from yolotrt_torch.rebuild import network_from_checkpoint
+from yolotrt_torch.model_builder import network_from_checkpoint
+from yolotrt_torch.yolov5_model import Network, fuse
 
 if TYPE_CHECKING:
-    from yolotrt_torch import TorchOptions
+    from yolotrt_torch.options import TorchOptions
 
 
 class TorchSession:

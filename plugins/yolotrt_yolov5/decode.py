@@ -49,7 +49,7 @@ from yolotrt_core.errors import UsageError
 from yolotrt_core.letterbox import boxes_to_source
 from yolotrt_core.nms import nms
 from yolotrt_core.types import Detections, Geometry, ModelSpec, Selection
-from yolotrt_yolov5 import suppressor
+from yolotrt_yolov5 import onnxruntime_nms
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -126,7 +126,7 @@ def _check(selection: Selection) -> None:
 def _decode_image(rows: NDArray[Any], placed: Geometry, selection: Selection) -> Detections:
     found = _candidates(rows, selection)
     groups = None if selection.agnostic else found.class_ids
-    kept = nms(found.boxes, found.scores, groups, selection.iou, suppressor.find())
+    kept = nms(found.boxes, found.scores, groups, selection.iou, onnxruntime_nms.find())
     chosen = found.only(kept[: selection.max_det])
     return Detections(
         boxes=boxes_to_source(chosen.boxes, placed),

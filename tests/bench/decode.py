@@ -73,7 +73,7 @@ def _raw_output(weights: Path, images: Path, folder: Path) -> np.ndarray:
 
     from yolotrt_core.letterbox import preprocess
     from yolotrt_core.types import BuildRequest, ModelSource
-    from yolotrt_torch import TorchExporter
+    from yolotrt_torch.stages import TorchExporter
 
     exporter = TorchExporter()
     source = ModelSource(weights, hashlib.sha256(weights.read_bytes()).hexdigest(), weights.stem)
@@ -105,7 +105,7 @@ def _ours(raw: np.ndarray, threads: int) -> tuple[Decode, Any]:
 
     from yolotrt_core.letterbox import geometry
     from yolotrt_core.types import ModelSpec, Selection
-    from yolotrt_yolov5 import Yolov5Postprocessor
+    from yolotrt_yolov5.stages import Yolov5Postprocessor
 
     cv2.setNumThreads(threads)
     stage = Yolov5Postprocessor()

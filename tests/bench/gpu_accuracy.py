@@ -11,7 +11,7 @@ import numpy as np
 
 from yolotrt_core.letterbox import preprocess
 from yolotrt_core.types import Selection
-from yolotrt_yolov5.device import device_program
+from yolotrt_yolov5.device_program import device_program
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "gpu"))
 import ties

@@ -35,9 +35,9 @@ from yolotrt_core.picture_processes import PictureProcesses, region_bytes
 from yolotrt_core.prefetch import prefetched
 from yolotrt_core.reading import decode_ahead, read_ahead
 from yolotrt_core.types import Selection
-from yolotrt_tensorrt import TensorRTOptions
-from yolotrt_tensorrt.runner import EngineSession, open_session
-from yolotrt_yolov5.device import device_program
+from yolotrt_tensorrt.options import TensorRTOptions
+from yolotrt_tensorrt.runtime.session import EngineSession, open_session
+from yolotrt_yolov5.device_program import device_program
 
 SINGLE = Selection(conf=0.25, iou=0.45)
 

@@ -17,8 +17,8 @@ from torch import nn
 
 from yolotrt_core.letterbox import boxes_to_source, preprocess
 from yolotrt_torch.checkpoint import read_checkpoint
-from yolotrt_torch.network import Network
-from yolotrt_torch.rebuild import network_from_checkpoint
+from yolotrt_torch.model_builder import network_from_checkpoint
+from yolotrt_torch.yolov5_model import Network
 
 IMGSZ = (320, 320)
 

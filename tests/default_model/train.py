@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from yolotrt_core.letterbox import preprocess
 from yolotrt_core.sources import default_model_path, sample_path
-from yolotrt_torch.network import Network
+from yolotrt_torch.yolov5_model import Network
 
 TRAIN_SEED, HELD_OUT_SEED = 20_000, 30_000
 HELD_OUT_SCENES = 500

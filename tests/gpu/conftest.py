@@ -14,7 +14,7 @@ from engines import engine_of
 from yolotrt_core.engine import read_engine_spec
 from yolotrt_core.types import EngineSpec
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "plugins" / "tensorrt"))  # head_reference.py
+sys.path.insert(0, str(Path(__file__).parent.parent / "plugins" / "tensorrt_plugin"))  # head_reference.py
 
 
 @pytest.fixture(scope="session")

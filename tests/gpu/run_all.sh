@@ -17,7 +17,7 @@ parts=" ${*:-tests sanitizer bench} "
 failed=0
 python3 tests/gpu/engines.py --data "$YOLOTRT_TEST_DATA" --out "$YOLOTRT_GPU_ENGINES" || exit 1
 if [[ $parts == *" tests "* ]]; then
-  python3 -m pytest -q -p no:cacheprovider -m gpu tests/gpu tests/plugins/tensorrt/test_on_gpu.py --durations 8 \
+  python3 -m pytest -q -p no:cacheprovider -m gpu tests/gpu tests/plugins/tensorrt_plugin/test_on_gpu.py --durations 8 \
     -o junit_family=xunit1 \
     --junitxml "$out/tests.xml" || failed=1
 fi

@@ -22,7 +22,7 @@ from yolotrt_core.errors import GateError, UsageError
 from yolotrt_core.fastest import _FASTER
 from yolotrt_core.reading import decode_ahead
 from yolotrt_core.types import Detections
-from yolotrt_tensorrt.lane import STEPS
+from yolotrt_tensorrt.runtime.slot import STEPS
 
 pytestmark = pytest.mark.gpu
 SCHEMAS = Path(yolotrt_core.__file__).parent / "schemas"

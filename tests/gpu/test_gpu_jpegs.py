@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from yolotrt_core.types import EngineSpec, Selection
-from yolotrt_tensorrt import TensorRTOptions
-from yolotrt_tensorrt.runner import EngineSession, open_session
-from yolotrt_yolov5.device import device_program
+from yolotrt_tensorrt.options import TensorRTOptions
+from yolotrt_tensorrt.runtime.session import EngineSession, open_session
+from yolotrt_yolov5.device_program import device_program
 
 pytestmark = pytest.mark.gpu
 CHOSEN = Selection(conf=0.3, iou=0.45)

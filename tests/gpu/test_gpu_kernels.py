@@ -14,13 +14,13 @@ from yolotrt_core.layout import Layout, with_channels
 from yolotrt_core.letterbox import preprocess
 from yolotrt_core.stages import DeviceProgram
 from yolotrt_core.types import Detections, ModelSpec, Selection, TensorSpec
-from yolotrt_tensorrt import decoding as decoding_module
-from yolotrt_tensorrt.decoding import Decoding, Inputs
-from yolotrt_tensorrt.gpu import DeviceMemory, Gpu, PinnedPool, open_gpu
-from yolotrt_tensorrt.layouts import FRAME, REQUEST, class_mask, frame_bytes, request_bytes
-from yolotrt_tensorrt.plan import Tensor
-from yolotrt_tensorrt.programs import load_kernels
-from yolotrt_yolov5.device import device_program
+from yolotrt_tensorrt.cuda.device import DeviceMemory, Gpu, PinnedPool, open_gpu
+from yolotrt_tensorrt.cuda.kernels_loader import load_kernels
+from yolotrt_tensorrt.runtime import postprocess as decoding_module
+from yolotrt_tensorrt.runtime.device_structs import FRAME, REQUEST, class_mask, frame_bytes, request_bytes
+from yolotrt_tensorrt.runtime.loaded_engine import Tensor
+from yolotrt_tensorrt.runtime.postprocess import Decoding, Inputs
+from yolotrt_yolov5.device_program import device_program
 
 pytestmark = pytest.mark.gpu
 
@@ -190,10 +190,10 @@ def test_a_hundred_thousand_candidates_lose_nothing(gpu: Gpu) -> None:
 
 
 def test_a_recorded_graph_replays_the_decoding(gpu: Gpu) -> None:
-    from yolotrt_tensorrt import graphs
-    from yolotrt_tensorrt.graphs import Graph
+    from yolotrt_tensorrt.cuda import graph as cuda_graph
+    from yolotrt_tensorrt.cuda.graph import Graph
 
-    if not graphs.available():
+    if not cuda_graph.available():
         pytest.skip("cuda-python is not installed: pip install cuda-python")
     rng = np.random.default_rng(14)
     raws = [scene(rng, 700, 4, "float32", 200, 100)[None] for _ in range(3)]

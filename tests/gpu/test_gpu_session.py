@@ -22,10 +22,11 @@ from yolotrt_core.letterbox import preprocess
 from yolotrt_core.picture_processes import PictureProcesses, region_bytes
 from yolotrt_core.pictures import plain_jpeg_sizes
 from yolotrt_core.types import Detections, EngineSpec, Selection
-from yolotrt_tensorrt import TensorRTOptions, graphs
-from yolotrt_tensorrt.gpu import is_pinned
-from yolotrt_tensorrt.runner import EngineSession, open_session
-from yolotrt_yolov5.device import device_program
+from yolotrt_tensorrt.cuda import graph as cuda_graph
+from yolotrt_tensorrt.cuda.device import is_pinned
+from yolotrt_tensorrt.options import TensorRTOptions
+from yolotrt_tensorrt.runtime.session import EngineSession, open_session
+from yolotrt_yolov5.device_program import device_program
 
 pytestmark = pytest.mark.gpu
 
@@ -148,9 +149,9 @@ def test_without_cuda_python_the_library_records_the_engine(
     engine: Engine, frames: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with opened(engine, "fp16-b8") as session:
-        assert session.graph == ("capture" if graphs.available() else "library")
+        assert session.graph == ("capture" if cuda_graph.available() else "library")
         wanted = [detect(session, frames[:count]) for count in (1, 8, 1, 3, 3, 3)]
-    monkeypatch.setattr(graphs, "available", lambda: False)
+    monkeypatch.setattr(cuda_graph, "available", lambda: False)
     with opened(engine, "fp16-b8") as session:
         assert session.graph == "library"
         for count, expected in zip((1, 8, 1, 3, 3, 3), wanted, strict=True):
@@ -167,9 +168,9 @@ def test_a_frame_may_be_changed_as_soon_as_its_batch_is_on_its_way(engine: Engin
             assert len(wanted)
             for _ in range(20):
                 frame = big.copy()
-                ticket = session.submit([frame], program, SINGLE)
+                handle = session.submit([frame], program, SINGLE)
                 frame[:] = 0
-                same(ticket.result()[0], wanted)
+                same(handle.result()[0], wanted)
 
 
 def test_with_and_without_graph_and_pinned_are_the_same(engine: Engine, frames: list[np.ndarray]) -> None:
@@ -177,7 +178,7 @@ def test_with_and_without_graph_and_pinned_are_the_same(engine: Engine, frames: 
         assert session.graph == "none"
         plain = [detect(session, [f])[0] for f in frames[:16]]
     with opened(engine, "fp16-b1") as session:
-        assert session.graph == ("capture" if graphs.available() else "library")
+        assert session.graph == ("capture" if cuda_graph.available() else "library")
         for round_ in range(3):
             for frame, expected in zip(frames, plain, strict=False):
                 source = frame

@@ -9,7 +9,7 @@ import numpy as np
 
 from yolotrt_core.letterbox import boxes_to_source, preprocess
 from yolotrt_core.types import Detections, Geometry
-from yolotrt_tensorrt.runner import EngineSession
+from yolotrt_tensorrt.runtime.session import EngineSession
 
 SUPPRESSED = 0.45  # the IoU over which one of two boxes goes
 SAME = 0.95

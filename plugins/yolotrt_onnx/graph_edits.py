@@ -1,0 +1,59 @@
+"""Edits of a graph that keep what it computes: fewer outputs, other names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from onnx import ModelProto, TensorProto, helper
+
+
+def keep_output(model: ModelProto, output: str) -> None:
+    """Drop all outputs but one, and the nodes that only the others needed."""
+    graph = model.graph
+    kept = [value for value in graph.output if value.name == output]
+    del graph.output[:]
+    graph.output.extend(kept)
+    needed, nodes = {output}, []
+    for node in reversed(graph.node):
+        if needed.intersection(node.output):
+            nodes.append(node)
+            needed.update(node.input)
+            for attribute in node.attribute:  # a subgraph reads the tensors around it
+                for inner in (attribute.g, *attribute.graphs):
+                    needed.update(name for each in inner.node for name in each.input)
+    del graph.node[:]
+    graph.node.extend(reversed(nodes))
+    weights = [weight for weight in graph.initializer if weight.name in needed]
+    del graph.initializer[:]
+    graph.initializer.extend(weights)
+
+
+def rename(model: ModelProto, names: Mapping[str, str]) -> None:
+    """Rename tensors of the main graph; what has a new name already makes room."""
+    graph = model.graph
+    taken = {name for node in graph.node for name in (*node.input, *node.output)}
+    taken |= {value.name for value in (*graph.input, *graph.output)}
+    wanted = {old: new for old, new in names.items() if old != new}
+    for new in list(wanted.values()):
+        if new in taken:
+            room = f"{new}_original"
+            while room in taken:
+                room += "_"
+            wanted[new] = room
+    for node in graph.node:
+        for used in (node.input, node.output):
+            for index, name in enumerate(used):
+                used[index] = wanted.get(name, name)
+    for thing in (*graph.input, *graph.output, *graph.initializer):
+        thing.name = wanted.get(thing.name, thing.name)
+    del graph.value_info[:]
+
+
+def make_float(model: ModelProto) -> None:
+    """Have the one output, `output0`, as float32."""
+    value = model.graph.output[0]
+    if value.type.tensor_type.elem_type != TensorProto.FLOAT:
+        rename(model, {"output0": "output0_typed"})
+        node = helper.make_node("Cast", ["output0_typed"], ["output0"], name="output0_cast", to=TensorProto.FLOAT)
+        model.graph.node.append(node)
+        value.name, value.type.tensor_type.elem_type = "output0", TensorProto.FLOAT

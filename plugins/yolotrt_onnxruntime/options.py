@@ -1,0 +1,16 @@
+"""Options of the builder `onnxruntime`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from yolotrt_core.options import option
+
+
+@dataclass(frozen=True, slots=True)
+class OnnxRuntimeOptions:
+    """How a session uses this machine."""
+
+    threads: int = option(
+        0, help="Threads of one inference; 0 takes one for each physical core", minimum=0, maximum=1024, in_key=False
+    )

@@ -1,0 +1,1 @@
+"""The CUDA driver, devices, graphs, kernels and nvJPEG."""

@@ -1,0 +1,77 @@
+// What every kernel shares: the element type of the engine's tensors and the block of one request.
+//
+// Compiled by NVRTC or nvcc with -fmad=false: a fused multiply-add skips a rounding that the CPU does.
+// ELEMENT is 0 for float32, 1 for float16, 2 for bfloat16. No header of the CUDA toolkit is needed,
+// because the hosts that run engines often have none.
+typedef unsigned int u32;
+typedef unsigned long long u64;
+
+#ifndef HOST_EMULATION
+#define DYNAMIC_SHARED extern __shared__
+__device__ inline float widen_half(unsigned short bits) {
+  float value;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(bits));
+  return value;
+}
+__device__ inline unsigned short narrow_half(float value) {
+  unsigned short bits;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(value));
+  return bits;
+}
+#endif
+
+#if ELEMENT == 0
+typedef float Element;
+__device__ inline float widen(Element value) { return value; }
+__device__ inline Element narrow(float value) { return value; }
+#elif ELEMENT == 1
+typedef unsigned short Element;
+__device__ inline float widen(Element bits) { return widen_half(bits); }
+__device__ inline Element narrow(float value) { return narrow_half(value); }
+#elif ELEMENT == 2
+typedef unsigned short Element;
+__device__ inline float widen(Element bits) { return __uint_as_float((u32)bits << 16); }
+__device__ inline Element narrow(float value) {  // finite values only; ties to even
+  u32 bits = __float_as_uint(value);
+  return (Element)((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+}
+#endif
+
+struct Box {
+  float x1, y1, x2, y2;
+};
+
+// Layouts shared with the host: see `runtime/device_structs.py`, whose tests compare the sizes and offsets.
+struct Frame {
+  u64 pixels;            // device address of uint8 BGR rows, or of a Y plane followed by its UV plane
+  int height, width;     // source pixels
+  int pitch;             // bytes from row to row
+  int format;            // 0 BGR, 1 NV12
+  int left, top;         // where the resized picture lies in the network input
+  int fit_width, fit_height;
+  double scale_x, scale_y;  // source pixels per resized pixel
+  float pad_x, pad_y, scale;  // how boxes move back
+  int halved;            // both sides exactly halved: OpenCV averages four pixels then
+  int packed;            // 0: all rows are there; 1 or 2: so many for each resized row, and no others
+  int reserved;
+};
+
+struct Request {
+  int images;      // how many of the batch are real
+  float conf;
+  double iou;
+  int multi_label, agnostic, max_det;
+  int class_filter;  // whether `class_mask` counts
+};
+
+struct Found {
+  float x1, y1, x2, y2, score;
+  int class_id;
+};
+
+struct Summary {
+  u32 candidates;  // over the threshold, whether or not they had room
+  u32 kept;        // after suppression; those beyond max_det are counted, not written
+  u32 overflow;    // 1: the candidates had no room and nothing was suppressed: run again with more
+  u32 reserved;
+};

@@ -1,0 +1,1 @@
+"""Sessions that run TensorRT engines on an NVIDIA GPU."""

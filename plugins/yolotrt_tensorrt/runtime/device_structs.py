@@ -1,0 +1,158 @@
+"""The structures that host and kernels share: NumPy view of `cuda/kernels/prelude.cuh`."""
+
+from __future__ import annotations
+
+import functools
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from yolotrt_core.letterbox import geometry, placement
+from yolotrt_core.types import Selection
+
+_MOST_INT = 2**31 - 1
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+BGR, NV12 = 0, 1
+
+FRAME = np.dtype(
+    [
+        ("pixels", "u8"),
+        *((name, "i4") for name in ("height", "width", "pitch", "format", "left", "top", "fit_width", "fit_height")),
+        ("scale_x", "f8"),
+        ("scale_y", "f8"),
+        ("pad_x", "f4"),
+        ("pad_y", "f4"),
+        ("scale", "f4"),
+        *((name, "i4") for name in ("halved", "packed", "reserved")),
+    ],
+    align=True,
+)
+REQUEST = np.dtype(
+    [
+        ("images", "i4"),
+        ("conf", "f4"),
+        ("iou", "f8"),
+        ("multi_label", "i4"),
+        ("agnostic", "i4"),
+        ("max_det", "i4"),
+        ("class_filter", "i4"),
+    ],
+    align=True,
+)
+FOUND = np.dtype([("x1", "f4"), ("y1", "f4"), ("x2", "f4"), ("y2", "f4"), ("score", "f4"), ("class_id", "i4")])
+SUMMARY = np.dtype([("candidates", "u4"), ("kept", "u4"), ("overflow", "u4"), ("reserved", "u4")])
+BOX_BYTES, GROUP_BYTES, KEY_BYTES = 16, 4, 8
+
+# Above this share of a picture's rows it is faster to send all in one piece.
+_MOST_PACKED = 0.7
+_FRAME = struct.Struct("<Q8i2d3f3i")
+_REQUEST = struct.Struct("<ifd4i")
+_ADDRESS = struct.Struct("<Q")
+
+
+@functools.lru_cache(maxsize=1024)
+def _placed(height: int, width: int, pixel_format: int, target: tuple[int, int], packed: int) -> bytes:
+    """Everything of a FRAME after its address; a video asks for the same again and again."""
+    placed = geometry((height, width), target)
+    left, top, fit_width, fit_height = placement(placed)
+    return _FRAME.pack(
+        0,
+        height,
+        width,
+        width * (3 if pixel_format == BGR else 1),
+        pixel_format,
+        left,
+        top,
+        fit_width,
+        fit_height,
+        # OpenCV's own order of operations: its reciprocal of the ratio is not always source / fit.
+        1.0 / (fit_width / width),
+        1.0 / (fit_height / height),
+        *placed.pad,
+        placed.scale,
+        _halved(height, width, fit_height, fit_width),
+        packed,
+        0,
+    )[_ADDRESS.size :]
+
+
+def _halved(height: int, width: int, fit_height: int, fit_width: int) -> bool:
+    return width == 2 * fit_width and height == 2 * fit_height
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RowSubset:
+    """The rows of a picture that its letterbox reads, where they are few: the others need not travel.
+
+    Attributes:
+        index: int (fit_height * packed,), `packed` (1 or 2) consecutive ones for each resized row.
+        step: rows from one resized row's first to the next one's, 0 if it varies. first, last: of `index`.
+    """
+
+    index: NDArray[np.intp]
+    packed: int
+    step: int
+    first: int
+    last: int
+
+
+@functools.lru_cache(maxsize=1024)
+def rows_read(shape: tuple[int, ...], target: tuple[int, int]) -> RowSubset | None:
+    """Say which rows of a BGR picture the letterbox reads; None if most of them, or of another format."""
+    if len(shape) != 3:
+        return None
+    height, width = shape[:2]
+    _, _, fit_width, fit_height = placement(geometry((height, width), target))
+    if height < 2 * fit_height or _halved(height, width, fit_height, fit_width):
+        return None
+    # As `tap` in letterbox.cu, in the same precisions.
+    position = ((np.arange(fit_height) + 0.5) * (1.0 / (fit_height / height)) - 0.5).astype(np.float32)
+    low = np.floor(position)
+    packed = 2 if np.rint((position - low) * np.float32(2048)).any() else 1
+    if packed * fit_height > _MOST_PACKED * height:
+        return None
+    first = low.astype(np.intp)
+    index = (first[:, None] + np.arange(packed)).ravel()
+    steps = np.unique(np.diff(first))
+    step = int(steps[0]) if len(steps) == 1 else 0
+    return RowSubset(index, packed, step, int(index[0]), int(index[-1]))
+
+
+def frame_bytes(shape: tuple[int, ...], address: int, target: tuple[int, int], packed: int = 0) -> bytes:
+    """Return the FRAME of a picture.
+
+    Args:
+        shape: of the uint8 array: (H, W, 3) for BGR, (H * 3 / 2, W) for NV12. address: where its rows begin
+            on the device, without gaps. target: (height, width) of the network input. packed: `RowSubset.packed` if
+            only those rows are there.
+    """
+    if len(shape) == 2:
+        return _ADDRESS.pack(address) + _placed(shape[0] * 2 // 3, shape[1], NV12, target, 0)
+    return _ADDRESS.pack(address) + _placed(shape[0], shape[1], BGR, target, packed)
+
+
+def request_bytes(images: int, selection: Selection) -> bytes:
+    """Return the REQUEST of a batch of which the first `images` are real."""
+    return _REQUEST.pack(
+        images,
+        selection.conf,
+        selection.iou,
+        selection.multi_label,
+        selection.agnostic,
+        min(selection.max_det, _MOST_INT),
+        bool(selection.classes),
+    )
+
+
+@functools.lru_cache(maxsize=64)
+def class_mask(selection_classes: tuple[int, ...], classes: int) -> bytes:
+    """Return one bit for each class, set for those selected, in 32-bit words."""
+    words = np.zeros((classes + 31) // 32, dtype=np.uint32)
+    for class_id in selection_classes:
+        words[class_id >> 5] |= np.uint32(1 << (class_id & 31))
+    return words.tobytes()

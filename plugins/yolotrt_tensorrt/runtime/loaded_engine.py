@@ -1,0 +1,224 @@
+"""A plan loaded onto a GPU: its tensors by name, its profiles, and contexts to run it in."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from yolotrt_core.errors import StageError, UsageError
+from yolotrt_core.layout import CHANNELS, Layout, layout_of
+from yolotrt_core.stages import SideCache
+from yolotrt_core.types import EngineSpec
+from yolotrt_tensorrt.cuda.device import DeviceMemory, Gpu
+from yolotrt_tensorrt.library import Library, Messages, check_plan
+
+if TYPE_CHECKING:
+    import tensorrt
+
+_log = logging.getLogger(__name__)
+
+_DTYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16"}
+ELEMENT_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+_RUNTIME_CACHE = "runtime.cache"
+_OWN = "engines that `build` made have that; was it made by another tool?"
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """One input or output; -1 is a dynamic dimension."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+class LoadedEngine:
+    """An engine on a GPU. The context must be current around every call.
+
+    Attributes:
+        image: the one input, (B, 3, H, W) or (B, H, W, 3). outputs: by name.
+        profiles: (min, opt, max) shapes of the input, one per optimization profile; all alike if static.
+        context_bytes: device memory one execution context takes.
+    """
+
+    def __init__(self, path: Path, spec: EngineSpec, library: Library, gpu: Gpu, side_cache: SideCache) -> None:
+        trt = library.trt
+        self._library, self._gpu, self._side_cache = library, gpu, side_cache
+        try:
+            data = path.read_bytes()
+        except OSError as err:
+            raise UsageError(f"cannot read the engine `{path}`: {(err.strerror or str(err)).lower()}") from err
+        with library.collecting() as messages:
+            self._runtime: tensorrt.Runtime = trt.Runtime(library.logger)
+            check_plan(library, self._runtime, data)
+            self.engine: tensorrt.ICudaEngine = self._runtime.deserialize_cuda_engine(data)
+        if self.engine is None:
+            raise library.failure(f"load `{path.name}` on {gpu.name}", messages, "build it again on this machine")
+        tensors = [self._tensor(self.engine.get_tensor_name(i)) for i in range(self.engine.num_io_tensors)]
+        modes = {t.name: self.engine.get_tensor_mode(t.name) for t in tensors}
+        inputs = [t for t in tensors if modes[t.name] == trt.TensorIOMode.INPUT]
+        if len(inputs) != 1 or len(inputs[0].shape) != 4 or CHANNELS not in (inputs[0].shape[1], inputs[0].shape[3]):
+            found = ", ".join(f"`{t.name}` {t.shape}" for t in inputs) or "none"
+            raise UsageError(f"expected one input of (B, 3, H, W) or (B, H, W, 3), found {found}", hint=_OWN)
+        self.image = inputs[0]
+        self.outputs = {t.name: t for t in tensors if modes[t.name] == trt.TensorIOMode.OUTPUT}
+        self.profiles = self._profiles()
+        self.context_bytes = int(getattr(self.engine, "device_memory_size_v2", 0))
+        self._context_memory: list[DeviceMemory] = []
+        self._cache: tensorrt.IRuntimeCache = None
+        self._cache_sha256 = ""
+        self._cache_material: Mapping[str, str] = {
+            "gpu": gpu.name,
+            "library": str(library),
+            "driver": gpu.driver,
+            "engine_sha256": hashlib.sha256(data).hexdigest(),
+        }
+
+    def _tensor(self, name: str) -> Tensor:
+        code = self.engine.get_tensor_dtype(name).name
+        if code not in _DTYPES:
+            raise UsageError(f"tensor `{name}` is {code}; engines are run with {', '.join(_DTYPES)} tensors")
+        return Tensor(name, _DTYPES[code], tuple(int(d) for d in self.engine.get_tensor_shape(name)))
+
+    def _profiles(self) -> list[tuple[tuple[int, ...], ...]]:
+        if self.is_static:
+            return [(self.image.shape,) * 3]
+        profiles = []
+        for index in range(self.engine.num_optimization_profiles):
+            low, best, high = self.engine.get_tensor_profile_shape(self.image.name, index)
+            profiles.append(tuple(tuple(int(d) for d in shape) for shape in (low, best, high)))
+        return profiles
+
+    @property
+    def layout(self) -> Layout:
+        """Where the input has its channels."""
+        return layout_of(self.image.shape)
+
+    @property
+    def is_static(self) -> bool:
+        """Whether the input has one shape only."""
+        return -1 not in self.image.shape
+
+    @property
+    def captures_itself(self) -> bool:
+        """Whether the library can record and replay its own CUDA graph (TensorRT-RTX)."""
+        return self._library.has("IRuntimeConfig.cuda_graph_strategy", "CudaGraphStrategy.WHOLE_GRAPH_CAPTURE")
+
+    def profile_for(self, shape: tuple[int, ...]) -> int:
+        """Return the first profile that takes an input shape.
+
+        Raises:
+            UsageError: none does; says what the engine accepts.
+        """
+        for index, (low, _, high) in enumerate(self.profiles):
+            if len(shape) == 4 and all(a <= d <= b for a, d, b in zip(low, shape, high, strict=True)):
+                return index
+        ranges = sorted({f"{low}" if low == high else f"{low} to {high}" for low, _, high in self.profiles})
+        raise UsageError(f"the engine takes images of {' or '.join(ranges)}, found {shape}")
+
+    @property
+    def side_streams(self) -> int:
+        """How many streams an execution context computes on beside the one it is given."""
+        return int(self.engine.num_aux_streams)
+
+    def new_context(self, *, own_graph: bool) -> tensorrt.IExecutionContext:
+        """Make an execution context.
+
+        Args:
+            own_graph: let the library record and replay a CUDA graph by itself, where it can.
+
+        Raises:
+            MemoryError: the GPU has no room for it. StageError: anything else.
+        """
+        with self._library.collecting() as messages:
+            context = self._make_context(own_graph=own_graph, own_memory=False)
+            if context is None and any("USER_MANAGED" in text for text in messages.errors):
+                # Built to be recorded from outside (TensorRT-RTX, REQUIRE_USER_ALLOCATION): its memory is ours to give.
+                context = self._make_context(own_graph=own_graph, own_memory=True)
+        if context is None:
+            raise self._failure("make an execution context", messages)
+        return context
+
+    def _failure(self, doing: str, messages: Messages) -> Exception:
+        if any("memory" in text.lower() for text in messages.errors):
+            return MemoryError(messages.last_error())
+        return self._library.failure(doing, messages)
+
+    def _make_context(self, *, own_graph: bool, own_memory: bool) -> tensorrt.IExecutionContext:
+        if not hasattr(self.engine, "create_runtime_config"):
+            return self.engine.create_execution_context()
+        trt = self._library.trt
+        config = self.engine.create_runtime_config()
+        if hasattr(config, "cuda_graph_strategy"):
+            strategy = trt.CudaGraphStrategy
+            config.cuda_graph_strategy = strategy.WHOLE_GRAPH_CAPTURE if own_graph else strategy.DISABLED
+        if hasattr(config, "dynamic_shapes_kernel_specialization_strategy"):
+            # Lazy ones arrive in the background: times drift, and a recorded graph would keep the slow kernels.
+            config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
+        if self._library.has("IRuntimeConfig.create_runtime_cache", "IRuntimeConfig.set_runtime_cache"):
+            if self._cache is None:
+                self._cache = config.create_runtime_cache()
+                kept = self._side_cache.load(_RUNTIME_CACHE, self._cache_material)
+                if kept and self._cache.deserialize(kept):
+                    self._cache_sha256 = hashlib.sha256(kept).hexdigest()
+            config.set_runtime_cache(self._cache)
+        if not own_memory:
+            return self.engine.create_execution_context(config)
+        config.set_execution_context_allocation_strategy(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+        context = self.engine.create_execution_context(config)
+        if context is not None:
+            memory = DeviceMemory(self._gpu, max(1, self.context_bytes))
+            context.set_device_memory(memory.address, memory.size)
+            self._context_memory.append(memory)
+        return context
+
+    def save_cache(self) -> None:
+        """Keep the kernels that were compiled just in time, so that the next start does not compile them."""
+        if self._cache is None:
+            return
+        data = bytes(self._cache.serialize())
+        digest = hashlib.sha256(data).hexdigest()
+        if digest != self._cache_sha256:
+            self._side_cache.save(_RUNTIME_CACHE, self._cache_material, data)
+            self._cache_sha256 = digest
+
+    def execute(self, context: tensorrt.IExecutionContext, stream: int) -> None:
+        """Put one inference on a stream.
+
+        Raises:
+            MemoryError: the GPU has no room for it. StageError: TensorRT refuses, in its own words.
+        """
+        if context.execute_async_v3(stream):
+            return
+        with self._library.collecting() as messages:
+            if context.execute_async_v3(stream):  # once more, for its words: the hot path collects none
+                return
+        raise self._failure("run the engine", messages)
+
+    def set_shape(self, context: tensorrt.IExecutionContext, profile: int, shape: tuple[int, ...], stream: int) -> None:
+        """Choose profile and input shape; output shapes are known afterwards.
+
+        Raises:
+            StageError: TensorRT refuses.
+        """
+        with self._library.collecting() as messages:
+            done = True
+            if context.active_optimization_profile != profile:
+                done = context.set_optimization_profile_async(profile, stream)
+            if not (done and context.set_input_shape(self.image.name, shape)) or context.infer_shapes():
+                raise self._library.failure(f"run with images of {shape}", messages)
+
+    def set_address(self, context: tensorrt.IExecutionContext, name: str, address: int) -> None:
+        """Say where a tensor lies on the device."""
+        if not context.set_tensor_address(name, address):
+            raise StageError(f"{self._library} refuses the address of tensor `{name}`")
+
+    def close(self) -> None:
+        """Unload the engine; its contexts must be gone."""
+        self._cache = self.engine = self._runtime = None
+        for memory in self._context_memory:
+            memory.close()

@@ -1,0 +1,310 @@
+"""Load a TensorFlow model of any format into one shape: what runs it, and what tf2onnx converts."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from yolotrt_core.errors import UsageError
+from yolotrt_core.options import nearest
+from yolotrt_core.wording import first_line, printable
+from yolotrt_tf.formats import NAMES, Format
+from yolotrt_tf.keras_allowlist import refuse_classes
+from yolotrt_tf.operator_allowlist import drop_saver, refuse_operators
+
+# TensorFlow reads these when it is imported; without them it writes to standard error past Python.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+
+import tensorflow as tf
+from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
+
+if TYPE_CHECKING:
+    from yolotrt_tf.options import TfOptions
+
+
+@dataclass(frozen=True, slots=True)
+class Quantization:
+    """How an integer tensor stands for numbers: (integer - zero_point) * scale."""
+
+    scale: float
+    zero_point: int
+    dtype: np.dtype[Any]
+
+    def quantize(self, values: NDArray[np.float32]) -> NDArray[Any]:
+        limits = np.iinfo(self.dtype)
+        rounded: NDArray[Any] = np.clip(np.round(values / self.scale) + self.zero_point, limits.min, limits.max)
+        return rounded.astype(self.dtype)
+
+    def dequantize(self, values: NDArray[Any]) -> NDArray[np.float32]:
+        return ((values.astype(np.float32) - self.zero_point) * np.float32(self.scale)).astype(np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """A loaded model.
+
+    Attributes:
+        run: pictures float32 (B, H, W, 3), RGB 0..1, to boxes float32 (B, N, 5 + C); B is 1 where the
+            model is made for one.
+        shape: (batch, height, width) of the input; None is free.
+        input_name, output_name: tensors as tf2onnx wants them.
+        graph: the frozen GraphDef, or None for TensorFlow Lite.
+        input_quantization, output_quantization: of integer inputs and outputs of TensorFlow Lite.
+        rounded: it computes with 8-bit integers somewhere.
+    """
+
+    run: Callable[[NDArray[np.float32]], NDArray[np.float32]]
+    shape: tuple[int | None, int | None, int | None]
+    input_name: str
+    output_name: str
+    graph: Any = None
+    input_quantization: Quantization | None = None
+    output_quantization: Quantization | None = None
+    rounded: bool = False
+
+
+def load(path: Path, form: Format, options: TfOptions) -> Network:
+    """Load a model with TensorFlow.
+
+    Raises:
+        UsageError: it cannot be read, could run more than a network, or does not take one float
+            picture (batch, height, width, 3) to one float tensor.
+    """
+    readers: Mapping[Format, Callable[[Path, TfOptions], Network]] = {
+        "savedmodel": _saved_model,
+        "keras": _keras,
+        "hdf5": _keras,
+        "graphdef": _graph_def,
+        "tflite": _tflite,
+    }
+    try:
+        if form in ("keras", "hdf5"):
+            refuse_classes(path, form)
+        return readers[form](path, options)
+    except UsageError:
+        raise
+    except Exception as err:  # TensorFlow, Keras, protobuf and HDF5 each raise their own
+        raise UsageError(
+            f"`{path}` looks like a {NAMES[form]}, but TensorFlow cannot load it: {first_line(err)}",
+            hint="the file may be damaged: save or copy it again",
+        ) from err
+
+
+def _saved_model(path: Path, options: TfOptions) -> Network:
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    file = path / "saved_model.pb"
+    if not file.is_file():
+        raise UsageError(f"`{path}` is a SavedModel as text", hint="save it again as `saved_model.pb`")
+    described = saved_model_pb2.SavedModel.FromString(file.read_bytes())
+    if len(described.meta_graphs) == 1 and described.meta_graphs[0].HasField("object_graph_def"):
+        drop_saver(described.meta_graphs[0])
+    for meta in described.meta_graphs:
+        refuse_operators(meta.graph_def)
+    with tempfile.TemporaryDirectory() as folder:
+        # What is loaded is what was looked at, not what else the folder holds.
+        (Path(folder) / file.name).write_bytes(described.SerializeToString())
+        (Path(folder) / "variables").symlink_to((path / "variables").absolute())
+        model = tf.saved_model.load(folder)
+    if options.signature not in model.signatures:
+        known = list(model.signatures)
+        raise UsageError(
+            f"the SavedModel has no signature `{options.signature}`", hint=nearest(options.signature, known)
+        )
+    function = model.signatures[options.signature]
+    _, inputs = function.structured_input_signature
+    outputs = function.structured_outputs
+    given = _one("input", options.input, {name: (s.shape, s.dtype) for name, s in inputs.items()})
+    wanted = _one("output", options.output, {name: (t.shape, t.dtype) for name, t in outputs.items()})
+    if len(inputs) > 1:
+        raise UsageError(f"the signature needs {len(inputs)} inputs: {_listed(inputs)}; expected one, the picture")
+
+    def run(images: NDArray[np.float32]) -> NDArray[np.float32]:
+        return _boxes(model.signatures[options.signature](**{given: tf.constant(images)})[wanted].numpy())
+
+    return _frozen(function, run, list(outputs).index(wanted))
+
+
+def _keras(path: Path, options: TfOptions) -> Network:
+    import keras
+
+    if keras.backend.backend() != "tensorflow":
+        raise UsageError(
+            f"Keras runs on `{keras.backend.backend()}` here; expected TensorFlow", hint="unset KERAS_BACKEND"
+        )
+    # Safe mode once more keeps Python code in the file from being run.
+    model = keras.models.load_model(str(path), compile=False, safe_mode=True)
+    inputs = {t.name: (t.shape, t.dtype) for t in model.inputs}
+    outputs = {t.name: (t.shape, t.dtype) for t in model.outputs}
+    _one("input", options.input, inputs)
+    wanted = list(outputs).index(_one("output", options.output, outputs))
+    if len(inputs) > 1:
+        raise UsageError(f"the model needs {len(inputs)} inputs: {_listed(inputs)}; expected one, the picture")
+
+    def answer(images: Any) -> Any:
+        found = model(images, training=False)
+        return found if len(outputs) == 1 else tf.nest.flatten(found)[wanted]
+
+    function = tf.function(answer).get_concrete_function(tf.TensorSpec(model.inputs[0].shape, tf.float32, "images"))
+    return _frozen(function, lambda images: _boxes(np.asarray(answer(tf.constant(images)))), 0)
+
+
+def _graph_def(path: Path, options: TfOptions) -> Network:
+    from tensorflow.core.framework import graph_pb2
+
+    graph = graph_pb2.GraphDef.FromString(path.read_bytes())
+    refuse_operators(graph)
+    if any(node.op in ("VariableV2", "VarHandleOp") for node in graph.node):
+        raise UsageError(f"`{path}` has variables without values", hint="freeze the graph, or pass its SavedModel")
+    read = {name.lstrip("^").partition(":")[0] for node in graph.node for name in node.input}
+    inputs = [f"{node.name}:0" for node in graph.node if node.op == "Placeholder"]
+    silent = ("Const", "NoOp", "Assert", "Placeholder")
+    outputs = [f"{node.name}:0" for node in graph.node if node.name not in read and node.op not in silent]
+    everything = tf.compat.v1.wrap_function(lambda: tf.import_graph_def(graph, name=""), [])
+    tensors = {name: everything.graph.as_graph_element(name) for name in (*inputs, *outputs)}
+
+    def shapes(names: Sequence[str]) -> dict[str, tuple[Any, Any]]:
+        return {name.removesuffix(":0"): (tensors[name].shape, tensors[name].dtype) for name in names}
+
+    given = tensors[_one("input", options.input, shapes(inputs)) + ":0"]
+    wanted = tensors[_one("output", options.output, shapes(outputs)) + ":0"]
+    function = everything.prune(given, wanted)
+    return Network(
+        lambda images: _boxes(function(tf.constant(images)).numpy()),
+        _picture_shape(given.name, given.shape),
+        given.name,
+        wanted.name,
+        graph,
+    )
+
+
+def _refuse_unfit_lite(path: Path) -> None:
+    """Walk a TensorFlow Lite file in Python: the interpreter trusts its offsets, and would crash the process.
+
+    TensorFlow's own operators, and those of others, come as custom ones.
+    """
+    from tf2onnx.tflite.Model import Model
+
+    model = Model.GetRootAs(path.read_bytes(), 0)
+    for index in range(model.OperatorCodesLength()):
+        code = model.OperatorCodes(index)
+        code.BuiltinCode()
+        if code.CustomCode():
+            raise UsageError(
+                "expected only TensorFlow Lite's own operators, found "
+                f"`{printable(code.CustomCode()[:80].decode(errors='replace'))}`; nothing was run",
+                hint="convert the model with `tf.lite.OpsSet.TFLITE_BUILTINS` alone",
+            )
+    buffers = model.BuffersLength()
+    for index in range(buffers):
+        model.Buffers(index).DataAsNumpy()
+    for graph in map(model.Subgraphs, range(model.SubgraphsLength())):
+        tensors = graph.TensorsLength()
+        for tensor in map(graph.Tensors, range(tensors)):
+            tensor.Name(), tensor.ShapeAsNumpy(), tensor.Quantization()
+            if tensor.Buffer() >= buffers:
+                raise ValueError("a tensor's data is missing")
+        used = [graph.InputsAsNumpy(), graph.OutputsAsNumpy()]
+        for operator in map(graph.Operators, range(graph.OperatorsLength())):
+            operator.BuiltinOptions()
+            used += [operator.InputsAsNumpy(), operator.OutputsAsNumpy()]
+        if any(np.max(tensors_of, initial=-1) >= tensors for tensors_of in used):
+            raise ValueError("an operator reads a tensor that is not there")
+    if not model.SubgraphsLength():
+        raise ValueError("it holds no graph")
+
+
+def _tflite(path: Path, options: TfOptions) -> Network:
+    _refuse_unfit_lite(path)
+    # The plain kernels: the default delegate announces itself on standard error, past Python.
+    resolver = tf.lite.experimental.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+    interpreter = tf.lite.Interpreter(str(path), experimental_op_resolver_type=resolver)
+    inputs = {d["name"]: d for d in interpreter.get_input_details()}
+    outputs = {d["name"]: d for d in interpreter.get_output_details()}
+    given = inputs[_one("input", options.input, {n: _lite_tensor(d) for n, d in inputs.items()}, quantized=True)]
+    wanted = outputs[_one("output", options.output, {n: _lite_tensor(d) for n, d in outputs.items()}, quantized=True)]
+    if len(inputs) > 1:
+        raise UsageError(f"the model needs {len(inputs)} inputs: {_listed(inputs)}; expected one, the picture")
+    into, out_of = _quantization(given), _quantization(wanted)
+
+    def run(images: NDArray[np.float32]) -> NDArray[np.float32]:
+        if tuple(given["shape"]) != images.shape:
+            interpreter.resize_tensor_input(given["index"], images.shape)
+        interpreter.allocate_tensors()
+        interpreter.set_tensor(given["index"], images if into is None else into.quantize(images))
+        interpreter.invoke()
+        found = interpreter.get_tensor(wanted["index"])
+        return _boxes(found if out_of is None else out_of.dequantize(found))
+
+    shape = _picture_shape(given["name"], tf.TensorShape([None if n < 0 else int(n) for n in given["shape_signature"]]))
+    rounded = any(d["dtype"] in (np.int8, np.uint8) for d in interpreter.get_tensor_details())
+    return Network(run, shape, given["name"], wanted["name"], None, into, out_of, rounded)
+
+
+def _frozen(function: Any, run: Callable[[NDArray[np.float32]], NDArray[np.float32]], output: int) -> Network:
+    frozen = convert_variables_to_constants_v2(function)
+    entry, leave = frozen.inputs[0], frozen.outputs[output]
+    graph = frozen.graph.as_graph_def()
+    return Network(run, _picture_shape(entry.name, entry.shape), entry.name, leave.name, graph)
+
+
+def _one(kind: str, named: str | None, tensors: Mapping[str, tuple[Any, Any]], quantized: bool = False) -> str:
+    """Return the tensor to use: the named one, or the only one that can be a picture or boxes."""
+    rank = 4 if kind == "input" else 3
+    types = (tf.float32, tf.uint8, tf.int8) if quantized else (tf.float32,)
+    if named is not None:
+        if named not in tensors:
+            raise UsageError(f"the model has no {kind} `{named}`", hint=nearest(named, list(tensors)))
+        return named
+    fitting = [
+        name
+        for name, (shape, dtype) in tensors.items()
+        if tf.as_dtype(dtype) in types and tf.TensorShape(shape).rank in (rank, None)
+    ]
+    if len(fitting) != 1:
+        wanted = (
+            "picture (batch, height, width, 3)" if kind == "input" else "tensor of boxes (batch, rows, 5 + classes)"
+        )
+        shown = ", ".join(f"`{n}` {tf.TensorShape(s)} {tf.as_dtype(d).name}" for n, (s, d) in tensors.items()) or "none"
+        hint = f"choose one with `--tf-{kind} NAME`" if len(fitting) > 1 else None
+        raise UsageError(f"expected one {kind} that is a float {wanted}, found {shown}", hint=hint)
+    return fitting[0]
+
+
+def _picture_shape(name: str, shape: Any) -> tuple[int | None, int | None, int | None]:
+    if shape.rank is None:
+        return (None, None, None)
+    sizes = shape.as_list()
+    if len(sizes) != 4 or sizes[3] not in (3, None):
+        raise UsageError(f"expected pictures (batch, height, width, 3) for input `{name}`, found {tuple(sizes)}")
+    return (sizes[0], sizes[1], sizes[2])
+
+
+def _boxes(found: NDArray[Any]) -> NDArray[np.float32]:
+    return found.astype(np.float32, copy=False)
+
+
+def _lite_tensor(detail: Mapping[str, Any]) -> tuple[Any, Any]:
+    return tuple(detail["shape"].tolist()), detail["dtype"]
+
+
+def _quantization(detail: Mapping[str, Any]) -> Quantization | None:
+    if detail["dtype"] == np.float32:
+        return None
+    scale, zero_point = detail["quantization"]
+    if not scale:
+        raise UsageError(f"tensor `{detail['name']}` is {np.dtype(detail['dtype'])} and has no scale")
+    return Quantization(float(scale), int(zero_point), np.dtype(detail["dtype"]))
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)

@@ -1,0 +1,169 @@
+"""A checkpoint -> the network, in PyTorch, checked layer by layer against what the file recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from yolotrt_core.errors import UsageError
+from yolotrt_torch import yolov5_layers
+from yolotrt_torch.checkpoint import Checkpoint
+from yolotrt_torch.pickle_reader import Stub
+from yolotrt_torch.untrusted_values import refusing_damage, shown
+from yolotrt_torch.yolov5_model import ACTIVATIONS, Network
+
+# What must agree between a layer of ours and the file's, by class, where the file says it.
+_COMPARED: Mapping[str, tuple[str, ...]] = {
+    "Conv2d": ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups"),
+    "MaxPool2d": ("kernel_size", "stride", "padding", "dilation", "ceil_mode"),
+    "Upsample": ("size", "scale_factor", "mode"),
+    "ZeroPad2d": ("padding",),
+    "Concat": ("d",),
+    "Bottleneck": ("add",),
+}
+_MOST_COMPARED = 64  # numbers of one attribute; a `Concat` of a stranger may read from that many layers
+_DERIVED = ("anchor_grid", "grid")  # buffers of older releases that follow from others
+
+
+def network_from_checkpoint(checkpoint: Checkpoint) -> Network:
+    """Build the network and load its weights strictly, in float32, in `eval()`.
+
+    Where the file records its modules, their batch-norm epsilon and activation are taken over, and
+    strides, paddings, additions and sources must be those of the yaml: a model that was edited in
+    code is refused instead of computing something else.
+
+    Raises:
+        UsageError: the yaml, the modules and the weights do not belong together.
+    """
+    with refusing_damage():
+        return _network(checkpoint)
+
+
+def _network(checkpoint: Checkpoint) -> Network:
+    with torch.device("meta"):  # no memory, no random weights: all of them come from the file
+        network = Network(checkpoint.config)
+        state = {k: v for k, v in checkpoint.state.items() if k.rpartition(".")[2] not in _DERIVED}
+        for path, module in network.named_modules():
+            if (
+                isinstance(module, yolov5_layers.Conv)
+                and f"{path}.bn.weight" not in state
+                and f"{path}.conv.bias" in state
+            ):
+                module.without_norm()
+        if checkpoint.modules:
+            _compare(network, checkpoint.modules)
+            _take_over(network, checkpoint.modules)
+    _load(network, state)
+    if checkpoint.stride and checkpoint.stride != network.stride:
+        raise UsageError(f"the checkpoint's strides {checkpoint.stride} are not those of its yaml, {network.stride}")
+    network.eval()
+    return network
+
+
+def _load(network: Network, state: Mapping[str, Any]) -> None:
+    wanted = network.state_dict()
+    for name in wanted:
+        if name not in state:
+            raise UsageError(f"the checkpoint lacks the weight `{name}` that its yaml calls for")
+    for name, array in state.items():
+        if name not in wanted:
+            raise UsageError(f"the checkpoint has a weight `{name}` that its yaml does not call for")
+        if tuple(array.shape) != tuple(wanted[name].shape):
+            called_for = list(wanted[name].shape)
+            raise UsageError(
+                f"weight `{name}` of the checkpoint is {list(array.shape)}, its yaml calls for {called_for}"
+            )
+        if (array.dtype.kind == "f") != wanted[name].is_floating_point():
+            raise UsageError(f"weight `{name}` of the checkpoint holds {array.dtype}, which its yaml does not call for")
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise UsageError(f"weight `{name}` of the checkpoint holds numbers that are not finite")
+    tensors = {
+        name: torch.from_numpy(array.astype(np.float32) if array.dtype.kind == "f" else array)
+        for name, array in state.items()
+    }
+    network.load_state_dict(tensors, strict=True, assign=True)
+    network.requires_grad_(False)
+
+
+def _compare(network: Network, modules: Mapping[str, Stub]) -> None:
+    """Refuse a file whose modules are not those that its yaml makes."""
+    for path, ours in network.named_modules():
+        theirs = modules.get(path)
+        if theirs is None or not path:
+            if path and not isinstance(ours, nn.Identity):
+                raise UsageError(f"the checkpoint's model has no module `{path}`, which its yaml calls for")
+            continue
+        kind, short = type(ours).__name__, theirs.kind.rpartition(".")[2]
+        if path.rpartition(".")[2] in ("act", "bn"):
+            continue
+        if kind != short and (kind, short) != ("Conv", "DWConv"):
+            raise UsageError(f"module `{path}` of the checkpoint is a `{short}`, its yaml calls for `{kind}`")
+        for attribute in _COMPARED.get(kind, ()):
+            if attribute in theirs.state and not _same(getattr(ours, attribute), theirs.state[attribute]):
+                raise UsageError(
+                    f"module `{path}` of the checkpoint has {attribute} {shown(theirs.state[attribute])}, "
+                    f"its yaml calls for {getattr(ours, attribute)}"
+                )
+        parts = theirs.state.get("_modules")
+        extra = set(parts if isinstance(parts, dict) else ()) - {name for name, _ in ours.named_children()}
+        if extra:
+            listed = shown(sorted(map(shown, extra)))
+            raise UsageError(f"module `{path}` of the checkpoint has parts {listed} that are not known")
+    for index, sources in enumerate(network.sources):
+        layer = modules.get(f"model.{index}")
+        found = layer.state.get("f") if layer else None
+        if found is not None and not _same(sources, _absolute(found, index)):
+            raise UsageError(f"layer {index} of the checkpoint reads from {shown(found)}, its yaml says {sources}")
+
+
+def _absolute(found: Any, index: int) -> list[Any]:
+    """Return the layers that a file's `f` means, counted from the first."""
+    given = found if isinstance(found, (list, tuple)) else [found]
+    return [index + s if isinstance(s, int) and s < 0 else s for s in given]
+
+
+def _same(ours: Any, theirs: Any) -> bool:
+    """Compare numbers and groups of them: 2 is the same as (2, 2)."""
+    if isinstance(theirs, (list, tuple)) and len(theirs) > _MOST_COMPARED:
+        return False
+    first, second = (list(v) if isinstance(v, (list, tuple)) else [v] for v in (ours, theirs))
+    length = max(len(first), len(second))
+    return (first * length if len(first) == 1 else first) == (second * length if len(second) == 1 else second)
+
+
+def _take_over(network: Network, modules: Mapping[str, Stub]) -> None:
+    """Take over what the yaml does not say: batch-norm epsilon and activation of each module."""
+    for path, module in list(network.named_modules()):
+        if isinstance(module, nn.BatchNorm2d):
+            eps = modules[path].state.get("eps") if path in modules else None
+            if not isinstance(eps, float) or not 0 < eps < 1:
+                raise UsageError(f"module `{path}` of the checkpoint has no batch-norm epsilon")
+            module.eps = eps
+        if hasattr(module, "act"):
+            stub = modules.get(f"{path}.act")
+            if stub is None:
+                raise UsageError(f"module `{path}` of the checkpoint has no activation")
+            module.act = _activation(stub, path)
+
+
+def _activation(stub: Stub, path: str) -> nn.Module:
+    """Make the activation that the file records, with its numbers."""
+    kind = ACTIVATIONS.get(stub.kind.rpartition(".")[2])
+    if kind is None:
+        raise UsageError(f"module `{path}` of the checkpoint has an activation `{stub.kind}`, which is not known")
+    module = kind()
+    for name in ("negative_slope", "alpha", "approximate"):
+        if name in stub.state and hasattr(module, name):
+            value = stub.state[name]
+            if not (value in ("none", "tanh") if name == "approximate" else _is_slope(value)):
+                raise UsageError(f"the activation of module `{path}` of the checkpoint has {name} {shown(value)}")
+            setattr(module, name, value)
+    return module
+
+
+def _is_slope(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < 1e9

@@ -1,0 +1,61 @@
+"""Exporter `torch`: YOLOv5 checkpoint -> ONNX."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import ClassVar
+
+from yolotrt_core.installed import tools_available
+from yolotrt_core.stages import Availability, Session
+from yolotrt_core.types import BuildRequest, ModelSource, ModelSpec
+from yolotrt_torch.options import TorchOptions
+
+_INSTALL = "pip install 'yolotrt-core[torch]'"
+
+
+class TorchExporter:
+    """Turns a YOLOv5 checkpoint into ONNX."""
+
+    name: ClassVar[str] = "torch"
+    stage_version: ClassVar[int] = 2
+    sources: ClassVar[tuple[str, ...]] = (
+        "yolotrt_core.labels",
+        "yolotrt_core.reference",
+        "yolotrt_core.wording",
+        "yolotrt_torch.checkpoint_archive",
+        "yolotrt_torch.checkpoint",
+        "yolotrt_torch.exporter",
+        "yolotrt_torch.untrusted_values",
+        "yolotrt_torch.yolov5_layers",
+        "yolotrt_torch.yolov5_model",
+        "yolotrt_torch.model_builder",
+        "yolotrt_torch.pickle_reader",
+    )
+    session_sources: ClassVar[tuple[str, ...]] = (*sources, "yolotrt_torch.session", "yolotrt_core.shapes")
+    Options: ClassVar[type] = TorchOptions
+
+    def available(self) -> Availability:
+        return tools_available(("torch", "onnx"), _INSTALL)
+
+    def fingerprint(self, options: TorchOptions) -> Mapping[str, str]:
+        tools = ("torch", "onnx", "onnxscript") if options.exporter == "dynamo" else ("torch", "onnx")
+        return {tool: _version(tool) for tool in tools}
+
+    def export(self, source: ModelSource, request: BuildRequest, options: TorchOptions, out: Path) -> ModelSpec:
+        from yolotrt_torch import exporter
+
+        return exporter.export(source, request, options, out)
+
+    def open_source(self, source: ModelSource, request: BuildRequest, options: TorchOptions) -> Session:
+        from yolotrt_torch import session
+
+        return session.open_source(source, request, options)
+
+
+def _version(distribution: str) -> str:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return "missing"

@@ -1,0 +1,206 @@
+"""The GPU kernels, run on the CPU by a fiber per thread, against OpenCV and a brute-force reference."""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from fake_gpu import FakeCuda, fake_gpu, fake_kernels
+from head_reference import Result, reference
+from kernel_emulation import Emulated, compiled
+
+from yolotrt_core.letterbox import preprocess
+from yolotrt_core.types import Detections, Selection
+from yolotrt_tensorrt.cuda.device import PinnedPool
+from yolotrt_tensorrt.runtime import device_structs, postprocess
+from yolotrt_tensorrt.runtime.loaded_engine import Tensor
+from yolotrt_tensorrt.runtime.postprocess import Decoding, Inputs
+
+
+@pytest.fixture(scope="module", params=["float32", "float16"])
+def emulated(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Emulated:
+    return compiled(request.param, tmp_path_factory.mktemp(request.param))
+
+
+def grid(batch: int, target: tuple[int, int]) -> tuple[int, int, int]:
+    return (target[1] + 31) // 32, (target[0] + 7) // 8, batch
+
+
+def frames_block(shapes: list[tuple[int, ...]], arrays: list[np.ndarray], target: tuple[int, int]) -> np.ndarray:
+    packed = b"".join(device_structs.frame_bytes(s, a.ctypes.data, target) for s, a in zip(shapes, arrays, strict=True))
+    return np.frombuffer(packed, device_structs.FRAME).copy()
+
+
+def test_structures_have_the_sizes_of_the_kernels(emulated: Emulated) -> None:
+    sizes = np.zeros(5, np.int32)
+    emulated.library.sizes(sizes.ctypes.data_as(ctypes.c_void_p))
+    ours = [
+        d.itemsize for d in (device_structs.FRAME, device_structs.REQUEST, device_structs.FOUND, device_structs.SUMMARY)
+    ]
+    assert sizes.tolist() == [*ours, device_structs.BOX_BYTES]
+    assert len(device_structs.frame_bytes((4, 6, 3), 7, (32, 32))) == device_structs.FRAME.itemsize
+    request = np.frombuffer(
+        device_structs.request_bytes(3, Selection(conf=0.5, iou=0.25, max_det=9)), device_structs.REQUEST
+    )[0]
+    assert (request["images"], request["conf"], request["iou"], request["max_det"]) == (3, 0.5, 0.25, 9)
+
+
+SHAPES = [(108, 192), (48, 64), (43, 64), (1, 1), (3, 2), (1, 300), (300, 1), (128, 128), (96, 128), (65, 63), (64, 64)]
+
+
+def test_letterbox_is_the_cpus_bit_for_bit(emulated: Emulated) -> None:
+    dtype = emulated.dtype
+    rng = np.random.default_rng(3)
+    target = (64, 64)
+    pictures = [rng.integers(0, 256, (*shape, 3), dtype=np.uint8) for shape in SHAPES]
+    block = frames_block([p.shape for p in pictures], pictures, target)
+    request = np.frombuffer(device_structs.request_bytes(len(pictures), Selection()), np.uint8)
+    out = np.full((len(pictures), 3, *target), 7, dtype)
+    emulated.launch("letterbox", grid(len(pictures), target), request, block, out, *target)
+    expected, _ = preprocess(pictures, target)
+    np.testing.assert_array_equal(out, expected.astype(dtype))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_letterbox_into_channels_last_is_the_cpus(dtype: str, tmp_path: Path) -> None:
+    emulated = compiled(dtype, tmp_path, "nhwc")
+    target = (32, 96)
+    pictures = [np.random.default_rng(3).integers(0, 256, (*shape, 3), dtype=np.uint8) for shape in SHAPES]
+    block = frames_block([p.shape for p in pictures], pictures, target)
+    request = np.frombuffer(device_structs.request_bytes(len(pictures), Selection()), np.uint8)
+    out = np.full((len(pictures), *target, 3), 7, dtype)
+    emulated.launch("letterbox", grid(len(pictures), target), request, block, out, *target)
+    expected, _ = preprocess(pictures, target, layout="nhwc")
+    np.testing.assert_array_equal(out, expected.astype(dtype))
+
+
+def test_nv12_is_opencvs_conversion_then_the_letterbox(emulated: Emulated) -> None:
+    dtype = emulated.dtype
+    rng = np.random.default_rng(4)
+    target = (64, 96)
+    planes = [
+        rng.integers(0, 256, (h * 3 // 2, w), dtype=np.uint8) for h, w in [(36, 64), (128, 192), (2, 2), (90, 50)]
+    ]
+    block = frames_block([p.shape for p in planes], planes, target)
+    request = np.frombuffer(device_structs.request_bytes(len(planes), Selection()), np.uint8)
+    out = np.zeros((len(planes), 3, *target), dtype)
+    emulated.launch("letterbox", grid(len(planes), target), request, block, out, *target)
+    expected, _ = preprocess([cv2.cvtColor(p, cv2.COLOR_YUV2BGR_NV12) for p in planes], target)
+    np.testing.assert_array_equal(out, expected.astype(dtype))
+
+
+def test_images_beyond_the_request_are_left_alone(emulated: Emulated) -> None:
+    dtype = emulated.dtype
+    picture = np.zeros((8, 8, 3), np.uint8)
+    block = frames_block([picture.shape] * 2, [picture] * 2, (32, 32))
+    request = np.frombuffer(device_structs.request_bytes(1, Selection()), np.uint8)
+    out = np.full((2, 3, 32, 32), 7, dtype)
+    emulated.launch("letterbox", grid(2, (32, 32)), request, block, out, 32, 32)
+    assert (out[0] == 0).all()
+    assert (out[1] == 7).all()
+
+
+def scene(rng: np.random.Generator, rows: int, classes: int, dtype: np.dtype, *, crowded: bool = False) -> np.ndarray:
+    raw = np.zeros((rows, 5 + classes), np.float32)
+    raw[:, :2] = rng.uniform(20, 44, (rows, 2)) if crowded else rng.uniform(0, 64, (rows, 2))
+    raw[:, 2:4] = rng.uniform(4, 12, (rows, 2))
+    raw[:, 4] = rng.uniform(0, 1, rows) if crowded else rng.uniform(0, 1, rows) ** 4
+    raw[:, 5:] = rng.uniform(0, 1, (rows, classes))
+    raw[:, 4:] = np.round(raw[:, 4:] * 8) / 8  # many equal scores
+    return raw.astype(dtype)
+
+
+SELECTIONS = [
+    Selection(),
+    Selection(conf=0.05, iou=0.6, multi_label=True),
+    Selection(conf=0.05, iou=0.3, agnostic=True, max_det=5),
+    Selection(conf=0.05, classes=(1, 2), multi_label=True),
+    Selection(conf=0.05, classes=(0,)),
+    Selection(conf=0.0, iou=0.0, multi_label=True, agnostic=True),
+]
+
+
+def run(emulated: Emulated, raw: np.ndarray, shapes: list[tuple[int, int]], chosen: Selection) -> list[Detections]:
+    """Decode on the CPU through the host code of a slot."""
+    cuda = FakeCuda()
+    gpu = fake_gpu(cuda)
+    batch, classes = len(raw), raw.shape[2] - 5
+    arrays = [np.zeros((*s, 3), np.uint8) for s in shapes]
+    block = frames_block([a.shape for a in arrays], arrays, (64, 64))
+    request = np.frombuffer(device_structs.request_bytes(batch, chosen), np.uint8)
+    mask = np.frombuffer(device_structs.class_mask(chosen.classes, classes), np.uint32)
+    inputs = Inputs(request.ctypes.data, block.ctypes.data, mask.ctypes.data, raw.ctypes.data)
+    with gpu.current():
+        output = Tensor("output0", str(emulated.dtype), raw.shape)
+        slot = Decoding(gpu, PinnedPool(gpu), fake_kernels(emulated, cuda), output)
+        slot.reserve(chosen.max_det, multi_label=chosen.multi_label)
+        stream = cuda.Stream(1)
+        slot.enqueue(stream, inputs)
+        found = slot.collect(stream, inputs, batch, chosen.max_det)
+        slot.close()
+    assert cuda.live == 0
+    return found
+
+
+def check(found: Detections, expected: Result) -> None:
+    np.testing.assert_array_equal(found.scores, expected.scores)
+    np.testing.assert_array_equal(found.class_ids, expected.class_ids)
+    np.testing.assert_array_equal(found.boxes, expected.boxes)
+    assert found.truncated == expected.truncated
+
+
+@pytest.mark.parametrize("chosen", SELECTIONS, ids=str)
+def test_boxes_are_the_references_with_ties_and_crowds(emulated: Emulated, chosen: Selection) -> None:
+    shapes = [(48, 64), (100, 31)]
+    for seed, crowded in ((0, False), (1, True)):
+        rng = np.random.default_rng(seed)
+        raw = np.stack([scene(rng, 300, 3, emulated.dtype, crowded=crowded) for _ in shapes])
+        found = run(emulated, raw, shapes, chosen)
+        for image, shape in enumerate(shapes):
+            check(found[image], reference(raw[image], shape, (64, 64), chosen))
+
+
+def test_no_candidate_gives_no_box(emulated: Emulated) -> None:
+    (found,) = run(emulated, np.zeros((1, 257, 6), emulated.dtype), [(64, 64)], Selection())
+    assert len(found) == found.truncated == 0
+    assert found.boxes.shape == (0, 4)
+
+
+def test_more_than_32_classes_and_damaged_values(emulated: Emulated) -> None:
+    rng = np.random.default_rng(9)
+    raw = scene(rng, 200, 83, emulated.dtype, crowded=True)
+    raw[rng.integers(0, 200, 40), rng.integers(0, 88, 40)] = np.nan
+    raw[rng.integers(0, 200, 40), rng.integers(0, 88, 40)] = np.inf
+    for chosen in (Selection(conf=0.3), Selection(conf=0.7, multi_label=True, classes=(3, 64, 82))):
+        (found,) = run(emulated, raw[None], [(64, 64)], chosen)
+        check(found, reference(raw, (64, 64), (64, 64), chosen))
+
+
+@pytest.mark.parametrize("emulated", ["float32"], indirect=True)
+def test_more_boxes_than_the_usual_room_are_returned(emulated: Emulated) -> None:
+    raw = scene(np.random.default_rng(2), 900, 2, emulated.dtype)
+    raw[:, :2] = np.random.default_rng(3).uniform(0, 2000, (900, 2))
+    raw[:, 4:] = 1
+    chosen = Selection(max_det=700, multi_label=True)
+    (found,) = run(emulated, raw[None], [(64, 64)], chosen)
+    assert len(found) == 700
+    check(found, reference(raw, (64, 64), (64, 64), chosen))
+
+
+@pytest.mark.parametrize("emulated", ["float32"], indirect=True)
+def test_any_number_of_candidates_is_decoded_exactly(emulated: Emulated, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More candidates than one block sorts go through the launches that have no limit; the others do not."""
+    monkeypatch.setattr(postprocess, "_FIRST_CAPACITY", 256)
+    monkeypatch.setattr(postprocess, "_SCAN_BLOCKS", 3)
+    rng = np.random.default_rng(5)
+    shapes = [(64, 64), (30, 50)]
+    raw = np.stack([scene(rng, 1500, 3, emulated.dtype, crowded=True), scene(rng, 1500, 3, emulated.dtype)])
+    raw[1, 40:, 4] = 0
+    chosen = Selection(conf=0.02, iou=0.5, multi_label=True, max_det=50)
+    found = run(emulated, raw, shapes, chosen)
+    for image, shape in enumerate(shapes):
+        check(found[image], reference(raw[image], shape, (64, 64), chosen))
+    assert found[0].truncated > 0
