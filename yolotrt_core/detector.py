@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, cast
 
-from yolotrt_core.engine import AUTO, BuildSettings, build_engine, open_store, read_engine_spec
+from yolotrt_core.engine import AUTO, BuildSettings, build_engine, read_engine_spec
 from yolotrt_core.errors import UsageError
 from yolotrt_core.frames import DeviceFrame, Frame
 from yolotrt_core.inputs import checked_frames, refuse_missing_frames, refuse_selection
@@ -32,6 +32,7 @@ from yolotrt_core.stages import (
     Session,
     TimedSession,
 )
+from yolotrt_core.store.location import open_store
 from yolotrt_core.store.store import Store
 from yolotrt_core.types import Detections, EngineSpec, Json, Selection
 from yolotrt_core.user_paths import user_path

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from yolotrt_core.registry import Registered, Registry
 from yolotrt_core.shapes import profile_text, shapes_text
 from yolotrt_core.sources import resolve_source, sha256_of
 from yolotrt_core.stages import FixedSizeExporter, LoweredSource, SizedExporter
+from yolotrt_core.store.location import open_store, weights_cache
 from yolotrt_core.store.store import Store
 from yolotrt_core.types import PRECISIONS, BuildRequest, EngineSpec, ModelSource, Precision, ShapeRange, from_json
 from yolotrt_core.user_paths import existing_path, user_path
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 AUTO: Literal["auto"] = "auto"
-STORE_VARIABLE = "YOLOTRT_STORE"
 STRIDE = 32  # every YOLOv5 needs multiples of it; P6 models need 64, which their exporter checks
 MOST_PIXELS = 8192  # per side: exports of dynamic size are made to serve up to this
 DEFAULT_SIZE = (640, 640)
@@ -355,31 +354,6 @@ def read_engine_spec(engine: Path) -> EngineSpec:
             hint="the file was changed or swapped: build it again",
         )
     return spec
-
-
-def open_store(store: str | Path | Store | None = None) -> Store:
-    """Return the store to use: the given one, or the default."""
-    return store if isinstance(store, Store) else Store(store or default_store())
-
-
-def default_store() -> Path:
-    """Return the folder of the store: YOLOTRT_STORE, else the clone's artifacts/, else the user's cache."""
-    named = os.environ.get(STORE_VARIABLE)
-    if named:
-        return user_path(named)
-    root = Path(__file__).resolve().parent.parent
-    if (root / "tasks.py").is_file() and (root / "artifacts" / "README.md").is_file():
-        return root / "artifacts"
-    return _user_cache() / "artifacts"
-
-
-def weights_cache() -> Path:
-    """Return the folder where fetched checkpoints are kept."""
-    return _user_cache() / "weights"
-
-
-def _user_cache() -> Path:
-    return user_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "yolotrt"
 
 
 def hand_out(store: Store, sha256: str, path: Path) -> None:

@@ -15,10 +15,10 @@ from pathlib import Path
 
 from yolotrt_core import dataset
 from yolotrt_core.detector import Detector
-from yolotrt_core.engine import open_store
 from yolotrt_core.evaluate import Evaluation, Judge
 from yolotrt_core.metric import Bootstrap
 from yolotrt_core.registry import Registry
+from yolotrt_core.store.location import open_store
 
 CALIBRATORS = {
     "minmax": ("minmax", {}),

@@ -12,6 +12,7 @@ from yolotrt_core import dataset, engine, pictures, sources
 from yolotrt_core.detector import Detector
 from yolotrt_core.errors import UsageError
 from yolotrt_core.registry import Registry
+from yolotrt_core.store import location
 from yolotrt_core.store.store import Store
 from yolotrt_core.user_paths import existing_path, user_path
 
@@ -24,7 +25,7 @@ def test_a_home_folder_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/homes/me")
     assert user_path("~/x.jpg") == Path("/homes/me/x.jpg")
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    assert engine.weights_cache() == Path("/homes/me/.cache/yolotrt/weights")
+    assert location.weights_cache() == Path("/homes/me/.cache/yolotrt/weights")
 
 
 @pytest.mark.parametrize(
@@ -63,9 +64,9 @@ def test_whoever_takes_a_path_refuses_what_is_none(use: Callable[[str], object],
 
 
 def test_a_store_of_nobodys(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(engine.STORE_VARIABLE, NOBODYS)
+    monkeypatch.setenv(location.STORE_VARIABLE, NOBODYS)
     with pytest.raises(UsageError, match="home folder"):
-        engine.open_store()
+        location.open_store()
     with pytest.raises(UsageError, match="home folder"):
         Store(Path(NOBODYS))
 

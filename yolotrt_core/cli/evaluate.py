@@ -15,13 +15,14 @@ from yolotrt_core.cli.detect import selection_from
 from yolotrt_core.cli.tables import print_table
 from yolotrt_core.cli.tasks import Flag, Given, make_task, stage_flags
 from yolotrt_core.detector import Detector
-from yolotrt_core.engine import BuildSettings, open_store, read_engine_spec, resolve_model
+from yolotrt_core.engine import BuildSettings, read_engine_spec, resolve_model
 from yolotrt_core.errors import UsageError
 from yolotrt_core.evaluate import SELECTION, Comparison, Evaluation, Judge, open_framework
 from yolotrt_core.metric import Bootstrap, Interval
 from yolotrt_core.options import nearest
 from yolotrt_core.rect import RectDetector
 from yolotrt_core.registry import KINDS, Registry
+from yolotrt_core.store.location import open_store
 from yolotrt_core.store.store import Store
 from yolotrt_core.types import PRECISIONS, Json, to_json
 from yolotrt_core.user_paths import existing_path, user_path
