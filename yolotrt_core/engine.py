@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from yolotrt_core import dataset, plans, work
 from yolotrt_core.calibration import DEFAULT_PICTURES, CalibrationData
+from yolotrt_core.digest import sha256_of
 from yolotrt_core.errors import ArtifactError, UsageError
 from yolotrt_core.json_fields import wrong_field
 from yolotrt_core.options import nearest
@@ -18,7 +19,7 @@ from yolotrt_core.pipeline import StepResult
 from yolotrt_core.plans import Choice, GivenOptions, Plan
 from yolotrt_core.registry import Registered, Registry
 from yolotrt_core.shapes import profile_text, shapes_text
-from yolotrt_core.sources import resolve_source, sha256_of
+from yolotrt_core.sources import resolve_source
 from yolotrt_core.stages import FixedSizeExporter, LoweredSource, SizedExporter
 from yolotrt_core.store.location import open_store, weights_cache
 from yolotrt_core.store.store import Store

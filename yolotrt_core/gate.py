@@ -18,6 +18,7 @@ from yolotrt_core.agreement import agree
 from yolotrt_core.calibration import CalibrationData, choose, digest_of_pictures
 from yolotrt_core.core_sources import core_digest
 from yolotrt_core.detector import Detector
+from yolotrt_core.digest import sha256_of
 from yolotrt_core.errors import GateError, UsageError
 from yolotrt_core.evaluate import Judge
 from yolotrt_core.installed import tool_versions
@@ -28,7 +29,7 @@ from yolotrt_core.pipeline import StepResult
 from yolotrt_core.plans import Output, Plan, Settings
 from yolotrt_core.predictions import predict
 from yolotrt_core.registry import Registered, Registry
-from yolotrt_core.sources import sample_path, sha256_of
+from yolotrt_core.sources import sample_path
 from yolotrt_core.stages import ONNX_FILE
 from yolotrt_core.store.action import Action
 from yolotrt_core.store.store import Store

@@ -22,6 +22,7 @@ from yolotrt_core.agreement import agree
 from yolotrt_core.calibration import CalibrationData, choose, digest_of_pictures
 from yolotrt_core.core_sources import core_digest
 from yolotrt_core.detector import Detector
+from yolotrt_core.digest import sha256_of
 from yolotrt_core.errors import StageError, UsageError
 from yolotrt_core.guard import answering
 from yolotrt_core.handed_on import check_pass
@@ -31,7 +32,7 @@ from yolotrt_core.plans import Output, Plan, Settings, Step
 from yolotrt_core.progress import progress
 from yolotrt_core.ranges import read_ranges
 from yolotrt_core.registry import Registered, Registry
-from yolotrt_core.sources import sample_path, sha256_of
+from yolotrt_core.sources import sample_path
 from yolotrt_core.stages import ONNX_FILE, RANGES_FILE, QuantizingPass, Session
 from yolotrt_core.store.action import Action, Record
 from yolotrt_core.store.store import Store

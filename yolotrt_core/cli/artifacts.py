@@ -17,12 +17,12 @@ from yolotrt_core.calibration_cache import CALIBRATORS, cache_from_ranges, versi
 from yolotrt_core.cli import build
 from yolotrt_core.cli.tables import print_table
 from yolotrt_core.cli.tasks import Flag, Given, make_task, stage_flags
+from yolotrt_core.digest import sha256_of
 from yolotrt_core.engine import hand_out, plan_build
 from yolotrt_core.errors import ArtifactError, UsageError
 from yolotrt_core.options import nearest
 from yolotrt_core.ranges import ranges_from_json
 from yolotrt_core.registry import KINDS, Registry
-from yolotrt_core.sources import sha256_of
 from yolotrt_core.stages import ONNX_FILE, RANGES_FILE
 from yolotrt_core.store.action import Record
 from yolotrt_core.store.failures import reporting

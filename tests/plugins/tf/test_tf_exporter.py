@@ -18,8 +18,8 @@ import pytest
 from keras_yolo import CLASSES, ROWS, SIZE, picture
 from numpy.typing import NDArray
 
+from yolotrt_core.digest import sha256_of
 from yolotrt_core.errors import StageError, UsageError, YolotrtError
-from yolotrt_core.sources import sha256_of
 from yolotrt_core.types import BuildRequest, ModelSource, ModelSpec
 from yolotrt_tf import TfExporter, TfOptions, yolotrt_select_exporter
 
@@ -133,7 +133,7 @@ def test_the_same_model_gives_the_same_bytes(models: Path, tmp_path: Path) -> No
     """In one process, and in another with other hashes of texts: tf2onnx goes through sets."""
     code = (
         "import sys, warnings; warnings.simplefilter('ignore'); from pathlib import Path\n"
-        "from yolotrt_core.sources import sha256_of; from yolotrt_core.types import *; from yolotrt_tf import *\n"
+        "from yolotrt_core.digest import sha256_of; from yolotrt_core.types import *; from yolotrt_tf import *\n"
         "for path, out in zip(sys.argv[1::2], map(Path, sys.argv[2::2]), strict=True):\n"
         "    out.mkdir(); source = ModelSource(Path(path), sha256_of(Path(path)), 'm')\n"
         "    TfExporter().export(source, BuildRequest('fp32', 1, 64, 64), TfOptions(), out)"
