@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from yolotrt_core.errors import PluginError, UsageError
+from yolotrt_core.errors import PluginError, UsageError, os_error_reason
 from yolotrt_core.types import Json
 from yolotrt_core.user_paths import user_path
 
@@ -250,7 +250,7 @@ def key_material(options: Any, prefix: str, *, every: bool = False) -> dict[str,
             try:
                 value = hashlib.sha256(Path(value).read_bytes()).hexdigest()
             except OSError as err:
-                reason = (err.strerror or str(err)).lower()
+                reason = os_error_reason(err)
                 raise UsageError(f"`{field.flag}` names a file that cannot be read: `{value}`: {reason}") from err
         elif value is not None and field.type is float:
             value = float(value)

@@ -17,7 +17,7 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from yolotrt_core.errors import UsageError
+from yolotrt_core.errors import UsageError, os_error_reason
 from yolotrt_core.jpeg import upright_size
 from yolotrt_core.user_paths import existing_path, user_path
 
@@ -135,7 +135,7 @@ def read(path: Path, room: Room | None = None, size: tuple[int, int] | None = No
     try:
         encoded = contents(path)
     except OSError as err:
-        raise UsageError(f"cannot read the picture `{path}`: {(err.strerror or str(err)).lower()}") from err
+        raise UsageError(f"cannot read the picture `{path}`: {os_error_reason(err)}") from err
     if not encoded:
         raise UsageError(f"the picture `{path}` is an empty file")
     if room is not None and size is None:

@@ -12,7 +12,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from yolotrt_core.errors import ArtifactError, UsageError
+from yolotrt_core.errors import ArtifactError, UsageError, os_error_reason
 from yolotrt_core.store.action import Record, UnknownSchemaError, is_name, is_sha256, record_from_bytes
 from yolotrt_core.store.failures import (
     DamagedArtifactError,
@@ -285,7 +285,7 @@ def _present(cache: ByteCache, sha256: str, size: int) -> bool:
 
 
 def _copy_failed(sha256: str, destination: Path, err: OSError) -> ArtifactError:
-    reason = (err.strerror or str(err)).lower()
+    reason = os_error_reason(err)
     return ArtifactError(
         f"cannot copy the file {sha256[:12]} to `{destination}`: {reason}",
         hint="choose another folder with `--out DIR`",
