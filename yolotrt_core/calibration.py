@@ -14,10 +14,9 @@ from yolotrt_core import core_sources, dataset, pictures
 from yolotrt_core.core_sources import core_digest
 from yolotrt_core.digest import sha256_of
 from yolotrt_core.errors import UsageError
-from yolotrt_core.layout import Layout
 from yolotrt_core.letterbox import preprocess
 from yolotrt_core.progress import progress
-from yolotrt_core.types import Json, Precision
+from yolotrt_core.types import Json, Layout, Precision
 from yolotrt_core.wording import counted
 
 if TYPE_CHECKING:

@@ -13,9 +13,9 @@ def _core(*names: str) -> tuple[str, ...]:
 
 
 # What the code of any stage may use without naming it.
-CONTRACT = _core("frames", "layout", "options", "sessions", "stages", "types")
+CONTRACT = _core("frames", "options", "serialization", "sessions", "stages", "types")
 # From the bytes of a picture to the network's input.
-PIXELS = _core("calibration", "jpeg", "layout", "letterbox", "pictures", "types")
+PIXELS = _core("calibration", "jpeg", "letterbox", "pictures", "types")
 STAGE = (*CONTRACT, *_core("handed_on", "pipeline", "plans", "ranges", "shapes", "work"))
 DETECTING = (
     *CONTRACT,

@@ -15,7 +15,7 @@ from yolotrt_core.errors import UsageError
 from yolotrt_core.labels import labels_in_order, numbered_labels
 from yolotrt_core.options import nearest
 from yolotrt_core.pictures import PICTURES
-from yolotrt_core.types import number_from_json
+from yolotrt_core.serialization import number_from_json
 from yolotrt_core.user_paths import existing_path, text_of, user_path
 from yolotrt_core.wording import counted
 from yolotrt_core.yolo_labels import MOST_CLASSES

@@ -29,7 +29,8 @@ from yolotrt_core.prefetch import drawn_ahead
 from yolotrt_core.progress import Bar
 from yolotrt_core.reading import decode_ahead, read_ahead
 from yolotrt_core.results import Found
-from yolotrt_core.types import Detections, Json, Selection, to_json
+from yolotrt_core.serialization import to_json
+from yolotrt_core.types import Detections, Json, Selection
 from yolotrt_core.wording import counted
 from yolotrt_core.writing import whole_file, write_whole
 

@@ -18,7 +18,6 @@ from yolotrt_core.errors import UsageError
 from yolotrt_core.frames import DeviceFrame, Frame
 from yolotrt_core.inputs import checked_frames, refuse_missing_frames, refuse_selection
 from yolotrt_core.key_parts import session_parts, stage_parts
-from yolotrt_core.layout import without_channels
 from yolotrt_core.letterbox import preprocess
 from yolotrt_core.plans import GivenOptions, Settings
 from yolotrt_core.reading import decode_ahead
@@ -34,7 +33,7 @@ from yolotrt_core.stages import (
 )
 from yolotrt_core.store.location import open_store
 from yolotrt_core.store.store import Store
-from yolotrt_core.types import Detections, EngineSpec, Json, Selection
+from yolotrt_core.types import Detections, EngineSpec, Json, Selection, without_channels
 from yolotrt_core.user_paths import user_path
 
 if TYPE_CHECKING:

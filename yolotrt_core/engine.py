@@ -13,17 +13,17 @@ from yolotrt_core import dataset, plans, work
 from yolotrt_core.calibration import DEFAULT_PICTURES, CalibrationData
 from yolotrt_core.digest import sha256_of
 from yolotrt_core.errors import ArtifactError, UsageError
-from yolotrt_core.json_fields import wrong_field
 from yolotrt_core.options import nearest
 from yolotrt_core.pipeline import StepResult
 from yolotrt_core.plans import Choice, GivenOptions, Plan
 from yolotrt_core.registry import Registered, Registry
+from yolotrt_core.serialization import from_json, invalid_field
 from yolotrt_core.shapes import profile_text, shapes_text
 from yolotrt_core.sources import resolve_source
 from yolotrt_core.stages import FixedSizeExporter, LoweredSource, SizedExporter
 from yolotrt_core.store.location import open_store, weights_cache
 from yolotrt_core.store.store import Store
-from yolotrt_core.types import PRECISIONS, BuildRequest, EngineSpec, ModelSource, Precision, ShapeRange, from_json
+from yolotrt_core.types import PRECISIONS, BuildRequest, EngineSpec, ModelSource, Precision, ShapeRange
 from yolotrt_core.user_paths import existing_path, user_path
 from yolotrt_core.writing import refuse_unwritable
 
@@ -337,7 +337,7 @@ def read_engine_spec(engine: Path) -> EngineSpec:
     damaged = "take it again from where the engine came from, or build the engine again"
     try:
         data = json.loads(sidecar.read_text(encoding="utf-8"))
-        if (wrong := wrong_field(EngineSpec, data)) is not None:
+        if (wrong := invalid_field(EngineSpec, data)) is not None:
             raise UsageError(f"`{sidecar}` is not an engine spec: {wrong}", hint=damaged)
         spec = from_json(EngineSpec, data)
     except FileNotFoundError:

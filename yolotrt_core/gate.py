@@ -29,11 +29,12 @@ from yolotrt_core.pipeline import StepResult
 from yolotrt_core.plans import Output, Plan, Settings
 from yolotrt_core.predictions import predict
 from yolotrt_core.registry import Registered, Registry
+from yolotrt_core.serialization import from_json
 from yolotrt_core.sources import sample_path
 from yolotrt_core.stages import ONNX_FILE
 from yolotrt_core.store.action import Action
 from yolotrt_core.store.store import Store
-from yolotrt_core.types import EngineSpec, Json, ModelSpec, Selection, from_json
+from yolotrt_core.types import EngineSpec, Json, ModelSpec, Selection
 from yolotrt_core.wording import counted
 from yolotrt_core.work import ENGINE_SPEC_FILE, PARITY_BUILDER, SPEC_FILE
 

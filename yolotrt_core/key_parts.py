@@ -6,8 +6,9 @@ from typing import Any
 
 from yolotrt_core.options import key_material
 from yolotrt_core.registry import Registered
+from yolotrt_core.serialization import to_json
 from yolotrt_core.stages import PlacedBuilder
-from yolotrt_core.types import Json, to_json
+from yolotrt_core.types import Json
 
 
 def stage_parts(found: Registered, options: Any, *, timed: bool = False) -> dict[str, Json]:

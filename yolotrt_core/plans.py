@@ -14,6 +14,7 @@ from yolotrt_core import options, parity, registry, work
 from yolotrt_core.calibration import DEFAULT_CALIBRATOR, CalibrationData, ChosenPictures, choose
 from yolotrt_core.errors import PluginError, UsageError
 from yolotrt_core.registry import Registered, Registry
+from yolotrt_core.serialization import to_json
 from yolotrt_core.stages import (
     ONNX_FILE,
     RANGES_FILE,
@@ -23,7 +24,7 @@ from yolotrt_core.stages import (
     RoundingBuilder,
 )
 from yolotrt_core.store.action import PluginIdentity
-from yolotrt_core.types import BuildRequest, Json, ModelSource, Precision, to_json
+from yolotrt_core.types import BuildRequest, Json, ModelSource, Precision
 
 CALIBRATE = "calibrate"
 # Passes below this order run before a precision is chosen: every precision shares their artifact.

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from yolotrt_core.errors import UsageError, os_error_reason
-from yolotrt_core.types import Json, number_from_json
+from yolotrt_core.serialization import number_from_json
+from yolotrt_core.types import Json
 
 SCHEMA = 1
 # Largest code of symmetric int8 and largest number of E4M3 (ONNX: FLOAT8E4M3FN).

@@ -32,21 +32,12 @@ from yolotrt_core.plans import Output, Plan, Settings, Step
 from yolotrt_core.progress import progress
 from yolotrt_core.ranges import read_ranges
 from yolotrt_core.registry import Registered, Registry
+from yolotrt_core.serialization import from_json, to_json
 from yolotrt_core.sources import sample_path
 from yolotrt_core.stages import ONNX_FILE, RANGES_FILE, QuantizingPass, Session
 from yolotrt_core.store.action import Action, Record
 from yolotrt_core.store.store import Store
-from yolotrt_core.types import (
-    Calibration,
-    Detections,
-    EngineSpec,
-    Json,
-    ModelSpec,
-    OnnxModel,
-    Selection,
-    from_json,
-    to_json,
-)
+from yolotrt_core.types import Calibration, Detections, EngineSpec, Json, ModelSpec, OnnxModel, Selection
 from yolotrt_core.work import PARITY_BUILDER
 
 if TYPE_CHECKING:

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from yolotrt_core.errors import StageError
-from yolotrt_core.layout import without_channels
-from yolotrt_core.types import Detections, Selection
+from yolotrt_core.types import Detections, Selection, without_channels
 from yolotrt_tensorrt import graphs
 from yolotrt_tensorrt.decoding import Decoding, Inputs
 from yolotrt_tensorrt.gpu import DeviceMemory, Gpu, PinnedPool

@@ -19,9 +19,8 @@ import numpy as np
 
 from yolotrt_core.errors import StageError, UsageError
 from yolotrt_core.frames import Frame, Nv12Frame
-from yolotrt_core.layout import with_channels, without_channels
 from yolotrt_core.stages import DeviceProgram, SideCache
-from yolotrt_core.types import Detections, EngineSpec, Selection
+from yolotrt_core.types import Detections, EngineSpec, Selection, with_channels, without_channels
 from yolotrt_tensorrt.gpu import Gpu, PageLock, PinnedMemoryError, PinnedPool, open_gpu, told
 from yolotrt_tensorrt.jpegs import DevicePicture, JpegDecoder, open_decoder
 from yolotrt_tensorrt.lane import Lane, Program, Shared

@@ -14,10 +14,9 @@ from typing import ClassVar, Literal
 
 from yolotrt_core.hookspecs import hookimpl
 from yolotrt_core.installed import tools_available
-from yolotrt_core.layout import Layout
 from yolotrt_core.options import option
 from yolotrt_core.stages import Availability, Exporter
-from yolotrt_core.types import BuildRequest, ModelSource, ModelSpec
+from yolotrt_core.types import BuildRequest, Layout, ModelSource, ModelSpec
 
 YOLOTRT_API = 1
 INSTALL = "pip install 'yolotrt-core[tf]'"

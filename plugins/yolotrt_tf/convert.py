@@ -16,7 +16,7 @@ from onnx import ModelProto
 from tf2onnx import convert, utils
 
 from yolotrt_core.errors import StageError
-from yolotrt_core.layout import Layout
+from yolotrt_core.types import Layout
 from yolotrt_core.wording import first_line
 from yolotrt_tf.network import Network
 

@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 from head_reference import reference
 
-from yolotrt_core.layout import Layout, with_channels
 from yolotrt_core.letterbox import preprocess
 from yolotrt_core.stages import DeviceProgram
-from yolotrt_core.types import Detections, ModelSpec, Selection, TensorSpec
+from yolotrt_core.types import Detections, Layout, ModelSpec, Selection, TensorSpec, with_channels
 from yolotrt_tensorrt import decoding as decoding_module
 from yolotrt_tensorrt.decoding import Decoding, Inputs
 from yolotrt_tensorrt.gpu import DeviceMemory, Gpu, PinnedPool, open_gpu

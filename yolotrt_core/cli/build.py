@@ -19,8 +19,9 @@ from yolotrt_core.options import ON_OFF, nearest, option_fields, refuse_unknown
 from yolotrt_core.parity import ParityOptions
 from yolotrt_core.registry import KINDS, Registry
 from yolotrt_core.sensitivity import SensitivityOptions
+from yolotrt_core.serialization import to_json
 from yolotrt_core.store.location import open_store
-from yolotrt_core.types import PRECISIONS, Json, ShapeRange, to_json
+from yolotrt_core.types import PRECISIONS, Json, ShapeRange
 from yolotrt_core.user_paths import user_path
 
 SETTINGS = (

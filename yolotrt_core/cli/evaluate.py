@@ -22,9 +22,10 @@ from yolotrt_core.metric import Bootstrap, Interval
 from yolotrt_core.options import nearest
 from yolotrt_core.rect import RectDetector
 from yolotrt_core.registry import KINDS, Registry
+from yolotrt_core.serialization import to_json
 from yolotrt_core.store.location import open_store
 from yolotrt_core.store.store import Store
-from yolotrt_core.types import PRECISIONS, Json, to_json
+from yolotrt_core.types import PRECISIONS, Json
 from yolotrt_core.user_paths import existing_path, user_path
 from yolotrt_core.wording import counted
 

@@ -17,8 +17,9 @@ from yolotrt_core.errors import UsageError
 from yolotrt_core.plans import GivenOptions
 from yolotrt_core.registry import KINDS, Registry
 from yolotrt_core.sensitivity import Sensitivity, measure
+from yolotrt_core.serialization import to_json
 from yolotrt_core.store.location import open_store
-from yolotrt_core.types import Json, Precision, to_json
+from yolotrt_core.types import Json, Precision
 from yolotrt_core.wording import counted
 
 _OWN = (

@@ -339,7 +339,7 @@ def test_without_tensorflow_the_stage_says_what_to_install(monkeypatch: pytest.M
 
 
 def test_the_spec_survives_json(models: Path, tmp_path: Path) -> None:
-    from yolotrt_core.types import from_json, to_json
+    from yolotrt_core.serialization import from_json, to_json
 
     spec = export(models / "toy.pb", tmp_path)
     assert from_json(ModelSpec, json.loads(json.dumps(to_json(spec)))) == spec
