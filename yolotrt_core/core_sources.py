@@ -25,7 +25,7 @@ DETECTING = (
 PREDICTIONS = (*DETECTING, *_core("predictions"))
 GATE = (
     *PREDICTIONS,
-    *_core("agreement", "dataset", "evaluate", "gate", "labels", "metric", "yolo_labels"),
+    *_core("agreement", "coco", "dataset", "evaluate", "gate", "labels", "metric", "reader", "yolo_labels"),
 )
 SENSITIVITY = (*DETECTING, *_core("agreement", "handed_on", "ranges", "sensitivity", "shapes"))
 TIMING = (*DETECTING, *_core("bench", "speed", "timing"))

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from yolotrt_core import dataset, plans, work
+from yolotrt_core import plans, reader, work
 from yolotrt_core.calibration import DEFAULT_PICTURES, CalibrationData
 from yolotrt_core.digest import sha256_of
 from yolotrt_core.errors import ArtifactError, UsageError
@@ -210,7 +210,7 @@ def plan_build(settings: BuildSettings, *, store: Store, stages: Registry) -> Pl
         )
     calibration = calibration_data(settings)
     if calibration is not None:
-        dataset.refuse_missing(calibration.where, dataset.PICTURES_HINT)
+        reader.refuse_missing(calibration.where, reader.PICTURES_HINT)
     exporter, source = resolve_model(settings, stages)
     if settings.precision is None and source.holds is not None:
         _log.info("`%s` holds %s already, so that is what is built", source.path.name, source.holds)

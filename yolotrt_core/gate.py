@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from yolotrt_core import core_sources, dataset
+from yolotrt_core import core_sources, dataset, reader
 from yolotrt_core.agreement import agree
 from yolotrt_core.calibration import CalibrationData, choose, digest_of_pictures
 from yolotrt_core.core_sources import core_digest
@@ -102,7 +102,7 @@ def check(data: GateData, settings: Settings) -> None:
     if not options.check:
         return
     if data.eval_data is not None:
-        dataset.check(data.eval_data, labels_needed=data.max_drop is not None)
+        reader.check(data.eval_data, labels_needed=data.max_drop is not None)
     elif data.max_drop is not None:
         raise UsageError("`--max-drop` needs labelled pictures", hint="pass them with `--eval-data`")
 
@@ -323,7 +323,7 @@ def _same_onnx(one: StepResult, other: StepResult) -> bool:
 def _pictures(data: GateData, options: GateOptions, labels: Sequence[str]) -> tuple[list[Path], _Labelled | None, str]:
     """Return the pictures to judge on, their labels if mAP decides, and where they are from."""
     if data.eval_data is not None:
-        found = dataset.read(data.eval_data, labels, labels_needed=data.max_drop is not None)
+        found = reader.read(data.eval_data, labels, labels_needed=data.max_drop is not None)
         files = [p.path for p in found.pictures]
         if found.boxes:
             return files, _Labelled(found, found.digest), f"{counted(len(files), 'evaluation picture')} with labels"

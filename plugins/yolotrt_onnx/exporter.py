@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, ValueInfoProto, helper
 
 from yolotrt_core.errors import StageError, UsageError
-from yolotrt_core.labels import labels_from_file, labels_in_order, literal, metadata_of, numbered_labels
+from yolotrt_core.labels import labels_from_file, labels_in_order, numbered_labels
+from yolotrt_core.onnx_metadata import literal, metadata_of
 from yolotrt_core.options import nearest
 from yolotrt_core.reference import reference_images
 from yolotrt_core.rows import Known, Rows, find_rows

@@ -54,6 +54,7 @@ class OnnxExporter:
         "yolotrt_onnx.held",
         "yolotrt_core.shapes",
         "yolotrt_core.labels",
+        "yolotrt_core.onnx_metadata",
         "yolotrt_core.reference",
         "yolotrt_core.rows",
     )

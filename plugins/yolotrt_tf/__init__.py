@@ -66,6 +66,7 @@ class TfExporter:
             for module in ("convert", "exporter", "formats", "graph", "keras_classes", "labels", "network", "operators")
         ),
         "yolotrt_core.labels",
+        "yolotrt_core.onnx_metadata",
         "yolotrt_core.onnx_form",
         "yolotrt_core.reference",
         "yolotrt_core.rows",

@@ -19,7 +19,7 @@ from onnx import ModelProto
 
 from yolotrt_core import onnx_form
 from yolotrt_core.errors import StageError, UsageError
-from yolotrt_core.labels import metadata_of
+from yolotrt_core.onnx_metadata import metadata_of
 from yolotrt_core.reference import reference_images
 from yolotrt_core.rows import Known, Rows, find_rows
 from yolotrt_core.stages import ONNX_FILE, REFERENCE_FILE

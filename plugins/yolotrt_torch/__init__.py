@@ -40,6 +40,7 @@ class TorchExporter:
     stage_version: ClassVar[int] = 2
     sources: ClassVar[tuple[str, ...]] = (
         "yolotrt_core.labels",
+        "yolotrt_core.onnx_metadata",
         "yolotrt_core.reference",
         "yolotrt_core.wording",
         *(

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from yolotrt_core.errors import StageError, UsageError
-from yolotrt_core.labels import metadata_of
+from yolotrt_core.onnx_metadata import metadata_of
 from yolotrt_core.reference import reference_images
 from yolotrt_core.stages import ONNX_FILE, REFERENCE_FILE
 from yolotrt_core.types import BuildRequest, ModelSource, ModelSpec, TensorSpec

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fake_stages import fake_plugin
-from yolotrt_core import dataset, engine, pictures, sources
+from yolotrt_core import engine, pictures, reader, sources
 from yolotrt_core.detector import Detector
 from yolotrt_core.errors import UsageError
 from yolotrt_core.registry import Registry
@@ -50,9 +50,9 @@ def test_what_is_there(tmp_path: Path) -> None:
     "use",
     [
         pictures.find,
-        dataset.refuse_missing,
-        dataset.check,
-        lambda text: dataset.read(text, ()),
+        reader.refuse_missing,
+        reader.check,
+        lambda text: reader.read(text, ()),
         lambda text: Detector.open(engine=text),
         lambda text: sources.resolve_source(text, cache_dir=Path()),
     ],
@@ -75,7 +75,7 @@ def test_a_description_of_nobodys(tmp_path: Path) -> None:
     path = tmp_path / "set.yaml"
     path.write_text(f"path: {NOBODYS}\nval: images\n")
     with pytest.raises(UsageError, match="home folder"):
-        dataset.list_pictures(path)
+        reader.list_pictures(path)
 
 
 def test_only_one_place_finds_home_folders() -> None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from yolotrt_core import dataset
+from yolotrt_core import reader
 from yolotrt_core.calibration import DEFAULT_CALIBRATOR
 from yolotrt_core.cli import build
 from yolotrt_core.cli.detect import selection_from
@@ -46,7 +46,7 @@ _OWN = (
 )
 RESERVED = tuple("--" + f.name.replace("_", "-") for f in _OWN)
 _MOST_RESAMPLES = 100_000  # far more than move the fourth digit of an interval, and hours of work already
-_PARTS: tuple[dataset.Part, ...] = ("train", "val", "test")
+_PARTS: tuple[reader.Part, ...] = ("train", "val", "test")
 
 
 def task(stages: Registry) -> Any:
@@ -84,14 +84,14 @@ def _evaluate(stages: Registry, given: Given) -> None:
         if given["framework"]:
             raise UsageError("`--framework` needs `--weights`: an engine holds no model of a framework")
         read_engine_spec(user_path(given["engine"]))
-    dataset.check(given["data"], part)
+    reader.check(given["data"], part)
     _refuse_rival(stages, settings, given)
     with contextlib.ExitStack() as stack:
         if given["framework"]:
             first = stack.enter_context(open_framework(settings, stages))
         else:
             first = stack.enter_context(_open(settings, given["engine"], store, stages))
-        data = dataset.read(given["data"], first.labels, part)
+        data = reader.read(given["data"], first.labels, part)
         judge = Judge(data, store, stages, _selection(given), bootstrap)
         rect = build.switch("--rect", given["rect"] or "off")
         result = judge.evaluate(RectDetector(first) if rect else first)
