@@ -20,7 +20,7 @@ STAGE = (*CONTRACT, *_core("handed_on", "pipeline", "plans", "ranges", "shapes",
 DETECTING = (
     *CONTRACT,
     *PIXELS,
-    *_core("detector", "inputs", "lent", "nms", "picture_processes", "picture_worker", "prefetch", "reading", "rect"),
+    *_core("detector", "inputs", "nms", "picture_processes", "picture_worker", "prefetch", "reading", "rect"),
 )
 PREDICTIONS = (*DETECTING, *_core("predictions"))
 GATE = (

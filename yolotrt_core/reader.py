@@ -12,7 +12,7 @@ from yolotrt_core.coco import read_coco
 from yolotrt_core.dataset import DataSet, LabeledImage
 from yolotrt_core.errors import UsageError
 from yolotrt_core.labels import labels_in_order, numbered_labels
-from yolotrt_core.pictures import PICTURES
+from yolotrt_core.media_inputs import IMAGE_SUFFIXES
 from yolotrt_core.user_paths import existing_path, text_of, user_path
 from yolotrt_core.wording import counted
 from yolotrt_core.yolo_labels import MOST_CLASSES
@@ -97,7 +97,7 @@ def list_pictures(
     refuse_missing(where, hint)
     if path.is_dir():
         described = sorted(p for p in path.iterdir() if p.suffix.lower() in (".yaml", ".yml"))
-        if len(described) == 1 and not any(p.suffix.lower() in PICTURES for p in path.iterdir()):
+        if len(described) == 1 and not any(p.suffix.lower() in IMAGE_SUFFIXES for p in path.iterdir()):
             return list_pictures(described[0], part, hint)
         root = path / "images" if (path / "images").is_dir() else path
         return *_sorted_pictures([root], path, hint), ()
@@ -164,7 +164,7 @@ def _pictures_at(place: Path) -> Iterator[Path]:
     if existing_path(place) is None or not (place.is_dir() or place.is_file()):
         raise UsageError(f"the data set names `{place}`, which does not exist")
     if place.is_dir():
-        yield from (p for p in place.rglob("*") if p.suffix.lower() in PICTURES)
+        yield from (p for p in place.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
     elif place.suffix.lower() == ".txt":
         for line in text_of(place, "the picture list").splitlines():
             if line.strip():

@@ -85,7 +85,7 @@ class TensorRTBuilder:
         *_sources("decoding", "gpu", "graphs", "jpegs", "lane", "lanes", "layouts", "nvjpeg", "plan", "programs"),
         *("yolotrt_tensorrt.runner", "yolotrt_tensorrt.staging"),
         *(f"yolotrt_tensorrt/kernels/{file}" for file in ("letterbox.cu", "prelude.cuh", "suppress.cu")),
-        *(f"yolotrt_core.{name}" for name in ("inputs", "jpeg", "lent", "letterbox", "prefetch")),
+        *(f"yolotrt_core.{name}" for name in ("inputs", "jpeg", "letterbox", "prefetch")),
     )
     Options = TensorRTOptions
     engine_file = "model.engine"
@@ -166,7 +166,7 @@ class OwnCalibrator:
 
     name = "trt"
     stage_version = 1
-    sources = (*_sources("calibrator", "gpu", "implicit"), "yolotrt_core.calibration_cache", "yolotrt_core.lent")
+    sources = (*_sources("calibrator", "gpu", "implicit"), "yolotrt_core.calibration_cache")
     Options = OwnCalibratorOptions
     needs_images = True
 

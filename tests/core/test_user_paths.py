@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fake_stages import fake_plugin
-from yolotrt_core import engine, pictures, reader, sources
+from yolotrt_core import engine, media_inputs, reader, sources
 from yolotrt_core.detector import Detector
 from yolotrt_core.errors import UsageError
 from yolotrt_core.registry import Registry
@@ -49,7 +49,7 @@ def test_what_is_there(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "use",
     [
-        pictures.find,
+        media_inputs.find_inputs,
         reader.refuse_missing,
         reader.check,
         lambda text: reader.read(text, ()),

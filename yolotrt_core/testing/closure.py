@@ -30,7 +30,7 @@ NO_PART: Mapping[str, str] = {
         (f"yolotrt_core.{name}" for name in ("core_sources", "key_parts", "source_digest")), "makes the keys"
     ),
     **dict.fromkeys(
-        (f"yolotrt_core.{name}" for name in ("digest", "download", "sources", "user_paths")),
+        (f"yolotrt_core.{name}" for name in ("digest", "download", "media_inputs", "sources", "user_paths")),
         "finds files, whose digests are in the key",
     ),
     "yolotrt_core.interrupt": "ends work early, which then leaves nothing",
