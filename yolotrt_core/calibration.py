@@ -16,8 +16,8 @@ from yolotrt_core.digest import sha256_of
 from yolotrt_core.errors import UsageError
 from yolotrt_core.letterbox import preprocess
 from yolotrt_core.progress import progress
+from yolotrt_core.text import counted
 from yolotrt_core.types import Json, Layout, Precision
-from yolotrt_core.wording import counted
 
 if TYPE_CHECKING:
     import numpy as np

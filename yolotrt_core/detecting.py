@@ -30,9 +30,9 @@ from yolotrt_core.progress import Bar
 from yolotrt_core.reading import decode_ahead, read_ahead
 from yolotrt_core.results import Found
 from yolotrt_core.serialization import to_json
+from yolotrt_core.text import counted
 from yolotrt_core.types import Detections, Json, Selection
 from yolotrt_core.video import VideoFacts, count_frames, open_video
-from yolotrt_core.wording import counted
 from yolotrt_core.writing import whole_file, write_whole
 
 if TYPE_CHECKING:

@@ -13,7 +13,6 @@ from yolotrt_core import plans, reader, work
 from yolotrt_core.calibration import DEFAULT_PICTURES, CalibrationData
 from yolotrt_core.digest import sha256_of
 from yolotrt_core.errors import ArtifactError, UsageError
-from yolotrt_core.options import nearest
 from yolotrt_core.pipeline import StepResult
 from yolotrt_core.plans import Choice, GivenOptions, Plan
 from yolotrt_core.registry import Registered, Registry
@@ -23,6 +22,7 @@ from yolotrt_core.sources import resolve_source
 from yolotrt_core.stages import FixedSizeExporter, LoweredSource, SizedExporter
 from yolotrt_core.store.location import open_store, weights_cache
 from yolotrt_core.store.store import Store
+from yolotrt_core.text import nearest
 from yolotrt_core.types import PRECISIONS, BuildRequest, EngineSpec, ModelSource, Precision, ShapeRange
 from yolotrt_core.user_paths import existing_path, user_path
 from yolotrt_core.writing import refuse_unwritable

@@ -34,8 +34,8 @@ from yolotrt_core.sources import sample_path
 from yolotrt_core.stages import ONNX_FILE
 from yolotrt_core.store.action import Action
 from yolotrt_core.store.store import Store
+from yolotrt_core.text import counted
 from yolotrt_core.types import EngineSpec, Json, ModelSpec, Selection
-from yolotrt_core.wording import counted
 from yolotrt_core.work import ENGINE_SPEC_FILE, PARITY_BUILDER, SPEC_FILE
 
 _log = logging.getLogger(__name__)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 import math
 import types
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from yolotrt_core.errors import PluginError, UsageError, os_error_reason
+from yolotrt_core.text import nearest
 from yolotrt_core.types import Json
 from yolotrt_core.user_paths import user_path
 
@@ -263,16 +263,6 @@ def refuse_unknown(given: Mapping[str, Any], known: Sequence[str], where: str) -
     for name in given:
         if name not in known:
             raise UsageError(f"unknown name `{name}` {where}", hint=nearest(name, known))
-
-
-def nearest(word: str, known: Sequence[str]) -> str:
-    """Return a hint that names what the user may have meant, or all there is."""
-    if word.lower() in known and word not in known:
-        return f"did you mean `{word.lower()}`?"
-    close = difflib.get_close_matches(word, known, n=3, cutoff=0.6)
-    if close:
-        return "did you mean " + " or ".join(f"`{c}`" for c in close) + "?"
-    return "known: " + ", ".join(f"`{k}`" for k in sorted(known)) if known else "there are none"
 
 
 def _plain_type(hint: Any) -> tuple[Any, bool]:

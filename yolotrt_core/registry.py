@@ -24,10 +24,11 @@ from yolotrt_core.declared import RESERVED, refuse_misdeclared
 from yolotrt_core.errors import PluginError, UsageError, YolotrtError
 from yolotrt_core.guard import answering, guarded, shown
 from yolotrt_core.log import stdout_aside
-from yolotrt_core.options import OptionField, nearest, option_fields
+from yolotrt_core.options import OptionField, option_fields
 from yolotrt_core.source_digest import source_digest
 from yolotrt_core.stages import Availability
 from yolotrt_core.store.action import PluginIdentity
+from yolotrt_core.text import nearest
 from yolotrt_core.types import ModelSource
 
 _log = logging.getLogger(__name__)

@@ -12,8 +12,8 @@ import onnx
 from onnx import ModelProto, TensorProto, helper
 
 from yolotrt_core.errors import StageError, UsageError
+from yolotrt_core.text import first_line
 from yolotrt_core.types import Json, ModelSpec, OnnxModel
-from yolotrt_core.wording import first_line
 from yolotrt_onnx.graph import check, lift_constants, load, opset, save, spec_of, type_conflicts
 from yolotrt_onnx.retype import Retyping, decode_nodes, retype, shape_nodes, unfit_weights, unsupported_nodes
 

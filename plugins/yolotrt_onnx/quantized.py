@@ -12,8 +12,8 @@ from onnx import ModelProto, TensorProto, helper
 
 from yolotrt_core.errors import StageError
 from yolotrt_core.ranges import read_ranges
+from yolotrt_core.text import first_line
 from yolotrt_core.types import Calibration, Json, ModelSpec, OnnxModel
-from yolotrt_core.wording import first_line
 from yolotrt_onnx import qdq
 from yolotrt_onnx.graph import check, lift_constants, load, opset, save, spec_of, type_conflicts
 from yolotrt_onnx.held import has_integer_sums

@@ -23,8 +23,8 @@ from yolotrt_core.onnx_metadata import metadata_of
 from yolotrt_core.reference import reference_images
 from yolotrt_core.rows import Known, Rows, find_rows
 from yolotrt_core.stages import ONNX_FILE, REFERENCE_FILE
+from yolotrt_core.text import first_line
 from yolotrt_core.types import BuildRequest, ModelSource, ModelSpec, TensorSpec, with_channels
-from yolotrt_core.wording import first_line
 from yolotrt_tf import graph as edit
 from yolotrt_tf.formats import NAMES, Format, recognise
 from yolotrt_tf.labels import labels_of

@@ -42,7 +42,7 @@ class TorchExporter:
         "yolotrt_core.labels",
         "yolotrt_core.onnx_metadata",
         "yolotrt_core.reference",
-        "yolotrt_core.wording",
+        "yolotrt_core.text",
         *(
             f"yolotrt_torch.{module}"
             for module in ("archive", "checkpoint", "exporter", "foreign", "layers", "network", "rebuild")

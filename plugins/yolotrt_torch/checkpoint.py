@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from yolotrt_core.errors import UsageError
 from yolotrt_core.labels import labels_in_order
-from yolotrt_core.wording import printable
+from yolotrt_core.text import printable
 from yolotrt_torch.archive import Archive, open_archive
 from yolotrt_torch.foreign import PlainCopies, refusing_damage, shown
 from yolotrt_torch.pickle_reader import RefusedGlobal, Stub, TensorRef

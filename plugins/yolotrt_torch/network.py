@@ -23,7 +23,7 @@ from typing import Any, TypeGuard, cast
 from torch import Tensor, nn
 
 from yolotrt_core.errors import UsageError
-from yolotrt_core.wording import first_line
+from yolotrt_core.text import first_line
 from yolotrt_torch import layers
 from yolotrt_torch.foreign import shown
 from yolotrt_torch.layers import Activation, Detect

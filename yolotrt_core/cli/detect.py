@@ -24,13 +24,13 @@ from yolotrt_core.errors import ArtifactError, UsageError
 from yolotrt_core.inputs import refuse_selection
 from yolotrt_core.interrupt import Interrupt, endable, interruptible
 from yolotrt_core.naming import Names, numbered
-from yolotrt_core.options import nearest, refuse_unknown
+from yolotrt_core.options import refuse_unknown
 from yolotrt_core.progress import progress
 from yolotrt_core.registry import KINDS, Registry
 from yolotrt_core.sources import sample_path
+from yolotrt_core.text import counted, nearest
 from yolotrt_core.types import Selection
 from yolotrt_core.user_paths import user_path
-from yolotrt_core.wording import counted
 from yolotrt_core.writing import refuse_unwritable
 
 _log = logging.getLogger(__name__)

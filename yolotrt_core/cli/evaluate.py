@@ -19,15 +19,14 @@ from yolotrt_core.engine import BuildSettings, read_engine_spec, resolve_model
 from yolotrt_core.errors import UsageError
 from yolotrt_core.evaluate import SELECTION, Comparison, Evaluation, Judge, open_framework
 from yolotrt_core.metric import Bootstrap, Interval
-from yolotrt_core.options import nearest
 from yolotrt_core.rect import RectDetector
 from yolotrt_core.registry import KINDS, Registry
 from yolotrt_core.serialization import to_json
 from yolotrt_core.store.location import open_store
 from yolotrt_core.store.store import Store
+from yolotrt_core.text import counted, nearest
 from yolotrt_core.types import PRECISIONS, Json
 from yolotrt_core.user_paths import existing_path, user_path
-from yolotrt_core.wording import counted
 
 _OWN = (
     Flag("data", "Labelled pictures: a folder in YOLO layout, a data set YAML, or a COCO JSON file"),

@@ -19,8 +19,8 @@ from yolotrt_core.registry import KINDS, Registry
 from yolotrt_core.sensitivity import Sensitivity, measure
 from yolotrt_core.serialization import to_json
 from yolotrt_core.store.location import open_store
+from yolotrt_core.text import counted
 from yolotrt_core.types import Json, Precision
-from yolotrt_core.wording import counted
 
 _OWN = (
     Flag("plot", "Also draw the errors into this file, .svg, .png or .pdf (needs matplotlib)"),
