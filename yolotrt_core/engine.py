@@ -15,7 +15,8 @@ from yolotrt_core.digest import sha256_of
 from yolotrt_core.errors import ArtifactError, UsageError
 from yolotrt_core.pipeline import StepResult
 from yolotrt_core.plans import Choice, GivenOptions, Plan
-from yolotrt_core.registry import Registered, Registry
+from yolotrt_core.registered import Registered
+from yolotrt_core.registry import Registry
 from yolotrt_core.serialization import from_json, invalid_field
 from yolotrt_core.shapes import profile_text, shapes_text
 from yolotrt_core.sources import resolve_source

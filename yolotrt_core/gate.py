@@ -22,13 +22,13 @@ from yolotrt_core.digest import sha256_of
 from yolotrt_core.errors import GateError, UsageError
 from yolotrt_core.evaluate import Judge
 from yolotrt_core.installed import tool_versions
-from yolotrt_core.key_parts import session_parts, stage_parts
 from yolotrt_core.metric import Bootstrap
 from yolotrt_core.options import key_material, option
 from yolotrt_core.pipeline import StepResult
 from yolotrt_core.plans import Output, Plan, Settings
 from yolotrt_core.predictions import predict
-from yolotrt_core.registry import Registered, Registry
+from yolotrt_core.registered import Registered
+from yolotrt_core.registry import Registry
 from yolotrt_core.serialization import from_json
 from yolotrt_core.sources import sample_path
 from yolotrt_core.stages import ONNX_FILE
@@ -261,14 +261,14 @@ class _Case:
         told: dict[str, Json] = {}
         for head in (self._spec(made).head for made in (self.reference, self.typed)):
             found = self.stages.postprocessor(head)
-            told[head] = stage_parts(found, self.settings.resolve(found.stage.Options, found.name))
+            told[head] = found.cache_key_material(self.settings.resolve(found.stage.Options, found.name))
         return told
 
     @property
     def opened_by(self) -> dict[str, Json]:
         """What runs both networks here: elsewhere, or by other code, the same engine is judged again."""
         pair = {"reference": self.runner, "judged": self.planned.builder if self.runnable else self.runner}
-        return {k: session_parts(b, self.settings.resolve(b.stage.Options, b.name)) for k, b in pair.items()}
+        return {k: b.session_key_material(self.settings.resolve(b.stage.Options, b.name)) for k, b in pair.items()}
 
     def open_reference(self, folder: Path) -> Detector:
         return self._open_onnx(self.reference, folder / "reference.onnx")

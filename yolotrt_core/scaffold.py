@@ -12,7 +12,7 @@ from string import Template
 
 from yolotrt_core.declared import RESERVED
 from yolotrt_core.errors import ArtifactError, UsageError, os_error_reason
-from yolotrt_core.registry import KINDS, OWN_DIST, Kind
+from yolotrt_core.registered import KINDS, OWN_DIST, Kind
 from yolotrt_core.text import nearest
 from yolotrt_core.writing import refuse_unwritable
 

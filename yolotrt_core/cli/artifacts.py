@@ -21,7 +21,8 @@ from yolotrt_core.digest import sha256_of
 from yolotrt_core.engine import hand_out, plan_build
 from yolotrt_core.errors import ArtifactError, UsageError
 from yolotrt_core.ranges import ranges_from_json
-from yolotrt_core.registry import KINDS, Registry
+from yolotrt_core.registered import KINDS
+from yolotrt_core.registry import Registry
 from yolotrt_core.serialization import to_json
 from yolotrt_core.stages import ONNX_FILE, RANGES_FILE
 from yolotrt_core.store.action import Record

@@ -17,7 +17,8 @@ from yolotrt_core.errors import UsageError
 from yolotrt_core.gate import GateOptions
 from yolotrt_core.options import ON_OFF, option_fields, refuse_unknown
 from yolotrt_core.parity import ParityOptions
-from yolotrt_core.registry import KINDS, Registry
+from yolotrt_core.registered import KINDS
+from yolotrt_core.registry import Registry
 from yolotrt_core.sensitivity import SensitivityOptions
 from yolotrt_core.serialization import to_json
 from yolotrt_core.store.location import open_store

@@ -26,7 +26,8 @@ from yolotrt_core.interrupt import Interrupt, endable, interruptible
 from yolotrt_core.naming import Names, numbered
 from yolotrt_core.options import refuse_unknown
 from yolotrt_core.progress import progress
-from yolotrt_core.registry import KINDS, Registry
+from yolotrt_core.registered import KINDS
+from yolotrt_core.registry import Registry
 from yolotrt_core.sources import sample_path
 from yolotrt_core.text import counted, nearest
 from yolotrt_core.types import Selection

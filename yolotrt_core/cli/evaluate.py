@@ -20,7 +20,8 @@ from yolotrt_core.errors import UsageError
 from yolotrt_core.evaluate import SELECTION, Comparison, Evaluation, Judge, open_framework
 from yolotrt_core.metric import Bootstrap, Interval
 from yolotrt_core.rect import RectDetector
-from yolotrt_core.registry import KINDS, Registry
+from yolotrt_core.registered import KINDS
+from yolotrt_core.registry import Registry
 from yolotrt_core.serialization import to_json
 from yolotrt_core.store.location import open_store
 from yolotrt_core.store.store import Store

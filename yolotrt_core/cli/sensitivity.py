@@ -15,7 +15,8 @@ from yolotrt_core.cli.tasks import Flag, Given, make_task, stage_flags
 from yolotrt_core.engine import AUTO, calibration_data, plan_build
 from yolotrt_core.errors import UsageError
 from yolotrt_core.plans import GivenOptions
-from yolotrt_core.registry import KINDS, Registry
+from yolotrt_core.registered import KINDS
+from yolotrt_core.registry import Registry
 from yolotrt_core.sensitivity import Sensitivity, measure
 from yolotrt_core.serialization import to_json
 from yolotrt_core.store.location import open_store

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from yolotrt_core import core_sources
-from yolotrt_core.registry import Registered
+from yolotrt_core.registered import Registered
 from yolotrt_core.source_digest import source_file
 
 # Parts of the core that no answer depends on, and why; what they import is not looked at either.
@@ -23,12 +23,10 @@ NO_PART: Mapping[str, str] = {
         "tells people what happens",
     ),
     **dict.fromkeys(
-        (f"yolotrt_core.{name}" for name in ("hookspecs", "installed", "registry", "guard")),
+        (f"yolotrt_core.{name}" for name in ("hookspecs", "installed", "registered", "registry", "guard")),
         "finds stages and tools and hands their answers on; they are in the key by name and version",
     ),
-    **dict.fromkeys(
-        (f"yolotrt_core.{name}" for name in ("core_sources", "key_parts", "source_digest")), "makes the keys"
-    ),
+    **dict.fromkeys((f"yolotrt_core.{name}" for name in ("core_sources", "source_digest")), "makes the keys"),
     **dict.fromkeys(
         (f"yolotrt_core.{name}" for name in ("digest", "download", "media_inputs", "sources", "user_paths")),
         "finds files, whose digests are in the key",
