@@ -19,7 +19,7 @@ from yolotrt_core.source_digest import source_file
 NO_PART: Mapping[str, str] = {
     "yolotrt_core": "offers the Python API",
     **dict.fromkeys(
-        (f"yolotrt_core.{name}" for name in ("errors", "log", "memory", "progress", "text")),
+        (f"yolotrt_core.{name}" for name in ("errors", "log", "progress", "text")),
         "tells people what happens",
     ),
     **dict.fromkeys(
