@@ -10,15 +10,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from yolotrt_core import core_sources, dataset, pictures
+from yolotrt_core import core_sources, pictures, reader
 from yolotrt_core.core_sources import core_digest
+from yolotrt_core.digest import sha256_of
 from yolotrt_core.errors import UsageError
-from yolotrt_core.layout import Layout
 from yolotrt_core.letterbox import preprocess
 from yolotrt_core.progress import progress
-from yolotrt_core.sources import sha256_of
-from yolotrt_core.types import Json, Precision
-from yolotrt_core.wording import counted
+from yolotrt_core.text import counted
+from yolotrt_core.types import Json, Layout, Precision
 
 if TYPE_CHECKING:
     import numpy as np
@@ -80,7 +79,7 @@ def choose(data: CalibrationData) -> ChosenPictures:
     Raises:
         UsageError: nothing there, or no picture.
     """
-    files, names, _ = dataset.list_pictures(data.where, "train", dataset.PICTURES_HINT)
+    files, names, _ = reader.list_pictures(data.where, "train", reader.PICTURES_HINT)
     # A Fisher-Yates shuffle of our own: the standard library's may differ between Python versions.
     order = list(range(len(files)))
     numbers = random.Random(data.seed)

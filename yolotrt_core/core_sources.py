@@ -13,19 +13,19 @@ def _core(*names: str) -> tuple[str, ...]:
 
 
 # What the code of any stage may use without naming it.
-CONTRACT = _core("frames", "layout", "options", "sessions", "stages", "types")
+CONTRACT = _core("frames", "options", "serialization", "sessions", "stages", "types")
 # From the bytes of a picture to the network's input.
-PIXELS = _core("calibration", "jpeg", "layout", "letterbox", "pictures", "types")
+PIXELS = _core("calibration", "jpeg", "letterbox", "pictures", "types")
 STAGE = (*CONTRACT, *_core("handed_on", "pipeline", "plans", "ranges", "shapes", "work"))
 DETECTING = (
     *CONTRACT,
     *PIXELS,
-    *_core("detector", "inputs", "lent", "nms", "picture_processes", "picture_worker", "prefetch", "reading", "rect"),
+    *_core("detector", "inputs", "nms", "picture_processes", "picture_worker", "prefetch", "reading", "rect"),
 )
 PREDICTIONS = (*DETECTING, *_core("predictions"))
 GATE = (
     *PREDICTIONS,
-    *_core("agreement", "dataset", "evaluate", "gate", "labels", "metric", "yolo_labels"),
+    *_core("agreement", "coco", "dataset", "evaluate", "gate", "labels", "metric", "reader", "yolo_labels"),
 )
 SENSITIVITY = (*DETECTING, *_core("agreement", "handed_on", "ranges", "sensitivity", "shapes"))
 TIMING = (*DETECTING, *_core("bench", "speed", "timing"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from yolotrt_core.errors import ArtifactError, PluginError
+from yolotrt_core.errors import ArtifactError, PluginError, os_error_reason
 from yolotrt_core.sensitivity import Sensitivity
 
 _INCHES_PER_LAYER = 0.18
@@ -36,4 +36,4 @@ def draw(found: Sensitivity, path: Path, title: str) -> None:
     try:
         figure.savefig(path)
     except OSError as err:
-        raise ArtifactError(f"cannot write `{path}`: {(err.strerror or str(err)).lower()}") from err
+        raise ArtifactError(f"cannot write `{path}`: {os_error_reason(err)}") from err

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from yolotrt_core.errors import PluginError
 from yolotrt_core.guard import shown
-
-if TYPE_CHECKING:
-    from yolotrt_core.registry import Kind
+from yolotrt_core.registered import Kind
 
 # What a stage of each kind must have beyond the attributes that all share.
 COMMON = ("name", "stage_version", "sources", "Options", "available", "fingerprint")

@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from yolotrt_core import pictures, results
+from yolotrt_core import media_inputs, pictures, results
 from yolotrt_core.annotate import annotate
 from yolotrt_core.detector import Detector
 from yolotrt_core.errors import ArtifactError, UsageError
@@ -29,8 +29,10 @@ from yolotrt_core.prefetch import drawn_ahead
 from yolotrt_core.progress import Bar
 from yolotrt_core.reading import decode_ahead, read_ahead
 from yolotrt_core.results import Found
-from yolotrt_core.types import Detections, Json, Selection, to_json
-from yolotrt_core.wording import counted
+from yolotrt_core.serialization import to_json
+from yolotrt_core.text import counted
+from yolotrt_core.types import Detections, Json, Selection
+from yolotrt_core.video import VideoFacts, count_frames, open_video
 from yolotrt_core.writing import whole_file, write_whole
 
 if TYPE_CHECKING:
@@ -120,7 +122,7 @@ class DetectionRun:
         """Detect on a video file until `interrupt` asks; one that cannot be opened, or was cut short, is noted."""
         try:
             with ExitStack() as stack:
-                facts, frames = stack.enter_context(pictures.open_video(path))
+                facts, frames = stack.enter_context(open_video(path))
                 of_all = f" of {facts.frames}" if facts.frames else ""
                 wanted = _until(interrupt, islice(frames, most_frames))
                 ahead = stack.enter_context(closing(drawn_ahead(wanted, _FRAMES_AHEAD)))
@@ -153,7 +155,7 @@ class DetectionRun:
     def _video(
         self,
         source: Path | str,
-        facts: pictures.VideoFacts,
+        facts: VideoFacts,
         frames: Iterable[NDArray[np.uint8]],
         bar: Bar,
         words: str,
@@ -265,7 +267,7 @@ class DetectionRun:
 
     def _boxes(self, source: Path | str) -> Path:
         """Return what holds the boxes of a source: a file, or the labels' folder for a film."""
-        of_one = self._form == "yolo" and isinstance(source, Path) and not pictures.is_video(source)
+        of_one = self._form == "yolo" and isinstance(source, Path) and not media_inputs.is_video(source)
         return self._out / _RESULTS[self._form] / (f"{self._names.name(source)}.txt" if of_one else "")
 
     def _write_labels(self, name: str, text: str) -> None:
@@ -328,7 +330,7 @@ class _VideoWriter:
         with pictures.quiet_opencv():
             self._writer.release()
         # OpenCV tells no one that a write failed, so what was written is asked.
-        if kind is None and pictures.count_frames(self._target) != self._frames:
+        if kind is None and count_frames(self._target) != self._frames:
             raise ArtifactError(
                 "cannot write the annotated video: it is incomplete, as when no space is left",
                 hint="free some space, or choose another folder with `--out`",

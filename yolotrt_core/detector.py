@@ -13,16 +13,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, cast
 
-from yolotrt_core.engine import AUTO, BuildSettings, build_engine, open_store, read_engine_spec
+from yolotrt_core.engine import AUTO, BuildSettings, build_engine, read_engine_spec
 from yolotrt_core.errors import UsageError
 from yolotrt_core.frames import DeviceFrame, Frame
 from yolotrt_core.inputs import checked_frames, refuse_missing_frames, refuse_selection
-from yolotrt_core.key_parts import session_parts, stage_parts
-from yolotrt_core.layout import without_channels
 from yolotrt_core.letterbox import preprocess
 from yolotrt_core.plans import GivenOptions, Settings
 from yolotrt_core.reading import decode_ahead
-from yolotrt_core.registry import Registered, Registry, refuse_unavailable
+from yolotrt_core.registered import Registered, refuse_unavailable
+from yolotrt_core.registry import Registry
 from yolotrt_core.stages import (
     DecodingSession,
     DetectingSession,
@@ -32,8 +31,9 @@ from yolotrt_core.stages import (
     Session,
     TimedSession,
 )
+from yolotrt_core.store.location import open_store
 from yolotrt_core.store.store import Store
-from yolotrt_core.types import Detections, EngineSpec, Json, Selection
+from yolotrt_core.types import Detections, EngineSpec, Json, Selection, without_channels
 from yolotrt_core.user_paths import user_path
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class Detector:
 
     Attributes:
         spec: the engine's spec. labels: class names by class id.
-        opened_by: what tells the session from others, see `key_parts.session_parts`.
+        opened_by: what tells the session from others, see `Registered.session_key_material`.
         seconds: time spent so far by step: `preprocess`, `infer`, `postprocess`; or `detect`.
         frames: pictures seen so far.
     """
@@ -75,7 +75,7 @@ class Detector:
     @property
     def decoded_by(self) -> Mapping[str, Json]:
         """What tells the postprocessor and its options from others, for the key of what it found."""
-        return stage_parts(self._postprocessor, self._options)
+        return self._postprocessor.cache_key_material(self._options)
 
     @property
     def session(self) -> Session:
@@ -154,7 +154,7 @@ class Detector:
         chosen = settings.resolve(postprocessor.stage.Options, postprocessor.name)
         options = settings.resolve(builder.stage.Options, builder.name)
         session = builder.stage.open(engine, spec, options, store.side_cache())
-        return cls(session, postprocessor, chosen, session_parts(builder, options))
+        return cls(session, postprocessor, chosen, builder.session_key_material(options))
 
     def detect(self, frames: Sequence[Frame], selection: Selection = Selection()) -> list[Detections]:
         """Find objects on pictures of any sizes.

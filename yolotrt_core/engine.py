@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from yolotrt_core import dataset, plans, work
+from yolotrt_core import plans, reader, work
 from yolotrt_core.calibration import DEFAULT_PICTURES, CalibrationData
+from yolotrt_core.digest import sha256_of
 from yolotrt_core.errors import ArtifactError, UsageError
-from yolotrt_core.json_fields import wrong_field
-from yolotrt_core.options import nearest
 from yolotrt_core.pipeline import StepResult
 from yolotrt_core.plans import Choice, GivenOptions, Plan
-from yolotrt_core.registry import Registered, Registry
+from yolotrt_core.registered import Registered
+from yolotrt_core.registry import Registry
+from yolotrt_core.serialization import from_json, invalid_field
 from yolotrt_core.shapes import profile_text, shapes_text
-from yolotrt_core.sources import resolve_source, sha256_of
+from yolotrt_core.sources import resolve_source
 from yolotrt_core.stages import FixedSizeExporter, LoweredSource, SizedExporter
+from yolotrt_core.store.location import open_store, weights_cache
 from yolotrt_core.store.store import Store
-from yolotrt_core.types import PRECISIONS, BuildRequest, EngineSpec, ModelSource, Precision, ShapeRange, from_json
+from yolotrt_core.text import nearest
+from yolotrt_core.types import PRECISIONS, BuildRequest, EngineSpec, ModelSource, Precision, ShapeRange
 from yolotrt_core.user_paths import existing_path, user_path
 from yolotrt_core.writing import refuse_unwritable
 
@@ -34,7 +36,6 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 AUTO: Literal["auto"] = "auto"
-STORE_VARIABLE = "YOLOTRT_STORE"
 STRIDE = 32  # every YOLOv5 needs multiples of it; P6 models need 64, which their exporter checks
 MOST_PIXELS = 8192  # per side: exports of dynamic size are made to serve up to this
 DEFAULT_SIZE = (640, 640)
@@ -210,7 +211,7 @@ def plan_build(settings: BuildSettings, *, store: Store, stages: Registry) -> Pl
         )
     calibration = calibration_data(settings)
     if calibration is not None:
-        dataset.refuse_missing(calibration.where, dataset.PICTURES_HINT)
+        reader.refuse_missing(calibration.where, reader.PICTURES_HINT)
     exporter, source = resolve_model(settings, stages)
     if settings.precision is None and source.holds is not None:
         _log.info("`%s` holds %s already, so that is what is built", source.path.name, source.holds)
@@ -337,7 +338,7 @@ def read_engine_spec(engine: Path) -> EngineSpec:
     damaged = "take it again from where the engine came from, or build the engine again"
     try:
         data = json.loads(sidecar.read_text(encoding="utf-8"))
-        if (wrong := wrong_field(EngineSpec, data)) is not None:
+        if (wrong := invalid_field(EngineSpec, data)) is not None:
             raise UsageError(f"`{sidecar}` is not an engine spec: {wrong}", hint=damaged)
         spec = from_json(EngineSpec, data)
     except FileNotFoundError:
@@ -355,31 +356,6 @@ def read_engine_spec(engine: Path) -> EngineSpec:
             hint="the file was changed or swapped: build it again",
         )
     return spec
-
-
-def open_store(store: str | Path | Store | None = None) -> Store:
-    """Return the store to use: the given one, or the default."""
-    return store if isinstance(store, Store) else Store(store or default_store())
-
-
-def default_store() -> Path:
-    """Return the folder of the store: YOLOTRT_STORE, else the clone's artifacts/, else the user's cache."""
-    named = os.environ.get(STORE_VARIABLE)
-    if named:
-        return user_path(named)
-    root = Path(__file__).resolve().parent.parent
-    if (root / "tasks.py").is_file() and (root / "artifacts" / "README.md").is_file():
-        return root / "artifacts"
-    return _user_cache() / "artifacts"
-
-
-def weights_cache() -> Path:
-    """Return the folder where fetched checkpoints are kept."""
-    return _user_cache() / "weights"
-
-
-def _user_cache() -> Path:
-    return user_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "yolotrt"
 
 
 def hand_out(store: Store, sha256: str, path: Path) -> None:

@@ -68,3 +68,8 @@ class GateError(YolotrtError):
     """An engine was built but lost more accuracy than the gate allows."""
 
     exit_code = 6
+
+
+def os_error_reason(err: OSError) -> str:
+    """Return why the system refused, lower case, as messages end with it."""
+    return (err.strerror or str(err)).lower()

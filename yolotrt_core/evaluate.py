@@ -10,12 +10,12 @@ from yolotrt_core.dataset import DataSet
 from yolotrt_core.detector import Detector
 from yolotrt_core.engine import BuildSettings, build_request, resolve_model
 from yolotrt_core.errors import UsageError
-from yolotrt_core.key_parts import session_parts
 from yolotrt_core.metric import Accuracy, Bootstrap, Interval, Scored, Truth
 from yolotrt_core.plans import GivenOptions
 from yolotrt_core.predictions import Predictions, predict
 from yolotrt_core.rect import RectDetector
-from yolotrt_core.registry import Registry, refuse_unavailable
+from yolotrt_core.registered import refuse_unavailable
+from yolotrt_core.registry import Registry
 from yolotrt_core.stages import SourceRunner, Stage
 from yolotrt_core.store.store import Store
 from yolotrt_core.types import Detections, EngineSpec, Selection
@@ -137,4 +137,4 @@ def open_framework(settings: BuildSettings, stages: Registry) -> Detector:
     session = exporter.stage.open_source(source, request, options)
     head = stages.postprocessor(session.spec.model.head)
     chosen = given.resolve(head.stage.Options, head.name)
-    return Detector(session, head, chosen, session_parts(exporter, options))
+    return Detector(session, head, chosen, exporter.session_key_material(options))

@@ -13,7 +13,8 @@ from yolotrt_core.gate import GateOptions
 from yolotrt_core.judged import Judged, make
 from yolotrt_core.mixed import Trade
 from yolotrt_core.plans import GivenOptions, refuse_unchecked
-from yolotrt_core.registry import Registered, Registry, refuse_unavailable
+from yolotrt_core.registered import Registered, refuse_unavailable
+from yolotrt_core.registry import Registry
 from yolotrt_core.store.store import Store
 from yolotrt_core.timing import times_ms
 from yolotrt_core.types import PRECISIONS, Precision

@@ -1,7 +1,8 @@
-"""What a detector takes besides BGR pictures on the host."""
+"""Frames other than BGR images on the host, and host memory that arrays share."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
@@ -74,3 +75,19 @@ class DeviceFrame(Protocol):
 
     def to_host(self) -> NDArray[np.uint8]:
         """Return its pixels in host memory."""
+
+
+class HostBuffer:
+    """Memory on the host that NumPy arrays view; `release` is called on any thread once the last of them is gone.
+
+    Attributes:
+        page_locked: whether a GPU copies from it directly.
+    """
+
+    def __init__(self, address: int, size: int, release: Callable[[], object], *, page_locked: bool) -> None:
+        self.page_locked = page_locked
+        self._release = release
+        self.__array_interface__ = {"shape": (size,), "typestr": "|u1", "data": (address, False), "version": 3}
+
+    def __del__(self) -> None:
+        self._release()

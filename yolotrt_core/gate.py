@@ -13,27 +13,29 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from yolotrt_core import core_sources, dataset
+from yolotrt_core import core_sources, dataset, reader
 from yolotrt_core.agreement import agree
 from yolotrt_core.calibration import CalibrationData, choose, digest_of_pictures
 from yolotrt_core.core_sources import core_digest
 from yolotrt_core.detector import Detector
+from yolotrt_core.digest import sha256_of
 from yolotrt_core.errors import GateError, UsageError
 from yolotrt_core.evaluate import Judge
 from yolotrt_core.installed import tool_versions
-from yolotrt_core.key_parts import session_parts, stage_parts
 from yolotrt_core.metric import Bootstrap
 from yolotrt_core.options import key_material, option
 from yolotrt_core.pipeline import StepResult
 from yolotrt_core.plans import Output, Plan, Settings
 from yolotrt_core.predictions import predict
-from yolotrt_core.registry import Registered, Registry
-from yolotrt_core.sources import sample_path, sha256_of
+from yolotrt_core.registered import Registered
+from yolotrt_core.registry import Registry
+from yolotrt_core.serialization import from_json
+from yolotrt_core.sources import sample_path
 from yolotrt_core.stages import ONNX_FILE
 from yolotrt_core.store.action import Action
 from yolotrt_core.store.store import Store
-from yolotrt_core.types import EngineSpec, Json, ModelSpec, Selection, from_json
-from yolotrt_core.wording import counted
+from yolotrt_core.text import counted
+from yolotrt_core.types import EngineSpec, Json, ModelSpec, Selection
 from yolotrt_core.work import ENGINE_SPEC_FILE, PARITY_BUILDER, SPEC_FILE
 
 _log = logging.getLogger(__name__)
@@ -100,7 +102,7 @@ def check(data: GateData, settings: Settings) -> None:
     if not options.check:
         return
     if data.eval_data is not None:
-        dataset.check(data.eval_data, labels_needed=data.max_drop is not None)
+        reader.check(data.eval_data, labels_needed=data.max_drop is not None)
     elif data.max_drop is not None:
         raise UsageError("`--max-drop` needs labelled pictures", hint="pass them with `--eval-data`")
 
@@ -259,14 +261,14 @@ class _Case:
         told: dict[str, Json] = {}
         for head in (self._spec(made).head for made in (self.reference, self.typed)):
             found = self.stages.postprocessor(head)
-            told[head] = stage_parts(found, self.settings.resolve(found.stage.Options, found.name))
+            told[head] = found.cache_key_material(self.settings.resolve(found.stage.Options, found.name))
         return told
 
     @property
     def opened_by(self) -> dict[str, Json]:
         """What runs both networks here: elsewhere, or by other code, the same engine is judged again."""
         pair = {"reference": self.runner, "judged": self.planned.builder if self.runnable else self.runner}
-        return {k: session_parts(b, self.settings.resolve(b.stage.Options, b.name)) for k, b in pair.items()}
+        return {k: b.session_key_material(self.settings.resolve(b.stage.Options, b.name)) for k, b in pair.items()}
 
     def open_reference(self, folder: Path) -> Detector:
         return self._open_onnx(self.reference, folder / "reference.onnx")
@@ -321,7 +323,7 @@ def _same_onnx(one: StepResult, other: StepResult) -> bool:
 def _pictures(data: GateData, options: GateOptions, labels: Sequence[str]) -> tuple[list[Path], _Labelled | None, str]:
     """Return the pictures to judge on, their labels if mAP decides, and where they are from."""
     if data.eval_data is not None:
-        found = dataset.read(data.eval_data, labels, labels_needed=data.max_drop is not None)
+        found = reader.read(data.eval_data, labels, labels_needed=data.max_drop is not None)
         files = [p.path for p in found.pictures]
         if found.boxes:
             return files, _Labelled(found, found.digest), f"{counted(len(files), 'evaluation picture')} with labels"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from yolotrt_core.errors import YolotrtError
 from yolotrt_core.guard import answering
-from yolotrt_core.registry import Registered
+from yolotrt_core.registered import Registered
 from yolotrt_core.stages import Availability
 from yolotrt_core.types import PRECISIONS, BuildRequest
 

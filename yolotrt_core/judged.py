@@ -15,9 +15,10 @@ from yolotrt_core.pipeline import StepResult
 from yolotrt_core.plans import GivenOptions, Plan
 from yolotrt_core.registry import Registry
 from yolotrt_core.sensitivity import SensitivityOptions
+from yolotrt_core.serialization import from_json
 from yolotrt_core.store.action import Blob, Record
 from yolotrt_core.store.store import Store
-from yolotrt_core.types import EngineSpec, from_json
+from yolotrt_core.types import EngineSpec
 from yolotrt_core.work import ENGINE_SPEC_FILE, PARITY_BUILDER
 
 _log = logging.getLogger(__name__)

@@ -11,8 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from yolotrt_core.errors import UsageError
-from yolotrt_core.layout import Layout, with_channels
-from yolotrt_core.types import Geometry
+from yolotrt_core.types import Geometry, Layout, with_channels
 
 if TYPE_CHECKING:
     import numpy as np

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from yolotrt_core import pictures
+from yolotrt_core import video
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,11 +24,11 @@ _LAST_FRAME_SECONDS = 2.0
 
 
 @contextmanager
-def open_live(source: str, interrupt: Interrupt) -> Iterator[tuple[pictures.VideoFacts, Iterator[NDArray[np.uint8]]]]:
+def open_live(source: str, interrupt: Interrupt) -> Iterator[tuple[video.VideoFacts, Iterator[NDArray[np.uint8]]]]:
     """Open a camera or stream; its frames end where the source does, or when `interrupt` asks.
 
     Yields:
-        As `pictures.open_video`.
+        As `video.open_video`.
 
     Raises:
         UsageError: it cannot be opened or gives no frame.
@@ -37,7 +37,7 @@ def open_live(source: str, interrupt: Interrupt) -> Iterator[tuple[pictures.Vide
     reader = _Reader(source)
     try:
         facts = reader.take(interrupt)
-        if not isinstance(facts, pictures.VideoFacts):
+        if not isinstance(facts, video.VideoFacts):
             raise interrupt.error()
         yield facts, _frames(reader, interrupt)
     finally:
@@ -48,7 +48,7 @@ def _frames(reader: _Reader, interrupt: Interrupt) -> Iterator[NDArray[np.uint8]
     count = 0
     while True:
         frame = reader.take(interrupt)
-        if frame is None or isinstance(frame, pictures.VideoFacts):
+        if frame is None or isinstance(frame, video.VideoFacts):
             break
         count += 1
         yield frame
@@ -62,11 +62,11 @@ class _Reader:
     def __init__(self, source: str) -> None:
         self._stop = threading.Event()
         self._source = source
-        self._queue: queue.Queue[pictures.VideoFacts | NDArray[np.uint8] | Exception | None] = queue.Queue(_AHEAD)
+        self._queue: queue.Queue[video.VideoFacts | NDArray[np.uint8] | Exception | None] = queue.Queue(_AHEAD)
         self._thread = threading.Thread(target=self._read, name="yolotrt-live", daemon=True)
         self._thread.start()
 
-    def take(self, interrupt: Interrupt) -> pictures.VideoFacts | NDArray[np.uint8] | None:
+    def take(self, interrupt: Interrupt) -> video.VideoFacts | NDArray[np.uint8] | None:
         """Return what comes next: the facts, then frames; None at the end, or when asked to end."""
         while not interrupt.requested:
             try:
@@ -84,7 +84,7 @@ class _Reader:
 
     def _read(self) -> None:
         try:
-            with pictures.open_video(self._source) as (facts, frames):
+            with video.open_video(self._source) as (facts, frames):
                 self._put(facts)
                 for frame in frames:
                     if not self._put(frame):
@@ -93,7 +93,7 @@ class _Reader:
         except Exception as err:  # noqa: BLE001 - raised by `take`
             self._put(err)
 
-    def _put(self, item: pictures.VideoFacts | NDArray[np.uint8] | Exception | None) -> bool:
+    def _put(self, item: video.VideoFacts | NDArray[np.uint8] | Exception | None) -> bool:
         while not self._stop.is_set():
             try:
                 self._queue.put(item, timeout=_POLL_SECONDS)

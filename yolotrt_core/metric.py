@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from yolotrt_core.errors import PluginError
 from yolotrt_core.progress import progress
+from yolotrt_core.text import counted
 from yolotrt_core.types import Detections
-from yolotrt_core.wording import counted
 
 if TYPE_CHECKING:
     import numpy as np

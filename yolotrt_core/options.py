@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 import math
 import types
@@ -13,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from yolotrt_core.errors import PluginError, UsageError
+from yolotrt_core.errors import PluginError, UsageError, os_error_reason
+from yolotrt_core.text import nearest
 from yolotrt_core.types import Json
 from yolotrt_core.user_paths import user_path
 
@@ -250,7 +250,7 @@ def key_material(options: Any, prefix: str, *, every: bool = False) -> dict[str,
             try:
                 value = hashlib.sha256(Path(value).read_bytes()).hexdigest()
             except OSError as err:
-                reason = (err.strerror or str(err)).lower()
+                reason = os_error_reason(err)
                 raise UsageError(f"`{field.flag}` names a file that cannot be read: `{value}`: {reason}") from err
         elif value is not None and field.type is float:
             value = float(value)
@@ -263,16 +263,6 @@ def refuse_unknown(given: Mapping[str, Any], known: Sequence[str], where: str) -
     for name in given:
         if name not in known:
             raise UsageError(f"unknown name `{name}` {where}", hint=nearest(name, known))
-
-
-def nearest(word: str, known: Sequence[str]) -> str:
-    """Return a hint that names what the user may have meant, or all there is."""
-    if word.lower() in known and word not in known:
-        return f"did you mean `{word.lower()}`?"
-    close = difflib.get_close_matches(word, known, n=3, cutoff=0.6)
-    if close:
-        return "did you mean " + " or ".join(f"`{c}`" for c in close) + "?"
-    return "known: " + ", ".join(f"`{k}`" for k in sorted(known)) if known else "there are none"
 
 
 def _plain_type(hint: Any) -> tuple[Any, bool]:

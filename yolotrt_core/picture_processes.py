@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 from yolotrt_core import pictures
-from yolotrt_core.lent import Lent
+from yolotrt_core.frames import HostBuffer
 from yolotrt_core.prefetch import prefetched
 
 if TYPE_CHECKING:
@@ -244,7 +244,7 @@ class PictureProcesses:
             return
         memory, region = self._memory, group.region
         begin = region * self._region
-        lent = Lent(
+        lent = HostBuffer(
             memory.bytes.ctypes.data + begin,
             self._region,
             functools.partial(_give_back, self._free, region, memory),

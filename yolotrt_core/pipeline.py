@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import re
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -16,7 +17,6 @@ from pathlib import Path
 from yolotrt_core import core_sources, log, options, work
 from yolotrt_core.core_sources import core_digest
 from yolotrt_core.errors import StageError, YolotrtError
-from yolotrt_core.memory import out_of_memory
 from yolotrt_core.plans import Output, Plan, Step
 from yolotrt_core.progress import progress
 from yolotrt_core.registry import Registry
@@ -24,9 +24,14 @@ from yolotrt_core.store.action import Action, Record
 from yolotrt_core.store.failures import DamagedArtifactError, MissingArtifactError
 from yolotrt_core.store.layout import STAGE_LOG
 from yolotrt_core.store.store import Store
-from yolotrt_core.types import Json
+from yolotrt_core.types import BuildRequest, Json
 
 _log = logging.getLogger(__name__)
+
+# How torch, onnxruntime and C++ say that memory ran out, for which they have no exception of their own.
+_OUT_OF_MEMORY = re.compile(
+    r"can't allocate memory|failed to allocate memory|bad[_ ]alloc|out of memory", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +138,7 @@ def _make(steps: Plan, step: Step, action: Action, store: Store, folder: Path) -
                 raise
             except (Exception, SystemExit) as err:  # a stage of anyone's may fail in any way; the log keeps the trace
                 _log.debug("unexpected", exc_info=True)
-                if lacking := out_of_memory(err, step.request):
+                if lacking := out_of_memory_error(err, step.request):
                     raise lacking from err
                 raise StageError(
                     f"failed with {type(err).__name__}: {err}",
@@ -145,3 +150,15 @@ def _make(steps: Plan, step: Step, action: Action, store: Store, folder: Path) -
     except YolotrtError:
         log_file.unlink(missing_ok=True)  # the user's input is at fault: nothing to look up in a log
         raise
+
+
+def out_of_memory_error(err: BaseException, request: BuildRequest) -> StageError | None:
+    """Return the error to show for `err` if memory ran out, else None."""
+    if not isinstance(err, MemoryError) and not _OUT_OF_MEMORY.search(str(err)):
+        return None
+    shapes = [p.max for p in request.profiles] or [(request.batch, request.height, request.width)]
+    shown = " and ".join(f"batch {batch} of {height}x{width} pixels" for batch, height, width in shapes)
+    return StageError(
+        f"memory does not suffice for {shown}",
+        hint="build for a smaller `--batch` or `--imgsz`" + (", or a smaller `--profile`" if request.profiles else ""),
+    )

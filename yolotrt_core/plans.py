@@ -10,10 +10,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from yolotrt_core import options, parity, registry, work
+from yolotrt_core import options, parity, registered, work
 from yolotrt_core.calibration import DEFAULT_CALIBRATOR, CalibrationData, ChosenPictures, choose
 from yolotrt_core.errors import PluginError, UsageError
-from yolotrt_core.registry import Registered, Registry
+from yolotrt_core.registered import Registered
+from yolotrt_core.registry import Registry
+from yolotrt_core.serialization import to_json
 from yolotrt_core.stages import (
     ONNX_FILE,
     RANGES_FILE,
@@ -23,7 +25,7 @@ from yolotrt_core.stages import (
     RoundingBuilder,
 )
 from yolotrt_core.store.action import PluginIdentity
-from yolotrt_core.types import BuildRequest, Json, ModelSource, Precision, to_json
+from yolotrt_core.types import BuildRequest, Json, ModelSource, Precision
 
 CALIBRATE = "calibrate"
 # Passes below this order run before a precision is chosen: every precision shares their artifact.
@@ -122,7 +124,7 @@ def plan(
         raise UsageError(f"builder `{builder.name}` does not build {request.precision}", hint=f"it builds {known}")
     _refuse_conversion(source, request)
     exporter = stages.usable("exporter", choice.exporter) if choice.exporter else stages.select_exporter(source)
-    registry.refuse_unavailable(exporter, exporter.stage.available())
+    registered.refuse_unavailable(exporter, exporter.stage.available())
     chosen_options = settings.resolve(builder.stage.Options, builder.name)
     builder.stage.preflight(request, chosen_options)
     if isinstance(builder.stage, RoundingBuilder) and builder.stage.rounds_fp32(request, chosen_options):
@@ -238,7 +240,7 @@ def _step(
     material: Mapping[str, Json],
     inputs: Mapping[str, Output | str],
 ) -> Step:
-    registry.refuse_unavailable(found, found.stage.available())
+    registered.refuse_unavailable(found, found.stage.available())
     chosen = settings.resolve(found.stage.Options, found.name)
     options.key_material(chosen, found.name)  # reads the files that options name: before any work, not on its way
     if isinstance(found.stage, CheckedOptions):

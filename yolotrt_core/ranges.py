@@ -13,8 +13,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from yolotrt_core.errors import UsageError
-from yolotrt_core.types import Json, number_from_json
+from yolotrt_core.errors import UsageError, os_error_reason
+from yolotrt_core.serialization import number_from_json
+from yolotrt_core.types import Json
 
 SCHEMA = 1
 # Largest code of symmetric int8 and largest number of E4M3 (ONNX: FLOAT8E4M3FN).
@@ -109,7 +110,7 @@ def read_ranges(path: Path) -> Ranges:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except OSError as err:
-        raise UsageError(f"cannot read the ranges `{path}`: {(err.strerror or str(err)).lower()}") from err
+        raise UsageError(f"cannot read the ranges `{path}`: {os_error_reason(err)}") from err
     except json.JSONDecodeError as err:
         raise UsageError(f"`{path}` is no ranges file: no JSON from line {err.lineno}, column {err.colno} on") from err
     except (ValueError, RecursionError) as err:  # bytes that are no text, numbers of thousands of digits, deep nesting

@@ -114,7 +114,7 @@ def _read(path: Path, detector: Detector) -> NDArray[np.uint8] | UsageError:
 
 def _contents(path: Path) -> bytes:
     try:
-        return pictures.contents(path)
+        return pictures.read_file(path)
     except OSError:  # told when it is read again, since nothing decodes no bytes
         return b""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from yolotrt_core.layout import Layout
+from yolotrt_core.types import Layout
 
 if TYPE_CHECKING:
     import numpy as np

@@ -14,98 +14,24 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
-from typing import Any, Literal, get_args
+from typing import Any
 
 import pluggy
 
 from yolotrt_core import hookspecs
-from yolotrt_core.claims import choose_exporter
 from yolotrt_core.declared import RESERVED, refuse_misdeclared
 from yolotrt_core.errors import PluginError, UsageError, YolotrtError
 from yolotrt_core.guard import answering, guarded, shown
 from yolotrt_core.log import stdout_aside
-from yolotrt_core.options import OptionField, nearest, option_fields
-from yolotrt_core.source_digest import source_digest
+from yolotrt_core.options import option_fields
+from yolotrt_core.registered import KINDS, OWN_DIST, Broken, Kind, PluginSource, Registered, refuse_unavailable
 from yolotrt_core.stages import Availability
-from yolotrt_core.store.action import PluginIdentity
+from yolotrt_core.text import nearest
 from yolotrt_core.types import ModelSource
 
 _log = logging.getLogger(__name__)
 
-Kind = Literal["exporter", "pass", "calibrator", "builder", "postprocessor"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
-
-OWN_DIST = "yolotrt-core"
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
-
-
-@dataclass(frozen=True, slots=True)
-class PluginSource:
-    """A module that claims to be a plugin: where it comes from, not yet loaded."""
-
-    name: str
-    dist: str
-    version: str
-    load: Any
-
-
-@dataclass(frozen=True, slots=True)
-class Registered:
-    """One stage and the distribution that brought it.
-
-    Attributes:
-        stage: the plugin's object behind a guard, see `yolotrt_core.guard`. plugin: its entry point.
-    """
-
-    kind: Kind
-    stage: Any
-    plugin: str
-    dist: str
-    version: str
-    options: tuple[OptionField, ...]
-
-    @property
-    def name(self) -> str:
-        return str(self.stage.name)
-
-    @property
-    def identity(self) -> PluginIdentity:
-        """The code of the stage as it enters a cache key.
-
-        Raises:
-            PluginError: a module or file named in `sources` does not exist.
-        """
-        return self.identity_of(self.stage.sources)
-
-    @property
-    def session_identity(self) -> PluginIdentity:
-        """The code that runs what the stage opens, for the keys of answers: it may change without an engine's.
-
-        Raises:
-            PluginError: a module or file named in `session_sources` does not exist.
-        """
-        return self.identity_of(self.session_sources)
-
-    @property
-    def session_sources(self) -> tuple[str, ...]:
-        """What the stage names as running what it opens, see `stages.SessionSources`."""
-        return tuple(getattr(self.stage, "session_sources", self.stage.sources))
-
-    def identity_of(self, sources: Sequence[str]) -> PluginIdentity:
-        """Return the stage's identity with the text of these sources."""
-        digest = source_digest(tuple(sources), f"stage `{self.name}` of `{self.dist}`")
-        return PluginIdentity(self.name, self.dist, int(self.stage.stage_version), digest)
-
-
-@dataclass(frozen=True, slots=True)
-class Broken:
-    """A plugin, or one stage of it, that cannot be used, and why."""
-
-    plugin: str
-    dist: str
-    version: str
-    error: str
-    stages: tuple[tuple[Kind, str], ...] = ()
 
 
 @dataclass(slots=True)
@@ -240,20 +166,60 @@ class Registry:
         raise PluginError(f"no builder can {wanted} an engine here", hint="; ".join(reasons) or "no builder installed")
 
     def select_exporter(self, source: ModelSource) -> Registered:
-        """Return the exporter that claims this source: of several a built-in one, which is told.
+        """Return the exporter that plugins claim this source for.
+
+        Which of several knows the file best cannot be seen from outside, so a plugin that claims too much must not
+        take the files of the built-in exporters: these win, and a warning says how to select the other one.
 
         Raises:
-            UsageError: no plugin knows what it is, or several do and none is built in.
-            PluginError: the one plugin that does names an exporter that is not there.
+            UsageError: no plugin claims it, or several do and none is built in.
+            PluginError: the only answer is not an exporter's name, or names one that cannot be used.
         """
-        chosen = choose_exporter(self, source, self._ask("yolotrt_select_exporter", source=source))
-        if chosen is None:
+        claims: dict[str, Registered] = {}
+        faults: list[PluginError] = []
+        for plugin, answer in self._ask("yolotrt_select_exporter", source=source):
+            if answer is None:
+                continue
+            try:
+                found = self._named_exporter(plugin, answer)
+            except PluginError as err:
+                faults.append(err)
+                continue
+            claims.setdefault(found.name, found)
+        if not claims and faults:
+            raise faults[0]
+        for fault in faults:
+            self.warn_once(f"{fault.message}; it is passed over")
+        own = [found for found in claims.values() if self.is_own(found)]
+        others = [found for found in claims.values() if found not in own]
+        if others and len(claims) > 1:
+            both = " and ".join(f"`{found.name}` of `{found.dist}`" for found in (*own, *others))
+            if not own:
+                raise UsageError(
+                    f"`{source.path}` is claimed by several exporters: {both}",
+                    hint="name the right one with `--exporter NAME`",
+                )
+            self.warn_once(
+                f"`{source.path}` is claimed by the exporters {both}: the built-in `{own[0].name}` reads it, "
+                f"`--exporter {others[0].name}` names the other"
+            )
+        if not claims:
             known = ", ".join(f"`{n}`" for n in sorted(self.stages["exporter"])) or "none"
             raise UsageError(
                 f"`{source.path}` is not a model that an installed exporter can read",
                 hint=f"exporters here: {known}; force one with `--exporter NAME`",
             )
-        return chosen
+        return next(iter((*own, *others)))
+
+    def _named_exporter(self, plugin: str, answer: Any) -> Registered:
+        """Return the exporter that a plugin's `yolotrt_select_exporter` named."""
+        told = f"plugin {plugin} chose {shown(answer)} in `yolotrt_select_exporter`"
+        if not isinstance(answer, str):
+            raise PluginError(f"{told}; the name of an exporter or None is expected")
+        try:
+            return self.get("exporter", answer)
+        except PluginError as err:
+            raise PluginError(f"{told}: {err.message}", hint=err.hint) from err
 
     def postprocessor(self, head: str) -> Registered:
         """Return the postprocessor that decodes this head.
@@ -379,17 +345,3 @@ class Registry:
             self._contested.add(name)
             self.broken.append(Broken(rival.plugin, rival.dist, rival.version, error, ((rival.kind, name),)))
         self.broken.append(Broken(source.name, source.dist, source.version, error, ((kind, name),)))
-
-
-def refuse_unavailable(found: Registered, can: Availability) -> None:
-    """Raise a PluginError with reason and remedy unless `can` is ok."""
-    if can.ok:
-        return
-    hints, whose = [can.install] if can.install else [], ""
-    if found.dist != OWN_DIST:
-        whose = f" of `{found.dist}`"
-        if found.kind == "pass":  # nobody asked for it by name
-            hints.append(f"`pip uninstall {found.dist}` builds without it")
-    raise PluginError(
-        f"{found.kind} `{found.name}`{whose} cannot be used here: {can.reason}", hint="; ".join(hints) or None
-    )

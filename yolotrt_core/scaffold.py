@@ -11,9 +11,9 @@ from pathlib import Path
 from string import Template
 
 from yolotrt_core.declared import RESERVED
-from yolotrt_core.errors import ArtifactError, UsageError
-from yolotrt_core.options import nearest
-from yolotrt_core.registry import KINDS, OWN_DIST, Kind
+from yolotrt_core.errors import ArtifactError, UsageError, os_error_reason
+from yolotrt_core.registered import KINDS, OWN_DIST, Kind
+from yolotrt_core.text import nearest
 from yolotrt_core.writing import refuse_unwritable
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,40}")
@@ -92,6 +92,6 @@ def write_plugin(name: str, kind: str, parent: Path) -> Path:
     except OSError as err:
         shutil.rmtree(folder, ignore_errors=True)  # empty before, and half a plugin would be in the way of the next try
         raise ArtifactError(
-            f"cannot write `{folder}`: {(err.strerror or str(err)).lower()}", hint="choose another folder with `--out`"
+            f"cannot write `{folder}`: {os_error_reason(err)}", hint="choose another folder with `--out`"
         ) from err
     return folder

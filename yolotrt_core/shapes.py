@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from yolotrt_core.errors import UsageError
-from yolotrt_core.layout import without_channels
-from yolotrt_core.types import EngineSpec, ShapeRange
+from yolotrt_core.types import EngineSpec, ShapeRange, without_channels
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
+from yolotrt_core.digest import sha256_of, sha256_of_file
 from yolotrt_core.errors import UsageError
 from yolotrt_core.store.action import is_name
 from yolotrt_core.types import ModelSource
@@ -118,53 +117,3 @@ def _unknown(name: str) -> UsageError:
     else:
         hint = f"pass a file that exists, or one of the names {known}"
     return UsageError(f"there is no file `{name}`, and it is no name that yolotrt knows", hint=hint)
-
-
-def sha256_of(path: Path) -> str:
-    """Return the digest of a file or folder, as `ModelSource.sha256` has it.
-
-    Raises:
-        UsageError: see `sha256_of_file` and `sha256_of_folder`.
-    """
-    return sha256_of_folder(path) if path.is_dir() else sha256_of_file(path)
-
-
-def sha256_of_file(path: Path) -> str:
-    """Return the digest of a file's content as 64 hex digits.
-
-    Raises:
-        UsageError: not a regular file, or not readable.
-    """
-    try:
-        if not path.is_file():
-            raise UsageError(f"`{path}` is neither a file nor a folder that can hold a model")
-        with path.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError as err:
-        raise UsageError(f"cannot read `{path}`: {(err.strerror or str(err)).lower()}") from err
-
-
-def sha256_of_folder(folder: Path) -> str:
-    """Return the digest of a folder's sorted relative names and contents, as 64 hex digits.
-
-    It is the SHA-256 of the JSON list of [relative POSIX name, SHA-256 of the file], sorted by name;
-    empty folders, times and permissions do not count.
-
-    Raises:
-        UsageError: no file inside, a symbolic link or special file inside, or one not readable.
-    """
-    files: list[list[str]] = []
-    try:
-        for path in folder.rglob("*"):
-            if path.is_symlink():
-                raise UsageError(
-                    f"`{path}` is a symbolic link: a model folder must hold its own files",
-                    hint="copy the folder with links resolved, `cp -rL`",
-                )
-            if not path.is_dir():
-                files.append([path.relative_to(folder).as_posix(), sha256_of_file(path)])
-    except OSError as err:
-        raise UsageError(f"cannot read `{folder}`: {(err.strerror or str(err)).lower()}") from err
-    if not files:
-        raise UsageError(f"the folder `{folder}` holds no file, so it is no model")
-    return hashlib.sha256(json.dumps(sorted(files)).encode()).hexdigest()

@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING
 
 from yolotrt_core.bench import Timing, measure_interleaved, timing
 from yolotrt_core.detector import Detector
-from yolotrt_core.layout import with_channels
 from yolotrt_core.progress import progress
 from yolotrt_core.stages import TimedSession
-from yolotrt_core.types import Json, Selection
+from yolotrt_core.types import Json, Selection, with_channels
 
 if TYPE_CHECKING:
     import numpy as np

@@ -11,10 +11,10 @@ from pathlib import Path
 from yolotrt_core import core_sources
 from yolotrt_core.core_sources import core_digest
 from yolotrt_core.judged import Judged, open_engine, spec_of
-from yolotrt_core.key_parts import session_parts, stage_parts
 from yolotrt_core.pictures import opencv_version
 from yolotrt_core.plans import GivenOptions
-from yolotrt_core.registry import OWN_DIST, Registry
+from yolotrt_core.registered import OWN_DIST
+from yolotrt_core.registry import Registry
 from yolotrt_core.speed import Candidate, machine_facts, measure_speed
 from yolotrt_core.store.action import Action, PluginIdentity, canonical_json
 from yolotrt_core.store.store import Store
@@ -81,6 +81,6 @@ def _run(made: Judged, store: Store, stages: Registry) -> dict[str, Json]:
     return {
         "engine": made.engine.sha256,
         "batch": made.planned.request.batch,
-        "session": session_parts(builder, given.resolve(builder.stage.Options, builder.name), timed=True),
-        "postprocessor": stage_parts(head, given.resolve(head.stage.Options, head.name), timed=True),
+        "session": builder.session_key_material(given.resolve(builder.stage.Options, builder.name), timed=True),
+        "postprocessor": head.cache_key_material(given.resolve(head.stage.Options, head.name), timed=True),
     }

@@ -1,26 +1,43 @@
-"""The values handed from stage to stage. All but arrays round-trip through JSON."""
+"""The values passed from stage to stage. All but arrays round-trip through JSON, see `serialization`."""
 
 from __future__ import annotations
 
-import dataclasses
-import math
-import types
-import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Union
-
-from yolotrt_core.layout import Layout, layout_of
+from typing import TYPE_CHECKING, Literal, TypeVar, Union, get_args
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-T = typing.TypeVar("T")
+T = TypeVar("T")
 Json = Union[None, bool, int, float, str, list["Json"], dict[str, "Json"]]  # noqa: UP007 - `|` fails on a forward name
 Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
-PRECISIONS: tuple[Precision, ...] = typing.get_args(Precision)
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+# Where the channels of a network's input lie: before its sides (torch's way) or behind (TensorFlow's).
+Layout = Literal["nchw", "nhwc"]
+CHANNELS = 3
+
+
+def layout_of(shape: Sequence[object]) -> Layout:
+    """Return the layout of an input shape; a dynamic dimension may be anything but 3.
+
+    The shape decides it, since exactly one of the two axes can have three entries: height and width are multiples of
+    the strides. So no further field has to be kept, or could contradict it.
+    """
+    return "nhwc" if len(shape) == 4 and shape[3] == CHANNELS and shape[1] != CHANNELS else "nchw"
+
+
+def with_channels(batch: T, height: T, width: T, layout: Layout) -> tuple[T | int, ...]:
+    """Return the input shape, (B, 3, H, W) or (B, H, W, 3); dimensions are numbers or names."""
+    return (batch, height, width, CHANNELS) if layout == "nhwc" else (batch, CHANNELS, height, width)
+
+
+def without_channels(shape: Sequence[T], layout: Layout) -> tuple[T, T, T]:
+    """Return (batch, height, width) of an input shape of four dimensions."""
+    first = 1 if layout == "nhwc" else 2
+    return shape[0], shape[first], shape[first + 1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +74,7 @@ class ModelSpec:
     """What later stages must know of a network, whatever framework it came from.
 
     Attributes:
-        inputs: named `images`, (B, 3, H, W) or (B, H, W, 3), RGB in 0..1; the shape tells which (`layout`).
+        inputs: named `images`, (B, 3, H, W) or (B, H, W, 3), RGB in 0..1; see `layout_of`.
         outputs: for YOLOv5 one tensor `output0`, (B, N, 5 + C): cx, cy, w, h in input pixels,
             objectness, class scores in 0..1; rows ordered by level, anchor, y, x.
         labels: class names, index is the class id.
@@ -201,74 +218,3 @@ class Detections:
 
     def __len__(self) -> int:
         return len(self.scores)
-
-
-def to_json(value: Any) -> Json:
-    """Return a dataclass of this module (or nested containers of them) as plain JSON values."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {str(k): to_json(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [to_json(v) for v in value]
-    if isinstance(value, (set, frozenset)):
-        return sorted((to_json(v) for v in value), key=repr)
-    if isinstance(value, Path):
-        return value.as_posix()
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    raise TypeError(f"{type(value).__name__} has no JSON form")
-
-
-def number_from_json(data: object) -> float | None:
-    """Return a JSON number as a float; None for anything else, NaN, infinity and what no float can hold."""
-    if isinstance(data, bool) or not isinstance(data, (int, float)):
-        return None
-    try:
-        return float(data) if math.isfinite(data) else None
-    except OverflowError:
-        return None
-
-
-def from_json(cls: type[T], data: Any) -> T:
-    """Rebuild a dataclass of this module from `to_json`'s output; unknown keys are refused."""
-    return typing.cast(T, _decode(cls, data))
-
-
-def _decode(hint: Any, data: Any) -> Any:
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if hint is Any:
-        return data
-    if origin in (Union, types.UnionType):
-        if data is None and type(None) in args:
-            return None
-        choices = [a for a in args if a is not type(None)]
-        exact = [a for a in choices if (typing.get_origin(a) or a) is type(data)]
-        return _decode(exact[0] if exact else choices[0], data)
-    if origin is tuple:
-        if len(args) == 2 and args[1] is Ellipsis:
-            return tuple(_decode(args[0], item) for item in data)
-        if len(args) != len(data):
-            raise ValueError(f"expected {len(args)} items, found {len(data)}")
-        return tuple(_decode(a, item) for a, item in zip(args, data, strict=True))
-    if origin is not None and isinstance(origin, type) and issubclass(origin, Mapping):
-        return {k: _decode(args[1], v) for k, v in data.items()}
-    if origin is Literal:
-        if data not in args:
-            raise ValueError(f"expected one of {args}, found {data!r}")
-        return data
-    if dataclasses.is_dataclass(hint):
-        hints = typing.get_type_hints(hint)
-        unknown = set(data) - set(hints)
-        if unknown:
-            raise ValueError(f"unknown fields {sorted(unknown)} for {hint}")
-        return typing.cast(Any, hint)(**{k: _decode(hints[k], v) for k, v in data.items()})
-    if hint is Path:
-        return Path(data)
-    if hint is float and isinstance(data, int) and not isinstance(data, bool):
-        if (number := number_from_json(data)) is None:
-            raise ValueError("expected a number, found a whole number that is too large")
-        return number
-    if isinstance(hint, type) and not isinstance(data, hint):
-        raise ValueError(f"expected {hint.__name__}, found {data!r}")
-    return data

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from yolotrt_core.errors import UsageError
+from yolotrt_core.errors import UsageError, os_error_reason
 
 
 def user_path(text: str | Path) -> Path:
@@ -37,7 +37,7 @@ def existing_path(text: str | Path, hint: str | None = None) -> Path | None:
     try:
         return path if path.exists() else None
     except OSError as err:
-        raise UsageError(f"cannot read `{text}`: {(err.strerror or str(err)).lower()}", hint=hint) from err
+        raise UsageError(f"cannot read `{text}`: {os_error_reason(err)}", hint=hint) from err
 
 
 def text_of(path: Path, what: str) -> str:
@@ -52,6 +52,6 @@ def text_of(path: Path, what: str) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except OSError as err:
-        raise UsageError(f"cannot read {what} `{path}`: {(err.strerror or str(err)).lower()}") from err
+        raise UsageError(f"cannot read {what} `{path}`: {os_error_reason(err)}") from err
     except UnicodeDecodeError as err:
         raise UsageError(f"cannot read {what} `{path}`: byte {err.start} is no UTF-8") from err

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from yolotrt_core.errors import ArtifactError
+from yolotrt_core.errors import ArtifactError, os_error_reason
 
 
 @contextmanager
@@ -41,7 +41,7 @@ def refuse_unwritable(folder: Path) -> None:
         if not os.access(place, os.W_OK | os.X_OK):
             raise ArtifactError(f"cannot write to `{folder}`: `{place}` must not be written to", hint=hint)
     except OSError as err:
-        raise ArtifactError(f"cannot write to `{folder}`: {(err.strerror or str(err)).lower()}", hint=hint) from err
+        raise ArtifactError(f"cannot write to `{folder}`: {os_error_reason(err)}", hint=hint) from err
 
 
 def write_whole(target: Path, content: bytes | str) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from yolotrt_core.errors import UsageError
+from yolotrt_core.text import counted
 from yolotrt_core.user_paths import text_of
-from yolotrt_core.wording import counted
 
 if TYPE_CHECKING:
     import numpy as np

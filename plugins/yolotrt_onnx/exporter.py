@@ -15,22 +15,15 @@ from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, ValueInfoProto, helper
 
 from yolotrt_core.errors import StageError, UsageError
-from yolotrt_core.labels import (
-    labels_from_file,
-    labels_in_order,
-    literal,
-    metadata_of,
-    numbered_labels,
-    strides_from_text,
-)
+from yolotrt_core.labels import labels_from_file, labels_in_order, numbered_labels
 from yolotrt_core.onnx_form import arrange_rows
-from yolotrt_core.options import nearest
+from yolotrt_core.onnx_metadata import literal, metadata_of, strides_from_text
 from yolotrt_core.reference import reference_images
 from yolotrt_core.rows import Known, Rows, find_rows
 from yolotrt_core.shapes import shape_text
 from yolotrt_core.stages import REFERENCE_FILE
+from yolotrt_core.text import first_line, nearest
 from yolotrt_core.types import BuildRequest, ModelSource, ModelSpec, Precision
-from yolotrt_core.wording import first_line
 from yolotrt_onnx.graph import save, tensor_specs
 from yolotrt_onnx.graph_edits import keep_output, make_float, rename
 from yolotrt_onnx.source_precision import has_bfloat16, held_precision

@@ -14,8 +14,8 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto,
 
 from yolotrt_core.errors import StageError
 from yolotrt_core.stages import ONNX_FILE
+from yolotrt_core.text import first_line
 from yolotrt_core.types import ModelSpec, TensorSpec
-from yolotrt_core.wording import first_line
 
 
 def load(path: Path) -> ModelProto:

@@ -10,8 +10,8 @@ from pathlib import Path
 from onnx import ModelProto
 
 from yolotrt_core.errors import StageError
+from yolotrt_core.text import first_line
 from yolotrt_core.types import Json, ModelSpec, OnnxModel, TensorSpec
-from yolotrt_core.wording import first_line
 from yolotrt_onnx.graph import check, input_specs, lift_constants, load, save, spec_of, tensor_specs
 
 _HINT = "try the other tool with `--simplify-tool`, or build without one: `--simplify-tool off`"

@@ -57,7 +57,6 @@ class TensorRTBuilder:
         "yolotrt_tensorrt/cuda/kernels/suppress.cu",
         "yolotrt_core.inputs",
         "yolotrt_core.jpeg",
-        "yolotrt_core.lent",
         "yolotrt_core.letterbox",
         "yolotrt_core.prefetch",
     )
@@ -138,7 +137,6 @@ class TensorRTCalibrator:
         "yolotrt_tensorrt.cuda.device",
         "yolotrt_tensorrt.build.implicit_int8",
         "yolotrt_core.calibration_cache",
-        "yolotrt_core.lent",
     )
     Options = TensorRTCalibratorOptions
     needs_images = True

@@ -16,8 +16,8 @@ from onnx import ModelProto
 from tf2onnx import convert, utils
 
 from yolotrt_core.errors import StageError
-from yolotrt_core.layout import Layout
-from yolotrt_core.wording import first_line
+from yolotrt_core.text import first_line
+from yolotrt_core.types import Layout
 from yolotrt_tf.loaders import Network
 
 log = logging.getLogger(__name__)

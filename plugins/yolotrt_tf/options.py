@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from yolotrt_core.layout import Layout
 from yolotrt_core.options import option
+from yolotrt_core.types import Layout
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,12 +13,12 @@ import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
-from yolotrt_core import dataset
+from yolotrt_core import reader
 from yolotrt_core.detector import Detector
-from yolotrt_core.engine import open_store
 from yolotrt_core.evaluate import Evaluation, Judge
 from yolotrt_core.metric import Bootstrap
 from yolotrt_core.registry import Registry
+from yolotrt_core.store.location import open_store
 
 CALIBRATORS = {
     "minmax": ("minmax", {}),
@@ -64,7 +64,7 @@ def main() -> None:
             calib_data=asked.calib_data,
             flags={**flags, "gate": {"check": "off"}},
         ) as detector:
-            data = dataset.read(asked.data, detector.labels, asked.part)
+            data = reader.read(asked.data, detector.labels, asked.part)
             judge = Judge(data, store, stages, bootstrap=Bootstrap(200))
             return judge, judge.evaluate(detector)
 

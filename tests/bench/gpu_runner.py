@@ -30,10 +30,11 @@ from gpu_accuracy import accuracy
 from yolotrt_core import pictures
 from yolotrt_core.bench import measure_interleaved
 from yolotrt_core.detector import Detector
-from yolotrt_core.engine import open_store, read_engine_spec
+from yolotrt_core.engine import read_engine_spec
 from yolotrt_core.picture_processes import PictureProcesses, region_bytes
 from yolotrt_core.prefetch import prefetched
 from yolotrt_core.reading import decode_ahead, read_ahead
+from yolotrt_core.store.location import open_store
 from yolotrt_core.types import Selection
 from yolotrt_tensorrt.options import TensorRTOptions
 from yolotrt_tensorrt.runtime.session import EngineSession, open_session

@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 import pytest
 
-from yolotrt_core import pictures
+from yolotrt_core import video
 from yolotrt_core.cli import detect
 from yolotrt_core.detecting import Summary
 from yolotrt_core.sources import sample_path
@@ -245,7 +245,7 @@ def test_what_was_found_until_a_signal_is_kept(
     assert 0 < len(images) < 900
     assert json.loads((out / "detections.json").read_text())["images"] == images
     if source == "film.mp4":
-        assert pictures.count_frames(out / "film.mp4") == len(images)
+        assert video.count_frames(out / "film.mp4") == len(images)
         assert sorted(p.name for p in out.iterdir()) == ["detections.json", "film.mp4"]
     else:
         drawn = [f"{index:03}.jpg" for index in range(len(images))]

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from yolotrt_core import pictures
+from yolotrt_core import video
 from yolotrt_core.cli import detect
 from yolotrt_core.sources import sample_path
 
@@ -138,7 +138,7 @@ def test_what_was_recorded_is_kept(
     assert {image["path"] for image in images} == {"stream-127.0.0.1"}
     assert all(image["detections"] for image in images)
     assert json.loads((out / "detections.json").read_text())["images"] == images
-    assert pictures.count_frames(out / "stream-127.0.0.1.mp4") == len(images)
+    assert video.count_frames(out / "stream-127.0.0.1.mp4") == len(images)
     assert sorted(p.name for p in out.iterdir()) == ["detections.json", "stream-127.0.0.1.mp4"]
 
 

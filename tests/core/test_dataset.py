@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from yolotrt_core import dataset
+from yolotrt_core import reader
 from yolotrt_core.errors import UsageError
 
 LABELS = ("cat", "dog")
@@ -33,7 +33,7 @@ def _yaml(root: Path, text: str) -> Path:
 
 
 def test_a_folder_in_yolo_layout(yolo: Path) -> None:
-    data = dataset.read(yolo, LABELS)
+    data = reader.read(yolo, LABELS)
     assert [p.name for p in data.pictures] == ["images/val/a.jpg", "images/val/b.jpg"]
     np.testing.assert_allclose(data.pictures[0].xywh(20, 40), [[10, 5, 20, 10], [8, 3, 4, 4]])
     assert data.pictures[0].class_ids.tolist() == [0, 1]
@@ -43,27 +43,27 @@ def test_a_folder_in_yolo_layout(yolo: Path) -> None:
 
 @pytest.mark.parametrize("place", ["images/val", "images"])
 def test_a_folder_of_pictures_finds_its_labels(yolo: Path, place: str) -> None:
-    assert dataset.read(yolo / place, LABELS).boxes == 2
+    assert reader.read(yolo / place, LABELS).boxes == 2
 
 
 @pytest.mark.parametrize("names", ["names: [cat, dog]", "names:\n  0: cat\n  1: dog", "names: {'1': dog, '0': cat}"])
 @pytest.mark.parametrize("place", ["path: .", "path:", ""])
 def test_a_description(yolo: Path, names: str, place: str) -> None:
     described = _yaml(yolo, f"{place}\ntrain: images/val\nval: images/val\n{names}\n")
-    data = dataset.read(described, LABELS)
+    data = reader.read(described, LABELS)
     assert (data.boxes, data.labels) == (2, LABELS)
-    assert dataset.read(yolo, LABELS).boxes == 2  # the folder of one description is that description
+    assert reader.read(yolo, LABELS).boxes == 2  # the folder of one description is that description
 
 
 @pytest.mark.parametrize("names", ["", "names:"])
 def test_a_description_without_names(yolo: Path, names: str) -> None:
-    assert dataset.read(_yaml(yolo, f"val: images/val\n{names}\n"), LABELS).labels == ()
+    assert reader.read(_yaml(yolo, f"val: images/val\n{names}\n"), LABELS).labels == ()
 
 
 def test_a_description_that_tells_only_how_many_classes_there_are(yolo: Path) -> None:
-    assert len(dataset.read(_yaml(yolo, "val: images/val\nnc: 2\n"), LABELS).labels) == 2
+    assert len(reader.read(_yaml(yolo, "val: images/val\nnc: 2\n"), LABELS).labels) == 2
     with pytest.raises(UsageError, match="has 1 class, the model has 2"):
-        dataset.read(_yaml(yolo, "val: images/val\nnc: 1\n"), LABELS)
+        reader.read(_yaml(yolo, "val: images/val\nnc: 1\n"), LABELS)
 
 
 def test_a_part_beside_the_description_may_be_called_as_roboflow_does(yolo: Path) -> None:
@@ -72,10 +72,10 @@ def test_a_part_beside_the_description_may_be_called_as_roboflow_does(yolo: Path
     for kind in ("images", "labels"):
         (yolo / kind).rename(own / kind)
     described = _yaml(own, "val: ../images/val\n")
-    assert dataset.read(described, LABELS).boxes == 2
+    assert reader.read(described, LABELS).boxes == 2
     (yolo / "images" / "val").mkdir(parents=True)
     with pytest.raises(UsageError, match="no picture in"):  # what is meant literally goes first
-        dataset.read(described, LABELS)
+        reader.read(described, LABELS)
 
 
 def _pictures(folder: Path, *names: str) -> Path:
@@ -101,7 +101,7 @@ def test_pictures_outside_the_data_set_are_all_kept(
     base.mkdir(exist_ok=True)
     places = [base, *{(top / name).parent for name in outside}, top]  # the last holds them again
     described = _yaml(tmp_path, f"path: {base}\nval: {json.dumps(list(map(str, places)))}\n")
-    files, found, _ = dataset.list_pictures(described)
+    files, found, _ = reader.list_pictures(described)
     assert found == names
     assert sorted(files) == sorted([*(base / name for name in inside), *(top / name for name in outside)])
     assert all(str(file).endswith(name) for file, name in zip(files, found, strict=True))
@@ -114,18 +114,18 @@ def test_a_list_file_that_is_no_text(yolo: Path, unreadable: bool) -> None:
     else:
         (yolo / "val.txt").write_bytes(b"images/val/a.jpg\n\xff\n")
     with pytest.raises(UsageError, match="cannot read the picture list"):
-        dataset.read(_yaml(yolo, "val: val.txt"), LABELS)
+        reader.read(_yaml(yolo, "val: val.txt"), LABELS)
 
 
 def test_a_description_with_a_list_file(yolo: Path) -> None:
     (yolo / "val.txt").write_text("images/val/a.jpg\n")
-    data = dataset.read(_yaml(yolo, "val: val.txt\nnames: [cat, dog]\n"), LABELS)
+    data = reader.read(_yaml(yolo, "val: val.txt\nnames: [cat, dog]\n"), LABELS)
     assert [p.name for p in data.pictures] == ["images/val/a.jpg"]
 
 
 def test_an_outline_is_taken_as_its_box(yolo: Path) -> None:
     (yolo / "labels" / "val" / "b.txt").write_text("1 0.1 0.2 0.5 0.2 0.5 0.6\n")
-    box = dataset.read(yolo, LABELS).pictures[1].boxes
+    box = reader.read(yolo, LABELS).pictures[1].boxes
     np.testing.assert_allclose(box, [[0.3, 0.4, 0.4, 0.4]])
 
 
@@ -142,7 +142,7 @@ def _coco(root: Path, categories: list[dict[str, object]], **changes: object) ->
 
 def test_coco_json(yolo: Path) -> None:
     place = yolo / "images" / "val"
-    data = dataset.read(_coco(place, [{"id": 17, "name": "cat"}, {"id": 18, "name": "dog"}]), LABELS)
+    data = reader.read(_coco(place, [{"id": 17, "name": "cat"}, {"id": 18, "name": "dog"}]), LABELS)
     picture = data.pictures[0]
     np.testing.assert_array_equal(picture.xywh(20, 40), [[10, 5, 20, 10], [8, 3, 4, 4]])
     assert picture.class_ids.tolist() == [1, 0]
@@ -153,7 +153,7 @@ def test_coco_json(yolo: Path) -> None:
 def test_coco_json_beside_the_pictures_folder(yolo: Path) -> None:
     (yolo / "annotations").mkdir()
     path = _coco(yolo / "annotations", [{"id": 17, "name": "cat"}, {"id": 18, "name": "dog"}])
-    assert dataset.read(path, LABELS).pictures[0].path == yolo / "images" / "val" / "a.jpg"
+    assert reader.read(path, LABELS).pictures[0].path == yolo / "images" / "val" / "a.jpg"
 
 
 def test_where_coco_pictures_were_looked_for_is_told_once(tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ def test_where_coco_pictures_were_looked_for_is_told_once(tmp_path: Path) -> Non
     folder.mkdir()
     path = _coco(folder, [{"id": 17, "name": "cat"}, {"id": 18, "name": "dog"}])
     with pytest.raises(UsageError, match="are not where it says") as told:
-        dataset.read(path, LABELS)
+        reader.read(path, LABELS)
     places = str(told.value.hint).removeprefix("looked in ").split(", ")
     assert f"`{folder}`" in places
     assert len(places) == len(set(places))
@@ -169,7 +169,7 @@ def test_where_coco_pictures_were_looked_for_is_told_once(tmp_path: Path) -> Non
 
 def test_coco_categories_of_other_names_go_in_order(yolo: Path, caplog: pytest.LogCaptureFixture) -> None:
     place = yolo / "images" / "val"
-    data = dataset.read(_coco(place, [{"id": 18, "name": "B"}, {"id": 17, "name": "A"}]), LABELS)
+    data = reader.read(_coco(place, [{"id": 18, "name": "B"}, {"id": 17, "name": "A"}]), LABELS)
     assert data.pictures[0].class_ids.tolist() == [1, 0]
     assert "taken in order" in caplog.text
 
@@ -177,7 +177,7 @@ def test_coco_categories_of_other_names_go_in_order(yolo: Path, caplog: pytest.L
 def test_coco_categories_the_model_lacks(yolo: Path) -> None:
     categories = [{"id": 17, "name": "cat"}, {"id": 18, "name": "dog"}, {"id": 19, "name": "cow"}]
     with pytest.raises(UsageError, match="has 3 categories, the model 2 classes, and none is called `cow`"):
-        dataset.read(_coco(yolo, categories), LABELS)
+        reader.read(_coco(yolo, categories), LABELS)
 
 
 @pytest.mark.parametrize(
@@ -202,21 +202,21 @@ def test_a_coco_annotation_that_is_none(yolo: Path, change: dict[str, object], w
     categories: list[dict[str, object]] = [{"id": 17, "name": "cat"}, {"id": 18, "name": "dog"}]
     path = _coco(yolo / "images" / "val", categories, annotations=[annotation])
     with pytest.raises(UsageError, match=words):
-        dataset.read(path, LABELS)
+        reader.read(path, LABELS)
 
 
 def test_labels_of_another_class_count(yolo: Path) -> None:
     (yolo / "labels" / "val" / "b.txt").write_text("7 0.5 0.5 0.1 0.1\n")
     with pytest.raises(UsageError, match="have class 7, the model has classes 0 to 1"):
-        dataset.read(yolo, LABELS)
+        reader.read(yolo, LABELS)
     with pytest.raises(UsageError, match="has 3 classes, the model has 2"):
-        dataset.read(_yaml(yolo, "val: images/val\nnames: [cat, dog, cow]\n"), LABELS)
+        reader.read(_yaml(yolo, "val: images/val\nnames: [cat, dog, cow]\n"), LABELS)
 
 
 def test_an_empty_label_folder(yolo: Path) -> None:
     (yolo / "labels" / "val" / "a.txt").unlink()
     with pytest.raises(UsageError, match="no labels for the 2 pictures"):
-        dataset.read(yolo, LABELS)
+        reader.read(yolo, LABELS)
 
 
 @pytest.mark.parametrize(
@@ -228,7 +228,7 @@ def test_an_empty_label_folder(yolo: Path) -> None:
 def test_a_line_that_is_no_label(yolo: Path, line: str) -> None:
     (yolo / "labels" / "val" / "b.txt").write_text(f"0 0.5 0.5 0.1 0.1\n{line}\n")
     with pytest.raises(UsageError, match=r"b\.txt, line 2"):
-        dataset.read(yolo, LABELS)
+        reader.read(yolo, LABELS)
 
 
 @pytest.mark.parametrize(
@@ -252,7 +252,7 @@ def test_a_line_that_is_no_label(yolo: Path, line: str) -> None:
 )
 def test_a_description_that_is_none(yolo: Path, text: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        dataset.read(_yaml(yolo, text), LABELS)
+        reader.read(_yaml(yolo, text), LABELS)
 
 
 @pytest.mark.parametrize(
@@ -270,31 +270,31 @@ def test_json_that_is_no_coco(tmp_path: Path, content: str) -> None:
     path = tmp_path / "x.json"
     path.write_text(content)
     with pytest.raises(UsageError, match="is no COCO annotation file"):
-        dataset.read(path, LABELS)
+        reader.read(path, LABELS)
 
 
 def test_nothing_there(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="there is no data set"):
-        dataset.read(tmp_path / "nowhere", LABELS)
+        reader.read(tmp_path / "nowhere", LABELS)
 
 
 def test_classes_in_another_order_are_refused_and_other_names_told(
     yolo: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with pytest.raises(UsageError, match=r"class 0 is `Dog` in `.*` and `cat` in the model: the same classes in ano"):
-        dataset.read(_yaml(yolo, "val: images/val\nnames: [Dog, cat]\n"), LABELS)
-    assert dataset.read(_yaml(yolo, "val: images/val\nnames: [' CAT', dog]\n"), LABELS).boxes == 2
-    assert dataset.read(_yaml(yolo, "val: images/val\nnames: [x, y]\n"), ("class0", "class1")).boxes == 2
+        reader.read(_yaml(yolo, "val: images/val\nnames: [Dog, cat]\n"), LABELS)
+    assert reader.read(_yaml(yolo, "val: images/val\nnames: [' CAT', dog]\n"), LABELS).boxes == 2
+    assert reader.read(_yaml(yolo, "val: images/val\nnames: [x, y]\n"), ("class0", "class1")).boxes == 2
     assert not caplog.text
-    assert dataset.read(_yaml(yolo, "val: images/val\nnames: [cat, cow]\n"), LABELS).boxes == 2
+    assert reader.read(_yaml(yolo, "val: images/val\nnames: [cat, cow]\n"), LABELS).boxes == 2
     assert "class 1 is `cow` in `" in caplog.text
     with pytest.raises(UsageError, match="says `nc: 3` and has 2 names"):
-        dataset.read(_yaml(yolo, "val: images/val\nnc: 3\nnames: [cat, dog]\n"), LABELS)
+        reader.read(_yaml(yolo, "val: images/val\nnc: 3\nnames: [cat, dog]\n"), LABELS)
 
 
 def test_an_object_that_is_written_twice_is_there_once(yolo: Path, caplog: pytest.LogCaptureFixture) -> None:
     with (yolo / "labels" / "val" / "a.txt").open("a") as file:
         file.write("0 0.50 0.5 0.5 0.5\n0 0.5 0.5 0.5 0.4\n")
-    data = dataset.read(yolo, LABELS)
+    data = reader.read(yolo, LABELS)
     assert data.pictures[0].boxes.tolist() == [[0.5, 0.5, 0.5, 0.5], [0.25, 0.25, 0.1, 0.2], [0.5, 0.5, 0.5, 0.4]]
     assert "has 1 line twice" in caplog.text

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from fake_stages import FakeExporter, FakeSession, fake_plugin, picture_spec
-from yolotrt_core import dataset
+from yolotrt_core import reader
 from yolotrt_core.detector import Detector
 from yolotrt_core.engine import BuildSettings, plan_build
 from yolotrt_core.errors import UsageError
@@ -46,7 +46,7 @@ def detector(data: Path, stages: Registry, store: Store) -> Iterator[Detector]:
 @pytest.mark.slow
 def test_fp32_has_the_known_accuracy(data: Path, detector: Detector, stages: Registry, store: Store) -> None:
     """0.5004 / 0.3357: onnxruntime, upstream's letterbox and thresholds, pycocotools 2.0.11."""
-    judge = Judge(dataset.read(data / "coco", detector.labels), store, stages, bootstrap=Bootstrap(0))
+    judge = Judge(reader.read(data / "coco", detector.labels), store, stages, bootstrap=Bootstrap(0))
     result = judge.evaluate(detector)
     assert (result.pictures, result.boxes) == (64, 440)
     assert result.map50.value == pytest.approx(0.5004, abs=0.0005)
@@ -61,7 +61,7 @@ def test_the_torch_model_has_it_too(data: Path, stages: Registry, store: Store) 
     settings = BuildSettings(weights=data / "weights" / "yolov5n.pt", imgsz=(640, 640))
     with open_framework(settings, stages) as model:
         assert model.spec.builder == "torch"
-        judge = Judge(dataset.read(data / "coco", model.labels), store, stages, bootstrap=Bootstrap(0))
+        judge = Judge(reader.read(data / "coco", model.labels), store, stages, bootstrap=Bootstrap(0))
         result = judge.evaluate(model)
     assert result.map50.value == pytest.approx(0.5004, abs=0.0005)
     assert result.map50_95.value == pytest.approx(0.3357, abs=0.0005)

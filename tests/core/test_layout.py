@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from yolotrt_core.layout import Layout, layout_of, with_channels, without_channels
-from yolotrt_core.types import ModelSpec, TensorSpec
+from yolotrt_core.types import Layout, ModelSpec, TensorSpec, layout_of, with_channels, without_channels
 
 
 @pytest.mark.parametrize(

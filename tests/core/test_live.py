@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from yolotrt_core import pictures
+from yolotrt_core import video
 from yolotrt_core.errors import UsageError
 from yolotrt_core.interrupt import Interrupt, Terminated
 from yolotrt_core.live import open_live
 
-FACTS = pictures.VideoFacts(4, 2, 25.0, 0)
+FACTS = video.VideoFacts(4, 2, 25.0, 0)
 
 
 def _source(monkeypatch: pytest.MonkeyPatch, frames: int, then: Any = None) -> threading.Event:
@@ -32,13 +32,13 @@ def _source(monkeypatch: pytest.MonkeyPatch, frames: int, then: Any = None) -> t
             then()
 
     @contextmanager
-    def opened(source: str) -> Iterator[tuple[pictures.VideoFacts, Iterator[NDArray[np.uint8]]]]:
+    def opened(source: str) -> Iterator[tuple[video.VideoFacts, Iterator[NDArray[np.uint8]]]]:
         try:
             yield FACTS, each()
         finally:
             closed.set()
 
-    monkeypatch.setattr(pictures, "open_video", opened)
+    monkeypatch.setattr(video, "open_video", opened)
     return closed
 
 

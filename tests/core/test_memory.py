@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from yolotrt_core.memory import out_of_memory
+from yolotrt_core.pipeline import out_of_memory_error
 from yolotrt_core.types import BuildRequest, ShapeRange
 
 _REQUEST = BuildRequest("fp16", 4, 320, 640)
@@ -20,7 +20,7 @@ _REQUEST = BuildRequest("fp16", 4, 320, 640)
     ],
 )
 def test_it_is_told_from_a_bug(err: Exception) -> None:
-    told = out_of_memory(err, _REQUEST)
+    told = out_of_memory_error(err, _REQUEST)
     assert told is not None
     assert told.exit_code == 4
     assert told.message == "memory does not suffice for batch 4 of 320x640 pixels"
@@ -29,10 +29,10 @@ def test_it_is_told_from_a_bug(err: Exception) -> None:
 
 def test_of_a_dynamic_engine_the_largest_shape_counts() -> None:
     profiles = (ShapeRange((1, 32, 32), (1, 32, 32), (8, 64, 96)),)
-    told = out_of_memory(MemoryError(), BuildRequest("fp16", 1, 32, 32, True, profiles))
+    told = out_of_memory_error(MemoryError(), BuildRequest("fp16", 1, 32, 32, True, profiles))
     assert told is not None
     assert "batch 8 of 64x96 pixels" in told.message
 
 
 def test_other_errors_are_not_its() -> None:
-    assert out_of_memory(ValueError("an allocation of marks"), _REQUEST) is None
+    assert out_of_memory_error(ValueError("an allocation of marks"), _REQUEST) is None

@@ -15,7 +15,7 @@ from picture_files import assert_as_read_here, memory_of
 
 from yolotrt_core import pictures
 from yolotrt_core.errors import StageError, UsageError
-from yolotrt_core.lent import Lent
+from yolotrt_core.frames import HostBuffer
 from yolotrt_core.picture_processes import PictureProcesses, region_bytes
 
 
@@ -44,7 +44,7 @@ def test_their_pictures_lie_in_locked_memory_which_is_unlocked_last(files: list[
     with PictureProcesses(2, 1 << 16, Lock) as processes:
         kept = next(frame for frame in processes.read(files[:8]) if isinstance(frame, np.ndarray))
         base = memory_of(kept)
-        assert isinstance(base, Lent)
+        assert isinstance(base, HostBuffer)
         assert base.page_locked
     expected = pictures.read(files[0])
     del processes, base
@@ -61,7 +61,7 @@ def test_whoever_keeps_every_picture_gets_every_picture(files: list[Path]) -> No
     with PictureProcesses(2, 1 << 16) as processes:
         kept = list(processes.read(many))  # more than there is shared memory for
     assert_as_read_here(kept, many)
-    shared = sum(isinstance(memory_of(one), Lent) for one in kept if isinstance(one, np.ndarray))
+    shared = sum(isinstance(memory_of(one), HostBuffer) for one in kept if isinstance(one, np.ndarray))
     assert 0 < shared < len(kept) - 16
 
 

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
-from yolotrt_core import pictures
+from yolotrt_core import media_inputs, pictures, video
 from yolotrt_core.errors import UsageError
 from yolotrt_core.jpeg import upright_size
 
@@ -28,22 +28,22 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_find(folder: Path) -> None:
-    assert [p.name for p in pictures.find(str(folder))] == ["a.PNG", "b.png", "c.bmp"]
-    assert [p.name for p in pictures.find(str(folder / "*.png"))] == ["b.png"]
-    assert [p.name for p in pictures.find(str(folder / "**" / "*.png"))] == ["b.png", "d.png"]
-    assert pictures.find(str(folder / "c.bmp")) == [folder / "c.bmp"]
+    assert [p.name for p in media_inputs.find_inputs(str(folder))] == ["a.PNG", "b.png", "c.bmp"]
+    assert [p.name for p in media_inputs.find_inputs(str(folder / "*.png"))] == ["b.png"]
+    assert [p.name for p in media_inputs.find_inputs(str(folder / "**" / "*.png"))] == ["b.png", "d.png"]
+    assert media_inputs.find_inputs(str(folder / "c.bmp")) == [folder / "c.bmp"]
     for wrong, words in {
         str(folder / "none.png"): "there is no file or folder",
         str(folder / "notes.txt"): "is no picture or video by its ending",
         str(folder / "*.gif"): "matches the pattern",
     }.items():
         with pytest.raises(UsageError, match=words):
-            pictures.find(wrong)
+            media_inputs.find_inputs(wrong)
 
 
 def test_a_file_with_magic_in_its_name_is_a_file(folder: Path) -> None:
     odd = (folder / "b.png").rename(folder / "b[1].png")
-    assert pictures.find(str(odd)) == [odd]
+    assert media_inputs.find_inputs(str(odd)) == [odd]
 
 
 def test_read_gives_bgr(tmp_path: Path) -> None:
@@ -96,9 +96,9 @@ def test_an_unreadable_video_is_one_error_without_ffmpegs_own_words(tmp_path: Pa
     (tmp_path / "x.mp4").write_bytes(b"junk")
     code = (  # a process of its own, since FFmpeg's verbosity is fixed at its first use
         "import pathlib, sys\n"
-        "from yolotrt_core import errors, pictures\n"
+        "from yolotrt_core import errors, video\n"
         "try:\n"
-        "    with pictures.open_video(pathlib.Path(sys.argv[1])):\n"
+        "    with video.open_video(pathlib.Path(sys.argv[1])):\n"
         "        pass\n"
         "except errors.UsageError as err:\n"
         "    print(err)"
@@ -115,7 +115,7 @@ def test_video_frames_come_one_by_one(tmp_path: Path) -> None:
     for level in (0, 100, 200):
         writer.write(np.full((48, 64, 3), level, np.uint8))
     writer.release()
-    with pictures.open_video(path) as (facts, frames):
+    with video.open_video(path) as (facts, frames):
         assert (facts.width, facts.height, facts.fps, facts.frames) == (64, 48, 5.0, 3)
         assert [round(float(f.mean()), -1) for f in frames] == [0, 100, 200]
 
@@ -175,7 +175,7 @@ def test_a_turned_or_broken_jpeg_is_read_as_without_room(tmp_path: Path) -> None
     ],
 )
 def test_addresses_are_shown_without_what_is_secret(source: str, shown: str) -> None:
-    assert pictures.shown(source) == shown
+    assert media_inputs.redact(source) == shown
 
 
 def test_no_error_tells_a_password(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,11 +198,11 @@ def test_no_error_tells_a_password(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cv2, "VideoCapture", Empty)
     with (
         pytest.raises(UsageError, match=r"the video `http://\*\*\*@cam/x` holds no frame"),
-        pictures.open_video("http://user:secret@cam/x") as (_, frames),
+        video.open_video("http://user:secret@cam/x") as (_, frames),
     ):
         next(frames)
     with pytest.raises(UsageError, match=r"there is no file or folder `ftp://\*\*\*@cam/x`"):
-        pictures.find("ftp://user:secret@cam/x")
+        media_inputs.find_inputs("ftp://user:secret@cam/x")
 
 
 @pytest.mark.parametrize(
@@ -216,12 +216,12 @@ def test_no_error_tells_a_password(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_secrets_of_an_address_are_not_shown(address: str, shown: str) -> None:
-    assert pictures.shown(address) == shown
+    assert media_inputs.redact(address) == shown
 
 
 def test_half_an_address_has_a_name() -> None:
-    assert pictures.live_name("http://[::1") == "stream-unknown"
-    assert pictures.live_name("http://[::1]:80/x") == "stream-__1"
+    assert media_inputs.live_name("http://[::1") == "stream-unknown"
+    assert media_inputs.live_name("http://[::1]:80/x") == "stream-__1"
 
 
 @pytest.mark.parametrize("side", [40, 400])  # files of 2 and 200 KB

@@ -15,8 +15,8 @@ from picture_files import assert_as_read_here, memory_of
 
 from yolotrt_core import pictures, reading
 from yolotrt_core.errors import StageError, UsageError
+from yolotrt_core.frames import HostBuffer
 from yolotrt_core.jpeg import upright_size
-from yolotrt_core.lent import Lent
 
 
 class OnDevice:
@@ -69,7 +69,7 @@ def test_many_pictures_for_a_gpu_are_read_by_processes_once_these_have_started(
     detector = Fed(locks=locks)
     found, shared = [], 0
     for one in reading.read_ahead(files * 20, detector):  # type: ignore[arg-type]
-        shared += isinstance(one, np.ndarray) and isinstance(memory_of(one), Lent)
+        shared += isinstance(one, np.ndarray) and isinstance(memory_of(one), HostBuffer)
         found.append(one if isinstance(one, UsageError) else one.copy())
         if by_processes and not shared:
             time.sleep(0.005)  # or threads have read them all before any process has started

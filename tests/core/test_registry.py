@@ -18,7 +18,8 @@ from yolotrt_core.declared import RESERVED
 from yolotrt_core.errors import PluginError, UsageError
 from yolotrt_core.hookspecs import hookimpl
 from yolotrt_core.options import NoOptions, option
-from yolotrt_core.registry import OWN_DIST, PluginSource, Registry
+from yolotrt_core.registered import OWN_DIST, PluginSource
+from yolotrt_core.registry import Registry
 from yolotrt_core.stages import Availability
 from yolotrt_core.types import ModelSource
 

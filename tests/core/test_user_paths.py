@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from fake_stages import fake_plugin
-from yolotrt_core import dataset, engine, pictures, sources
+from yolotrt_core import engine, media_inputs, reader, sources
 from yolotrt_core.detector import Detector
 from yolotrt_core.errors import UsageError
 from yolotrt_core.registry import Registry
+from yolotrt_core.store import location
 from yolotrt_core.store.store import Store
 from yolotrt_core.user_paths import existing_path, user_path
 
@@ -24,7 +25,7 @@ def test_a_home_folder_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/homes/me")
     assert user_path("~/x.jpg") == Path("/homes/me/x.jpg")
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    assert engine.weights_cache() == Path("/homes/me/.cache/yolotrt/weights")
+    assert location.weights_cache() == Path("/homes/me/.cache/yolotrt/weights")
 
 
 @pytest.mark.parametrize(
@@ -48,10 +49,10 @@ def test_what_is_there(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "use",
     [
-        pictures.find,
-        dataset.refuse_missing,
-        dataset.check,
-        lambda text: dataset.read(text, ()),
+        media_inputs.find_inputs,
+        reader.refuse_missing,
+        reader.check,
+        lambda text: reader.read(text, ()),
         lambda text: Detector.open(engine=text),
         lambda text: sources.resolve_source(text, cache_dir=Path()),
     ],
@@ -63,9 +64,9 @@ def test_whoever_takes_a_path_refuses_what_is_none(use: Callable[[str], object],
 
 
 def test_a_store_of_nobodys(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(engine.STORE_VARIABLE, NOBODYS)
+    monkeypatch.setenv(location.STORE_VARIABLE, NOBODYS)
     with pytest.raises(UsageError, match="home folder"):
-        engine.open_store()
+        location.open_store()
     with pytest.raises(UsageError, match="home folder"):
         Store(Path(NOBODYS))
 
@@ -74,7 +75,7 @@ def test_a_description_of_nobodys(tmp_path: Path) -> None:
     path = tmp_path / "set.yaml"
     path.write_text(f"path: {NOBODYS}\nval: images\n")
     with pytest.raises(UsageError, match="home folder"):
-        dataset.list_pictures(path)
+        reader.list_pictures(path)
 
 
 def test_only_one_place_finds_home_folders() -> None:

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from yolotrt_core.registry import KINDS
+from yolotrt_core.registered import KINDS
 from yolotrt_core.scaffold import write_plugin
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -98,7 +98,8 @@ _HIDDEN = """
 import importlib, sys
 plugin, hidden = sys.argv[1:]
 sys.modules[hidden] = None  # as if it were not installed: an import fails, and `find_spec` finds nothing
-from yolotrt_core.registry import KINDS, Registry
+from yolotrt_core.registered import KINDS
+from yolotrt_core.registry import Registry
 registry = Registry.of(importlib.import_module(plugin))
 assert not registry.broken, registry.broken
 for kind in KINDS:

@@ -17,18 +17,20 @@ from yolotrt_core.calibration_cache import CALIBRATORS, cache_from_ranges, versi
 from yolotrt_core.cli import build
 from yolotrt_core.cli.tables import print_table
 from yolotrt_core.cli.tasks import Flag, Given, make_task, stage_flags
-from yolotrt_core.engine import STORE_VARIABLE, hand_out, open_store, plan_build
+from yolotrt_core.digest import sha256_of
+from yolotrt_core.engine import hand_out, plan_build
 from yolotrt_core.errors import ArtifactError, UsageError
-from yolotrt_core.options import nearest
 from yolotrt_core.ranges import ranges_from_json
-from yolotrt_core.registry import KINDS, Registry
-from yolotrt_core.sources import sha256_of
+from yolotrt_core.registered import KINDS
+from yolotrt_core.registry import Registry
+from yolotrt_core.serialization import to_json
 from yolotrt_core.stages import ONNX_FILE, RANGES_FILE
 from yolotrt_core.store.action import Record
 from yolotrt_core.store.failures import reporting
-from yolotrt_core.types import Json, to_json
+from yolotrt_core.store.location import STORE_VARIABLE, open_store
+from yolotrt_core.text import counted, nearest
+from yolotrt_core.types import Json
 from yolotrt_core.user_paths import user_path
-from yolotrt_core.wording import counted
 from yolotrt_core.writing import refuse_unwritable
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from yolotrt_core import pictures, results
+from yolotrt_core import media_inputs, results
 from yolotrt_core.cli import build
 from yolotrt_core.cli.tables import print_table
 from yolotrt_core.cli.tasks import Flag, Given, make_task, stage_flags
@@ -24,13 +24,14 @@ from yolotrt_core.errors import ArtifactError, UsageError
 from yolotrt_core.inputs import refuse_selection
 from yolotrt_core.interrupt import Interrupt, endable, interruptible
 from yolotrt_core.naming import Names, numbered
-from yolotrt_core.options import nearest, refuse_unknown
+from yolotrt_core.options import refuse_unknown
 from yolotrt_core.progress import progress
-from yolotrt_core.registry import KINDS, Registry
+from yolotrt_core.registered import KINDS
+from yolotrt_core.registry import Registry
 from yolotrt_core.sources import sample_path
+from yolotrt_core.text import counted, nearest
 from yolotrt_core.types import Selection
 from yolotrt_core.user_paths import user_path
-from yolotrt_core.wording import counted
 from yolotrt_core.writing import refuse_unwritable
 
 _log = logging.getLogger(__name__)
@@ -96,9 +97,9 @@ def _detect(stages: Registry, given: Given) -> None:
     most_frames = build.whole_number("--max-frames", asked["max_frames"]) if "max_frames" in asked else None
     source = given["path"]
     paths = _paths(source)
-    if given["max_frames"] is not None and paths and not any(pictures.is_video(p) for p in paths):
+    if given["max_frames"] is not None and paths and not any(media_inputs.is_video(p) for p in paths):
         raise UsageError(
-            f"`--max-frames` ends a video or live source, found only pictures in `{pictures.shown(source)}`",
+            f"`--max-frames` ends a video or live source, found only pictures in `{media_inputs.redact(source)}`",
             hint="drop `--max-frames`; for some of the pictures, pass a pattern that means them",
         )
     out = user_path(given["out"] or "detections")
@@ -141,7 +142,7 @@ def _recording(source: str, out: Path, *, new: bool) -> Iterator[Path]:
     if not new:
         yield out
         return
-    name = f"{pictures.live_name(source)}-{time.strftime('%Y%m%d-%H%M%S')}"
+    name = f"{media_inputs.live_name(source)}-{time.strftime('%Y%m%d-%H%M%S')}"
     with _writing(out):
         out.mkdir(parents=True, exist_ok=True)
         folder = next(place for place in (out / one for one in numbered(name)) if _made(place))
@@ -162,7 +163,7 @@ def _made(folder: Path) -> bool:
 
 def _paths(source: str) -> list[Path]:
     """Return the files to read; none for a live source."""
-    if pictures.is_live(source):
+    if media_inputs.is_live(source):
         return []
     if source == SAMPLE and not Path(SAMPLE).exists():
         return [sample_path()]
@@ -176,7 +177,7 @@ def _paths(source: str) -> list[Path]:
             "by its ending",
             hint=f"pass `{flag} {source}` beside a PATH, as in `detect {flag} {source} sample`",
         )
-    return pictures.find(source)
+    return media_inputs.find_inputs(source)
 
 
 def camera_hint(source: str) -> str | None:
@@ -185,17 +186,17 @@ def camera_hint(source: str) -> str | None:
 
 
 def _live(run: DetectionRun, source: str, interrupt: Interrupt, most_frames: int | None) -> None:
-    with progress(f"detecting on {pictures.shown(source)}, Ctrl-C ends") as bar:
+    with progress(f"detecting on {media_inputs.redact(source)}, Ctrl-C ends") as bar:
         run.live(source, bar, interrupt, most_frames)
 
 
 def _files(run: DetectionRun, paths: list[Path], interrupt: Interrupt, most_frames: int | None) -> None:
-    still = [p for p in paths if not pictures.is_video(p)]
+    still = [p for p in paths if not media_inputs.is_video(p)]
     if still:
         with progress("detecting", total=len(still)) as bar:
             run.stills(still, bar, interrupt)
     for path in paths:
-        if pictures.is_video(path) and not interrupt.requested:
+        if media_inputs.is_video(path) and not interrupt.requested:
             with progress(path.name) as bar:
                 run.video(path, bar, interrupt, most_frames)
 

@@ -13,9 +13,10 @@ from typing import Any
 
 from yolotrt_core.cli.tables import print_table
 from yolotrt_core.cli.tasks import Flag, Given, make_task
-from yolotrt_core.engine import default_store
 from yolotrt_core.health import health, runs_here
-from yolotrt_core.registry import OWN_DIST, Registry
+from yolotrt_core.registered import OWN_DIST
+from yolotrt_core.registry import Registry
+from yolotrt_core.store.location import default_store
 from yolotrt_core.types import Json
 
 _REQUIREMENT = re.compile(r"^([A-Za-z0-9._-]+)\s*(?:\[[^\]]*\])?\s*([^;]*?)\s*(?:;.*extra == ['\"]([\w-]+)['\"].*)?$")

@@ -8,24 +8,26 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from yolotrt_core import dataset
+from yolotrt_core import reader
 from yolotrt_core.calibration import DEFAULT_CALIBRATOR
 from yolotrt_core.cli import build
 from yolotrt_core.cli.detect import selection_from
 from yolotrt_core.cli.tables import print_table
 from yolotrt_core.cli.tasks import Flag, Given, make_task, stage_flags
 from yolotrt_core.detector import Detector
-from yolotrt_core.engine import BuildSettings, open_store, read_engine_spec, resolve_model
+from yolotrt_core.engine import BuildSettings, read_engine_spec, resolve_model
 from yolotrt_core.errors import UsageError
 from yolotrt_core.evaluate import SELECTION, Comparison, Evaluation, Judge, open_framework
 from yolotrt_core.metric import Bootstrap, Interval
-from yolotrt_core.options import nearest
 from yolotrt_core.rect import RectDetector
-from yolotrt_core.registry import KINDS, Registry
+from yolotrt_core.registered import KINDS
+from yolotrt_core.registry import Registry
+from yolotrt_core.serialization import to_json
+from yolotrt_core.store.location import open_store
 from yolotrt_core.store.store import Store
-from yolotrt_core.types import PRECISIONS, Json, to_json
+from yolotrt_core.text import counted, nearest
+from yolotrt_core.types import PRECISIONS, Json
 from yolotrt_core.user_paths import existing_path, user_path
-from yolotrt_core.wording import counted
 
 _OWN = (
     Flag("data", "Labelled pictures: a folder in YOLO layout, a data set YAML, or a COCO JSON file"),
@@ -44,7 +46,7 @@ _OWN = (
 )
 RESERVED = tuple("--" + f.name.replace("_", "-") for f in _OWN)
 _MOST_RESAMPLES = 100_000  # far more than move the fourth digit of an interval, and hours of work already
-_PARTS: tuple[dataset.Part, ...] = ("train", "val", "test")
+_PARTS: tuple[reader.Part, ...] = ("train", "val", "test")
 
 
 def task(stages: Registry) -> Any:
@@ -82,14 +84,14 @@ def _evaluate(stages: Registry, given: Given) -> None:
         if given["framework"]:
             raise UsageError("`--framework` needs `--weights`: an engine holds no model of a framework")
         read_engine_spec(user_path(given["engine"]))
-    dataset.check(given["data"], part)
+    reader.check(given["data"], part)
     _refuse_rival(stages, settings, given)
     with contextlib.ExitStack() as stack:
         if given["framework"]:
             first = stack.enter_context(open_framework(settings, stages))
         else:
             first = stack.enter_context(_open(settings, given["engine"], store, stages))
-        data = dataset.read(given["data"], first.labels, part)
+        data = reader.read(given["data"], first.labels, part)
         judge = Judge(data, store, stages, _selection(given), bootstrap)
         rect = build.switch("--rect", given["rect"] or "off")
         result = judge.evaluate(RectDetector(first) if rect else first)

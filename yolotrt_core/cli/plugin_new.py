@@ -6,7 +6,8 @@ import invoke
 
 from yolotrt_core.cli.tasks import Flag, Given, make_task
 from yolotrt_core.errors import UsageError
-from yolotrt_core.registry import KINDS, Registry
+from yolotrt_core.registered import KINDS
+from yolotrt_core.registry import Registry
 from yolotrt_core.scaffold import write_plugin
 from yolotrt_core.user_paths import user_path
 

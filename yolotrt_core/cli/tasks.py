@@ -17,8 +17,9 @@ from yolotrt_core.errors import StageError, YolotrtError
 from yolotrt_core.interrupt import Terminated, terminable
 from yolotrt_core.log import configure
 from yolotrt_core.options import OptionField
-from yolotrt_core.registry import Registered, Registry
-from yolotrt_core.terminal import wrapped
+from yolotrt_core.registered import Registered
+from yolotrt_core.registry import Registry
+from yolotrt_core.text import wrapped
 
 Given = Mapping[str, Any]
 

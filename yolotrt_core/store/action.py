@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
-from yolotrt_core.types import Json, number_from_json, to_json
+from yolotrt_core.serialization import number_from_json, to_json
+from yolotrt_core.types import Json
 
 SCHEMA = 1
 

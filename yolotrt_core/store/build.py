@@ -3,87 +3,102 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
-import platform
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from yolotrt_core.errors import StageError, YolotrtError
+from yolotrt_core.serialization import to_json
 from yolotrt_core.store.action import Action, Blob, Record, canonical_json, is_output_name, record_bytes
+from yolotrt_core.store.database import Database
 from yolotrt_core.store.failures import ReadOnlyStoreError, RefusedRowError, disk_error, reporting
 from yolotrt_core.store.layout import ACTION, BLOB, OWNER, STAGE_LOG
 from yolotrt_core.store.locks import locked
-from yolotrt_core.types import Json, to_json
+from yolotrt_core.store.work_folder import clean_after_failure, clear, owner_of, write_owner
+from yolotrt_core.types import Json
 
 if TYPE_CHECKING:
     from yolotrt_core.store.disk import ByteCache
-    from yolotrt_core.store.store import Make, Store
 
 log = logging.getLogger(__name__)
+
+Make = Callable[[Path], Mapping[str, Json]]
+OnStart = Callable[[Action], None]
 
 _ALLOWED = {"in", "out", STAGE_LOG, OWNER}
 
 
-def obtain(
-    store: Store, action: Action, make: Make, *, verify: bool, force: bool, on_start: Callable[[Action], None] | None
+def obtain_artifact(
+    database: Database,
+    action: Action,
+    make: Make,
+    *,
+    verify: bool,
+    force: bool,
+    on_start: OnStart | None,
 ) -> tuple[Record, bool]:
     """Return the record of an action and whether it was found; see `Store.obtain`."""
     key = action.key
-    record = None if force else store.find(key)
+    record = None if force else database.find(key)
     if record is not None:
-        bad = _damaged_outputs(store, record) if verify else ()
+        bad = _damaged_outputs(database, record) if verify else ()
         if not bad:
             return record, True
         log.warning("%s is damaged in the store (%s): making it again", _describe(action), ", ".join(bad))
     try:
-        with reporting(store.root):
-            store.make_folders()
-        lock = locked(store.locks_folder, key, lambda: _waited_for(store, action))
+        with reporting(database.root):
+            database.make_folders()
+        lock = locked(database.locks_folder, key, lambda: _waited_for(database, action))
         with lock:
-            return _obtain_alone(store, action, make, verify=verify, force=force, on_start=on_start)
+            return _obtain_alone(database, action, make, verify=verify, force=force, on_start=on_start)
     except ReadOnlyStoreError as err:
         raise ReadOnlyStoreError(f"{err}, and {_describe(action)} must be made", hint=err.hint) from err
 
 
 def _obtain_alone(
-    store: Store, action: Action, make: Make, *, verify: bool, force: bool, on_start: Callable[[Action], None] | None
+    database: Database,
+    action: Action,
+    make: Make,
+    *,
+    verify: bool,
+    force: bool,
+    on_start: OnStart | None,
 ) -> tuple[Record, bool]:
     """Look again, now that nobody else can be making it, and make it if it is still needed."""
-    record = None if force else store.find(action.key)
+    record = None if force else database.find(action.key)
     if record is not None:
-        bad = _damaged_outputs(store, record) if verify else ()
+        bad = _damaged_outputs(database, record) if verify else ()
         if not bad:
             return record, True
-        _delete(store, record, bad)
-    return _build(store, action, make, on_start), False
+        _delete(database, record, bad)
+    return _build(database, action, make, on_start), False
 
 
-def _build(store: Store, action: Action, make: Make, on_start: Callable[[Action], None] | None) -> Record:
+def _build(database: Database, action: Action, make: Make, on_start: OnStart | None) -> Record:
     """Run `make` in its folder and keep what it wrote; the artifact's lock is held."""
-    work = store.work_folder / action.key
+    work = database.work_folder / action.key
     try:
-        with reporting(store.root):
-            _empty(work)
+        with reporting(database.root):
+            clear(work)
             (work / "out").mkdir(parents=True)
-            _sign(work, action)
+            write_owner(work, action)
         if on_start is not None:
             on_start(action)
         started = time.monotonic()
         facts = make(work)
         seconds = time.monotonic() - started
-        record = _commit(store, action, work, facts, seconds)
+        record = _commit(database, action, work, facts, seconds)
     except BaseException as err:  # raised again: whatever ended the stage, an interrupt too, nothing half made stays
         # Before the folder is cleared: that may be what makes room again.
         shown = isinstance(err, YolotrtError) and not isinstance(err, StageError)
-        trouble = None if shown else disk_error(store.root, err)
-        log_path = _clean_after_failure(work, keep_log=isinstance(err, Exception) and trouble is None)
+        trouble = None if shown else disk_error(database.root, err)
+        log_path = clean_after_failure(work, keep_log=isinstance(err, Exception) and trouble is None)
         if isinstance(err, StageError):
             _say_where(err, action, log_path)
         if trouble is not None:
@@ -95,9 +110,9 @@ def _build(store: Store, action: Action, make: Make, on_start: Callable[[Action]
     return record
 
 
-def _commit(store: Store, action: Action, work: Path, facts: Mapping[str, Json], seconds: float) -> Record:
+def _commit(database: Database, action: Action, work: Path, facts: Mapping[str, Json], seconds: float) -> Record:
     """Put the outputs and then the record into the cache, all or nothing."""
-    with reporting(store.root):
+    with reporting(database.root):
         _refuse_strays(action, work)
         paths = dict(_outputs(action, work / "out"))
         outputs = {name: _blob(path) for name, path in paths.items()}
@@ -110,7 +125,7 @@ def _commit(store: Store, action: Action, work: Path, facts: Mapping[str, Json],
         facts=_plain(action, facts),
     )
     data = record_bytes(record)
-    with store.writing() as cache:
+    with database.writing() as cache:
         try:
             with cache.transact():
                 for name, blob in outputs.items():
@@ -190,29 +205,8 @@ def _blob(path: Path) -> Blob:
         return Blob(digest, os.fstat(file.fileno()).st_size)
 
 
-def _sign(work: Path, action: Action) -> None:
-    """Leave word in the work folder of who builds and what gc must keep for it."""
-    owner = {
-        "pid": os.getpid(),
-        "host": platform.node(),
-        "stage": action.stage,
-        "plugin": action.plugin.name,
-        "inputs": sorted(action.inputs.values()),
-    }
-    (work / OWNER).write_text(json.dumps(owner), encoding="utf-8")
-
-
-def owner_of(work: Path) -> dict[str, Any]:
-    """Return who builds in a work folder, as `_sign` left it; empty if nobody says."""
-    try:
-        owner = json.loads((work / OWNER).read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return owner if isinstance(owner, dict) else {}
-
-
-def _waited_for(store: Store, action: Action) -> str:
-    owner = owner_of(store.work_folder / action.key)
+def _waited_for(database: Database, action: Action) -> str:
+    owner = owner_of(database.work_folder / action.key)
     who = f"process {owner['pid']} on {owner['host']}" if {"pid", "host"} <= owner.keys() else "another process"
     return f"{who}, which is making {_describe(action)} ({action.key[:12]})"
 
@@ -221,38 +215,15 @@ def _describe(action: Action) -> str:
     return f"{action.stage} `{action.plugin.name}`"
 
 
-def _damaged_outputs(store: Store, record: Record) -> tuple[str, ...]:
-    return tuple(name for name, blob in record.outputs.items() if not store.is_intact(blob.sha256))
+def _damaged_outputs(database: Database, record: Record) -> tuple[str, ...]:
+    return tuple(name for name, blob in record.outputs.items() if not database.is_intact(blob.sha256))
 
 
-def _delete(store: Store, record: Record, bad: tuple[str, ...]) -> None:
-    with store.writing() as cache:
+def _delete(database: Database, record: Record, bad: tuple[str, ...]) -> None:
+    with database.writing() as cache:
         cache.delete(ACTION + record.key)
         for name in bad:
             cache.delete(BLOB + record.outputs[name].sha256)
-
-
-def _empty(work: Path) -> None:
-    if work.exists() or work.is_symlink():
-        shutil.rmtree(work)
-
-
-def _clean_after_failure(work: Path, *, keep_log: bool) -> Path | None:
-    """Delete a failed build's folder but for a log that says something; return the log's path."""
-    kept = work / STAGE_LOG
-    try:
-        if not (keep_log and kept.is_file() and kept.stat().st_size):
-            shutil.rmtree(work, ignore_errors=True)
-            return None
-        for entry in work.iterdir():
-            if entry.is_dir() and not entry.is_symlink():
-                shutil.rmtree(entry, ignore_errors=True)
-            elif entry != kept:
-                entry.unlink(missing_ok=True)
-    except OSError as err:
-        # The error that ended the build is the one to show.
-        log.debug("cannot clean `%s`: %s", work, err)
-    return kept
 
 
 def _say_where(err: StageError, action: Action, log_path: Path | None) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from yolotrt_core.errors import ArtifactError
+from yolotrt_core.errors import ArtifactError, os_error_reason
 
 ELSEWHERE = "choose another store with `--store DIR` or the variable YOLOTRT_STORE"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -47,7 +47,7 @@ def reporting(root: Path) -> Iterator[None]:
 
 def error_from_os(root: Path, err: OSError) -> ArtifactError:
     """Say in one line what an operating-system error means for the store at `root`."""
-    reason = (err.strerror or str(err)).lower()
+    reason = os_error_reason(err)
     at = f" at `{err.filename}`" if err.filename and str(err.filename) != str(root) else ""
     if err.errno in _FULL:
         return _full(root)
@@ -93,7 +93,7 @@ def disk_error(root: Path, err: BaseException) -> ArtifactError | None:
                 return error_from_os(root, seen)
             at = f" at `{os.fsdecode(seen.filename)}`" if seen.filename else ""
             hint = "make room there; temporary files go where the variable TMPDIR says"
-            return ArtifactError(f"cannot write{at}: {(seen.strerror or str(seen)).lower()}", hint=hint)
+            return ArtifactError(f"cannot write{at}: {os_error_reason(seen)}", hint=hint)
         seen = seen.__cause__ or seen.__context__
     return _full(root) if is_full(root) else None
 

@@ -13,16 +13,15 @@ from typing import TYPE_CHECKING
 
 from yolotrt_core.errors import ArtifactError, UsageError
 from yolotrt_core.store.action import Record, UnknownSchemaError, is_sha256, record_from_bytes
-from yolotrt_core.store.build import owner_of
+from yolotrt_core.store.database import Database, read_refs
 from yolotrt_core.store.failures import RefusedRowError, is_full, reporting
 from yolotrt_core.store.layout import ACTION, BLOB, OWNER, SIDE, STAGE_LOG
 from yolotrt_core.store.lineage import inputs_of
 from yolotrt_core.store.locks import COMMIT, locked, tried
-from yolotrt_core.store.store import read_refs
+from yolotrt_core.store.work_folder import owner_of
 
 if TYPE_CHECKING:
     from yolotrt_core.store.disk import ByteCache
-    from yolotrt_core.store.store import Store
 
 _SECONDS_PER_DAY = 86400.0
 _ROOM_BYTES = 2 << 20  # for the database's log of the rows that go
@@ -49,7 +48,7 @@ class GcReport:
     size: int = 0
 
 
-def collect(store: Store, keep_days: float, dry_run: bool) -> GcReport:
+def collect_garbage(database: Database, keep_days: float, dry_run: bool) -> GcReport:
     """Delete what no name, no running build and nothing younger needs; see `Store.gc`.
 
     Raises:
@@ -58,40 +57,43 @@ def collect(store: Store, keep_days: float, dry_run: bool) -> GcReport:
     if not keep_days >= 0:
         raise UsageError(f"`--keep-days` must be at least 0, found {keep_days:g}")
     if dry_run:
-        with reporting(store.root):
-            cache = store.reading()
-            return _Collection(store, cache, keep_days, dry_run).run() if cache is not None else GcReport(dry_run)
-    with reporting(store.root):
-        if not store.exists():
+        with reporting(database.root):
+            cache = database.reading()
+            return _Collection(database, cache, keep_days, dry_run).run() if cache is not None else GcReport(dry_run)
+    with reporting(database.root):
+        if not database.exists():
             return GcReport(dry_run)
-    if is_full(store.root):
-        _make_room(store, keep_days)
-    with store.writing() as writable:
-        return _Collection(store, writable, keep_days, dry_run).run()
+    if is_full(database.root):
+        _make_room(database, keep_days)
+    with database.writing() as writable:
+        return _Collection(database, writable, keep_days, dry_run).run()
 
 
-def _make_room(store: Store, keep_days: float) -> None:
+def _make_room(database: Database, keep_days: float) -> None:
     """Delete files that will go anyway, until the database can be written: on a full disk SQLite cannot even open it.
 
     Their rows go right after; if not, the store finds the files missing and makes them again.
     """
-    with reporting(store.root), locked(store.locks_folder, COMMIT, lambda: "another process that writes to the store"):
-        cache = store.reading()
+    with (
+        reporting(database.root),
+        locked(database.locks_folder, COMMIT, lambda: "another process that writes to the store"),
+    ):
+        cache = database.reading()
         if cache is None:
             return
-        going = _Collection(store, cache, keep_days, dry_run=True).run()
+        going = _Collection(database, cache, keep_days, dry_run=True).run()
         for sha256 in going.blobs:
             with suppress(KeyError, RefusedRowError), cache.read(BLOB + sha256) as file:
                 Path(file.name).unlink(missing_ok=True)
-            if not is_full(store.root, _ROOM_BYTES):
+            if not is_full(database.root, _ROOM_BYTES):
                 return
 
 
 class _Collection:
     """One run of gc; unless dry, the right to write is held."""
 
-    def __init__(self, store: Store, cache: ByteCache, keep_days: float, dry_run: bool) -> None:
-        self._store = store
+    def __init__(self, database: Database, cache: ByteCache, keep_days: float, dry_run: bool) -> None:
+        self._database = database
         self._cache = cache
         self._dry_run = dry_run
         # A clock set forward once must not make `created` of today look old, so both are wall clock.
@@ -136,7 +138,7 @@ class _Collection:
         """Give whether nobody builds `key`; where locks cannot be tried, whether nobody says so."""
         with ExitStack() as stack:
             try:
-                free = stack.enter_context(tried(self._store.locks_folder, key))
+                free = stack.enter_context(tried(self._database.locks_folder, key))
             except OSError:
                 if not self._dry_run:
                     raise
@@ -163,9 +165,9 @@ class _Collection:
         """Clear what failed and killed builds left; return how many folders, and the digests running ones need."""
         leftovers = 0
         in_use: set[str] = set()
-        if not self._store.work_folder.is_dir():
+        if not self._database.work_folder.is_dir():
             return leftovers, in_use
-        for folder in sorted(self._store.work_folder.iterdir()):
+        for folder in sorted(self._database.work_folder.iterdir()):
             if not is_sha256(folder.name):
                 continue
             owner = owner_of(folder)

@@ -54,7 +54,7 @@ def makers(records: Iterable[Record]) -> dict[str, list[Record]]:
     return made
 
 
-def lineage(records: Iterable[Record], record: Record) -> Lineage:
+def trace_lineage(records: Iterable[Record], record: Record) -> Lineage:
     """Return where a record's inputs come from, back to the sources.
 
     Args:
@@ -74,7 +74,7 @@ def lineage(records: Iterable[Record], record: Record) -> Lineage:
     return walk(record, frozenset({record.key}))
 
 
-def nearest(records: Iterable[Record], action: Action) -> tuple[Record, tuple[Difference, ...]] | None:
+def find_nearest(records: Iterable[Record], action: Action) -> tuple[Record, tuple[Difference, ...]] | None:
     """Return the record of the same stage and plugin that differs in fewest parts, and those parts.
 
     One that was made from the same inputs is nearer than any other. Of several equally near the youngest; None if the

@@ -5,15 +5,12 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from yolotrt_core.errors import ArtifactError
 from yolotrt_core.store.action import canonical_json
+from yolotrt_core.store.database import Database
 from yolotrt_core.store.failures import ReadOnlyStoreError, reporting
 from yolotrt_core.store.layout import SIDE
-
-if TYPE_CHECKING:
-    from yolotrt_core.store.store import Store
 
 log = logging.getLogger(__name__)
 
@@ -23,14 +20,14 @@ _DIGEST_BYTES = 32
 class StoredSideCache:
     """A `SideCache` in the artifact store; each file carries its digest in front."""
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, database: Database) -> None:
+        self._database = database
 
     def load(self, name: str, material: Mapping[str, str]) -> bytes | None:
         """Return what was saved last for this name and material, or None; damaged bytes count as none."""
         try:
-            with reporting(self._store.root):
-                cache = self._store.reading()
+            with reporting(self._database.root):
+                cache = self._database.reading()
                 data: bytes | None = cache.get(side_key(name, material)) if cache is not None else None
         except ArtifactError as err:
             log.warning("cannot read the kept file `%s`: %s", name, err)
@@ -45,7 +42,7 @@ class StoredSideCache:
     def save(self, name: str, material: Mapping[str, str], data: bytes) -> None:
         """Keep `data`, replacing what was there; a store that cannot be written is only warned about."""
         try:
-            with self._store.writing() as cache:
+            with self._database.writing() as cache:
                 try:
                     cache.set(side_key(name, material), hashlib.sha256(data).digest() + data)
                 except BaseException:  # raised again: a half-written file must not stay, whatever ended the writing

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from yolotrt_core.errors import ArtifactError
 from yolotrt_core.progress import Bar, progress
 from yolotrt_core.store.action import Record, UnknownSchemaError, is_sha256, record_bytes, record_from_bytes
+from yolotrt_core.store.database import Database
 from yolotrt_core.store.failures import RefusedRowError, error_from_sqlite, reporting
 from yolotrt_core.store.layout import ACTION, BLOB, REF, SIDE
 from yolotrt_core.store.locks import COMMIT, tried
@@ -19,7 +20,6 @@ from yolotrt_core.store.side import is_side_intact
 
 if TYPE_CHECKING:
     from yolotrt_core.store.disk import ByteCache
-    from yolotrt_core.store.store import Store
 
 log = logging.getLogger(__name__)
 
@@ -58,26 +58,26 @@ class VerifyReport:
         return not self.damage
 
 
-def verify(store: Store) -> VerifyReport:
+def verify_database(database: Database) -> VerifyReport:
     """Read everything and compare it with its digests; see `Store.verify`."""
-    with reporting(store.root):
-        cache = store.reading()
+    with reporting(database.root):
+        cache = database.reading()
         return check(cache) if cache is not None else VerifyReport()
 
 
-def repair(store: Store) -> VerifyReport:
+def repair_database(database: Database) -> VerifyReport:
     """Delete what is damaged and what killed processes left; see `Store.repair`."""
-    with reporting(store.root):
-        if not store.exists():
+    with reporting(database.root):
+        if not database.exists():
             return VerifyReport()
-    with store.writing() as cache:
-        for path in sorted(store.locks_folder.glob("*.lock")):
+    with database.writing() as cache:
+        for path in sorted(database.locks_folder.glob("*.lock")):
             if path.stem == COMMIT:
                 continue
             # None stays held, since each takes a file descriptor and there is one for every artifact ever made. A
             # build that takes its lock once it was tried harms nothing: what it writes into the cache has to wait for
             # the commit lock, which is held here, and an input that vanishes under it is made again.
-            with tried(store.locks_folder, path.stem) as free:
+            with tried(database.locks_folder, path.stem) as free:
                 if not free:
                     hint = "repair when no build runs"
                     raise ArtifactError(f"{path.stem[:12]} is being made in the store", hint=hint)
@@ -86,7 +86,7 @@ def repair(store: Store) -> VerifyReport:
             if damage.kind == "row":
                 cache.drop_row(int(damage.name))
             elif damage.kind == "database":
-                raise error_from_sqlite(store.root, sqlite3.DatabaseError(f"malformed: {damage.problem}"))
+                raise error_from_sqlite(database.root, sqlite3.DatabaseError(f"malformed: {damage.problem}"))
             else:
                 cache.delete(damage.name)
         cache.sweep()

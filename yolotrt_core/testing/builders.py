@@ -11,10 +11,11 @@ import pytest
 
 from yolotrt_core.errors import UsageError
 from yolotrt_core.reference import reference_images
+from yolotrt_core.serialization import from_json, to_json
 from yolotrt_core.testing.model import small_model
 from yolotrt_core.testing.session import MemorySideCache, open_onnx
 from yolotrt_core.testing.stage import StageContract, assert_readable
-from yolotrt_core.types import PRECISIONS, BuildRequest, EngineSpec, OnnxModel, from_json, to_json
+from yolotrt_core.types import PRECISIONS, BuildRequest, EngineSpec, OnnxModel
 
 
 class BuilderContract(StageContract):

@@ -12,25 +12,23 @@ from dataclasses import dataclass
 from typing import Any
 
 from yolotrt_core import core_sources
-from yolotrt_core.registry import Registered
+from yolotrt_core.registered import Registered
 from yolotrt_core.source_digest import source_file
 
 # Parts of the core that no answer depends on, and why; what they import is not looked at either.
 NO_PART: Mapping[str, str] = {
     "yolotrt_core": "offers the Python API",
     **dict.fromkeys(
-        (f"yolotrt_core.{name}" for name in ("errors", "log", "memory", "progress", "terminal", "wording")),
+        (f"yolotrt_core.{name}" for name in ("errors", "log", "progress", "text")),
         "tells people what happens",
     ),
     **dict.fromkeys(
-        (f"yolotrt_core.{name}" for name in ("hookspecs", "installed", "registry", "guard")),
+        (f"yolotrt_core.{name}" for name in ("hookspecs", "installed", "registered", "registry", "guard")),
         "finds stages and tools and hands their answers on; they are in the key by name and version",
     ),
+    **dict.fromkeys((f"yolotrt_core.{name}" for name in ("core_sources", "source_digest")), "makes the keys"),
     **dict.fromkeys(
-        (f"yolotrt_core.{name}" for name in ("core_sources", "key_parts", "source_digest")), "makes the keys"
-    ),
-    **dict.fromkeys(
-        (f"yolotrt_core.{name}" for name in ("download", "sources", "user_paths")),
+        (f"yolotrt_core.{name}" for name in ("digest", "download", "media_inputs", "sources", "user_paths")),
         "finds files, whose digests are in the key",
     ),
     "yolotrt_core.interrupt": "ends work early, which then leaves nothing",

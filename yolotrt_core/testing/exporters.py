@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from yolotrt_core.errors import YolotrtError
-from yolotrt_core.layout import Layout, with_channels
 from yolotrt_core.parity import ParityOptions, check
+from yolotrt_core.serialization import from_json, to_json
 from yolotrt_core.stages import ONNX_FILE, REFERENCE_FILE
 from yolotrt_core.testing.session import open_onnx
 from yolotrt_core.testing.stage import StageContract, assert_readable
-from yolotrt_core.types import BuildRequest, ModelSource, ModelSpec, TensorSpec, from_json, to_json
+from yolotrt_core.types import BuildRequest, Layout, ModelSource, ModelSpec, TensorSpec, with_channels
 
 
 class ExporterContract(StageContract):

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 from yolotrt_core.reference import reference_images
+from yolotrt_core.serialization import to_json
 from yolotrt_core.stages import ONNX_FILE
 from yolotrt_core.testing.model import small_model
 from yolotrt_core.testing.session import open_onnx
 from yolotrt_core.testing.stage import StageContract
-from yolotrt_core.types import PRECISIONS, BuildRequest, Calibration, OnnxModel, to_json
+from yolotrt_core.types import PRECISIONS, BuildRequest, Calibration, OnnxModel
 
 
 class PassContract(StageContract):

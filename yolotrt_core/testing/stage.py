@@ -13,7 +13,8 @@ import pytest
 
 from yolotrt_core.errors import YolotrtError
 from yolotrt_core.options import key_material
-from yolotrt_core.registry import Kind, Registered, Registry
+from yolotrt_core.registered import Kind, Registered
+from yolotrt_core.registry import Registry
 from yolotrt_core.stages import Availability
 from yolotrt_core.testing.closure import unnamed_sources
 from yolotrt_core.types import BuildRequest

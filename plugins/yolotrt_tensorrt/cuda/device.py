@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from yolotrt_core.errors import StageError
-from yolotrt_core.lent import Lent
+from yolotrt_core.frames import HostBuffer
 from yolotrt_tensorrt.cuda import driver
 
 if TYPE_CHECKING:
@@ -271,7 +271,7 @@ class PinnedPool:
                 self.free_idle()
                 memory = _Pinned(self._gpu, size)
         back = functools.partial(_quietly, functools.partial(self.take_back, memory, size))
-        array: NDArray[np.uint8] = np.asarray(Lent(memory.address, lent, back, page_locked=True)).reshape(shape)
+        array: NDArray[np.uint8] = np.asarray(HostBuffer(memory.address, lent, back, page_locked=True)).reshape(shape)
         return array
 
     def take_back(self, memory: _Pinned, size: int) -> None:
@@ -295,7 +295,7 @@ def is_pinned(array: NDArray[Any]) -> bool:
     base: Any = array
     while isinstance(base, np.ndarray):
         base = base.base
-    return isinstance(base, Lent) and base.page_locked
+    return isinstance(base, HostBuffer) and base.page_locked
 
 
 def _quietly(free: Any) -> None:

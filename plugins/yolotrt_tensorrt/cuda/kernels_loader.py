@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from yolotrt_core.errors import StageError
-from yolotrt_core.layout import Layout
 from yolotrt_core.stages import DeviceProgram, SideCache
+from yolotrt_core.types import Layout
 
 if TYPE_CHECKING:
     from yolotrt_tensorrt.cuda.device import Gpu

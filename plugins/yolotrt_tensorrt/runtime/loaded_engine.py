@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from yolotrt_core.errors import StageError, UsageError
-from yolotrt_core.layout import CHANNELS, Layout, layout_of
 from yolotrt_core.stages import SideCache
-from yolotrt_core.types import EngineSpec
+from yolotrt_core.types import CHANNELS, EngineSpec, Layout, layout_of
 from yolotrt_tensorrt.cuda.device import DeviceMemory, Gpu
 from yolotrt_tensorrt.library import Library, Messages, check_plan
 

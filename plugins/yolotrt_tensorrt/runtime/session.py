@@ -19,9 +19,8 @@ import numpy as np
 
 from yolotrt_core.errors import StageError, UsageError
 from yolotrt_core.frames import Frame, Nv12Frame
-from yolotrt_core.layout import with_channels, without_channels
 from yolotrt_core.stages import DeviceProgram, SideCache
-from yolotrt_core.types import Detections, EngineSpec, Selection
+from yolotrt_core.types import Detections, EngineSpec, Selection, with_channels, without_channels
 from yolotrt_tensorrt.cuda.device import Gpu, PageLock, PinnedMemoryError, PinnedPool, as_stage_error, open_gpu
 from yolotrt_tensorrt.cuda.kernels_loader import load_kernels
 from yolotrt_tensorrt.library import check_engine

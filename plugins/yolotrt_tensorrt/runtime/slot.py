@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from yolotrt_core.errors import StageError
-from yolotrt_core.layout import without_channels
-from yolotrt_core.types import Detections, Selection
+from yolotrt_core.types import Detections, Selection, without_channels
 from yolotrt_tensorrt.cuda import graph as cuda_graph
 from yolotrt_tensorrt.cuda.device import DeviceMemory, Gpu, PinnedPool
 from yolotrt_tensorrt.cuda.graph import Graph

@@ -10,10 +10,18 @@ from fake_gpu import FakeCuda, FakeEngine, FakeGraph, fake_gpu, fake_kernels
 from head_reference import Result, reference
 from kernel_emulation import Emulated
 
-from yolotrt_core.layout import Layout, layout_of, with_channels
 from yolotrt_core.letterbox import preprocess
 from yolotrt_core.stages import DeviceProgram
-from yolotrt_core.types import Detections, EngineSpec, ModelSpec, Selection, TensorSpec
+from yolotrt_core.types import (
+    Detections,
+    EngineSpec,
+    Layout,
+    ModelSpec,
+    Selection,
+    TensorSpec,
+    layout_of,
+    with_channels,
+)
 from yolotrt_tensorrt.cuda import graph as cuda_graph
 from yolotrt_tensorrt.options import TensorRTOptions
 from yolotrt_tensorrt.runtime import session, slot

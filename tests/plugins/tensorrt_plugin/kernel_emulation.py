@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from yolotrt_core.layout import Layout
+from yolotrt_core.types import Layout
 from yolotrt_tensorrt.cuda import kernels_loader
 
 ROOT = Path(kernels_loader.__file__).parent

@@ -13,7 +13,8 @@ import pytest
 from trt_build import build, request
 
 from yolotrt_core.errors import StageError
-from yolotrt_core.types import EngineSpec, ModelSpec, from_json
+from yolotrt_core.serialization import from_json
+from yolotrt_core.types import EngineSpec, ModelSpec
 from yolotrt_tensorrt import library
 from yolotrt_tensorrt.cuda import driver
 

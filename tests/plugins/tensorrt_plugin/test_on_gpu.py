@@ -9,7 +9,8 @@ import pytest
 from trt_build import build, request
 
 from yolotrt_core.errors import StageError
-from yolotrt_core.types import EngineSpec, from_json
+from yolotrt_core.serialization import from_json
+from yolotrt_core.types import EngineSpec
 from yolotrt_tensorrt import library
 from yolotrt_tensorrt.cuda import driver
 from yolotrt_tensorrt.options import TensorRTOptions

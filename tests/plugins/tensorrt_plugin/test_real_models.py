@@ -12,8 +12,9 @@ import pytest
 from trt_build import described
 
 from yolotrt_core.engine import build
+from yolotrt_core.serialization import from_json
 from yolotrt_core.store.store import Store
-from yolotrt_core.types import BuildRequest, EngineSpec, ModelSpec, OnnxModel, ShapeRange, from_json
+from yolotrt_core.types import BuildRequest, EngineSpec, ModelSpec, OnnxModel, ShapeRange
 from yolotrt_tensorrt.library import RTX_MAGIC
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("installed_rtx")]

@@ -11,9 +11,9 @@ import pytest
 from trt_build import described
 
 from yolotrt_core.engine import build
-from yolotrt_core.layout import Layout, with_channels
+from yolotrt_core.serialization import from_json
 from yolotrt_core.store.store import Store
-from yolotrt_core.types import BuildRequest, ModelSpec, OnnxModel, ShapeRange, from_json
+from yolotrt_core.types import BuildRequest, Layout, ModelSpec, OnnxModel, ShapeRange, with_channels
 
 pytestmark = [pytest.mark.tf, pytest.mark.slow, pytest.mark.usefixtures("installed_rtx")]
 

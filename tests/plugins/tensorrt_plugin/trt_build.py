@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from yolotrt_core.errors import YolotrtError
-from yolotrt_core.types import BuildRequest, ModelSpec, OnnxModel, ShapeRange, from_json, to_json
+from yolotrt_core.serialization import from_json, to_json
+from yolotrt_core.types import BuildRequest, ModelSpec, OnnxModel, ShapeRange
 from yolotrt_tensorrt.options import TensorRTOptions
 from yolotrt_tensorrt.stages import TensorRTBuilder
 

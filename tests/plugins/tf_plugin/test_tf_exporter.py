@@ -18,8 +18,8 @@ import pytest
 from keras_yolo import CLASSES, ROWS, SIZE, picture
 from numpy.typing import NDArray
 
+from yolotrt_core.digest import sha256_of
 from yolotrt_core.errors import StageError, UsageError, YolotrtError
-from yolotrt_core.sources import sha256_of
 from yolotrt_core.types import BuildRequest, ModelSource, ModelSpec
 from yolotrt_tf import yolotrt_select_exporter
 from yolotrt_tf.options import TfOptions
@@ -343,7 +343,7 @@ def test_without_tensorflow_the_stage_says_what_to_install(monkeypatch: pytest.M
 
 
 def test_the_spec_survives_json(models: Path, tmp_path: Path) -> None:
-    from yolotrt_core.types import from_json, to_json
+    from yolotrt_core.serialization import from_json, to_json
 
     spec = export(models / "toy.pb", tmp_path)
     assert from_json(ModelSpec, json.loads(json.dumps(to_json(spec)))) == spec

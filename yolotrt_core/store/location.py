@@ -1,0 +1,36 @@
+"""Locations of the store and of fetched checkpoints."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from yolotrt_core.store.store import Store
+from yolotrt_core.user_paths import user_path
+
+STORE_VARIABLE = "YOLOTRT_STORE"
+
+
+def open_store(store: str | Path | Store | None = None) -> Store:
+    """Return the store to use: the given one, or the default."""
+    return store if isinstance(store, Store) else Store(store or default_store())
+
+
+def default_store() -> Path:
+    """Return the folder of the store: YOLOTRT_STORE, else the clone's artifacts/, else the user's cache."""
+    named = os.environ.get(STORE_VARIABLE)
+    if named:
+        return user_path(named)
+    root = Path(__file__).resolve().parents[2]
+    if (root / "tasks.py").is_file() and (root / "artifacts" / "README.md").is_file():
+        return root / "artifacts"
+    return _user_cache() / "artifacts"
+
+
+def weights_cache() -> Path:
+    """Return the folder where fetched checkpoints are kept."""
+    return _user_cache() / "weights"
+
+
+def _user_cache() -> Path:
+    return user_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "yolotrt"

@@ -1,0 +1,91 @@
+"""Frames of video files, cameras and streams."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from yolotrt_core.errors import UsageError
+from yolotrt_core.media_inputs import CAMERA, is_live, redact
+from yolotrt_core.pictures import quiet_opencv
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class VideoFacts:
+    """Size of a video's frames in pixels, frames per second, and how many frames (0: unknown)."""
+
+    width: int
+    height: int
+    fps: float
+    frames: int
+
+
+@contextmanager
+def open_video(source: Path | str) -> Iterator[tuple[VideoFacts, Iterator[NDArray[np.uint8]]]]:
+    """Open a video.
+
+    Args:
+        source: a file, or a live source as `is_live` tells them.
+
+    Yields:
+        Its facts, and its frames: uint8 (H, W, 3) BGR each, one in memory at a time.
+
+    Raises:
+        UsageError: it cannot be opened or holds no frame.
+    """
+    # Read once, when FFmpeg is first used; its complaints are the UsageError's to make.
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+    import cv2
+
+    with quiet_opencv():
+        camera = CAMERA.fullmatch(str(source))
+        capture = cv2.VideoCapture(int(camera[1]) if camera else str(source))
+    try:
+        if not capture.isOpened():
+            if is_live(str(source)):
+                raise UsageError(f"cannot open the live source `{redact(source)}`", hint="is it there, and free?")
+            raise UsageError(
+                f"`{redact(source)}` is not a video OpenCV can read",
+                hint="is the file complete, its codec known?",
+            )
+        facts = VideoFacts(
+            width=int(capture.get(cv2.CAP_PROP_FRAME_WIDTH)),
+            height=int(capture.get(cv2.CAP_PROP_FRAME_HEIGHT)),
+            fps=capture.get(cv2.CAP_PROP_FPS) or 25.0,
+            frames=max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT))),
+        )
+        yield facts, _frames(capture, source)
+    finally:
+        capture.release()
+
+
+def count_frames(path: Path) -> int:
+    """Return how many frames a video file says it holds; 0 if it cannot be opened."""
+    import cv2
+
+    with quiet_opencv():
+        capture = cv2.VideoCapture(str(path))
+        try:
+            return max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT))) if capture.isOpened() else 0
+        finally:
+            capture.release()
+
+
+def _frames(capture: Any, source: Path | str) -> Iterator[NDArray[np.uint8]]:
+    count = 0
+    while True:
+        good, frame = capture.read()
+        if not good:
+            break
+        count += 1
+        yield frame
+    if count == 0:
+        raise UsageError(f"the video `{redact(source)}` holds no frame that can be read")
