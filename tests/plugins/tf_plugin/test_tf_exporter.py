@@ -308,6 +308,7 @@ def test_silent_and_first_in_a_process(models: Path, tmp_path: Path) -> None:
     """TensorFlow writes to both streams past Python where it may."""
     code = (
         "import sys; from pathlib import Path; from yolotrt_core.types import *\n"
+        "from yolotrt_tf import yolotrt_select_exporter\n"
         "from yolotrt_tf.options import TfOptions; from yolotrt_tf.stages import TfExporter\n"
         "out, names, *paths = map(Path, sys.argv[1:])\n"
         "for path in paths:\n"
@@ -335,7 +336,11 @@ def test_silent_and_first_in_a_process(models: Path, tmp_path: Path) -> None:
 def test_without_tensorflow_the_stage_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     from importlib import util
 
-    monkeypatch.setattr(util, "find_spec", lambda name: None if name in ("tensorflow", "tf2onnx") else object())
+    monkeypatch.setattr(
+        util,
+        "find_spec",
+        lambda name: None if name in ("tensorflow", "tf2onnx") else util.spec_from_loader(name, None, origin="x"),
+    )
     can = TfExporter().available()
     assert not can.ok
     assert can.reason == "`tensorflow` and `tf2onnx` are not installed"

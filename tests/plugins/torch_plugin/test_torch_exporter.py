@@ -313,7 +313,8 @@ def test_selection_of_checkpoints_and_other_archives(modern: Path, early: Path, 
 
 def test_the_plugin_itself_loads_no_framework() -> None:
     code = (
-        "import sys, yolotrt_torch as p; s = p.TorchExporter(); s.available(); s.fingerprint(p.TorchOptions());"
+        "import sys; from yolotrt_torch.options import TorchOptions; from yolotrt_torch.stages import TorchExporter;"
+        "s = TorchExporter(); s.available(); s.fingerprint(TorchOptions());"
         "sys.exit(bool({'torch', 'numpy', 'onnx'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
