@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from filelock import FileLock
@@ -18,6 +20,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 from yolotrt_core import speed, timing
 from yolotrt_core.store.store import Store
 
+_TOGETHER = ("tests/plugins/tf",)
+_SLOW = 40  # tests that are not marked slow take as long as one that is
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -73,7 +77,30 @@ def short_timing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing, "_REPEATS", 5)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give workers files, as `--dist loadfile` does, or a folder whose framework takes seconds to import."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return _work_unit(nodeid)
+
+    return Scheduling(config, log)
+
+
+def _work_unit(nodeid: str) -> str:
+    """Return the file or folder whose tests run in one process."""
+    file = nodeid.partition("::")[0]
+    return next((folder for folder in _TOGETHER if file.startswith(folder)), file)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if "PYTEST_XDIST_WORKER" in os.environ:  # the longest first, so that no worker is left with one at the end
+        weights: Counter[str] = Counter()
+        for item in items:
+            weights[_work_unit(item.nodeid)] += _SLOW if "slow" in item.keywords else 1
+        items.sort(key=lambda item: -weights[_work_unit(item.nodeid)])
     if not any("gpu" in item.keywords for item in items):
         return
     reason = _no_gpu()
