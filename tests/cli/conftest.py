@@ -1,80 +1,49 @@
-"""Both commands as users start them: a process of its own, in an empty folder."""
+"""The command line in an empty folder with an empty store: in this process, or as a process where that matters."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-COMMANDS = ("invoke", "yolotrt")
+from command_line import COMMANDS, ROOT, Ran, call, start
 
-
-@dataclass(frozen=True)
-class Ran:
-    """What a command printed and how it ended."""
-
-    code: int
-    out: str
-    err: str
-
+__all__ = ["COMMANDS", "ROOT", "Ran", "Run", "both_commands", "call", "start"]
 
 Run = Callable[..., Ran]
+BuiltOnce = Callable[[str, Callable[[Path], None]], Path]
+
+# For tests whose subject is the process: `run` starts it, once as `invoke`, once as `yolotrt`.
+both_commands = pytest.mark.parametrize("run", COMMANDS, indirect=True)
 
 
-def start(
-    command: str,
-    *arguments: str,
-    cwd: Path,
-    store: Path,
-    redirect: str = "",
-    variables: Mapping[str, str] = {},
-    stdout: int = subprocess.PIPE,
-) -> Ran:
-    """Run one of the two commands in `cwd` with its own store.
-
-    Args:
-        redirect: as for a shell, e.g. `>/dev/full`. variables: more of the environment. stdout: a descriptor to take
-            the place of what is returned as `out`.
-    """
-    program = Path(sys.executable).with_name(command)
-    before = ["--search-root", str(ROOT)] if command == "invoke" else []
-    environment = {
-        **os.environ,
-        "YOLOTRT_STORE": str(store),
-        "COLUMNS": "200",
-        "XDG_CACHE_HOME": str(store.parent / "cache"),
-        **variables,
-    }
-    line = [str(program), *before, *arguments]
-    if redirect:
-        line = ["bash", "-c", f'exec "$@" {redirect}', "bash", *line]
-    done = subprocess.run(line, cwd=cwd, env=environment, stdout=stdout, stderr=subprocess.PIPE, text=True, timeout=600)
-    return Ran(done.returncode, done.stdout or "", done.stderr)
-
-
-@pytest.fixture(params=COMMANDS)
+@pytest.fixture
 def run(request: pytest.FixtureRequest, tmp_path: Path) -> Run:
-    """Run a command in an empty folder with an empty store; each test runs under both commands."""
+    """Run the command line in an empty folder with an empty store, in this process unless `both_commands` asks."""
+    command = getattr(request, "param", None)
+    here = tmp_path / "here"
 
-    def call(*arguments: str, store: Path | None = None, **how: Any) -> Ran:
-        here = tmp_path / "here"
+    def execute(*arguments: str, store: Path | None = None, **how: Any) -> Ran:
         here.mkdir(exist_ok=True)
-        return start(request.param, *arguments, cwd=here, store=store or tmp_path / "store", **how)
+        place = {"cwd": here, "store": store or tmp_path / "store"}
+        return start(command, *arguments, **place, **how) if command else call(*arguments, **place, **how)
 
-    return call
+    return execute
 
 
 @pytest.fixture(scope="session")
-def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def warm(built_once: BuiltOnce, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store in which the embedded default model has been built for the CPU, and what that printed."""
-    folder = tmp_path_factory.mktemp("warm")
-    ran = start("yolotrt", "build", "--builder", "onnxruntime", "--out", "engine", cwd=folder, store=folder / "store")
-    assert ran.code == 0, ran.err
-    yield folder
+
+    def build(folder: Path) -> None:
+        for precision in ("fp32", "fp16"):
+            common = ("--builder", "onnxruntime", "--precision", precision, "--out", "engine")
+            ran = start("yolotrt", "build", *common, cwd=folder, store=folder / "store")
+            assert ran.code == 0, ran.err
+
+    folder = tmp_path_factory.mktemp("warm") / "copy"  # tests add to it
+    shutil.copytree(built_once("warm", build), folder)
+    return folder

@@ -13,6 +13,8 @@ import yolotrt_core
 
 from .conftest import Run
 
+pytestmark = pytest.mark.usefixtures("short_timing")
+
 _SCHEMA = json.loads((Path(yolotrt_core.__file__).parent / "schemas" / "bench.json").read_text())
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from .conftest import Run
+from .conftest import Run, both_commands
 
 Install = Callable[..., None]
 
@@ -70,10 +71,12 @@ def yolotrt_passes(): return [Stage()]
 
 
 @pytest.fixture
-def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
     """Return `install(module, text)`: the module becomes a plugin of the distribution `MODULE-dist`."""
     site = tmp_path / "site"
     site.mkdir()
+    monkeypatch.syspath_prepend(site)
+    loaded = set(sys.modules)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, (str(site), os.environ.get("PYTHONPATH", "")))))
 
     def add(module: str, text: str, **values: str) -> None:
@@ -85,7 +88,10 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
         (information / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {module}-dist\nVersion: 1.0\n")
         (information / "entry_points.txt").write_text(f"[yolotrt]\n{module} = {module}\n")
 
-    return add
+    yield add
+    for module in set(sys.modules) - loaded:
+        if str(getattr(sys.modules[module], "__file__", "")).startswith(str(site)):
+            del sys.modules[module]
 
 
 def test_what_fails_when_asked_harms_no_command(run: Run, install: Install) -> None:
@@ -161,6 +167,7 @@ def test_a_name_of_the_core_is_refused(run: Run, install: Install) -> None:
     assert "`gate` is a name of `yolotrt-core` itself" in told["error"]
 
 
+@both_commands
 def test_a_plugin_that_prints_and_logs_at_import_spoils_nothing(run: Run, install: Install) -> None:
     install(
         "loud",

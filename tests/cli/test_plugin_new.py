@@ -20,12 +20,16 @@ from yolotrt_core.scaffold import write_plugin
 from yolotrt_core.sources import sample_path
 from yolotrt_core.testing import small_model
 
+from .conftest import Ran, call
+
 ROOT = Path(__file__).resolve().parents[2]
 RULES = ["check", "--isolated", "--line-length=120", "--target-version=py311", "--select=E,F,I,B,UP,RUF,PIE,C4,BLE"]
 
 
-def _run(command: list[str], folder: Path, path: Path) -> subprocess.CompletedProcess[str]:
+def _run(command: list[str], folder: Path, path: Path, store: Path | None = None) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"PYTHONPATH": f"{path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+    if store:
+        environment["YOLOTRT_STORE"] = str(store)
     return subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False
     )
@@ -54,7 +58,7 @@ def test_a_new_plugin_holds_its_contract(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_guide_s_first_commands_run(tmp_path: Path) -> None:
+def test_the_guide_s_first_commands_run(warm: Path, tmp_path: Path) -> None:
     for module in ("onnxruntime", "cv2"):
         pytest.importorskip(module, reason="builds and runs a model (extra `cpu`)")
     guide = (ROOT / "plugins" / "README.md").read_text()
@@ -65,7 +69,7 @@ def test_the_guide_s_first_commands_run(tmp_path: Path) -> None:
     folder = tmp_path / commands[1][1]
     install(folder)
     for command in commands[3:]:
-        done = _run(runnable(command), folder, folder)
+        done = _run(runnable(command), folder, folder, warm / "store")
         assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
     assert {path.name for path in folder.iterdir()} >= {"example.bin", "engines", "detections"}
     ignored = (folder / ".gitignore").read_text().split()
@@ -74,7 +78,7 @@ def test_the_guide_s_first_commands_run(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-def test_commands_of_the_new_readme_run(kind: str, tmp_path: Path) -> None:
+def test_commands_of_the_new_readme_run(kind: str, warm: Path, tmp_path: Path) -> None:
     for module in ("torch", "onnxruntime", "cv2"):
         pytest.importorskip(module, reason="builds and runs the embedded model (extra `cpu`)")
     folder = write_plugin("mine", kind, tmp_path)
@@ -85,7 +89,8 @@ def test_commands_of_the_new_readme_run(kind: str, tmp_path: Path) -> None:
     (tmp_path / "n.txt").write_text("a\nb\nc\n")
     shutil.copy(sample_path(), tmp_path)
     for command in commands:
-        done = _run(runnable([own.get(word, word) for word in command]), tmp_path / "here", folder)
+        words = [own.get(word, word) for word in command]
+        done = _run(runnable(words), tmp_path / "here", folder, warm / "store")
         assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
         assert "Traceback" not in done.stderr
 
@@ -120,13 +125,16 @@ def test_names_that_cannot_be(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", "from yolotrt_core.cli import main; main()", "plugin.new", "own", "--kind", "pass"]
     (tmp_path / "file").write_text("")
     for place in ("file", "/proc"):  # nobody makes a folder there, the superuser neither
-        done = _run([*command, "--out", place], tmp_path, tmp_path)
-        assert done.returncode == 5
-        assert done.stderr.startswith("error: cannot write ")
-        assert "hint: choose another folder with `--out`" in done.stderr
+        ran = _plugin_new(tmp_path, "own", "--kind", "pass", "--out", place)
+        assert ran.code == 5
+        assert ran.err.startswith("error: cannot write ")
+        assert "hint: choose another folder with `--out`" in ran.err
+
+
+def _plugin_new(folder: Path, *arguments: str) -> Ran:
+    return call("plugin.new", *arguments, cwd=folder, store=folder / "store")
 
 
 def test_a_full_disk_fails_as_other_outputs_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,15 +156,13 @@ def test_a_full_disk_fails_as_other_outputs_do(tmp_path: Path, monkeypatch: pyte
 
 
 def test_the_command(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", "from yolotrt_core.cli import main; main()", "plugin.new"]
-    done = _run([*command, "own", "--kind", "pass"], tmp_path, tmp_path)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "yolotrt-own\n", "")
+    assert _plugin_new(tmp_path, "own", "--kind", "pass") == Ran(0, "yolotrt-own\n", "")
     for arguments, words in (
         (["own"], "error: `plugin.new` needs the kind of stage"),
         (["own", "--kind", "pass"], "error: `yolotrt-own` is there already"),
         (["onnxruntime", "--kind", "builder"], "error: there is already a builder named `onnxruntime`"),
     ):
-        done = _run([*command, *arguments], tmp_path, tmp_path)
-        assert done.returncode == 2
-        assert words in done.stderr
-        assert "hint: " in done.stderr
+        ran = _plugin_new(tmp_path, *arguments)
+        assert ran.code == 2
+        assert words in ran.err
+        assert "hint: " in ran.err

@@ -9,7 +9,7 @@ import cv2
 
 from yolotrt_core.sources import sample_path
 
-from .conftest import start
+from .conftest import call
 from .rtsp_camera import rtsp_camera, write_stream
 
 
@@ -22,10 +22,10 @@ def test_a_camera_is_watched_and_its_password_kept(warm: Path, tmp_path: Path) -
     common = ("--builder", "onnxruntime", "--max-frames", "10", "--json")
     with rtsp_camera(film.read_bytes()) as camera:
         address = f"rtsp://user:secret@127.0.0.1:{camera.server_address[1]}/door"
-        watched = start("yolotrt", "detect", address, *common, cwd=here, store=warm / "store")
+        watched = call("detect", address, *common, cwd=here, store=warm / "store")
     assert watched.code == 0, watched.err
     assert [method for method, _ in camera.asked][:4] == ["OPTIONS", "DESCRIBE", "SETUP", "PLAY"]
-    filmed = start("yolotrt", "detect", str(film), *common, "--out", "film", cwd=here, store=warm / "store")
+    filmed = call("detect", str(film), *common, "--out", "film", cwd=here, store=warm / "store")
     assert filmed.code == 0, filmed.err
     images, like = (json.loads(ran.out)["images"] for ran in (watched, filmed))
     assert [image["frame"] for image in images] == list(range(10))

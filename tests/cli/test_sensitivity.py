@@ -15,6 +15,8 @@ from yolotrt_core.sources import sample_path
 
 from .conftest import Run
 
+pytestmark = pytest.mark.usefixtures("short_timing")
+
 _SCHEMAS = Path(yolotrt_core.__file__).parent / "schemas"
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import start
+from .conftest import call, start
 
 pytestmark = pytest.mark.slow
 
@@ -124,8 +124,8 @@ def test_gc_keeps_what_a_second_build_looks_up(tmp_path: Path, warm: Path) -> No
     here = _here(tmp_path)
     store = tmp_path / "store"
     shutil.copytree(warm / "store", store)
-    assert start("yolotrt", "artifacts.gc", "--keep-days", "0", cwd=here, store=store).code == 0
-    ran = start("yolotrt", "build", "--builder", "onnxruntime", cwd=here, store=store)
+    assert call("artifacts.gc", "--keep-days", "0", cwd=here, store=store).code == 0
+    ran = call("build", "--builder", "onnxruntime", cwd=here, store=store)
     assert ran.code == 0
     assert " built " not in ran.err
 
@@ -187,4 +187,4 @@ def test_a_signal_leaves_no_trace_and_the_next_build_works(
     assert err.splitlines()[-1] == f"cancelled{word}"
     assert "Traceback" not in err
     assert not list(store.glob("work/*/out/*"))
-    assert start("yolotrt", *arguments, cwd=_here(tmp_path), store=store).code == 0
+    assert call(*arguments, cwd=_here(tmp_path), store=store).code == 0

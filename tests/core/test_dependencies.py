@@ -1,41 +1,36 @@
-"""Who may import whom: read from the source, so that no run can hide it."""
+"""Who may import whom: contracts over the source, so that no run can hide it, and what a start really loads."""
 
 from __future__ import annotations
 
 import ast
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from importlinter.cli import lint_imports
 
 ROOT = Path(__file__).resolve().parents[2]
-CORE = sorted((ROOT / "yolotrt_core").rglob("*.py"))
 PLUGINS = sorted(p for p in (ROOT / "plugins").iterdir() if p.is_dir() and (p / "__init__.py").is_file())
-# What the core must never name, however lazily.
+# What the core must never name, however lazily: so says a contract of `pyproject.toml`.
 FRAMEWORKS = {
     "torch", "tensorflow", "tf2onnx", "keras", "tensorrt", "tensorrt_rtx", "onnx", "onnxruntime", "onnxsim", "onnxslim",
     "onnxscript", "pycuda", "cuda",
 }  # fmt: skip
 # May be imported inside functions only: each costs more than the whole of `--help` may.
 HEAVY = FRAMEWORKS | {"numpy", "cv2", "diskcache", "rich", "faster_coco_eval", "pycocotools"}
-AGPL = {"yolov5", "ultralytics", "models", "utils"}
 
 
-def _imports(path: Path, *, top_level_only: bool = False) -> Iterator[str]:
-    """Yield the top package of each import; those under `if TYPE_CHECKING` never run."""
+def _imports(path: Path, *, at_top: bool) -> Iterator[str]:
+    """Yield the top package of each import that can run; `at_top`: those that importing the file runs."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    hidden = {
-        id(inner)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
-        for inner in ast.walk(node)
-    }
-    if top_level_only:
-        for node in ast.walk(tree):
-            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
-                hidden |= {id(inner) for inner in ast.walk(node)}
+    hidden: set[int] = set()
+    for node in ast.walk(tree):
+        is_for_checkers = isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        if is_for_checkers or (at_top and isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))):
+            hidden |= {id(inner) for inner in ast.walk(node)}
     for node in ast.walk(tree):
         if id(node) in hidden:
             continue
@@ -45,29 +40,29 @@ def _imports(path: Path, *, top_level_only: bool = False) -> Iterator[str]:
             yield (node.module or "").partition(".")[0]
 
 
-@pytest.mark.parametrize("path", CORE, ids=lambda p: str(p.relative_to(ROOT)))
-def test_core_knows_stages_never_a_framework(path: Path) -> None:
-    found = set(_imports(path))
-    assert not found & FRAMEWORKS
-    assert not {name for name in found if name.startswith("yolotrt_") and name != "yolotrt_core"}
+def test_the_contracts_between_packages_hold(capsys: pytest.CaptureFixture[str]) -> None:
+    """Function-level imports and those for type checkers count too."""
+    code = lint_imports(config_filename=str(ROOT / "pyproject.toml"), no_cache=True)
+    assert code == 0, capsys.readouterr().out
 
 
-@pytest.mark.parametrize("plugin", PLUGINS, ids=lambda p: p.name)
-def test_a_plugin_imports_the_core_and_never_another_plugin(plugin: Path) -> None:
-    for path in plugin.rglob("*.py"):
-        others = {n for n in _imports(path) if n.startswith("yolotrt_")} - {"yolotrt_core", plugin.name}
-        assert not others, f"{path.name} imports {others}"
+def test_every_package_and_framework_is_under_contract() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
+    packages = {"yolotrt_core", *(p.name for p in PLUGINS)}
+    assert set(settings["root_packages"]) == packages
+    core, plugins, licences = settings["contracts"]
+    for importer, _, _ in (line.partition(" -> ") for line in core["ignore_imports"]):
+        file = ROOT / f"{importer.replace('.', '/')}.py"
+        assert not set(_imports(file, at_top=False)) & FRAMEWORKS, f"{file.name} may name them for type checkers only"
+    assert set(core["forbidden_modules"]) == FRAMEWORKS | {p.name for p in PLUGINS}
+    assert set(plugins["modules"]) == {p.name for p in PLUGINS}
+    assert set(licences["source_modules"]) == packages
 
 
 @pytest.mark.parametrize("plugin", PLUGINS, ids=lambda p: p.name)
 def test_a_plugins_front_imports_no_framework(plugin: Path) -> None:
     for front in (plugin / f"{name}.py" for name in ("__init__", "options", "stages", "passes", "formats")):
-        assert not front.is_file() or not set(_imports(front, top_level_only=True)) & HEAVY
-
-
-@pytest.mark.parametrize("path", [*CORE, *(f for p in PLUGINS for f in sorted(p.rglob("*.py")))], ids=lambda p: p.name)
-def test_nothing_under_agpl_is_imported(path: Path) -> None:
-    assert not set(_imports(path)) & AGPL
+        assert not front.is_file() or not set(_imports(front, at_top=True)) & HEAVY
 
 
 @pytest.mark.parametrize("command", [["--help"], ["build", "--help"], ["detect", "--help"], ["plugins", "--help"]])

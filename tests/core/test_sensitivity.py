@@ -20,6 +20,8 @@ from yolotrt_core.plans import GivenOptions
 from yolotrt_core.registry import Registry
 from yolotrt_core.store.store import Store
 
+pytestmark = pytest.mark.usefixtures("short_timing")
+
 
 @pytest.fixture(autouse=True)
 def _counted_from_zero() -> None:
