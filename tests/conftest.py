@@ -20,7 +20,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 from yolotrt_core import speed, timing
 from yolotrt_core.store.store import Store
 
-_TOGETHER = ("tests/plugins/tf",)
+_TOGETHER = ("tests/plugins/tf_plugin",)
 _SLOW = 40  # tests that are not marked slow take as long as one that is
 ROOT = Path(__file__).resolve().parent.parent
 
