@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from yolotrt_core.detector import Detector
-    from yolotrt_core.engine import BuildSettings, Engine, build
+    from yolotrt_core.engine import Engine, build
     from yolotrt_core.errors import YolotrtError
     from yolotrt_core.frames import Nv12Frame
+    from yolotrt_core.settings import BuildSettings
     from yolotrt_core.types import Detections, Selection
 
 # Imported when first used: `import yolotrt_core` alone must cost nothing.

@@ -13,15 +13,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, cast
 
-from yolotrt_core.engine import AUTO, BuildSettings, build_engine, read_engine_spec
+from yolotrt_core.engine import build_engine
+from yolotrt_core.engine_file import read_engine_spec
 from yolotrt_core.errors import UsageError
 from yolotrt_core.frames import DeviceFrame, Frame
+from yolotrt_core.given_options import GivenOptions, Settings
 from yolotrt_core.inputs import checked_frames, refuse_missing_frames, refuse_selection
 from yolotrt_core.letterbox import preprocess
-from yolotrt_core.plans import GivenOptions, Settings
 from yolotrt_core.reading import decode_ahead
 from yolotrt_core.registered import Registered, refuse_unavailable
 from yolotrt_core.registry import Registry
+from yolotrt_core.settings import AUTO, BuildSettings
 from yolotrt_core.stages import (
     DecodingSession,
     DetectingSession,

@@ -9,17 +9,17 @@ from pathlib import Path
 
 from yolotrt_core import gate, pipeline
 from yolotrt_core.detector import Detector
-from yolotrt_core.engine import BuildSettings, calibration_data, plan_build
 from yolotrt_core.gate import Verdict
+from yolotrt_core.given_options import GivenOptions
 from yolotrt_core.pipeline import StepResult
-from yolotrt_core.plans import GivenOptions, Plan
 from yolotrt_core.registry import Registry
 from yolotrt_core.sensitivity import SensitivityOptions
 from yolotrt_core.serialization import from_json
+from yolotrt_core.settings import BuildSettings, calibration_data, plan_build
+from yolotrt_core.step import ENGINE_SPEC_FILE, PARITY_BUILDER, Plan
 from yolotrt_core.store.action import Blob, Record
 from yolotrt_core.store.store import Store
 from yolotrt_core.types import EngineSpec
-from yolotrt_core.work import ENGINE_SPEC_FILE, PARITY_BUILDER
 
 _log = logging.getLogger(__name__)
 

@@ -17,9 +17,9 @@ from pathlib import Path
 from yolotrt_core import core_sources, log, options, work
 from yolotrt_core.core_sources import core_digest
 from yolotrt_core.errors import StageError, YolotrtError
-from yolotrt_core.plans import Output, Plan, Step
 from yolotrt_core.progress import progress
 from yolotrt_core.registry import Registry
+from yolotrt_core.step import Output, Plan, Step
 from yolotrt_core.store.action import Action, Record
 from yolotrt_core.store.failures import DamagedArtifactError, MissingArtifactError
 from yolotrt_core.store.layout import STAGE_LOG

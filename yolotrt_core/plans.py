@@ -7,12 +7,12 @@ a plan names where each input comes from, and `pipeline` walks it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from dataclasses import dataclass, replace
 
-from yolotrt_core import options, parity, registered, work
+from yolotrt_core import options, parity, registered
 from yolotrt_core.calibration import DEFAULT_CALIBRATOR, CalibrationData, ChosenPictures, choose
 from yolotrt_core.errors import PluginError, UsageError
+from yolotrt_core.given_options import GivenOptions, Settings
 from yolotrt_core.registered import Registered
 from yolotrt_core.registry import Registry
 from yolotrt_core.serialization import to_json
@@ -24,74 +24,12 @@ from yolotrt_core.stages import (
     RangesBuilder,
     RoundingBuilder,
 )
-from yolotrt_core.store.action import PluginIdentity
+from yolotrt_core.step import PARITY_BUILDER, SPEC_FILE, Output, Plan, Step
 from yolotrt_core.types import BuildRequest, Json, ModelSource, Precision
 
 CALIBRATE = "calibrate"
 # Passes below this order run before a precision is chosen: every precision shares their artifact.
 PRECISION_ORDER = 50
-
-
-@dataclass(frozen=True, slots=True)
-class Output:
-    """A file that an earlier step of the plan writes."""
-
-    step: str
-    file: str
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One stage of a plan.
-
-    Attributes:
-        label: unique in the plan, e.g. `export`. kind: as in Action.stage.
-        request: what the stage is asked for. material: the part of it that enters the key.
-        options: the stage's resolved options. prefix: their flag prefix.
-        inputs: input name to an earlier step's output, or to the SHA-256 of something outside.
-    """
-
-    label: str
-    kind: str
-    identity: PluginIdentity
-    stage: Any
-    request: BuildRequest
-    material: Mapping[str, Json]
-    options: Any
-    prefix: str
-    inputs: Mapping[str, Output | str]
-    tools: Mapping[str, str]
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """The steps of a build, in order; the last one makes the engine.
-
-    `pictures` are those the network is calibrated on, or None.
-    """
-
-    source: ModelSource
-    request: BuildRequest
-    builder: Registered
-    steps: tuple[Step, ...]
-    pictures: ChosenPictures | None = None
-
-
-class Settings(Protocol):
-    """Where a stage's options come from: flags over recipe over defaults."""
-
-    def resolve(self, cls: type, prefix: str) -> Any: ...
-
-
-@dataclass(frozen=True, slots=True)
-class GivenOptions:
-    """Stage options as the user gave them: `flags[stage][field]` text, `recipe[stage][field]`."""
-
-    flags: Mapping[str, Mapping[str, str | None]] = field(default_factory=dict)
-    recipe: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-
-    def resolve(self, cls: type, prefix: str) -> Any:
-        return options.resolve(cls, prefix, self.flags.get(prefix), self.recipe.get(prefix))
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +47,7 @@ def plan(
     source: ModelSource,
     request: BuildRequest,
     choice: Choice = Choice(),
-    settings: Settings = GivenOptions(),
+    settings: Settings = GivenOptions(),  # noqa: B008 - frozen
 ) -> Plan:
     """Decide which stages a build needs, without running any or importing a framework.
 
@@ -163,7 +101,7 @@ def refuse_unchecked(source: ModelSource, stages: Registry) -> None:
     """
     if source.holds not in parity.ROUNDED:
         return
-    runner = stages.usable("builder", work.PARITY_BUILDER)
+    runner = stages.usable("builder", PARITY_BUILDER)
     if source.holds not in runner.stage.precisions:
         raise UsageError(
             f"`{source.path.name}` holds {source.holds} already, and {runner.name}, by which every model is checked, "
@@ -262,7 +200,7 @@ def _step(
 def _parity_step(
     stages: Registry, settings: Settings, request: BuildRequest, onnx: str, holds: Precision | None
 ) -> Step:
-    runner = stages.usable("builder", work.PARITY_BUILDER)
+    runner = stages.usable("builder", PARITY_BUILDER)
     chosen = settings.resolve(parity.ParityOptions, "parity").of(holds)
     return Step(
         label="parity",
@@ -279,7 +217,7 @@ def _parity_step(
 
 
 def _model_inputs(label: str) -> dict[str, Output | str]:
-    return {"onnx": Output(label, ONNX_FILE), "spec": Output(label, work.SPEC_FILE)}
+    return {"onnx": Output(label, ONNX_FILE), "spec": Output(label, SPEC_FILE)}
 
 
 def _applies(stages: Registry, found: Registered, request: BuildRequest, settings: Settings) -> bool:

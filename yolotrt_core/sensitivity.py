@@ -24,10 +24,10 @@ from yolotrt_core.core_sources import core_digest
 from yolotrt_core.detector import Detector
 from yolotrt_core.digest import sha256_of
 from yolotrt_core.errors import StageError, UsageError
+from yolotrt_core.given_options import Settings
 from yolotrt_core.guard import answering
 from yolotrt_core.handed_on import check_pass
 from yolotrt_core.options import key_material, option
-from yolotrt_core.plans import Output, Plan, Settings, Step
 from yolotrt_core.progress import progress
 from yolotrt_core.ranges import read_ranges
 from yolotrt_core.registered import Registered
@@ -35,10 +35,10 @@ from yolotrt_core.registry import Registry
 from yolotrt_core.serialization import from_json, to_json
 from yolotrt_core.sources import sample_path
 from yolotrt_core.stages import ONNX_FILE, RANGES_FILE, QuantizingPass, Session
+from yolotrt_core.step import PARITY_BUILDER, Output, Plan, Step
 from yolotrt_core.store.action import Action, Record
 from yolotrt_core.store.store import Store
 from yolotrt_core.types import Calibration, Detections, EngineSpec, Json, ModelSpec, OnnxModel, Selection
-from yolotrt_core.work import PARITY_BUILDER
 
 if TYPE_CHECKING:
     import numpy as np

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import itertools
 import random
-import resource
-import shutil
-import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +14,7 @@ from yolotrt_core.bench import Timing, measure_interleaved, timing
 from yolotrt_core.detector import Detector
 from yolotrt_core.progress import progress
 from yolotrt_core.stages import TimedSession
-from yolotrt_core.types import Json, Selection, with_channels
+from yolotrt_core.types import Selection, with_channels
 
 if TYPE_CHECKING:
     import numpy as np
@@ -183,32 +180,3 @@ def _frames(count: int, size: tuple[int, int]) -> list[NDArray[np.uint8]]:
         coarse = random_numbers.integers(0, 256, (-(-size[0] // 16), -(-size[1] // 16), 3), dtype=np.uint8)
         frames.append(np.ascontiguousarray(np.kron(coarse, np.ones((16, 16, 1), np.uint8))[: size[0], : size[1]]))
     return frames
-
-
-def machine_facts() -> dict[str, Json]:
-    """Return what figures depend on: processor, GPU with its clocks now, peak memory of this process."""
-    facts: dict[str, Json] = {
-        "peak_host_memory_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
-        "processor": _processor(),
-        "gpu": None,
-    }
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return facts
-    fields = ("name", "driver_version", "clocks.sm", "clocks.mem", "memory.used", "temperature.gpu")
-    command = [program, f"--query-gpu={','.join(fields)}", "--format=csv,noheader"]
-    try:
-        asked = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return facts
-    first = asked.stdout.splitlines()[0].split(", ") if asked.stdout else []
-    facts["gpu"] = dict(zip((f.replace(".", "_") for f in fields), first, strict=False))
-    return facts
-
-
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as lines:  # noqa: PTH123 - read line by line, stopped early
-            return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
-    except OSError:
-        return "unknown"

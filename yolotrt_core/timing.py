@@ -10,12 +10,13 @@ from pathlib import Path
 
 from yolotrt_core import core_sources
 from yolotrt_core.core_sources import core_digest
+from yolotrt_core.given_options import GivenOptions
 from yolotrt_core.judged import Judged, open_engine, spec_of
+from yolotrt_core.machine import machine_facts
 from yolotrt_core.pictures import opencv_version
-from yolotrt_core.plans import GivenOptions
 from yolotrt_core.registered import OWN_DIST
 from yolotrt_core.registry import Registry
-from yolotrt_core.speed import Candidate, machine_facts, measure_speed
+from yolotrt_core.speed import Candidate, measure_speed
 from yolotrt_core.store.action import Action, PluginIdentity, canonical_json
 from yolotrt_core.store.store import Store
 from yolotrt_core.types import Json

@@ -16,16 +16,13 @@ from yolotrt_core.handed_on import check_engine, check_export, check_pass, check
 from yolotrt_core.ranges import read_ranges, with_origin
 from yolotrt_core.serialization import from_json, to_json
 from yolotrt_core.stages import ONNX_FILE, RANGES_FILE
+from yolotrt_core.step import ENGINE_SPEC_FILE, PARITY_BUILDER, SPEC_FILE
 from yolotrt_core.types import BuildRequest, Calibration, EngineSpec, Json, ModelSpec, OnnxModel
 
 if TYPE_CHECKING:
-    from yolotrt_core.plans import Plan, Step
+    from yolotrt_core.step import Plan, Step
     from yolotrt_core.store.store import Store
 
-SPEC_FILE = "spec.json"
-ENGINE_SPEC_FILE = "engine.json"
-# The builder whose sessions check an export; whatever it opens is plain ONNX.
-PARITY_BUILDER = "onnxruntime"
 
 Work = Callable[["Plan", "Step", Path, Path, "Store"], Mapping[str, Json]]
 

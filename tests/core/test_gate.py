@@ -18,11 +18,12 @@ from arrays import detections
 from fake_stages import FakeBuilder, FakeExporter, FakePass, FakePostprocessor, FakeSession, fake_plugin
 from yolotrt_core.agreement import agree
 from yolotrt_core.detector import Detector
-from yolotrt_core.engine import BuildSettings, Engine, build_engine
+from yolotrt_core.engine import Engine, build_engine
 from yolotrt_core.errors import GateError, UsageError
 from yolotrt_core.options import option
 from yolotrt_core.predictions import predict
 from yolotrt_core.registry import Registry
+from yolotrt_core.settings import BuildSettings
 from yolotrt_core.source_digest import source_digest
 from yolotrt_core.stages import ONNX_FILE, Availability
 from yolotrt_core.store.store import Store

@@ -14,10 +14,11 @@ import fake_layers
 from fake_layers import RUNS, SHARES, SIZE, LayeredBuilder, layered_stages, write_model, write_pictures
 from yolotrt_core import mixed, sensitivity
 from yolotrt_core.detector import Detector
-from yolotrt_core.engine import BuildSettings, Engine, build_engine, plan_build
+from yolotrt_core.engine import Engine, build_engine
 from yolotrt_core.errors import GateError, PluginError, StageError, UsageError
-from yolotrt_core.plans import GivenOptions
+from yolotrt_core.given_options import GivenOptions
 from yolotrt_core.registry import Registry
+from yolotrt_core.settings import BuildSettings, plan_build
 from yolotrt_core.store.store import Store
 
 pytestmark = pytest.mark.usefixtures("short_timing")

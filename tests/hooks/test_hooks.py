@@ -14,9 +14,10 @@ import pytest
 from fake_layers import LayeredCalibrator
 from fake_stages import FakeBuilder, FakeExporter, FakePass, FakePostprocessor
 from yolotrt_core import hookspecs
-from yolotrt_core.engine import BuildSettings, Engine, build_engine
+from yolotrt_core.engine import Engine, build_engine
 from yolotrt_core.registered import KINDS
 from yolotrt_core.registry import Registry
+from yolotrt_core.settings import BuildSettings
 from yolotrt_core.store.store import Store
 
 ROOT = Path(__file__).resolve().parents[2]

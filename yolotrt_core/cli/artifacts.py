@@ -12,19 +12,21 @@ from typing import TYPE_CHECKING, Any
 
 import invoke
 
-from yolotrt_core import pipeline, work
+from yolotrt_core import pipeline
 from yolotrt_core.calibration_cache import CALIBRATORS, cache_from_ranges, version_number
 from yolotrt_core.cli import build
 from yolotrt_core.cli.tables import print_table
 from yolotrt_core.cli.tasks import Flag, Given, make_task, stage_flags
 from yolotrt_core.digest import sha256_of
-from yolotrt_core.engine import hand_out, plan_build
+from yolotrt_core.engine_file import hand_out
 from yolotrt_core.errors import ArtifactError, UsageError
 from yolotrt_core.ranges import ranges_from_json
 from yolotrt_core.registered import KINDS
 from yolotrt_core.registry import Registry
 from yolotrt_core.serialization import to_json
+from yolotrt_core.settings import plan_build
 from yolotrt_core.stages import ONNX_FILE, RANGES_FILE
+from yolotrt_core.step import ENGINE_SPEC_FILE
 from yolotrt_core.store.action import Record
 from yolotrt_core.store.failures import reporting
 from yolotrt_core.store.location import STORE_VARIABLE, open_store
@@ -346,7 +348,7 @@ def _export(stages: Registry, given: Given) -> None:
     else:
         hand_out(store, record.outputs[wanted].sha256, target)
     if kind == "engine":
-        spec = record.outputs[work.ENGINE_SPEC_FILE].sha256
+        spec = record.outputs[ENGINE_SPEC_FILE].sha256
         hand_out(store, spec, target.with_name(target.name + ".json"))
     if given["json"]:
         print(json.dumps({"schema": 1, "kind": kind, "path": str(target), "key": record.key}, indent=2))

@@ -14,12 +14,13 @@ from yolotrt_core.cli import build
 from yolotrt_core.cli.tables import print_table
 from yolotrt_core.cli.tasks import Flag, Given, make_task, stage_flags
 from yolotrt_core.detector import Detector
-from yolotrt_core.engine import read_engine_spec
+from yolotrt_core.engine_file import read_engine_spec
 from yolotrt_core.errors import UsageError
+from yolotrt_core.machine import machine_facts
 from yolotrt_core.registered import KINDS
 from yolotrt_core.registry import Registry
 from yolotrt_core.serialization import to_json
-from yolotrt_core.speed import Candidate, Speed, machine_facts, measure_speed, measure_streams
+from yolotrt_core.speed import Candidate, Speed, measure_speed, measure_streams
 from yolotrt_core.store.location import open_store
 from yolotrt_core.types import EngineSpec, Json
 from yolotrt_core.user_paths import user_path

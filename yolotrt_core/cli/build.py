@@ -12,7 +12,8 @@ from typing import Any
 
 from yolotrt_core.calibration import DEFAULT_PICTURES
 from yolotrt_core.cli.tasks import Flag, Given, given_stage_flags, make_task, option_help, stage_flags
-from yolotrt_core.engine import MOST_PIXELS, STRIDE, BuildSettings, Engine, build_engine, spec_path
+from yolotrt_core.engine import Engine, build_engine
+from yolotrt_core.engine_file import spec_path
 from yolotrt_core.errors import UsageError
 from yolotrt_core.gate import GateOptions
 from yolotrt_core.options import ON_OFF, option_fields, refuse_unknown
@@ -21,6 +22,7 @@ from yolotrt_core.registered import KINDS
 from yolotrt_core.registry import Registry
 from yolotrt_core.sensitivity import SensitivityOptions
 from yolotrt_core.serialization import to_json
+from yolotrt_core.settings import MOST_PIXELS, STRIDE, BuildSettings
 from yolotrt_core.store.location import open_store
 from yolotrt_core.text import nearest
 from yolotrt_core.types import PRECISIONS, Json, ShapeRange

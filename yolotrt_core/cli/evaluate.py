@@ -15,7 +15,7 @@ from yolotrt_core.cli.detect import selection_from
 from yolotrt_core.cli.tables import print_table
 from yolotrt_core.cli.tasks import Flag, Given, make_task, stage_flags
 from yolotrt_core.detector import Detector
-from yolotrt_core.engine import BuildSettings, read_engine_spec, resolve_model
+from yolotrt_core.engine_file import read_engine_spec
 from yolotrt_core.errors import UsageError
 from yolotrt_core.evaluate import SELECTION, Comparison, Evaluation, Judge, open_framework
 from yolotrt_core.metric import Bootstrap, Interval
@@ -23,6 +23,7 @@ from yolotrt_core.rect import RectDetector
 from yolotrt_core.registered import KINDS
 from yolotrt_core.registry import Registry
 from yolotrt_core.serialization import to_json
+from yolotrt_core.settings import BuildSettings, resolve_model
 from yolotrt_core.store.location import open_store
 from yolotrt_core.store.store import Store
 from yolotrt_core.text import counted, nearest

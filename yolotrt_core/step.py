@@ -1,0 +1,65 @@
+"""Steps of a build plan."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from yolotrt_core.calibration import ChosenPictures
+from yolotrt_core.registered import Registered
+from yolotrt_core.store.action import PluginIdentity
+from yolotrt_core.types import BuildRequest, Json, ModelSource
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """A file that an earlier step of the plan writes."""
+
+    step: str
+    file: str
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One stage of a plan.
+
+    Attributes:
+        label: unique in the plan, e.g. `export`. kind: as in Action.stage.
+        request: what the stage is asked for. material: the part of it that enters the key.
+        options: the stage's resolved options. prefix: their flag prefix.
+        inputs: input name to an earlier step's output, or to the SHA-256 of something outside.
+    """
+
+    label: str
+    kind: str
+    identity: PluginIdentity
+    stage: Any
+    request: BuildRequest
+    material: Mapping[str, Json]
+    options: Any
+    prefix: str
+    inputs: Mapping[str, Output | str]
+    tools: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The steps of a build, in order; the last one makes the engine.
+
+    `pictures` are those the network is calibrated on, or None.
+    """
+
+    source: ModelSource
+    request: BuildRequest
+    builder: Registered
+    steps: tuple[Step, ...]
+    pictures: ChosenPictures | None = None
+
+
+SPEC_FILE = "spec.json"
+
+ENGINE_SPEC_FILE = "engine.json"
+
+# The builder whose sessions check an export; whatever it opens is plain ONNX.
+PARITY_BUILDER = "onnxruntime"
