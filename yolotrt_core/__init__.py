@@ -12,8 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from yolotrt_core.detector import Detector
-    from yolotrt_core.engine import Engine, build
+    from yolotrt_core.engine import Detector, Engine, build
     from yolotrt_core.errors import YolotrtError
     from yolotrt_core.frames import Nv12Frame
     from yolotrt_core.settings import BuildSettings
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 _HOME = {
     "BuildSettings": "yolotrt_core.engine",
     "Detections": "yolotrt_core.types",
-    "Detector": "yolotrt_core.detector",
+    "Detector": "yolotrt_core.engine",
     "Engine": "yolotrt_core.engine",
     "Nv12Frame": "yolotrt_core.frames",
     "Selection": "yolotrt_core.types",

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
-import tempfile
 import threading
 import time
 from collections import defaultdict, deque
@@ -13,17 +11,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, cast
 
-from yolotrt_core.engine import build_engine
-from yolotrt_core.engine_file import read_engine_spec
 from yolotrt_core.errors import UsageError
 from yolotrt_core.frames import DeviceFrame, Frame
-from yolotrt_core.given_options import GivenOptions, Settings
+from yolotrt_core.given_options import Settings
 from yolotrt_core.inputs import checked_frames, refuse_missing_frames, refuse_selection
 from yolotrt_core.letterbox import preprocess
 from yolotrt_core.reading import decode_ahead
-from yolotrt_core.registered import Registered, refuse_unavailable
+from yolotrt_core.registered import Registered
 from yolotrt_core.registry import Registry
-from yolotrt_core.settings import AUTO, BuildSettings
 from yolotrt_core.stages import (
     DecodingSession,
     DetectingSession,
@@ -33,10 +28,8 @@ from yolotrt_core.stages import (
     Session,
     TimedSession,
 )
-from yolotrt_core.store.location import open_store
 from yolotrt_core.store.store import Store
 from yolotrt_core.types import Detections, EngineSpec, Json, Selection, without_channels
-from yolotrt_core.user_paths import user_path
 
 if TYPE_CHECKING:
     import numpy as np
@@ -93,52 +86,6 @@ class Detector:
     def input_size(self) -> tuple[int, int]:
         """(height, width) in pixels that frames are fitted into."""
         return self._size
-
-    @classmethod
-    def open(
-        cls,
-        weights: str | Path | None = None,
-        *,
-        engine: str | Path | None = None,
-        store: str | Path | Store | None = None,
-        stages: Registry | None = None,
-        **settings: Any,
-    ) -> Detector:
-        """Open an engine file, or build one for a model first (found in the store after the first time).
-
-        Args:
-            weights: as for `build`. engine: an engine file with its spec beside it, instead.
-            store: artifact store or its folder. stages: plugins; default all installed.
-            settings: further fields of `BuildSettings`, e.g. `precision="fp32"`, `imgsz=(480, 640)`.
-                Without `builder` the first one that can run here is taken.
-
-        Raises:
-            UsageError: both or neither can be meant, or the engine file is unusable.
-            StageError: the engine does not run on this machine.
-        """
-        stages = stages or Registry.discover()
-        opened = open_store(store)
-        given = GivenOptions(settings.get("flags", {}), settings.get("recipe", {}))
-        if engine is not None:
-            if weights is not None:
-                raise UsageError("`weights` and `engine` exclude each other", hint="an engine holds its model already")
-            path = user_path(engine)
-            spec = read_engine_spec(path)
-            builder = stages.usable("builder", spec.builder)
-        else:
-            wanted = BuildSettings(weights=weights, **settings)
-            if wanted.precision != AUTO:  # which looks at all that can run
-                builder = (
-                    stages.usable("builder", wanted.builder) if wanted.builder else stages.default_builder(to_run=True)
-                )
-                refuse_unavailable(builder, builder.stage.runnable())
-                wanted = dataclasses.replace(wanted, builder=builder.name)
-            with tempfile.TemporaryDirectory(prefix="yolotrt-") as folder:
-                built = build_engine(wanted, store=opened, stages=stages, out=Path(folder))
-                builder = stages.usable("builder", built.spec.builder)
-                return cls.load(built.path, built.spec, builder, given, store=opened, stages=stages)
-        refuse_unavailable(builder, builder.stage.runnable())
-        return cls.load(path, spec, builder, given, store=opened, stages=stages)
 
     @classmethod
     def load(

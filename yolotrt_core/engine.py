@@ -26,6 +26,16 @@ if TYPE_CHECKING:
     from yolotrt_core.gate import Verdict
     from yolotrt_core.mixed import Trade
 
+import dataclasses
+import tempfile
+from typing import TYPE_CHECKING
+
+from yolotrt_core.detector import Detector as EngineDetector
+from yolotrt_core.engine_file import read_engine_spec
+from yolotrt_core.errors import UsageError
+from yolotrt_core.given_options import GivenOptions
+from yolotrt_core.registered import refuse_unavailable
+
 _log = logging.getLogger(__name__)
 
 
@@ -151,3 +161,53 @@ def _say_what_goes(path: Path, spec: EngineSpec) -> None:
         _log.warning("replaces an engine of %s by one of %s in `%s`", shapes, shapes_text(spec), path)
     elif before.engine_sha256 != spec.engine_sha256:  # weights of any training are called `best.pt`
         _log.warning("replaces an engine of other weights, options or tools in `%s`", path)
+
+
+class Detector(EngineDetector):
+    """A detector that can be opened from a model as well as from an engine file; see `inference.Detector`."""
+
+    @classmethod
+    def open(
+        cls,
+        weights: str | Path | None = None,
+        *,
+        engine: str | Path | None = None,
+        store: str | Path | Store | None = None,
+        stages: Registry | None = None,
+        **settings: Any,
+    ) -> Detector:
+        """Open an engine file, or build one for a model first (found in the store after the first time).
+
+        Args:
+            weights: as for `build`. engine: an engine file with its spec beside it, instead.
+            store: artifact store or its folder. stages: plugins; default all installed.
+            settings: further fields of `BuildSettings`, e.g. `precision="fp32"`, `imgsz=(480, 640)`.
+                Without `builder` the first one that can run here is taken.
+
+        Raises:
+            UsageError: both or neither can be meant, or the engine file is unusable.
+            StageError: the engine does not run on this machine.
+        """
+        stages = stages or Registry.discover()
+        opened = open_store(store)
+        given = GivenOptions(settings.get("flags", {}), settings.get("recipe", {}))
+        if engine is not None:
+            if weights is not None:
+                raise UsageError("`weights` and `engine` exclude each other", hint="an engine holds its model already")
+            path = user_path(engine)
+            spec = read_engine_spec(path)
+            builder = stages.usable("builder", spec.builder)
+        else:
+            wanted = BuildSettings(weights=weights, **settings)
+            if wanted.precision != AUTO:  # which looks at all that can run
+                builder = (
+                    stages.usable("builder", wanted.builder) if wanted.builder else stages.default_builder(to_run=True)
+                )
+                refuse_unavailable(builder, builder.stage.runnable())
+                wanted = dataclasses.replace(wanted, builder=builder.name)
+            with tempfile.TemporaryDirectory(prefix="yolotrt-") as folder:
+                built = build_engine(wanted, store=opened, stages=stages, out=Path(folder))
+                builder = stages.usable("builder", built.spec.builder)
+                return cls.load(built.path, built.spec, builder, given, store=opened, stages=stages)
+        refuse_unavailable(builder, builder.stage.runnable())
+        return cls.load(path, spec, builder, given, store=opened, stages=stages)

@@ -6,7 +6,7 @@ import functools
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from yolotrt_core import pictures
 from yolotrt_core.errors import StageError, UsageError
@@ -17,8 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from yolotrt_core.detector import Detector
-    from yolotrt_core.frames import Frame
+    from yolotrt_core.frames import DeviceFrame, Frame
 
 _log = logging.getLogger(__name__)
 
@@ -34,20 +33,32 @@ _AHEAD, _TOGETHER = 256, 8  # pictures that threads read ahead, and take at once
 _MOST_BYTES = 1 << 30  # of pictures read ahead: page-locked memory, and a GPU's, are nobody else's
 
 
-def decode_ahead(paths: Sequence[Path], detector: Detector) -> Iterator[Frame | UsageError]:
+class DecodeTarget(Protocol):
+    """The members of `Detector` that reading images ahead needs."""
+
+    @property
+    def program(self) -> object | None: ...
+    @property
+    def decodes_files(self) -> bool: ...
+    def decode(self, files: Sequence[bytes]) -> Sequence[DeviceFrame | None]: ...
+    def pinned_frames(self, count: int, shape: tuple[int, ...]) -> list[NDArray[np.uint8]]: ...
+    def page_lock(self, memory: NDArray[np.uint8]) -> object: ...
+
+
+def decode_ahead(paths: Sequence[Path], target: DecodeTarget) -> Iterator[Frame | UsageError]:
     """Do as `read_ahead` for who needs no pixels on the host: JPEG files are decoded where the engine runs if it can.
 
     Yields:
-        What `detector.stream` takes, in order; or what is wrong with a file.
+        What `target.stream` takes, in order; or what is wrong with a file.
     """
-    sizes = pictures.plain_jpeg_sizes(paths) if detector.decodes_files else []
+    sizes = pictures.plain_jpeg_sizes(paths) if target.decodes_files else []
     if not sizes:
-        yield from read_ahead(paths, detector)
+        yield from read_ahead(paths, target)
         return
 
     def decode(group: Sequence[Path]) -> list[Frame | UsageError]:
-        decoded = detector.decode([_contents(path) for path in group])
-        return [_read(path, detector) if one is None else one for path, one in zip(group, decoded, strict=True)]
+        decoded = target.decode([_contents(path) for path in group])
+        return [_read(path, target) if one is None else one for path, one in zip(group, decoded, strict=True)]
 
     waiting = 2 * _DEVICE_THREADS
     together = max(1, min(_DEVICE_TOGETHER, _affordable(sizes) // waiting))
@@ -56,18 +67,18 @@ def decode_ahead(paths: Sequence[Path], detector: Detector) -> Iterator[Frame | 
         yield from group
 
 
-def read_ahead(paths: Sequence[Path], detector: Detector | None = None) -> Iterator[NDArray[np.uint8] | UsageError]:
+def read_ahead(paths: Sequence[Path], target: DecodeTarget | None = None) -> Iterator[NDArray[np.uint8] | UsageError]:
     """Yield each picture, uint8 (H, W, 3) BGR, in order, or what is wrong with its file.
 
     Args:
-        detector: for whom, if it takes host frames to a GPU, which uploads fastest from memory of its own.
+        target: for whom, if it takes host frames to a GPU, which uploads fastest from memory of its own.
     """
-    if detector is None or not detector.program:
+    if target is None or not target.program:
         yield from prefetched(paths, pictures.attempt)
         return
 
     def read(path: Path) -> NDArray[np.uint8] | UsageError:
-        return _read(path, detector)
+        return _read(path, target)
 
     # A GPU takes thousands a second if the thread that feeds it has a processor to itself; elsewhere a few waiting
     # pictures are enough, and cheaper.
@@ -77,7 +88,7 @@ def read_ahead(paths: Sequence[Path], detector: Detector | None = None) -> Itera
     ahead = min(_AHEAD, _affordable(sizes)) if sizes else 2 * threads
     together = max(1, min(_TOGETHER, ahead // (2 * threads)))
     by_threads = functools.partial(prefetched, work=read, ahead=ahead, together=together, threads=threads)
-    processes = _processes(len(paths), sizes, detector)
+    processes = _processes(len(paths), sizes, target)
     if processes is None:
         yield from by_threads(paths)
         return
@@ -100,10 +111,10 @@ def _affordable(sizes: Sequence[tuple[int, int]]) -> int:
     return max(1, _MOST_BYTES // (3 * max(height * width for height, width in sizes)))
 
 
-def _read(path: Path, detector: Detector) -> NDArray[np.uint8] | UsageError:
+def _read(path: Path, target: DecodeTarget) -> NDArray[np.uint8] | UsageError:
     def room(shape: tuple[int, ...]) -> NDArray[np.uint8]:
         try:
-            return detector.pinned_frames(1, shape)[0]
+            return target.pinned_frames(1, shape)[0]
         except MemoryError:  # no more of it to lock: from ordinary memory it takes longer
             import numpy as np
 
@@ -119,7 +130,7 @@ def _contents(path: Path) -> bytes:
         return b""
 
 
-def _processes(files: int, sizes: Sequence[tuple[int, int]], detector: Detector) -> PictureProcesses | None:
+def _processes(files: int, sizes: Sequence[tuple[int, int]], target: DecodeTarget) -> PictureProcesses | None:
     """Start processes that read for a GPU if they are worth their start, half a second, and can be had."""
     # One to a processor: the thread that feeds the GPU sleeps most of the time, and shares no interpreter with them.
     count = processors()
@@ -129,7 +140,7 @@ def _processes(files: int, sizes: Sequence[tuple[int, int]], detector: Detector)
     if region is None:
         return None
     try:
-        return PictureProcesses(count, region, detector.page_lock)
+        return PictureProcesses(count, region, target.page_lock)
     except (OSError, StageError) as err:
         _log.info("reading pictures by threads: %s", err)
         return None

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from yolotrt_core import reader
-from yolotrt_core.detector import Detector
+from yolotrt_core.engine import Detector
 from yolotrt_core.evaluate import Evaluation, Judge
 from yolotrt_core.metric import Bootstrap
 from yolotrt_core.registry import Registry

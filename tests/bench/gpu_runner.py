@@ -29,7 +29,7 @@ from gpu_accuracy import accuracy
 
 from yolotrt_core import pictures
 from yolotrt_core.bench import measure_interleaved
-from yolotrt_core.detector import Detector
+from yolotrt_core.engine import Detector
 from yolotrt_core.engine_file import read_engine_spec
 from yolotrt_core.picture_processes import PictureProcesses, region_bytes
 from yolotrt_core.prefetch import prefetched

@@ -10,7 +10,7 @@ import pytest
 
 from fake_stages import fake_plugin
 from yolotrt_core.detecting import DetectionRun
-from yolotrt_core.detector import Detector
+from yolotrt_core.engine import Detector
 from yolotrt_core.interrupt import Interrupt
 from yolotrt_core.naming import Names
 from yolotrt_core.progress import progress

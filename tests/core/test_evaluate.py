@@ -13,7 +13,7 @@ import pytest
 
 from fake_stages import FakeExporter, FakeSession, fake_plugin, picture_spec
 from yolotrt_core import reader
-from yolotrt_core.detector import Detector
+from yolotrt_core.engine import Detector
 from yolotrt_core.errors import UsageError
 from yolotrt_core.evaluate import SELECTION, Judge, open_framework
 from yolotrt_core.metric import Bootstrap

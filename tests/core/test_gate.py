@@ -17,8 +17,7 @@ import pytest
 from arrays import detections
 from fake_stages import FakeBuilder, FakeExporter, FakePass, FakePostprocessor, FakeSession, fake_plugin
 from yolotrt_core.agreement import agree
-from yolotrt_core.detector import Detector
-from yolotrt_core.engine import Engine, build_engine
+from yolotrt_core.engine import Detector, Engine, build_engine
 from yolotrt_core.errors import GateError, UsageError
 from yolotrt_core.options import option
 from yolotrt_core.predictions import predict

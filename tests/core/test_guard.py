@@ -18,8 +18,7 @@ import pytest
 from fake_stages import FakeBuilder, FakeExporter, FakePass, FakePostprocessor, FakeSession, fake_plugin
 from yolotrt_core import stages
 from yolotrt_core.cli import doctor, plugins
-from yolotrt_core.detector import Detector
-from yolotrt_core.engine import Engine, build_engine
+from yolotrt_core.engine import Detector, Engine, build_engine
 from yolotrt_core.errors import PluginError, StageError
 from yolotrt_core.options import option
 from yolotrt_core.registered import OWN_DIST, PluginSource

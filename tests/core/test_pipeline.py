@@ -315,7 +315,7 @@ def test_an_engine_is_only_read_with_its_own_spec(
 
 
 def test_detector_runs_what_was_built(weights: Path, store: Store, stages: Registry, tmp_path: Path) -> None:
-    from yolotrt_core.detector import Detector
+    from yolotrt_core.engine import Detector
 
     frame = np.full((32, 64, 3), 51, dtype=np.uint8)
     with Detector.open(weights, store=store, stages=stages, imgsz=(32, 64), batch=2) as detector:

@@ -13,8 +13,7 @@ from hypothesis import given, strategies as st
 import fake_layers
 from fake_layers import RUNS, SHARES, SIZE, LayeredBuilder, layered_stages, write_model, write_pictures
 from yolotrt_core import mixed, sensitivity
-from yolotrt_core.detector import Detector
-from yolotrt_core.engine import Engine, build_engine
+from yolotrt_core.engine import Detector, Engine, build_engine
 from yolotrt_core.errors import GateError, PluginError, StageError, UsageError
 from yolotrt_core.given_options import GivenOptions
 from yolotrt_core.registry import Registry

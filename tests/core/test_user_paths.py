@@ -9,7 +9,7 @@ import pytest
 
 from fake_stages import fake_plugin
 from yolotrt_core import engine, media_inputs, reader, sources
-from yolotrt_core.detector import Detector
+from yolotrt_core.engine import Detector
 from yolotrt_core.errors import UsageError
 from yolotrt_core.registry import Registry
 from yolotrt_core.store import location

@@ -19,7 +19,7 @@ from yolotrt_core.cli import build
 from yolotrt_core.cli.tables import print_table
 from yolotrt_core.cli.tasks import Flag, Given, make_task, stage_flags
 from yolotrt_core.detecting import DetectionRun, Summary
-from yolotrt_core.detector import Detector
+from yolotrt_core.engine import Detector
 from yolotrt_core.errors import ArtifactError, UsageError
 from yolotrt_core.inputs import refuse_selection
 from yolotrt_core.interrupt import Interrupt, endable, interruptible

@@ -14,7 +14,7 @@ from yolotrt_core.cli import build
 from yolotrt_core.cli.detect import selection_from
 from yolotrt_core.cli.tables import print_table
 from yolotrt_core.cli.tasks import Flag, Given, make_task, stage_flags
-from yolotrt_core.detector import Detector
+from yolotrt_core.engine import Detector
 from yolotrt_core.engine_file import read_engine_spec
 from yolotrt_core.errors import UsageError
 from yolotrt_core.evaluate import SELECTION, Comparison, Evaluation, Judge, open_framework
