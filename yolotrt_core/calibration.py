@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from yolotrt_core import core_sources, pictures, reader
+from yolotrt_core.console.progress import progress
+from yolotrt_core.console.text import counted
 from yolotrt_core.core_sources import core_digest
 from yolotrt_core.digest import sha256_of
 from yolotrt_core.errors import UsageError
 from yolotrt_core.letterbox import preprocess
-from yolotrt_core.progress import progress
-from yolotrt_core.text import counted
 from yolotrt_core.types import Json, Layout, Precision
 
 if TYPE_CHECKING:

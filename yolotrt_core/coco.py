@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from yolotrt_core.console.text import nearest
 from yolotrt_core.dataset import DataSet, LabeledImage
 from yolotrt_core.errors import UsageError
 from yolotrt_core.serialization import number_from_json
-from yolotrt_core.text import nearest
 from yolotrt_core.user_paths import existing_path, text_of
 
 _log = logging.getLogger(__name__)

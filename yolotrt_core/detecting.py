@@ -19,18 +19,18 @@ from typing import TYPE_CHECKING, Any
 
 from yolotrt_core import media_inputs, pictures, results
 from yolotrt_core.annotate import annotate
+from yolotrt_core.console.progress import Bar
+from yolotrt_core.console.signals import Interrupt
+from yolotrt_core.console.text import counted
 from yolotrt_core.detector import Detector
 from yolotrt_core.errors import ArtifactError, UsageError
 from yolotrt_core.film_length import missing_bytes
-from yolotrt_core.interrupt import Interrupt
 from yolotrt_core.live import open_live
 from yolotrt_core.naming import LABELS, Format, Names
 from yolotrt_core.prefetch import drawn_ahead
-from yolotrt_core.progress import Bar
 from yolotrt_core.reading import decode_ahead, read_ahead
 from yolotrt_core.results import Found
 from yolotrt_core.serialization import to_json
-from yolotrt_core.text import counted
 from yolotrt_core.types import Detections, Json, Selection
 from yolotrt_core.video import VideoFacts, count_frames, open_video
 from yolotrt_core.writing import whole_file, write_whole

@@ -17,9 +17,9 @@ from urllib.parse import urlsplit
 
 from filelock import FileLock, Timeout
 
+from yolotrt_core.console.progress import progress
 from yolotrt_core.digest import sha256_of_file
 from yolotrt_core.errors import ArtifactError, UsageError, os_error_reason
-from yolotrt_core.progress import progress
 
 log = logging.getLogger(__name__)
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from yolotrt_core import core_sources, dataset, reader
 from yolotrt_core.agreement import agree
 from yolotrt_core.calibration import CalibrationData, choose, digest_of_pictures
+from yolotrt_core.console.text import counted
 from yolotrt_core.core_sources import core_digest
 from yolotrt_core.detector import Detector
 from yolotrt_core.digest import sha256_of
@@ -35,7 +36,6 @@ from yolotrt_core.stages import ONNX_FILE
 from yolotrt_core.step import ENGINE_SPEC_FILE, PARITY_BUILDER, SPEC_FILE, Output, Plan
 from yolotrt_core.store.action import Action
 from yolotrt_core.store.store import Store
-from yolotrt_core.text import counted
 from yolotrt_core.types import EngineSpec, Json, ModelSpec, Selection
 
 _log = logging.getLogger(__name__)

@@ -11,8 +11,8 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from yolotrt_core.console.log import stdout_aside
 from yolotrt_core.errors import PluginError, YolotrtError
-from yolotrt_core.log import stdout_aside
 from yolotrt_core.stages import Availability, DeviceProgram
 from yolotrt_core.types import PRECISIONS, Detections
 

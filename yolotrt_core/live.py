@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from yolotrt_core.interrupt import Interrupt
+    from yolotrt_core.console.signals import Interrupt
 
 _AHEAD = 4  # frames read and not yet taken; more would only show the past
 _POLL_SECONDS = 0.05  # Ctrl-C is answered within it

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from yolotrt_core.console.progress import progress
+from yolotrt_core.console.text import counted
 from yolotrt_core.errors import PluginError
-from yolotrt_core.progress import progress
-from yolotrt_core.text import counted
 from yolotrt_core.types import Detections
 
 if TYPE_CHECKING:

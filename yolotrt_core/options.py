@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from yolotrt_core.console.text import nearest
 from yolotrt_core.errors import PluginError, UsageError, os_error_reason
-from yolotrt_core.text import nearest
 from yolotrt_core.types import Json
 from yolotrt_core.user_paths import user_path
 

@@ -14,10 +14,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from yolotrt_core import core_sources, log, options, work
+from yolotrt_core import core_sources, options, work
+from yolotrt_core.console import log
+from yolotrt_core.console.progress import progress
 from yolotrt_core.core_sources import core_digest
 from yolotrt_core.errors import StageError, YolotrtError
-from yolotrt_core.progress import progress
 from yolotrt_core.registry import Registry
 from yolotrt_core.step import Output, Plan, Step
 from yolotrt_core.store.action import Action, Record

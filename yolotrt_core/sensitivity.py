@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Self
 from yolotrt_core import core_sources, pictures, pipeline
 from yolotrt_core.agreement import agree
 from yolotrt_core.calibration import CalibrationData, choose, digest_of_pictures
+from yolotrt_core.console.progress import progress
 from yolotrt_core.core_sources import core_digest
 from yolotrt_core.detector import Detector
 from yolotrt_core.digest import sha256_of
@@ -28,7 +29,6 @@ from yolotrt_core.given_options import Settings
 from yolotrt_core.guard import answering
 from yolotrt_core.handed_on import check_pass
 from yolotrt_core.options import key_material, option
-from yolotrt_core.progress import progress
 from yolotrt_core.ranges import read_ranges
 from yolotrt_core.registered import Registered
 from yolotrt_core.registry import Registry

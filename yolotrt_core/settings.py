@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from yolotrt_core import plans, reader
 from yolotrt_core.calibration import DEFAULT_PICTURES, CalibrationData
+from yolotrt_core.console.text import nearest
 from yolotrt_core.errors import UsageError
 from yolotrt_core.given_options import GivenOptions
 from yolotrt_core.plans import Choice
@@ -21,7 +22,6 @@ from yolotrt_core.stages import FixedSizeExporter, LoweredSource, SizedExporter
 from yolotrt_core.step import Plan
 from yolotrt_core.store.location import weights_cache
 from yolotrt_core.store.store import Store
-from yolotrt_core.text import nearest
 from yolotrt_core.types import PRECISIONS, BuildRequest, ModelSource, Precision, ShapeRange
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from yolotrt_core.console.text import counted
 from yolotrt_core.errors import UsageError
-from yolotrt_core.text import counted
 from yolotrt_core.user_paths import text_of
 
 if TYPE_CHECKING:

@@ -21,8 +21,8 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
+from yolotrt_core.console.text import first_line
 from yolotrt_core.errors import StageError
-from yolotrt_core.text import first_line
 
 Collect = Callable[[str, NDArray[np.float32]], None]
 Scope = Literal["convolutions", "all"]

@@ -12,9 +12,9 @@ import numpy as np
 import onnx
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
+from yolotrt_core.console.text import first_line
 from yolotrt_core.errors import StageError
 from yolotrt_core.stages import ONNX_FILE
-from yolotrt_core.text import first_line
 from yolotrt_core.types import ModelSpec, TensorSpec
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from onnx import ModelProto
 
+from yolotrt_core.console.text import first_line
 from yolotrt_core.errors import StageError
-from yolotrt_core.text import first_line
 from yolotrt_core.types import Json, ModelSpec, OnnxModel, TensorSpec
 from yolotrt_onnx.graph import check, input_specs, lift_constants, load, save, spec_of, tensor_specs
 

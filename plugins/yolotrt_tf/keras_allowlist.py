@@ -15,8 +15,8 @@ from typing import Any
 
 import h5py
 
+from yolotrt_core.console.text import printable
 from yolotrt_core.errors import UsageError
-from yolotrt_core.text import printable
 from yolotrt_tf.formats import NAMES, Format
 
 MOST_CONFIG_BYTES = 64 << 20  # that of a YOLOv5x has 0.6 MB

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from yolotrt_core.console.text import first_line, nearest, printable
 from yolotrt_core.errors import UsageError
-from yolotrt_core.text import first_line, nearest, printable
 from yolotrt_tf.formats import NAMES, Format
 from yolotrt_tf.keras_allowlist import refuse_classes
 from yolotrt_tf.operator_allowlist import drop_saver, refuse_operators

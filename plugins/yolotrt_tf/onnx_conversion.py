@@ -15,8 +15,8 @@ import tensorflow as tf
 from onnx import ModelProto
 from tf2onnx import convert, utils
 
+from yolotrt_core.console.text import first_line
 from yolotrt_core.errors import StageError
-from yolotrt_core.text import first_line
 from yolotrt_core.types import Layout
 from yolotrt_tf.loaders import Network
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from yolotrt_core.console.text import printable
 from yolotrt_core.errors import UsageError
-from yolotrt_core.text import printable
 
 # What tf2onnx 1.17 converts (its handlers in tf2onnx/onnx_opset) and what TensorFlow 2.21 wraps it in, without the
 # operators on text, tables, queues and input pipelines. Function names are no operators here: functions are called

@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import IO, Any
 
+from yolotrt_core.console.text import first_line, printable
 from yolotrt_core.errors import UsageError
-from yolotrt_core.text import first_line, printable
 
 # Names that may occur in a YOLOv5 checkpoint. They are recorded, never imported or called.
 ALLOWED = re.compile(

@@ -23,7 +23,7 @@ class TorchExporter:
     sources: ClassVar[tuple[str, ...]] = (
         "yolotrt_core.labels",
         "yolotrt_core.reference",
-        "yolotrt_core.text",
+        "yolotrt_core.console.text",
         "yolotrt_torch.checkpoint_archive",
         "yolotrt_torch.checkpoint",
         "yolotrt_torch.exporter",

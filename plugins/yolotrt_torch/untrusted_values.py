@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from yolotrt_core.console.text import first_line, printable
 from yolotrt_core.errors import UsageError
-from yolotrt_core.text import first_line, printable
 
 MOST_NODES = 500_000  # of a yaml and its names; the largest official one has 700
 MOST_CHARACTERS = 4_000_000

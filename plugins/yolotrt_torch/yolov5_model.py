@@ -22,8 +22,8 @@ from typing import Any, TypeGuard, cast
 
 from torch import Tensor, nn
 
+from yolotrt_core.console.text import first_line
 from yolotrt_core.errors import UsageError
-from yolotrt_core.text import first_line
 from yolotrt_torch import yolov5_layers
 from yolotrt_torch.untrusted_values import shown
 from yolotrt_torch.yolov5_layers import Activation, Detect

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from yolotrt_core.text import wrapped
+from yolotrt_core.console.text import wrapped
 
 from .conftest import COMMANDS, ROOT, Run
 

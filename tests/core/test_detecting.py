@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from fake_stages import fake_plugin
+from yolotrt_core.console.progress import progress
+from yolotrt_core.console.signals import Interrupt
 from yolotrt_core.detecting import DetectionRun
 from yolotrt_core.engine import Detector
-from yolotrt_core.interrupt import Interrupt
 from yolotrt_core.naming import Names
-from yolotrt_core.progress import progress
 from yolotrt_core.registry import Registry
 from yolotrt_core.store.store import Store
 from yolotrt_core.types import Selection

@@ -10,7 +10,7 @@ import threading
 
 import pytest
 
-from yolotrt_core.interrupt import interruptible
+from yolotrt_core.console.signals import interruptible
 
 
 def test_the_flag_is_set_and_the_interrupt_comes_after_the_block() -> None:
@@ -55,7 +55,7 @@ def test_other_threads_may_use_it() -> None:
 def test_a_second_interrupt_acts_at_once() -> None:
     code = (
         "import os, signal, time\n"
-        "from yolotrt_core.interrupt import interruptible\n"
+        "from yolotrt_core.console.signals import interruptible\n"
         # A test run in the background inherits an ignored SIGINT.
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "with interruptible():\n"
@@ -72,7 +72,7 @@ def test_a_second_interrupt_acts_at_once() -> None:
 def _ran(code: str) -> subprocess.CompletedProcess[str]:
     head = (
         "import os, signal\n"
-        "from yolotrt_core.interrupt import Terminated, endable, interruptible, terminable\n"
+        "from yolotrt_core.console.signals import Terminated, endable, interruptible, terminable\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "def kill(number):\n"
         "    os.kill(os.getpid(), number)\n"

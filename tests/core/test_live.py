@@ -14,8 +14,8 @@ import pytest
 from numpy.typing import NDArray
 
 from yolotrt_core import video
+from yolotrt_core.console.signals import Interrupt, Terminated
 from yolotrt_core.errors import UsageError
-from yolotrt_core.interrupt import Interrupt, Terminated
 from yolotrt_core.live import open_live
 
 FACTS = video.VideoFacts(4, 2, 25.0, 0)

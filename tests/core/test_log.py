@@ -9,7 +9,7 @@ import pytest
 
 _PROGRAM = """
 import logging, sys
-from yolotrt_core.log import configure, stage_log, stdout_aside
+from yolotrt_core.console.log import configure, stage_log, stdout_aside
 {plugin}
 configure()
 logging.getLogger("yolotrt_core.pipeline").warning("ours")
@@ -33,7 +33,7 @@ def test_a_message_is_shown_once_whatever_a_plugin_set_up(plugin: str) -> None:
 
 
 def test_as_a_library_messages_go_where_the_program_sends_them() -> None:
-    program = "import logging; logging.basicConfig(format='mine %(message)s'); import yolotrt_core.log\n"
+    program = "import logging; logging.basicConfig(format='mine %(message)s'); import yolotrt_core.console.log\n"
     program += "logging.getLogger('yolotrt_core.pipeline').warning('ours')"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
     assert done.stderr == "mine ours\n"
@@ -43,7 +43,7 @@ def test_a_stage_s_log_takes_what_a_hook_prints_inside_it(tmp_path: object) -> N
     program = """
 import os, sys
 from pathlib import Path
-from yolotrt_core.log import stage_log, stdout_aside
+from yolotrt_core.console.log import stage_log, stdout_aside
 with stage_log(Path(sys.argv[1])):
     print("first"); os.write(1, b"second\\n")
     with stdout_aside():
@@ -62,7 +62,7 @@ print("result")
 
 
 def test_closed_descriptors_are_no_reason_to_fail() -> None:
-    program = "import os, sys; from yolotrt_core.log import stdout_aside\nos.close(1)\nwith stdout_aside(): print('x')"
+    program = "import os, sys; from yolotrt_core.console.log import stdout_aside\nos.close(1)\nwith stdout_aside(): print('x')"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
     assert "Traceback" not in done.stderr
     assert "x" in done.stderr

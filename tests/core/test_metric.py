@@ -11,8 +11,8 @@ import pytest
 
 from arrays import detections
 from yolotrt_core import metric
+from yolotrt_core.console.progress import progress
 from yolotrt_core.metric import Bootstrap, Scored, Truth, differences, intervals
-from yolotrt_core.progress import progress
 from yolotrt_core.types import Detections
 
 LABELS = ("cat", "dog", "cow")

@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 import pytest
 
+from yolotrt_core.console.text import nearest
 from yolotrt_core.errors import PluginError, UsageError
 from yolotrt_core.options import key_material, option, option_fields, resolve
-from yolotrt_core.text import nearest
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from yolotrt_core.progress import progress
+from yolotrt_core.console.progress import progress
 
 
 class _Terminal(io.StringIO):

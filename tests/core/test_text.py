@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from yolotrt_core.text import counted, first_line, not_installed, printable
+from yolotrt_core.console.text import counted, first_line, not_installed, printable
 
 
 @pytest.mark.parametrize(

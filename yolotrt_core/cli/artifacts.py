@@ -17,6 +17,7 @@ from yolotrt_core.calibration_cache import CALIBRATORS, cache_from_ranges, versi
 from yolotrt_core.cli import build
 from yolotrt_core.cli.tables import print_table
 from yolotrt_core.cli.tasks import Flag, Given, make_task, stage_flags
+from yolotrt_core.console.text import counted, nearest
 from yolotrt_core.digest import sha256_of
 from yolotrt_core.engine_file import hand_out
 from yolotrt_core.errors import ArtifactError, UsageError
@@ -30,7 +31,6 @@ from yolotrt_core.step import ENGINE_SPEC_FILE
 from yolotrt_core.store.action import Record
 from yolotrt_core.store.failures import reporting
 from yolotrt_core.store.location import STORE_VARIABLE, open_store
-from yolotrt_core.text import counted, nearest
 from yolotrt_core.types import Json
 from yolotrt_core.user_paths import user_path
 from yolotrt_core.writing import refuse_unwritable

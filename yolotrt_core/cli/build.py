@@ -12,6 +12,7 @@ from typing import Any
 
 from yolotrt_core.calibration import DEFAULT_PICTURES
 from yolotrt_core.cli.tasks import Flag, Given, given_stage_flags, make_task, option_help, stage_flags
+from yolotrt_core.console.text import nearest
 from yolotrt_core.engine import Engine, build_engine
 from yolotrt_core.engine_file import spec_path
 from yolotrt_core.errors import UsageError
@@ -24,7 +25,6 @@ from yolotrt_core.sensitivity import SensitivityOptions
 from yolotrt_core.serialization import to_json
 from yolotrt_core.settings import MOST_PIXELS, STRIDE, BuildSettings
 from yolotrt_core.store.location import open_store
-from yolotrt_core.text import nearest
 from yolotrt_core.types import PRECISIONS, Json, ShapeRange
 from yolotrt_core.user_paths import user_path
 

@@ -18,18 +18,18 @@ from yolotrt_core import media_inputs, results
 from yolotrt_core.cli import build
 from yolotrt_core.cli.tables import print_table
 from yolotrt_core.cli.tasks import Flag, Given, make_task, stage_flags
+from yolotrt_core.console.progress import progress
+from yolotrt_core.console.signals import Interrupt, endable, interruptible
+from yolotrt_core.console.text import counted, nearest
 from yolotrt_core.detecting import DetectionRun, Summary
 from yolotrt_core.engine import Detector
 from yolotrt_core.errors import ArtifactError, UsageError
 from yolotrt_core.inputs import refuse_selection
-from yolotrt_core.interrupt import Interrupt, endable, interruptible
 from yolotrt_core.naming import Names, numbered
 from yolotrt_core.options import refuse_unknown
-from yolotrt_core.progress import progress
 from yolotrt_core.registered import KINDS
 from yolotrt_core.registry import Registry
 from yolotrt_core.sources import sample_path
-from yolotrt_core.text import counted, nearest
 from yolotrt_core.types import Selection
 from yolotrt_core.user_paths import user_path
 from yolotrt_core.writing import refuse_unwritable

@@ -14,6 +14,7 @@ from yolotrt_core.cli import build
 from yolotrt_core.cli.detect import selection_from
 from yolotrt_core.cli.tables import print_table
 from yolotrt_core.cli.tasks import Flag, Given, make_task, stage_flags
+from yolotrt_core.console.text import counted, nearest
 from yolotrt_core.engine import Detector
 from yolotrt_core.engine_file import read_engine_spec
 from yolotrt_core.errors import UsageError
@@ -26,7 +27,6 @@ from yolotrt_core.serialization import to_json
 from yolotrt_core.settings import BuildSettings, resolve_model
 from yolotrt_core.store.location import open_store
 from yolotrt_core.store.store import Store
-from yolotrt_core.text import counted, nearest
 from yolotrt_core.types import PRECISIONS, Json
 from yolotrt_core.user_paths import existing_path, user_path
 

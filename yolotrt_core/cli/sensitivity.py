@@ -12,6 +12,7 @@ from yolotrt_core.cli import build
 from yolotrt_core.cli.streams import can_show
 from yolotrt_core.cli.tables import print_table
 from yolotrt_core.cli.tasks import Flag, Given, make_task, stage_flags
+from yolotrt_core.console.text import counted
 from yolotrt_core.errors import UsageError
 from yolotrt_core.given_options import GivenOptions
 from yolotrt_core.registered import KINDS
@@ -20,7 +21,6 @@ from yolotrt_core.sensitivity import Sensitivity, measure
 from yolotrt_core.serialization import to_json
 from yolotrt_core.settings import AUTO, calibration_data, plan_build
 from yolotrt_core.store.location import open_store
-from yolotrt_core.text import counted
 from yolotrt_core.types import Json, Precision
 
 _OWN = (

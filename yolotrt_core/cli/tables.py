@@ -6,7 +6,7 @@ import io
 import sys
 from collections.abc import Iterable, Sequence
 
-from yolotrt_core.text import printable
+from yolotrt_core.console.text import printable
 
 _UNBROKEN = 10_000
 

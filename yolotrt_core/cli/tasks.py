@@ -13,13 +13,13 @@ from typing import Any
 import invoke
 
 from yolotrt_core.cli import streams
+from yolotrt_core.console.log import configure
+from yolotrt_core.console.signals import Terminated, terminable
+from yolotrt_core.console.text import wrapped
 from yolotrt_core.errors import StageError, YolotrtError
-from yolotrt_core.interrupt import Terminated, terminable
-from yolotrt_core.log import configure
 from yolotrt_core.options import OptionField
 from yolotrt_core.registered import Registered
 from yolotrt_core.registry import Registry
-from yolotrt_core.text import wrapped
 
 Given = Mapping[str, Any]
 

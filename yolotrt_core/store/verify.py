@@ -9,8 +9,8 @@ import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from yolotrt_core.console.progress import Bar, progress
 from yolotrt_core.errors import ArtifactError
-from yolotrt_core.progress import Bar, progress
 from yolotrt_core.store.action import Record, UnknownSchemaError, is_sha256, record_bytes, record_from_bytes
 from yolotrt_core.store.database import Database
 from yolotrt_core.store.failures import RefusedRowError, error_from_sqlite, reporting

@@ -31,7 +31,7 @@ NO_PART: Mapping[str, str] = {
         (f"yolotrt_core.{name}" for name in ("digest", "download", "media_inputs", "sources", "user_paths")),
         "finds files, whose digests are in the key",
     ),
-    "yolotrt_core.interrupt": "ends work early, which then leaves nothing",
+    "yolotrt_core.console.signals": "ends work early, which then leaves nothing",
 }
 # Where the work of a stage begins, and where that of its sessions.
 _WORK = ("export", "apply", "layers", "calibrate", "build", "decode", "device_program")

@@ -11,9 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from yolotrt_core.console.progress import Bar, progress
+from yolotrt_core.console.signals import Interrupt, interruptible
 from yolotrt_core.errors import StageError
-from yolotrt_core.interrupt import Interrupt, interruptible
-from yolotrt_core.progress import Bar, progress
 from yolotrt_core.stages import SideCache
 from yolotrt_core.types import BuildRequest, Calibration, EngineSpec, Json, ModelSpec, OnnxModel, TensorSpec
 from yolotrt_tensorrt import discovery

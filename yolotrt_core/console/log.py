@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from yolotrt_core.text import wrapped
+from yolotrt_core.console.text import wrapped
 
 # Reentrant, because a hook of a plugin may itself build.
 _stdout_lock = threading.RLock()
