@@ -14,8 +14,8 @@ from yolotrt_core import core_sources, pictures, reader
 from yolotrt_core.console.progress import progress
 from yolotrt_core.console.text import counted
 from yolotrt_core.core_sources import core_digest
-from yolotrt_core.digest import sha256_of
 from yolotrt_core.errors import UsageError
+from yolotrt_core.files.digest import sha256_of
 from yolotrt_core.letterbox import preprocess
 from yolotrt_core.types import Json, Layout, Precision
 

@@ -11,8 +11,8 @@ from typing import Any
 from yolotrt_core.console.text import nearest
 from yolotrt_core.dataset import DataSet, LabeledImage
 from yolotrt_core.errors import UsageError
+from yolotrt_core.files.paths import existing_path, text_of
 from yolotrt_core.serialization import number_from_json
-from yolotrt_core.user_paths import existing_path, text_of
 
 _log = logging.getLogger(__name__)
 

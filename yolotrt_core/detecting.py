@@ -24,6 +24,7 @@ from yolotrt_core.console.signals import Interrupt
 from yolotrt_core.console.text import counted
 from yolotrt_core.detector import Detector
 from yolotrt_core.errors import ArtifactError, UsageError
+from yolotrt_core.files.atomic import whole_file, write_whole
 from yolotrt_core.film_length import missing_bytes
 from yolotrt_core.live import open_live
 from yolotrt_core.naming import LABELS, Format, Names
@@ -33,7 +34,6 @@ from yolotrt_core.results import Found
 from yolotrt_core.serialization import to_json
 from yolotrt_core.types import Detections, Json, Selection
 from yolotrt_core.video import VideoFacts, count_frames, open_video
-from yolotrt_core.writing import whole_file, write_whole
 
 if TYPE_CHECKING:
     import numpy as np

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from yolotrt_core.engine_file import hand_out, spec_path
+from yolotrt_core.files.atomic import refuse_unwritable
+from yolotrt_core.files.paths import user_path
 from yolotrt_core.pipeline import StepResult
 from yolotrt_core.registry import Registry
 from yolotrt_core.serialization import from_json
@@ -18,8 +20,6 @@ from yolotrt_core.step import ENGINE_SPEC_FILE
 from yolotrt_core.store.location import open_store
 from yolotrt_core.store.store import Store
 from yolotrt_core.types import EngineSpec, Precision
-from yolotrt_core.user_paths import user_path
-from yolotrt_core.writing import refuse_unwritable
 
 if TYPE_CHECKING:
     from yolotrt_core.fastest import Pick

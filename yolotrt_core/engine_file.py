@@ -6,12 +6,12 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from yolotrt_core.digest import sha256_of
 from yolotrt_core.errors import ArtifactError, UsageError
+from yolotrt_core.files.digest import sha256_of
+from yolotrt_core.files.paths import existing_path
 from yolotrt_core.serialization import from_json, invalid_field
 from yolotrt_core.store.store import Store
 from yolotrt_core.types import EngineSpec
-from yolotrt_core.user_paths import existing_path
 
 if TYPE_CHECKING:
     pass

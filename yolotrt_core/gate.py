@@ -19,9 +19,9 @@ from yolotrt_core.calibration import CalibrationData, choose, digest_of_pictures
 from yolotrt_core.console.text import counted
 from yolotrt_core.core_sources import core_digest
 from yolotrt_core.detector import Detector
-from yolotrt_core.digest import sha256_of
 from yolotrt_core.errors import GateError, UsageError
 from yolotrt_core.evaluate import Judge
+from yolotrt_core.files.digest import sha256_of
 from yolotrt_core.given_options import Settings
 from yolotrt_core.installed import tool_versions
 from yolotrt_core.metric import Bootstrap

@@ -8,7 +8,7 @@ import urllib.parse
 from pathlib import Path
 
 from yolotrt_core.errors import UsageError
-from yolotrt_core.user_paths import existing_path, user_path
+from yolotrt_core.files.paths import existing_path, user_path
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".jp2", ".png", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm"})
 VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv"})

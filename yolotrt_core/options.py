@@ -14,8 +14,8 @@ from typing import Any, Literal, TypeVar
 
 from yolotrt_core.console.text import nearest
 from yolotrt_core.errors import PluginError, UsageError, os_error_reason
+from yolotrt_core.files.paths import user_path
 from yolotrt_core.types import Json
-from yolotrt_core.user_paths import user_path
 
 O = TypeVar("O")  # noqa: E741 - an options dataclass
 

@@ -14,8 +14,8 @@ from yolotrt_core.calibration import digest_of_pictures
 from yolotrt_core.console.progress import Bar, progress
 from yolotrt_core.core_sources import core_digest
 from yolotrt_core.detector import Detector
-from yolotrt_core.digest import sha256_of
 from yolotrt_core.errors import UsageError
+from yolotrt_core.files.digest import sha256_of
 from yolotrt_core.reading import read_ahead
 from yolotrt_core.rect import RectDetector
 from yolotrt_core.registry import Registry

@@ -23,8 +23,8 @@ from yolotrt_core.calibration import CalibrationData, choose, digest_of_pictures
 from yolotrt_core.console.progress import progress
 from yolotrt_core.core_sources import core_digest
 from yolotrt_core.detector import Detector
-from yolotrt_core.digest import sha256_of
 from yolotrt_core.errors import StageError, UsageError
+from yolotrt_core.files.digest import sha256_of
 from yolotrt_core.given_options import Settings
 from yolotrt_core.guard import answering
 from yolotrt_core.handed_on import check_pass

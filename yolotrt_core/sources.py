@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from yolotrt_core.digest import sha256_of, sha256_of_file
 from yolotrt_core.errors import UsageError
+from yolotrt_core.files.digest import sha256_of, sha256_of_file
+from yolotrt_core.files.paths import existing_path, user_path
 from yolotrt_core.store.action import is_name
 from yolotrt_core.types import ModelSource
-from yolotrt_core.user_paths import existing_path, user_path
 
 DEFAULT_MODEL = "parts"
 RELEASE_URL = "https://github.com/ultralytics/yolov5/releases/download/v7.0"
@@ -103,7 +103,7 @@ def _released(name: str, release: Release, cache_dir: Path, base: str | None) ->
             f"{found}, and `--offline` forbids fetching it",
             hint=f"put {RELEASE_URL}/{name}.pt there as `{target.name}` (SHA-256 {release.sha256})",
         )
-    from yolotrt_core.download import RemoteFile, fetch  # urllib.request costs a tenth of a second at import
+    from yolotrt_core.files.download import RemoteFile, fetch  # urllib.request costs a tenth of a second at import
 
     fetch(RemoteFile(f"{base}/{name}.pt", release.sha256, release.size_bytes), target)
     return target

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from yolotrt_core import parity
 from yolotrt_core.calibration import Batches
-from yolotrt_core.digest import sha256_of
 from yolotrt_core.errors import StageError, UsageError
+from yolotrt_core.files.digest import sha256_of
 from yolotrt_core.handed_on import check_engine, check_export, check_pass, check_ranges, fault
 from yolotrt_core.ranges import read_ranges, with_origin
 from yolotrt_core.serialization import from_json, to_json

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from yolotrt_core.console.text import counted
 from yolotrt_core.errors import UsageError
-from yolotrt_core.user_paths import text_of
+from yolotrt_core.files.paths import text_of
 
 if TYPE_CHECKING:
     import numpy as np

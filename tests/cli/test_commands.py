@@ -220,7 +220,7 @@ def test_artifacts(run: Run, warm: Path, tmp_path: Path) -> None:
     origin = shown["inputs"]["onnx"]
     while isinstance(origin, dict):  # back to the checkpoint
         origin = origin["inputs"].get("onnx", origin["inputs"].get("source"))
-    from yolotrt_core.digest import sha256_of
+    from yolotrt_core.files.digest import sha256_of
     from yolotrt_core.sources import default_model_path
 
     assert origin == sha256_of(default_model_path())

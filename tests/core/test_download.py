@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from release_server import CONTENT, SHA256, Server, left_in, whole
 
-from yolotrt_core.download import Patience, RemoteFile, fetch
 from yolotrt_core.errors import ArtifactError, UsageError
+from yolotrt_core.files.download import Patience, RemoteFile, fetch
 
 QUICK = Patience(attempts=4, pause_seconds=0.01, timeout_seconds=20)
 

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 from release_server import CONTENT, SHA256, Server, left_in, whole
 
-from yolotrt_core import download, sources
+from yolotrt_core import sources
 from yolotrt_core.errors import UsageError
+from yolotrt_core.files import download
 from yolotrt_core.sources import RELEASES, Release, resolve_source
 
 

@@ -11,10 +11,10 @@ from fake_stages import fake_plugin
 from yolotrt_core import engine, media_inputs, reader, sources
 from yolotrt_core.engine import Detector
 from yolotrt_core.errors import UsageError
+from yolotrt_core.files.paths import existing_path, user_path
 from yolotrt_core.registry import Registry
 from yolotrt_core.store import location
 from yolotrt_core.store.store import Store
-from yolotrt_core.user_paths import existing_path, user_path
 
 PACKAGES = [Path(__file__).resolve().parents[2] / name for name in ("yolotrt_core", "plugins")]
 NOBODYS = "~nobody-has-this-name/x"

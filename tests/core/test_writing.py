@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from yolotrt_core.writing import whole_file, write_whole
+from yolotrt_core.files.atomic import whole_file, write_whole
 
 
 def test_writers_of_one_file_do_not_meet(tmp_path: Path) -> None:

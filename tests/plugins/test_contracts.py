@@ -21,7 +21,7 @@ import yolotrt_tf
 import yolotrt_torch
 import yolotrt_yolov5
 from yolotrt_core import testing
-from yolotrt_core.digest import sha256_of
+from yolotrt_core.files.digest import sha256_of
 from yolotrt_core.options import NoOptions
 from yolotrt_core.registry import Registry
 from yolotrt_core.source_digest import source_file

@@ -18,9 +18,11 @@ from yolotrt_core.cli import build
 from yolotrt_core.cli.tables import print_table
 from yolotrt_core.cli.tasks import Flag, Given, make_task, stage_flags
 from yolotrt_core.console.text import counted, nearest
-from yolotrt_core.digest import sha256_of
 from yolotrt_core.engine_file import hand_out
 from yolotrt_core.errors import ArtifactError, UsageError
+from yolotrt_core.files.atomic import refuse_unwritable
+from yolotrt_core.files.digest import sha256_of
+from yolotrt_core.files.paths import user_path
 from yolotrt_core.ranges import ranges_from_json
 from yolotrt_core.registered import KINDS
 from yolotrt_core.registry import Registry
@@ -32,8 +34,6 @@ from yolotrt_core.store.action import Record
 from yolotrt_core.store.failures import reporting
 from yolotrt_core.store.location import STORE_VARIABLE, open_store
 from yolotrt_core.types import Json
-from yolotrt_core.user_paths import user_path
-from yolotrt_core.writing import refuse_unwritable
 
 if TYPE_CHECKING:
     from yolotrt_core.store.lineage import Lineage

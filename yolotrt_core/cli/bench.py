@@ -16,6 +16,7 @@ from yolotrt_core.cli.tasks import Flag, Given, make_task, stage_flags
 from yolotrt_core.engine import Detector
 from yolotrt_core.engine_file import read_engine_spec
 from yolotrt_core.errors import UsageError
+from yolotrt_core.files.paths import user_path
 from yolotrt_core.machine import machine_facts
 from yolotrt_core.registered import KINDS
 from yolotrt_core.registry import Registry
@@ -23,7 +24,6 @@ from yolotrt_core.serialization import to_json
 from yolotrt_core.speed import Candidate, Speed, measure_speed, measure_streams
 from yolotrt_core.store.location import open_store
 from yolotrt_core.types import EngineSpec, Json
-from yolotrt_core.user_paths import user_path
 
 _OWN = (
     Flag("engine", "Engine file made by `build`, instead of --weights"),

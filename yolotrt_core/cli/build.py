@@ -16,6 +16,7 @@ from yolotrt_core.console.text import nearest
 from yolotrt_core.engine import Engine, build_engine
 from yolotrt_core.engine_file import spec_path
 from yolotrt_core.errors import UsageError
+from yolotrt_core.files.paths import user_path
 from yolotrt_core.gate import GateOptions
 from yolotrt_core.options import ON_OFF, option_fields, refuse_unknown
 from yolotrt_core.parity import ParityOptions
@@ -26,7 +27,6 @@ from yolotrt_core.serialization import to_json
 from yolotrt_core.settings import MOST_PIXELS, STRIDE, BuildSettings
 from yolotrt_core.store.location import open_store
 from yolotrt_core.types import PRECISIONS, Json, ShapeRange
-from yolotrt_core.user_paths import user_path
 
 SETTINGS = (
     Flag(

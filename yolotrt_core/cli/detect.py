@@ -24,6 +24,8 @@ from yolotrt_core.console.text import counted, nearest
 from yolotrt_core.detecting import DetectionRun, Summary
 from yolotrt_core.engine import Detector
 from yolotrt_core.errors import ArtifactError, UsageError
+from yolotrt_core.files.atomic import refuse_unwritable
+from yolotrt_core.files.paths import user_path
 from yolotrt_core.inputs import refuse_selection
 from yolotrt_core.naming import Names, numbered
 from yolotrt_core.options import refuse_unknown
@@ -31,8 +33,6 @@ from yolotrt_core.registered import KINDS
 from yolotrt_core.registry import Registry
 from yolotrt_core.sources import sample_path
 from yolotrt_core.types import Selection
-from yolotrt_core.user_paths import user_path
-from yolotrt_core.writing import refuse_unwritable
 
 _log = logging.getLogger(__name__)
 

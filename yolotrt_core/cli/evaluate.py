@@ -19,6 +19,7 @@ from yolotrt_core.engine import Detector
 from yolotrt_core.engine_file import read_engine_spec
 from yolotrt_core.errors import UsageError
 from yolotrt_core.evaluate import SELECTION, Comparison, Evaluation, Judge, open_framework
+from yolotrt_core.files.paths import existing_path, user_path
 from yolotrt_core.metric import Bootstrap, Interval
 from yolotrt_core.rect import RectDetector
 from yolotrt_core.registered import KINDS
@@ -28,7 +29,6 @@ from yolotrt_core.settings import BuildSettings, resolve_model
 from yolotrt_core.store.location import open_store
 from yolotrt_core.store.store import Store
 from yolotrt_core.types import PRECISIONS, Json
-from yolotrt_core.user_paths import existing_path, user_path
 
 _OWN = (
     Flag("data", "Labelled pictures: a folder in YOLO layout, a data set YAML, or a COCO JSON file"),

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from yolotrt_core.errors import ArtifactError, UsageError, os_error_reason
+from yolotrt_core.files.atomic import whole_file
+from yolotrt_core.files.paths import user_path
 from yolotrt_core.store.action import Record, UnknownSchemaError, is_name, is_sha256, record_from_bytes
 from yolotrt_core.store.failures import (
     DamagedArtifactError,
@@ -24,8 +26,6 @@ from yolotrt_core.store.failures import (
 )
 from yolotrt_core.store.layout import ACTION, BLOB, CACHE, LOCKS, REF, WORK
 from yolotrt_core.store.locks import COMMIT, locked
-from yolotrt_core.user_paths import user_path
-from yolotrt_core.writing import whole_file
 
 if TYPE_CHECKING:
     from yolotrt_core.store.disk import ByteCache, ReadingCache

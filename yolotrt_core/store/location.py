@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from yolotrt_core.files.paths import user_path
 from yolotrt_core.store.store import Store
-from yolotrt_core.user_paths import user_path
 
 STORE_VARIABLE = "YOLOTRT_STORE"
 

@@ -9,7 +9,7 @@ from typing import Any
 import onnx
 import pytest
 
-from yolotrt_core.digest import sha256_of
+from yolotrt_core.files.digest import sha256_of
 from yolotrt_core.ranges import Ranges, write_ranges
 from yolotrt_core.stages import QuantizingPass
 from yolotrt_core.types import BuildRequest, Calibration, OnnxModel

@@ -17,9 +17,9 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from onnxruntime.transformers.float16 import convert_float_to_float16
 from onnxruntime.transformers.onnx_model import OnnxModel
 
-from yolotrt_core.digest import sha256_of
 from yolotrt_core.engine import build
 from yolotrt_core.errors import UsageError
+from yolotrt_core.files.digest import sha256_of
 from yolotrt_core.options import NoOptions
 from yolotrt_core.ranges import Ranges, write_ranges
 from yolotrt_core.stages import Availability

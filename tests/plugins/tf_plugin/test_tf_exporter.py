@@ -18,8 +18,8 @@ import pytest
 from keras_yolo import CLASSES, ROWS, SIZE, picture
 from numpy.typing import NDArray
 
-from yolotrt_core.digest import sha256_of
 from yolotrt_core.errors import StageError, UsageError, YolotrtError
+from yolotrt_core.files.digest import sha256_of
 from yolotrt_core.types import BuildRequest, ModelSource, ModelSpec
 from yolotrt_tf import yolotrt_select_exporter
 from yolotrt_tf.options import TfOptions

@@ -76,7 +76,7 @@ warnings.simplefilter("ignore")
 import keras, numpy as np, onnxruntime
 sys.path.insert(0, sys.argv[1])
 import keras_yolo, yolotrt_mine
-from yolotrt_core.digest import sha256_of
+from yolotrt_core.files.digest import sha256_of
 from yolotrt_core.types import BuildRequest, ModelSource
 stage = yolotrt_mine.MineExporter()
 for batch, units, order in ((None, "normalised", "cell"), (1, "pixels", "anchor")):
@@ -117,7 +117,7 @@ import sys
 from pathlib import Path
 import yolotrt_mine
 from yolotrt_core.errors import StageError
-from yolotrt_core.digest import sha256_of
+from yolotrt_core.files.digest import sha256_of
 from yolotrt_core.types import BuildRequest, ModelSource
 from yolotrt_mine.example import write_model
 path = write_model(Path("other.keras"))

@@ -4,8 +4,8 @@ import zipfile
 import pytest
 import yolotrt_zoo
 
-from yolotrt_core.digest import sha256_of
 from yolotrt_core.errors import UsageError
+from yolotrt_core.files.digest import sha256_of
 from yolotrt_core.testing import ExporterContract, small_model
 from yolotrt_core.types import BuildRequest, ModelSource
 

@@ -18,8 +18,8 @@ from urllib.parse import urlsplit
 from filelock import FileLock, Timeout
 
 from yolotrt_core.console.progress import progress
-from yolotrt_core.digest import sha256_of_file
 from yolotrt_core.errors import ArtifactError, UsageError, os_error_reason
+from yolotrt_core.files.digest import sha256_of_file
 
 log = logging.getLogger(__name__)
 
