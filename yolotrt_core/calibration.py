@@ -10,13 +10,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from yolotrt_core import core_sources, pictures, reader
+from yolotrt_core import pictures, reader
 from yolotrt_core.console.progress import progress
 from yolotrt_core.console.text import counted
-from yolotrt_core.core_sources import core_digest
 from yolotrt_core.errors import UsageError
 from yolotrt_core.files.digest import sha256_of
 from yolotrt_core.letterbox import preprocess
+from yolotrt_core.store import core_sources
+from yolotrt_core.store.core_sources import core_digest
 from yolotrt_core.types import Json, Layout, Precision
 
 if TYPE_CHECKING:

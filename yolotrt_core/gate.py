@@ -13,11 +13,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from yolotrt_core import core_sources, dataset, reader
+from yolotrt_core import dataset, reader
 from yolotrt_core.agreement import agree
 from yolotrt_core.calibration import CalibrationData, choose, digest_of_pictures
 from yolotrt_core.console.text import counted
-from yolotrt_core.core_sources import core_digest
 from yolotrt_core.detector import Detector
 from yolotrt_core.errors import GateError, UsageError
 from yolotrt_core.evaluate import Judge
@@ -34,7 +33,9 @@ from yolotrt_core.serialization import from_json
 from yolotrt_core.sources import sample_path
 from yolotrt_core.stages import ONNX_FILE
 from yolotrt_core.step import ENGINE_SPEC_FILE, PARITY_BUILDER, SPEC_FILE, Output, Plan
+from yolotrt_core.store import core_sources
 from yolotrt_core.store.action import Action
+from yolotrt_core.store.core_sources import core_digest
 from yolotrt_core.store.store import Store
 from yolotrt_core.types import EngineSpec, Json, ModelSpec, Selection
 

@@ -14,16 +14,17 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from yolotrt_core import core_sources, options, work
+from yolotrt_core import options, work
 from yolotrt_core.console import log
 from yolotrt_core.console.progress import progress
-from yolotrt_core.core_sources import core_digest
 from yolotrt_core.errors import StageError, YolotrtError
 from yolotrt_core.registry import Registry
 from yolotrt_core.step import Output, Plan, Step
+from yolotrt_core.store import core_sources
 from yolotrt_core.store.action import Action, Record
-from yolotrt_core.store.failures import DamagedArtifactError, MissingArtifactError
-from yolotrt_core.store.layout import STAGE_LOG
+from yolotrt_core.store.core_sources import core_digest
+from yolotrt_core.store.errors import DamagedArtifactError, MissingArtifactError
+from yolotrt_core.store.names import STAGE_LOG
 from yolotrt_core.store.store import Store
 from yolotrt_core.types import BuildRequest, Json
 

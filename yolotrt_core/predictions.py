@@ -9,10 +9,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from yolotrt_core import core_sources
 from yolotrt_core.calibration import digest_of_pictures
 from yolotrt_core.console.progress import Bar, progress
-from yolotrt_core.core_sources import core_digest
 from yolotrt_core.detector import Detector
 from yolotrt_core.errors import UsageError
 from yolotrt_core.files.digest import sha256_of
@@ -20,7 +18,9 @@ from yolotrt_core.reading import read_ahead
 from yolotrt_core.rect import RectDetector
 from yolotrt_core.registry import Registry
 from yolotrt_core.serialization import to_json
+from yolotrt_core.store import core_sources
 from yolotrt_core.store.action import Action, Record
+from yolotrt_core.store.core_sources import core_digest
 from yolotrt_core.store.store import Store
 from yolotrt_core.types import Detections, Json, Selection
 

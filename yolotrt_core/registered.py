@@ -9,9 +9,9 @@ from typing import Any, Literal, get_args
 from yolotrt_core.errors import PluginError
 from yolotrt_core.options import OptionField, key_material
 from yolotrt_core.serialization import to_json
-from yolotrt_core.source_digest import source_digest
 from yolotrt_core.stages import Availability, PlacedBuilder
 from yolotrt_core.store.action import PluginIdentity
+from yolotrt_core.store.code_digest import source_digest
 from yolotrt_core.types import Json
 
 Kind = Literal["exporter", "pass", "calibrator", "builder", "postprocessor"]

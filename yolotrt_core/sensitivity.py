@@ -17,11 +17,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from yolotrt_core import core_sources, pictures, pipeline
+from yolotrt_core import pictures, pipeline
 from yolotrt_core.agreement import agree
 from yolotrt_core.calibration import CalibrationData, choose, digest_of_pictures
 from yolotrt_core.console.progress import progress
-from yolotrt_core.core_sources import core_digest
 from yolotrt_core.detector import Detector
 from yolotrt_core.errors import StageError, UsageError
 from yolotrt_core.files.digest import sha256_of
@@ -36,7 +35,9 @@ from yolotrt_core.serialization import from_json, to_json
 from yolotrt_core.sources import sample_path
 from yolotrt_core.stages import ONNX_FILE, RANGES_FILE, QuantizingPass, Session
 from yolotrt_core.step import PARITY_BUILDER, Output, Plan, Step
+from yolotrt_core.store import core_sources
 from yolotrt_core.store.action import Action, Record
+from yolotrt_core.store.core_sources import core_digest
 from yolotrt_core.store.store import Store
 from yolotrt_core.types import Calibration, Detections, EngineSpec, Json, ModelSpec, OnnxModel, Selection
 

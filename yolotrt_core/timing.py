@@ -8,8 +8,6 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from yolotrt_core import core_sources
-from yolotrt_core.core_sources import core_digest
 from yolotrt_core.given_options import GivenOptions
 from yolotrt_core.judged import Judged, open_engine, spec_of
 from yolotrt_core.machine import machine_facts
@@ -17,7 +15,9 @@ from yolotrt_core.pictures import opencv_version
 from yolotrt_core.registered import OWN_DIST
 from yolotrt_core.registry import Registry
 from yolotrt_core.speed import Candidate, measure_speed
+from yolotrt_core.store import core_sources
 from yolotrt_core.store.action import Action, PluginIdentity, canonical_json
+from yolotrt_core.store.core_sources import core_digest
 from yolotrt_core.store.store import Store
 from yolotrt_core.types import Json
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from yolotrt_core import core_sources
+from yolotrt_core.store import core_sources
 from yolotrt_core.testing.closure import NO_PART, Closure
 
 STORE = {f"yolotrt_core.store.{file.stem}" for file in (Path(core_sources.__file__).parent / "store").glob("*.py")}

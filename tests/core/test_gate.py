@@ -23,8 +23,8 @@ from yolotrt_core.options import option
 from yolotrt_core.predictions import predict
 from yolotrt_core.registry import Registry
 from yolotrt_core.settings import BuildSettings
-from yolotrt_core.source_digest import source_digest
 from yolotrt_core.stages import ONNX_FILE, Availability
+from yolotrt_core.store.code_digest import source_digest
 from yolotrt_core.store.store import Store
 from yolotrt_core.types import Detections, Selection
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from yolotrt_core.errors import PluginError
-from yolotrt_core.source_digest import source_digest
+from yolotrt_core.store.code_digest import source_digest
 
 
 def test_it_follows_the_text_of_a_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,9 +24,9 @@ from yolotrt_core import testing
 from yolotrt_core.files.digest import sha256_of
 from yolotrt_core.options import NoOptions
 from yolotrt_core.registry import Registry
-from yolotrt_core.source_digest import source_file
 from yolotrt_core.sources import default_model_path
 from yolotrt_core.stages import Availability
+from yolotrt_core.store.code_digest import source_file
 from yolotrt_core.testing.closure import unnamed_sources
 from yolotrt_core.types import BuildRequest, Calibration, ModelSource, ModelSpec, TensorSpec
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from yolotrt_core.errors import ArtifactError
 from yolotrt_core.store.action import Action, PluginIdentity
-from yolotrt_core.store.failures import MissingArtifactError
+from yolotrt_core.store.errors import MissingArtifactError
 from yolotrt_core.store.store import Store
 from yolotrt_core.types import Json
 
@@ -217,8 +217,8 @@ def main() -> None:
     # Imported late by the store; here so that all processes begin from the same point.
     import filelock  # noqa: F401
 
-    import yolotrt_core.store.build
-    import yolotrt_core.store.disk
+    import yolotrt_core.store.bytes_cache
+    import yolotrt_core.store.execution
     import yolotrt_core.store.gc  # noqa: F401
 
     print("ready", flush=True)

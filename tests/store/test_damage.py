@@ -11,7 +11,7 @@ import pytest
 from store_files import blob_file, flip_byte, left_in
 from store_worker import action, content, maker
 
-from yolotrt_core.store.failures import DamagedArtifactError, MissingArtifactError
+from yolotrt_core.store.errors import DamagedArtifactError, MissingArtifactError
 from yolotrt_core.store.store import Store
 
 

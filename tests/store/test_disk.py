@@ -13,8 +13,8 @@ import diskcache
 import pytest
 from store_worker import action, content, maker
 
-from yolotrt_core.store.disk import ByteCache, BytesOnlyDisk
-from yolotrt_core.store.failures import RefusedRowError
+from yolotrt_core.store.bytes_cache import ByteCache, BytesOnlyDisk
+from yolotrt_core.store.errors import RefusedRowError
 from yolotrt_core.store.store import Store
 
 MODE_RAW, MODE_BINARY, MODE_TEXT, MODE_PICKLE = 1, 2, 3, 4

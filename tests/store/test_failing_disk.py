@@ -16,7 +16,7 @@ import pytest
 from store_worker import Disk, action, answers, content, go, maker, start
 
 from yolotrt_core.errors import ArtifactError, StageError
-from yolotrt_core.store.failures import ReadOnlyStoreError, disk_error
+from yolotrt_core.store.errors import ReadOnlyStoreError, disk_error
 from yolotrt_core.store.store import Store
 from yolotrt_core.types import Json
 
@@ -312,7 +312,7 @@ def test_database_with_overwritten_pages(store: Store) -> None:
 
 
 def test_locked_database_is_told(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    import yolotrt_core.store.disk as disk_module
+    import yolotrt_core.store.bytes_cache as disk_module
 
     monkeypatch.setattr(disk_module, "_BUSY_SECONDS", 0.1)
     store.obtain(action(1), maker(1))

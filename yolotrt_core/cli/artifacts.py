@@ -31,7 +31,7 @@ from yolotrt_core.settings import plan_build
 from yolotrt_core.stages import ONNX_FILE, RANGES_FILE
 from yolotrt_core.step import ENGINE_SPEC_FILE
 from yolotrt_core.store.action import Record
-from yolotrt_core.store.failures import reporting
+from yolotrt_core.store.errors import reporting
 from yolotrt_core.store.location import STORE_VARIABLE, open_store
 from yolotrt_core.types import Json
 

@@ -16,7 +16,7 @@ from yolotrt_core.errors import ArtifactError, UsageError, os_error_reason
 from yolotrt_core.files.atomic import whole_file
 from yolotrt_core.files.paths import user_path
 from yolotrt_core.store.action import Record, UnknownSchemaError, is_name, is_sha256, record_from_bytes
-from yolotrt_core.store.failures import (
+from yolotrt_core.store.errors import (
     DamagedArtifactError,
     MissingArtifactError,
     ReadOnlyStoreError,
@@ -24,11 +24,11 @@ from yolotrt_core.store.failures import (
     error_from_sqlite,
     reporting,
 )
-from yolotrt_core.store.layout import ACTION, BLOB, CACHE, LOCKS, REF, WORK
 from yolotrt_core.store.locks import COMMIT, locked
+from yolotrt_core.store.names import ACTION, BLOB, CACHE, LOCKS, REF, WORK
 
 if TYPE_CHECKING:
-    from yolotrt_core.store.disk import ByteCache, ReadingCache
+    from yolotrt_core.store.bytes_cache import ByteCache, ReadingCache
 
 log = logging.getLogger(__name__)
 
@@ -192,7 +192,7 @@ class Database:
         with self._guard:
             # Somebody may have made the folder anew, and a read-only connection sees no change at all.
             if self._opened is None or self._opened[0] != identity:
-                from yolotrt_core.store.disk import ReadingCache
+                from yolotrt_core.store.bytes_cache import ReadingCache
 
                 cache = ReadingCache(self.cache_folder)
                 if not cache.has_tables():
@@ -205,7 +205,7 @@ class Database:
         """Hold the only right to change the cache, for a short time."""
         import diskcache
 
-        from yolotrt_core.store.disk import ByteCache
+        from yolotrt_core.store.bytes_cache import ByteCache
 
         with reporting(self.root):
             self.make_folders()

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING
 from yolotrt_core.errors import ArtifactError, UsageError
 from yolotrt_core.store.action import Record, UnknownSchemaError, is_sha256, record_from_bytes
 from yolotrt_core.store.database import Database, read_refs
-from yolotrt_core.store.failures import RefusedRowError, is_full, reporting
-from yolotrt_core.store.layout import ACTION, BLOB, OWNER, SIDE, STAGE_LOG
+from yolotrt_core.store.errors import RefusedRowError, is_full, reporting
 from yolotrt_core.store.lineage import inputs_of
 from yolotrt_core.store.locks import COMMIT, locked, tried
+from yolotrt_core.store.names import ACTION, BLOB, OWNER, SIDE, STAGE_LOG
 from yolotrt_core.store.work_folder import owner_of
 
 if TYPE_CHECKING:
-    from yolotrt_core.store.disk import ByteCache
+    from yolotrt_core.store.bytes_cache import ByteCache
 
 _SECONDS_PER_DAY = 86400.0
 _ROOM_BYTES = 2 << 20  # for the database's log of the rows that go

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from yolotrt_core.errors import ArtifactError
-from yolotrt_core.store.failures import ELSEWHERE, reporting
+from yolotrt_core.store.errors import ELSEWHERE, reporting
 
 log = logging.getLogger(__name__)
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from yolotrt_core.store.action import Action, Record
-from yolotrt_core.store.build import Make, OnStart, obtain_artifact
 from yolotrt_core.store.database import Database
+from yolotrt_core.store.execution import Make, OnStart, obtain_artifact
 from yolotrt_core.store.gc import GcReport, collect_garbage
 from yolotrt_core.store.lineage import Difference, Lineage, find_nearest, trace_lineage
-from yolotrt_core.store.side import StoredSideCache
+from yolotrt_core.store.side_cache import StoredSideCache
 from yolotrt_core.store.verify import VerifyReport, repair_database, verify_database
 
 

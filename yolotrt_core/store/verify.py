@@ -13,13 +13,13 @@ from yolotrt_core.console.progress import Bar, progress
 from yolotrt_core.errors import ArtifactError
 from yolotrt_core.store.action import Record, UnknownSchemaError, is_sha256, record_bytes, record_from_bytes
 from yolotrt_core.store.database import Database
-from yolotrt_core.store.failures import RefusedRowError, error_from_sqlite, reporting
-from yolotrt_core.store.layout import ACTION, BLOB, REF, SIDE
+from yolotrt_core.store.errors import RefusedRowError, error_from_sqlite, reporting
 from yolotrt_core.store.locks import COMMIT, tried
-from yolotrt_core.store.side import is_side_intact
+from yolotrt_core.store.names import ACTION, BLOB, REF, SIDE
+from yolotrt_core.store.side_cache import is_side_intact
 
 if TYPE_CHECKING:
-    from yolotrt_core.store.disk import ByteCache
+    from yolotrt_core.store.bytes_cache import ByteCache
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from yolotrt_core.store.action import Action
-from yolotrt_core.store.layout import OWNER, STAGE_LOG
+from yolotrt_core.store.names import OWNER, STAGE_LOG
 
 log = logging.getLogger(__name__)
 

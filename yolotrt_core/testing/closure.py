@@ -11,9 +11,9 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from yolotrt_core import core_sources
 from yolotrt_core.registered import Registered
-from yolotrt_core.source_digest import source_file
+from yolotrt_core.store import core_sources
+from yolotrt_core.store.code_digest import source_file
 
 # Parts of the core that no answer depends on, and why; what they import is not looked at either.
 NO_PART: Mapping[str, str] = {

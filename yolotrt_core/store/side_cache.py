@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from yolotrt_core.errors import ArtifactError
 from yolotrt_core.store.action import canonical_json
 from yolotrt_core.store.database import Database
-from yolotrt_core.store.failures import ReadOnlyStoreError, reporting
-from yolotrt_core.store.layout import SIDE
+from yolotrt_core.store.errors import ReadOnlyStoreError, reporting
+from yolotrt_core.store.names import SIDE
 
 log = logging.getLogger(__name__)
 

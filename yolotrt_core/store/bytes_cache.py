@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 import diskcache
 from diskcache.core import DBNAME, DEFAULT_SETTINGS, ENOVAL, METADATA, MODE_BINARY, MODE_RAW, UNKNOWN
 
-from yolotrt_core.store.failures import RefusedRowError
+from yolotrt_core.store.errors import RefusedRowError
 
 log = logging.getLogger(__name__)
 

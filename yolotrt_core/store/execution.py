@@ -17,14 +17,14 @@ from yolotrt_core.errors import StageError, YolotrtError
 from yolotrt_core.serialization import to_json
 from yolotrt_core.store.action import Action, Blob, Record, canonical_json, is_output_name, record_bytes
 from yolotrt_core.store.database import Database
-from yolotrt_core.store.failures import ReadOnlyStoreError, RefusedRowError, disk_error, reporting
-from yolotrt_core.store.layout import ACTION, BLOB, OWNER, STAGE_LOG
+from yolotrt_core.store.errors import ReadOnlyStoreError, RefusedRowError, disk_error, reporting
 from yolotrt_core.store.locks import locked
+from yolotrt_core.store.names import ACTION, BLOB, OWNER, STAGE_LOG
 from yolotrt_core.store.work_folder import clean_after_failure, clear, owner_of, write_owner
 from yolotrt_core.types import Json
 
 if TYPE_CHECKING:
-    from yolotrt_core.store.disk import ByteCache
+    from yolotrt_core.store.bytes_cache import ByteCache
 
 log = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ What only finds, names, shows or keeps things is in none of them, so that an edi
 
 from __future__ import annotations
 
-from yolotrt_core.source_digest import source_digest
+from yolotrt_core.store.code_digest import source_digest
 
 
 def _core(*names: str) -> tuple[str, ...]:
