@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from yolotrt_core.engine import Detector, Engine, build
     from yolotrt_core.errors import YolotrtError
-    from yolotrt_core.frames import Nv12Frame
+    from yolotrt_core.media.frames import Nv12Frame
     from yolotrt_core.settings import BuildSettings
     from yolotrt_core.types import Detections, Selection
 
@@ -24,7 +24,7 @@ _HOME = {
     "Detections": "yolotrt_core.types",
     "Detector": "yolotrt_core.engine",
     "Engine": "yolotrt_core.engine",
-    "Nv12Frame": "yolotrt_core.frames",
+    "Nv12Frame": "yolotrt_core.media.frames",
     "Selection": "yolotrt_core.types",
     "YolotrtError": "yolotrt_core.errors",
     "build": "yolotrt_core.engine",

@@ -10,12 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from yolotrt_core import pictures, reader
+from yolotrt_core import reader
 from yolotrt_core.console.progress import progress
 from yolotrt_core.console.text import counted
 from yolotrt_core.errors import UsageError
 from yolotrt_core.files.digest import sha256_of
 from yolotrt_core.letterbox import preprocess
+from yolotrt_core.media import images
 from yolotrt_core.store import core_sources
 from yolotrt_core.store.core_sources import core_digest
 from yolotrt_core.types import Json, Layout, Precision
@@ -70,7 +71,7 @@ def digest_of_pictures(sha256s: Sequence[str]) -> str:
     That is whatever changes a pixel: our own code, and OpenCV, which decodes and resizes. The size is in the key of
     what takes the pictures.
     """
-    parts = [*sha256s, core_digest(core_sources.PIXELS), pictures.opencv_version()]
+    parts = [*sha256s, core_digest(core_sources.PIXELS), images.opencv_version()]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
@@ -134,7 +135,7 @@ class Batches:
         most = len(self.chosen.files) * _MOST_UNREADABLE
         for file, name, sha256 in zip(self.chosen.files, self.chosen.names, self.chosen.sha256s, strict=True):
             try:
-                frame = pictures.read(file)
+                frame = images.read(file)
             except UsageError as err:
                 self.skipped.append(name)
                 _log.warning("%s; skipped", err)

@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from yolotrt_core import media_inputs, pictures, results
+from yolotrt_core import results
 from yolotrt_core.annotate import annotate
 from yolotrt_core.console.progress import Bar
 from yolotrt_core.console.signals import Interrupt
@@ -25,21 +25,22 @@ from yolotrt_core.console.text import counted
 from yolotrt_core.detector import Detector
 from yolotrt_core.errors import ArtifactError, UsageError
 from yolotrt_core.files.atomic import whole_file, write_whole
-from yolotrt_core.film_length import missing_bytes
-from yolotrt_core.live import open_live
+from yolotrt_core.media import images, inputs
+from yolotrt_core.media.camera import open_live
+from yolotrt_core.media.prefetch import drawn_ahead
+from yolotrt_core.media.video import VideoFacts, count_frames, open_video
+from yolotrt_core.media.video_integrity import missing_bytes
 from yolotrt_core.naming import LABELS, Format, Names
-from yolotrt_core.prefetch import drawn_ahead
 from yolotrt_core.reading import decode_ahead, read_ahead
 from yolotrt_core.results import Found
 from yolotrt_core.serialization import to_json
 from yolotrt_core.types import Detections, Json, Selection
-from yolotrt_core.video import VideoFacts, count_frames, open_video
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from yolotrt_core.frames import Frame
+    from yolotrt_core.media.frames import Frame
 
 _log = logging.getLogger(__name__)
 
@@ -267,7 +268,7 @@ class DetectionRun:
 
     def _boxes(self, source: Path | str) -> Path:
         """Return what holds the boxes of a source: a file, or the labels' folder for a film."""
-        of_one = self._form == "yolo" and isinstance(source, Path) and not media_inputs.is_video(source)
+        of_one = self._form == "yolo" and isinstance(source, Path) and not inputs.is_video(source)
         return self._out / _RESULTS[self._form] / (f"{self._names.name(source)}.txt" if of_one else "")
 
     def _write_labels(self, name: str, text: str) -> None:
@@ -312,7 +313,7 @@ class _VideoWriter:
     def write(self, frame: NDArray[np.uint8]) -> None:
         import cv2
 
-        with pictures.quiet_opencv():
+        with images.quiet_opencv():
             if self._writer is None:
                 size = (frame.shape[1], frame.shape[0])
                 self._writer = cv2.VideoWriter(str(self._target), cv2.VideoWriter.fourcc(*"mp4v"), self._fps, size)
@@ -327,7 +328,7 @@ class _VideoWriter:
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         if self._writer is None:
             return
-        with pictures.quiet_opencv():
+        with images.quiet_opencv():
             self._writer.release()
         # OpenCV tells no one that a write failed, so what was written is asked.
         if kind is None and count_frames(self._target) != self._frames:

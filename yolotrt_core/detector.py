@@ -12,10 +12,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, cast
 
 from yolotrt_core.errors import UsageError
-from yolotrt_core.frames import DeviceFrame, Frame
 from yolotrt_core.given_options import Settings
 from yolotrt_core.inputs import checked_frames, refuse_missing_frames, refuse_selection
 from yolotrt_core.letterbox import preprocess
+from yolotrt_core.media.frames import DeviceFrame, Frame
 from yolotrt_core.reading import decode_ahead
 from yolotrt_core.registered import Registered
 from yolotrt_core.registry import Registry

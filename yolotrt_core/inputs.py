@@ -7,7 +7,7 @@ from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, NoReturn, TypeGuard
 
 from yolotrt_core.errors import UsageError
-from yolotrt_core.frames import Nv12Frame
+from yolotrt_core.media.frames import Nv12Frame
 
 if TYPE_CHECKING:
     import numpy as np

@@ -9,8 +9,8 @@ from itertools import count
 from pathlib import Path
 from typing import Literal
 
-from yolotrt_core import media_inputs
 from yolotrt_core.errors import UsageError
+from yolotrt_core.media import inputs
 from yolotrt_core.yolo_labels import label_file
 
 _log = logging.getLogger(__name__)
@@ -93,7 +93,7 @@ class Names:
 
     def _take(self, source: Path | str) -> str:
         is_video = _is_video(source)
-        stem = source.stem if isinstance(source, Path) else media_inputs.live_name(source)
+        stem = source.stem if isinstance(source, Path) else inputs.live_name(source)
         ending = "" if self._mark else _ending(source)
         for name in numbered(stem):
             if (is_video, name, ending) not in self._taken and not (is_video and name in self._like_frames):
@@ -123,11 +123,11 @@ class Names:
 
 
 def _is_video(source: Path | str) -> bool:
-    return isinstance(source, str) or media_inputs.is_video(source)
+    return isinstance(source, str) or inputs.is_video(source)
 
 
 def _ending(source: Path | str) -> str:
-    return ".mp4" if isinstance(source, str) or media_inputs.is_video(source) else source.suffix
+    return ".mp4" if isinstance(source, str) or inputs.is_video(source) else source.suffix
 
 
 def numbered(stem: str) -> Iterator[str]:

@@ -14,7 +14,7 @@ from yolotrt_core.dataset import DataSet, LabeledImage
 from yolotrt_core.errors import UsageError
 from yolotrt_core.files.paths import existing_path, text_of, user_path
 from yolotrt_core.labels import labels_in_order, numbered_labels
-from yolotrt_core.media_inputs import IMAGE_SUFFIXES
+from yolotrt_core.media.inputs import IMAGE_SUFFIXES
 from yolotrt_core.yolo_labels import MOST_CLASSES
 
 _log = logging.getLogger(__name__)

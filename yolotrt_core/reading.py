@@ -8,16 +8,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from yolotrt_core import pictures
 from yolotrt_core.errors import StageError, UsageError
-from yolotrt_core.picture_processes import PictureProcesses, region_bytes
-from yolotrt_core.prefetch import prefetched, processors
+from yolotrt_core.media import images
+from yolotrt_core.media.decode_pool import PictureProcesses, region_bytes
+from yolotrt_core.media.prefetch import prefetched, processors
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from yolotrt_core.frames import DeviceFrame, Frame
+    from yolotrt_core.media.frames import DeviceFrame, Frame
 
 _log = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ def decode_ahead(paths: Sequence[Path], target: DecodeTarget) -> Iterator[Frame 
     Yields:
         What `target.stream` takes, in order; or what is wrong with a file.
     """
-    sizes = pictures.plain_jpeg_sizes(paths) if target.decodes_files else []
+    sizes = images.plain_jpeg_sizes(paths) if target.decodes_files else []
     if not sizes:
         yield from read_ahead(paths, target)
         return
@@ -74,7 +74,7 @@ def read_ahead(paths: Sequence[Path], target: DecodeTarget | None = None) -> Ite
         target: for whom, if it takes host frames to a GPU, which uploads fastest from memory of its own.
     """
     if target is None or not target.program:
-        yield from prefetched(paths, pictures.attempt)
+        yield from prefetched(paths, images.attempt)
         return
 
     def read(path: Path) -> NDArray[np.uint8] | UsageError:
@@ -82,7 +82,7 @@ def read_ahead(paths: Sequence[Path], target: DecodeTarget | None = None) -> Ite
 
     # A GPU takes thousands a second if the thread that feeds it has a processor to itself; elsewhere a few waiting
     # pictures are enough, and cheaper.
-    sizes = pictures.plain_jpeg_sizes(paths)
+    sizes = images.plain_jpeg_sizes(paths)
     threads = max(1, processors() - 1)
     # Of other formats nobody knows the size before they are read.
     ahead = min(_AHEAD, _affordable(sizes)) if sizes else 2 * threads
@@ -120,12 +120,12 @@ def _read(path: Path, target: DecodeTarget) -> NDArray[np.uint8] | UsageError:
 
             return np.empty(shape, np.uint8)
 
-    return pictures.attempt(path, room)
+    return images.attempt(path, room)
 
 
 def _contents(path: Path) -> bytes:
     try:
-        return pictures.read_file(path)
+        return images.read_file(path)
     except OSError:  # told when it is read again, since nothing decodes no bytes
         return b""
 

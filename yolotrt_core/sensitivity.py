@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from yolotrt_core import pictures, pipeline
+from yolotrt_core import pipeline
 from yolotrt_core.agreement import agree
 from yolotrt_core.calibration import CalibrationData, choose, digest_of_pictures
 from yolotrt_core.console.progress import progress
@@ -27,6 +27,7 @@ from yolotrt_core.files.digest import sha256_of
 from yolotrt_core.given_options import Settings
 from yolotrt_core.guard import answering
 from yolotrt_core.handed_on import check_pass
+from yolotrt_core.media import images as pictures
 from yolotrt_core.options import key_material, option
 from yolotrt_core.ranges import read_ranges
 from yolotrt_core.registered import Registered

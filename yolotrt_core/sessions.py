@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from yolotrt_core.frames import DeviceFrame, Frame
+    from yolotrt_core.media.frames import DeviceFrame, Frame
 
 
 class Session(Protocol):
@@ -95,7 +95,7 @@ class PageLockingSession(Protocol):
     """What a session may offer beside `DetectingSession`: frames that another process decodes upload fastest too."""
 
     def page_lock(self, memory: NDArray[np.uint8]) -> object:
-        """Page-lock memory of another owner; views of it count as such where `yolotrt_core.frames.HostBuffer` says so.
+        """Page-lock memory of another owner; views of it count as such where `yolotrt_core.media.frames.HostBuffer` says so.
 
         Returns:
             What undoes it when it goes, which must be before the memory does.

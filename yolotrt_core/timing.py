@@ -11,7 +11,7 @@ from pathlib import Path
 from yolotrt_core.given_options import GivenOptions
 from yolotrt_core.judged import Judged, open_engine, spec_of
 from yolotrt_core.machine import machine_facts
-from yolotrt_core.pictures import opencv_version
+from yolotrt_core.media.images import opencv_version
 from yolotrt_core.registered import OWN_DIST
 from yolotrt_core.registry import Registry
 from yolotrt_core.speed import Candidate, measure_speed

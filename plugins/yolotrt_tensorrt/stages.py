@@ -56,9 +56,9 @@ class TensorRTBuilder:
         "yolotrt_tensorrt/cuda/kernels/prelude.cuh",
         "yolotrt_tensorrt/cuda/kernels/suppress.cu",
         "yolotrt_core.inputs",
-        "yolotrt_core.jpeg",
+        "yolotrt_core.media.jpeg_header",
         "yolotrt_core.letterbox",
-        "yolotrt_core.prefetch",
+        "yolotrt_core.media.prefetch",
     )
     Options = TensorRTOptions
     engine_file = ENGINE_FILE

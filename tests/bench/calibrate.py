@@ -27,11 +27,11 @@ OURS = ("minmax", "percentile", "mse", "entropy")
 
 
 def _batches(files: list[Path]) -> Iterator[np.ndarray]:
-    from yolotrt_core import pictures
     from yolotrt_core.letterbox import preprocess
+    from yolotrt_core.media import images
 
     for file in files:
-        yield preprocess([pictures.read(file)], SIZE)[0]
+        yield preprocess([images.read(file)], SIZE)[0]
 
 
 def _ours(method: str, onnx: Path, files: list[Path], out: Path) -> None:

@@ -27,12 +27,12 @@ import cv2
 import numpy as np
 from gpu_accuracy import accuracy
 
-from yolotrt_core import pictures
 from yolotrt_core.bench import measure_interleaved
 from yolotrt_core.engine import Detector
 from yolotrt_core.engine_file import read_engine_spec
-from yolotrt_core.picture_processes import PictureProcesses, region_bytes
-from yolotrt_core.prefetch import prefetched
+from yolotrt_core.media import images
+from yolotrt_core.media.decode_pool import PictureProcesses, region_bytes
+from yolotrt_core.media.prefetch import prefetched
 from yolotrt_core.reading import decode_ahead, read_ahead
 from yolotrt_core.store.location import open_store
 from yolotrt_core.types import Selection
@@ -186,7 +186,7 @@ def jpeg(bench: Bench) -> dict[str, Any]:
     cv2.setNumThreads(1)
     results: dict[str, Any] = {}
     with Detector.open(engine=bench.path("fp16-b32"), store=bench.store) as detector:
-        region = region_bytes(pictures.plain_jpeg_sizes(paths))
+        region = region_bytes(images.plain_jpeg_sizes(paths))
         assert region is not None, "these files are for processes"
         begin = time.perf_counter()
         with PictureProcesses(os.cpu_count() or 2, region, detector.page_lock) as processes:

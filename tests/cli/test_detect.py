@@ -18,9 +18,9 @@ import cv2
 import numpy as np
 import pytest
 
-from yolotrt_core import video
 from yolotrt_core.cli import detect
 from yolotrt_core.detecting import Summary
+from yolotrt_core.media import video
 from yolotrt_core.sources import sample_path
 
 from .conftest import ROOT, Run

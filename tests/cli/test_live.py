@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from yolotrt_core import video
 from yolotrt_core.cli import detect
+from yolotrt_core.media import video
 from yolotrt_core.sources import sample_path
 
 from .conftest import COMMANDS, ROOT, Ran

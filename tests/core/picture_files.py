@@ -7,8 +7,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from yolotrt_core import pictures
 from yolotrt_core.errors import UsageError
+from yolotrt_core.media import images
 
 
 def write_files(folder: Path) -> list[Path]:
@@ -30,7 +30,7 @@ def assert_as_read_here(found: list[np.ndarray | UsageError], files: list[Path])
     """Compare pictures and errors with what reading each file by itself gives."""
     assert len(found) == len(files)
     for one, file in zip(found, files, strict=True):
-        expected = pictures.attempt(file)
+        expected = images.attempt(file)
         if isinstance(expected, UsageError):
             assert isinstance(one, UsageError)
             assert (str(one), one.hint) == (str(expected), expected.hint)

@@ -51,7 +51,7 @@ def test_the_digest_follows_content_and_order_not_the_place(folder: Path, tmp_pa
 def test_the_digest_follows_what_decodes_and_resizes(monkeypatch: pytest.MonkeyPatch) -> None:
     before = digest_of_pictures(["0" * 64])
     assert digest_of_pictures(["0" * 64]) == before
-    monkeypatch.setattr("yolotrt_core.pictures.opencv_version", lambda: "4.0")
+    monkeypatch.setattr("yolotrt_core.media.images.opencv_version", lambda: "4.0")
     assert digest_of_pictures(["0" * 64]) != before
 
 

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from yolotrt_core.film_length import missing_bytes
+from yolotrt_core.media.video_integrity import missing_bytes
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from yolotrt_core import video
 from yolotrt_core.console.signals import Interrupt, Terminated
 from yolotrt_core.errors import UsageError
-from yolotrt_core.live import open_live
+from yolotrt_core.media import video
+from yolotrt_core.media.camera import open_live
 
 FACTS = video.VideoFacts(4, 2, 25.0, 0)
 

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from picture_files import assert_as_read_here, memory_of
 
-from yolotrt_core import pictures
 from yolotrt_core.errors import StageError, UsageError
-from yolotrt_core.frames import HostBuffer
-from yolotrt_core.picture_processes import PictureProcesses, region_bytes
+from yolotrt_core.media import images
+from yolotrt_core.media.decode_pool import PictureProcesses, region_bytes
+from yolotrt_core.media.frames import HostBuffer
 
 
 def children(of: int) -> list[int]:
@@ -46,7 +46,7 @@ def test_their_pictures_lie_in_locked_memory_which_is_unlocked_last(files: list[
         base = memory_of(kept)
         assert isinstance(base, HostBuffer)
         assert base.page_locked
-    expected = pictures.read(files[0])
+    expected = images.read(files[0])
     del processes, base
     gc.collect()
     assert events == []

@@ -11,9 +11,9 @@ import cv2
 import numpy as np
 import pytest
 
-from yolotrt_core import media_inputs, pictures, video
 from yolotrt_core.errors import UsageError
-from yolotrt_core.jpeg import upright_size
+from yolotrt_core.media import images, inputs, video
+from yolotrt_core.media.jpeg_header import upright_size
 
 
 @pytest.fixture
@@ -28,31 +28,31 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_find(folder: Path) -> None:
-    assert [p.name for p in media_inputs.find_inputs(str(folder))] == ["a.PNG", "b.png", "c.bmp"]
-    assert [p.name for p in media_inputs.find_inputs(str(folder / "*.png"))] == ["b.png"]
-    assert [p.name for p in media_inputs.find_inputs(str(folder / "**" / "*.png"))] == ["b.png", "d.png"]
-    assert media_inputs.find_inputs(str(folder / "c.bmp")) == [folder / "c.bmp"]
+    assert [p.name for p in inputs.find_inputs(str(folder))] == ["a.PNG", "b.png", "c.bmp"]
+    assert [p.name for p in inputs.find_inputs(str(folder / "*.png"))] == ["b.png"]
+    assert [p.name for p in inputs.find_inputs(str(folder / "**" / "*.png"))] == ["b.png", "d.png"]
+    assert inputs.find_inputs(str(folder / "c.bmp")) == [folder / "c.bmp"]
     for wrong, words in {
         str(folder / "none.png"): "there is no file or folder",
         str(folder / "notes.txt"): "is no picture or video by its ending",
         str(folder / "*.gif"): "matches the pattern",
     }.items():
         with pytest.raises(UsageError, match=words):
-            media_inputs.find_inputs(wrong)
+            inputs.find_inputs(wrong)
 
 
 def test_a_file_with_magic_in_its_name_is_a_file(folder: Path) -> None:
     odd = (folder / "b.png").rename(folder / "b[1].png")
-    assert media_inputs.find_inputs(str(odd)) == [odd]
+    assert inputs.find_inputs(str(odd)) == [odd]
 
 
 def test_read_gives_bgr(tmp_path: Path) -> None:
     blue = np.zeros((4, 6, 3), np.uint8)
     blue[:, :, 0] = 200
     cv2.imwrite(str(tmp_path / "blue.png"), blue)
-    assert np.array_equal(pictures.read(tmp_path / "blue.png"), blue)
+    assert np.array_equal(images.read(tmp_path / "blue.png"), blue)
     cv2.imwrite(str(tmp_path / "grey.png"), np.full((4, 6), 7, np.uint8))
-    assert pictures.read(tmp_path / "grey.png").shape == (4, 6, 3)
+    assert images.read(tmp_path / "grey.png").shape == (4, 6, 3)
 
 
 def test_exif_orientation_is_followed(tmp_path: Path) -> None:
@@ -63,16 +63,16 @@ def test_exif_orientation_is_followed(tmp_path: Path) -> None:
     exif = b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"
     segment = b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif
     (tmp_path / "turned.jpg").write_bytes(data[:2] + segment + data[2:])
-    assert pictures.read(tmp_path / "turned.jpg").shape == (40, 20, 3)
+    assert images.read(tmp_path / "turned.jpg").shape == (40, 20, 3)
 
 
 @pytest.mark.parametrize(("content", "words"), [(b"", "is an empty file"), (b"junk", "not a picture OpenCV can read")])
 def test_unreadable(tmp_path: Path, content: bytes, words: str, capfd: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "x.jpg").write_bytes(content)
     with pytest.raises(UsageError, match=words):
-        pictures.read(tmp_path / "x.jpg")
+        images.read(tmp_path / "x.jpg")
     with pytest.raises(UsageError, match="cannot read the picture"):
-        pictures.read(tmp_path / "gone.jpg")
+        images.read(tmp_path / "gone.jpg")
     assert capfd.readouterr().err == ""
 
 
@@ -81,7 +81,7 @@ def test_opencv_speaks_again_after_the_last_of_those_who_want_silence() -> None:
     before = logging.getLogLevel()
     logging.setLogLevel(logging.LOG_LEVEL_ERROR)
     try:
-        first, second = pictures.quiet_opencv(), pictures.quiet_opencv()
+        first, second = images.quiet_opencv(), images.quiet_opencv()
         first.__enter__()
         second.__enter__()
         first.__exit__(None, None, None)
@@ -139,8 +139,8 @@ def test_pixels_go_where_there_is_room_for_them(tmp_path: Path, ending: str) -> 
     good, data = cv2.imencode(ending, cv2.resize(coarse, (90, 70)))
     assert good
     path.write_bytes(data.tobytes())
-    frame = pictures.read(path, room)
-    np.testing.assert_array_equal(frame, pictures.read(path))
+    frame = images.read(path, room)
+    np.testing.assert_array_equal(frame, images.read(path))
     (given,) = room.given
     assert np.shares_memory(frame, given)
 
@@ -153,13 +153,13 @@ def test_a_turned_or_broken_jpeg_is_read_as_without_room(tmp_path: Path) -> None
     turned = plain[:2] + b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif + plain[2:]
     path, room = tmp_path / "turned.jpg", Memory()
     path.write_bytes(turned)
-    frame = pictures.read(path, room)
+    frame = images.read(path, room)
     assert frame.shape == (40, 20, 3)
-    np.testing.assert_array_equal(frame, pictures.read(path))
+    np.testing.assert_array_equal(frame, images.read(path))
     assert frame is room.given[-1]
     (tmp_path / "bad.jpg").write_bytes(plain[:30])
     with pytest.raises(UsageError, match="is not a picture OpenCV can read"):
-        pictures.read(tmp_path / "bad.jpg", Memory())
+        images.read(tmp_path / "bad.jpg", Memory())
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ def test_a_turned_or_broken_jpeg_is_read_as_without_room(tmp_path: Path) -> None
     ],
 )
 def test_addresses_are_shown_without_what_is_secret(source: str, shown: str) -> None:
-    assert media_inputs.redact(source) == shown
+    assert inputs.redact(source) == shown
 
 
 def test_no_error_tells_a_password(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,7 +202,7 @@ def test_no_error_tells_a_password(monkeypatch: pytest.MonkeyPatch) -> None:
     ):
         next(frames)
     with pytest.raises(UsageError, match=r"there is no file or folder `ftp://\*\*\*@cam/x`"):
-        media_inputs.find_inputs("ftp://user:secret@cam/x")
+        inputs.find_inputs("ftp://user:secret@cam/x")
 
 
 @pytest.mark.parametrize(
@@ -216,12 +216,12 @@ def test_no_error_tells_a_password(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_secrets_of_an_address_are_not_shown(address: str, shown: str) -> None:
-    assert media_inputs.redact(address) == shown
+    assert inputs.redact(address) == shown
 
 
 def test_half_an_address_has_a_name() -> None:
-    assert media_inputs.live_name("http://[::1") == "stream-unknown"
-    assert media_inputs.live_name("http://[::1]:80/x") == "stream-__1"
+    assert inputs.live_name("http://[::1") == "stream-unknown"
+    assert inputs.live_name("http://[::1]:80/x") == "stream-__1"
 
 
 @pytest.mark.parametrize("side", [40, 400])  # files of 2 and 200 KB
@@ -245,16 +245,16 @@ def test_the_size_of_a_jpeg_is_read_from_its_ends(tmp_path: Path, side: int) -> 
         b"\x89PNG" + bytes(30_000): None,
     }.items():
         path.write_bytes(data)
-        assert pictures.plain_jpeg_size(path) == size
+        assert images.plain_jpeg_size(path) == size
         assert upright_size(data) == size
     path.unlink()
     with pytest.raises(FileNotFoundError):
-        pictures.plain_jpeg_size(path)
+        images.plain_jpeg_size(path)
 
 
 def test_the_version_of_opencv_is_told_without_importing_it() -> None:
     code = (
-        "import sys; from yolotrt_core.pictures import opencv_version; told = opencv_version();"
+        "import sys; from yolotrt_core.media.images import opencv_version; told = opencv_version();"
         "assert 'cv2' not in sys.modules and 'numpy' not in sys.modules;"
         "import cv2; assert told.startswith(cv2.__version__), told"
     )
@@ -268,6 +268,6 @@ def test_an_opencv_that_tells_no_version_is_asked(found: str, tmp_path: Path, mo
     monkeypatch.setattr(
         "importlib.util.find_spec", lambda name: importlib.machinery.ModuleSpec(name, None, origin=f"{tmp_path}/cv2.so")
     )
-    assert pictures.opencv_version.__wrapped__() == cv2.__version__
+    assert images.opencv_version.__wrapped__() == cv2.__version__
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert pictures.opencv_version.__wrapped__() == ""
+    assert images.opencv_version.__wrapped__() == ""

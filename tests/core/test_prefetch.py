@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from yolotrt_core.prefetch import drawn_ahead, prefetched
+from yolotrt_core.media.prefetch import drawn_ahead, prefetched
 
 
 def test_results_come_in_order_whatever_takes_longest() -> None:

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 from picture_files import assert_as_read_here, memory_of
 
-from yolotrt_core import pictures, reading
+from yolotrt_core import reading
 from yolotrt_core.errors import StageError, UsageError
-from yolotrt_core.frames import HostBuffer
-from yolotrt_core.jpeg import upright_size
+from yolotrt_core.media import images
+from yolotrt_core.media.frames import HostBuffer
+from yolotrt_core.media.jpeg_header import upright_size
 
 
 class OnDevice:
@@ -62,7 +63,7 @@ class Fed:
 def test_many_pictures_for_a_gpu_are_read_by_processes_once_these_have_started(
     files: list[Path], monkeypatch: pytest.MonkeyPatch, many: int, locks: bool, by_processes: bool
 ) -> None:
-    cv2.imwrite(str(files[34].with_suffix(".jpg")), pictures.read(files[34]))
+    cv2.imwrite(str(files[34].with_suffix(".jpg")), images.read(files[34]))
     files[34] = files[34].with_suffix(".jpg")
     monkeypatch.setattr(reading, "_MANY", many)
     monkeypatch.setattr(reading, "processors", lambda: 4)
@@ -97,12 +98,12 @@ def test_a_device_is_not_asked_where_files_are_of_many_kinds(files: list[Path], 
 
 
 def test_a_sample_says_what_files_are(files: list[Path], tmp_path: Path) -> None:
-    assert sorted(pictures.plain_jpeg_sizes(files[:5])) == [(40 + i, 50 + i) for i in range(5)]
-    assert sorted(pictures.plain_jpeg_sizes(files[20:23])) == [(41, 52), (46, 50)], "one that is missing says nothing"
-    assert pictures.plain_jpeg_sizes(files[33:36]) == [], "a PNG file"
-    assert len(pictures.plain_jpeg_sizes(files[14:21] * 3 + files[22:34] + files[34:35])) == 33, "one PNG file of many"
-    assert pictures.plain_jpeg_sizes([tmp_path / "missing.jpg"]) == []
-    assert isinstance(pictures.attempt(files[13]), UsageError)
+    assert sorted(images.plain_jpeg_sizes(files[:5])) == [(40 + i, 50 + i) for i in range(5)]
+    assert sorted(images.plain_jpeg_sizes(files[20:23])) == [(41, 52), (46, 50)], "one that is missing says nothing"
+    assert images.plain_jpeg_sizes(files[33:36]) == [], "a PNG file"
+    assert len(images.plain_jpeg_sizes(files[14:21] * 3 + files[22:34] + files[34:35])) == 33, "one PNG file of many"
+    assert images.plain_jpeg_sizes([tmp_path / "missing.jpg"]) == []
+    assert isinstance(images.attempt(files[13]), UsageError)
 
 
 def test_big_pictures_are_not_read_far_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from fake_stages import fake_plugin
-from yolotrt_core import engine, media_inputs, reader, sources
+from yolotrt_core import engine, reader, sources
 from yolotrt_core.engine import Detector
 from yolotrt_core.errors import UsageError
 from yolotrt_core.files.paths import existing_path, user_path
+from yolotrt_core.media import inputs
 from yolotrt_core.registry import Registry
 from yolotrt_core.store import location
 from yolotrt_core.store.store import Store
@@ -49,7 +50,7 @@ def test_what_is_there(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "use",
     [
-        media_inputs.find_inputs,
+        inputs.find_inputs,
         reader.refuse_missing,
         reader.check,
         lambda text: reader.read(text, ()),

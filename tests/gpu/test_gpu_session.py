@@ -17,10 +17,10 @@ import ties
 from head_reference import Result, reference
 
 from yolotrt_core.errors import StageError, UsageError
-from yolotrt_core.frames import Nv12Frame
 from yolotrt_core.letterbox import preprocess
-from yolotrt_core.picture_processes import PictureProcesses, region_bytes
-from yolotrt_core.pictures import plain_jpeg_sizes
+from yolotrt_core.media.decode_pool import PictureProcesses, region_bytes
+from yolotrt_core.media.frames import Nv12Frame
+from yolotrt_core.media.images import plain_jpeg_sizes
 from yolotrt_core.types import Detections, EngineSpec, Selection
 from yolotrt_tensorrt.cuda import graph as cuda_graph
 from yolotrt_tensorrt.cuda.device import is_pinned

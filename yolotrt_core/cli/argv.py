@@ -18,7 +18,7 @@ from yolotrt_core.cli.detect import camera_hint
 from yolotrt_core.cli.tasks import RepeatedArgument, error_text
 from yolotrt_core.console.text import nearest, wrapped
 from yolotrt_core.errors import UsageError
-from yolotrt_core.media_inputs import redact as shown
+from yolotrt_core.media.inputs import redact as shown
 
 # Options of invoke's own before a task: those after which there may be none, and those that take the next word.
 _ASKS = frozenset(("-h", "--help", "-l", "--list", "-V", "--version", "--complete", "--print-completion-script"))

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from yolotrt_core import media_inputs, results
+from yolotrt_core import results
 from yolotrt_core.cli import build
 from yolotrt_core.cli.tables import print_table
 from yolotrt_core.cli.tasks import Flag, Given, make_task, stage_flags
@@ -27,6 +27,7 @@ from yolotrt_core.errors import ArtifactError, UsageError
 from yolotrt_core.files.atomic import refuse_unwritable
 from yolotrt_core.files.paths import user_path
 from yolotrt_core.inputs import refuse_selection
+from yolotrt_core.media import inputs
 from yolotrt_core.naming import Names, numbered
 from yolotrt_core.options import refuse_unknown
 from yolotrt_core.registered import KINDS
@@ -97,9 +98,9 @@ def _detect(stages: Registry, given: Given) -> None:
     most_frames = build.whole_number("--max-frames", asked["max_frames"]) if "max_frames" in asked else None
     source = given["path"]
     paths = _paths(source)
-    if given["max_frames"] is not None and paths and not any(media_inputs.is_video(p) for p in paths):
+    if given["max_frames"] is not None and paths and not any(inputs.is_video(p) for p in paths):
         raise UsageError(
-            f"`--max-frames` ends a video or live source, found only pictures in `{media_inputs.redact(source)}`",
+            f"`--max-frames` ends a video or live source, found only pictures in `{inputs.redact(source)}`",
             hint="drop `--max-frames`; for some of the pictures, pass a pattern that means them",
         )
     out = user_path(given["out"] or "detections")
@@ -142,7 +143,7 @@ def _recording(source: str, out: Path, *, new: bool) -> Iterator[Path]:
     if not new:
         yield out
         return
-    name = f"{media_inputs.live_name(source)}-{time.strftime('%Y%m%d-%H%M%S')}"
+    name = f"{inputs.live_name(source)}-{time.strftime('%Y%m%d-%H%M%S')}"
     with _writing(out):
         out.mkdir(parents=True, exist_ok=True)
         folder = next(place for place in (out / one for one in numbered(name)) if _made(place))
@@ -163,7 +164,7 @@ def _made(folder: Path) -> bool:
 
 def _paths(source: str) -> list[Path]:
     """Return the files to read; none for a live source."""
-    if media_inputs.is_live(source):
+    if inputs.is_live(source):
         return []
     if source == SAMPLE and not Path(SAMPLE).exists():
         return [sample_path()]
@@ -177,7 +178,7 @@ def _paths(source: str) -> list[Path]:
             "by its ending",
             hint=f"pass `{flag} {source}` beside a PATH, as in `detect {flag} {source} sample`",
         )
-    return media_inputs.find_inputs(source)
+    return inputs.find_inputs(source)
 
 
 def camera_hint(source: str) -> str | None:
@@ -186,17 +187,17 @@ def camera_hint(source: str) -> str | None:
 
 
 def _live(run: DetectionRun, source: str, interrupt: Interrupt, most_frames: int | None) -> None:
-    with progress(f"detecting on {media_inputs.redact(source)}, Ctrl-C ends") as bar:
+    with progress(f"detecting on {inputs.redact(source)}, Ctrl-C ends") as bar:
         run.live(source, bar, interrupt, most_frames)
 
 
 def _files(run: DetectionRun, paths: list[Path], interrupt: Interrupt, most_frames: int | None) -> None:
-    still = [p for p in paths if not media_inputs.is_video(p)]
+    still = [p for p in paths if not inputs.is_video(p)]
     if still:
         with progress("detecting", total=len(still)) as bar:
             run.stills(still, bar, interrupt)
     for path in paths:
-        if media_inputs.is_video(path) and not interrupt.requested:
+        if inputs.is_video(path) and not interrupt.requested:
             with progress(path.name) as bar:
                 run.video(path, bar, interrupt, most_frames)
 

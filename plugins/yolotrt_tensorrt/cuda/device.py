@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from yolotrt_core.errors import StageError
-from yolotrt_core.frames import HostBuffer
+from yolotrt_core.media.frames import HostBuffer
 from yolotrt_tensorrt.cuda import driver
 
 if TYPE_CHECKING:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from yolotrt_core.frames import Frame, Nv12Frame
 from yolotrt_core.inputs import is_picture, refuse_frame
-from yolotrt_core.prefetch import processors
+from yolotrt_core.media.frames import Frame, Nv12Frame
+from yolotrt_core.media.prefetch import processors
 from yolotrt_tensorrt.cuda.device import DeviceMemory, Gpu, PinnedPool, is_pinned
 from yolotrt_tensorrt.runtime.device_structs import RowSubset, rows_read
 from yolotrt_tensorrt.runtime.jpeg_decoder import DeviceImage

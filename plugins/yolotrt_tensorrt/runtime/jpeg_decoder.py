@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from yolotrt_core.errors import UsageError
-from yolotrt_core.jpeg import upright_size
+from yolotrt_core.media.jpeg_header import upright_size
 from yolotrt_tensorrt.cuda import graph as cuda_graph, nvjpeg
 from yolotrt_tensorrt.cuda.device import DeviceMemory, Gpu, PinnedPool
 from yolotrt_tensorrt.cuda.nvjpeg import NvJpeg, NvJpegError, Target

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeGuard, TypeVar
 import numpy as np
 
 from yolotrt_core.errors import StageError, UsageError
-from yolotrt_core.frames import Frame, Nv12Frame
+from yolotrt_core.media.frames import Frame, Nv12Frame
 from yolotrt_core.stages import DeviceProgram, SideCache
 from yolotrt_core.types import Detections, EngineSpec, Selection, with_channels, without_channels
 from yolotrt_tensorrt.cuda.device import Gpu, PageLock, PinnedMemoryError, PinnedPool, as_stage_error, open_gpu

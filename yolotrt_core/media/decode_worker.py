@@ -13,15 +13,15 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from yolotrt_core import pictures
-from yolotrt_core.picture_processes import Placed
+from yolotrt_core.media import images
+from yolotrt_core.media.decode_pool import Placed
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
     from yolotrt_core.errors import UsageError
-    from yolotrt_core.picture_processes import Answer
+    from yolotrt_core.media.decode_pool import Answer
 
 
 def main() -> None:
@@ -76,10 +76,10 @@ def _read(region: NDArray[np.uint8], files: list[str]) -> Answer:
     answer: list[Placed | NDArray[np.uint8] | UsageError] = []
     for path in map(Path, files):
         try:
-            known = pictures.plain_jpeg_size(path)
+            known = images.plain_jpeg_size(path)
         except OSError:
             known = None
-        one = pictures.attempt(path, room, known)
+        one = images.attempt(path, room, known)
         if isinstance(one, np.ndarray) and np.may_share_memory(one, region):
             answer.append(Placed(taken, one.shape))
             taken += one.nbytes

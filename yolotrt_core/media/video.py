@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from yolotrt_core.errors import UsageError
-from yolotrt_core.media_inputs import CAMERA, is_live, redact
-from yolotrt_core.pictures import quiet_opencv
+from yolotrt_core.media.images import quiet_opencv
+from yolotrt_core.media.inputs import CAMERA, is_live, redact
 
 if TYPE_CHECKING:
     import numpy as np

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from yolotrt_core import video
+from yolotrt_core.media import video
 
 if TYPE_CHECKING:
     import numpy as np

@@ -14,7 +14,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from yolotrt_core.errors import UsageError, os_error_reason
-from yolotrt_core.jpeg import upright_size
+from yolotrt_core.media.jpeg_header import upright_size
 
 if TYPE_CHECKING:
     import numpy as np

@@ -22,9 +22,9 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Self
 
-from yolotrt_core import pictures
-from yolotrt_core.frames import HostBuffer
-from yolotrt_core.prefetch import prefetched
+from yolotrt_core.media import images
+from yolotrt_core.media.frames import HostBuffer
+from yolotrt_core.media.prefetch import prefetched
 
 if TYPE_CHECKING:
     import numpy as np
@@ -134,7 +134,7 @@ class PictureProcesses:
         theirs: list[Connection] = []
         # They import what is imported here, wherever it lies.
         paths = [path for path in sys.path if isinstance(path, str)]
-        program = f"import sys; sys.path[:] = {paths}; from yolotrt_core.picture_worker import main; main()"
+        program = f"import sys; sys.path[:] = {paths}; from yolotrt_core.media.decode_worker import main; main()"
         environment = os.environ | {"OPENBLAS_NUM_THREADS": "1"}  # forking may leave locks of threads held
         try:
             for _ in range(processes):
@@ -187,7 +187,7 @@ class PictureProcesses:
                     begin += _TOGETHER
                 if not order:
                     end = begin + _TOGETHER if self._processes else len(paths)
-                    yield from prefetched(paths[begin:end], pictures.attempt)
+                    yield from prefetched(paths[begin:end], images.attempt)
                     begin = end
                 elif order[0].answered:
                     yield from self._pictures(order.popleft())
@@ -240,7 +240,7 @@ class PictureProcesses:
 
         if group.answer is None:
             self._free.append(group.region)
-            yield from prefetched(group.files, pictures.attempt)
+            yield from prefetched(group.files, images.attempt)
             return
         memory, region = self._memory, group.region
         begin = region * self._region
