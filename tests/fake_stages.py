@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yolotrt_core.errors import StageError, UsageError
-from yolotrt_core.hookspecs import API_VERSION, hookimpl
-from yolotrt_core.options import NoOptions, option
-from yolotrt_core.stages import ONNX_FILE, REFERENCE_FILE, Availability
+from yolotrt_core.plugin.hookspecs import API_VERSION, hookimpl
+from yolotrt_core.plugin.options import NoOptions, option
+from yolotrt_core.plugin.stages import ONNX_FILE, REFERENCE_FILE, Availability
 from yolotrt_core.types import (
     BuildRequest,
     Detections,

@@ -12,7 +12,7 @@ from yolotrt_core.engine_file import hand_out, spec_path
 from yolotrt_core.files.atomic import refuse_unwritable
 from yolotrt_core.files.paths import user_path
 from yolotrt_core.pipeline import StepResult
-from yolotrt_core.registry import Registry
+from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.serialization import from_json
 from yolotrt_core.settings import AUTO, BuildSettings
 from yolotrt_core.shapes import shapes_text
@@ -33,8 +33,8 @@ from typing import TYPE_CHECKING
 from yolotrt_core.detector import Detector as EngineDetector
 from yolotrt_core.engine_file import read_engine_spec
 from yolotrt_core.errors import UsageError
-from yolotrt_core.given_options import GivenOptions
-from yolotrt_core.registered import refuse_unavailable
+from yolotrt_core.plugin.given_options import GivenOptions
+from yolotrt_core.plugin.registered import refuse_unavailable
 
 _log = logging.getLogger(__name__)
 

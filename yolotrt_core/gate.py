@@ -21,17 +21,17 @@ from yolotrt_core.detector import Detector
 from yolotrt_core.errors import GateError, UsageError
 from yolotrt_core.evaluate import Judge
 from yolotrt_core.files.digest import sha256_of
-from yolotrt_core.given_options import Settings
-from yolotrt_core.installed import tool_versions
 from yolotrt_core.metric import Bootstrap
-from yolotrt_core.options import key_material, option
 from yolotrt_core.pipeline import StepResult
+from yolotrt_core.plugin.dependencies import tool_versions
+from yolotrt_core.plugin.given_options import Settings
+from yolotrt_core.plugin.options import key_material, option
+from yolotrt_core.plugin.registered import Registered
+from yolotrt_core.plugin.registry import Registry
+from yolotrt_core.plugin.stages import ONNX_FILE
 from yolotrt_core.predictions import predict
-from yolotrt_core.registered import Registered
-from yolotrt_core.registry import Registry
 from yolotrt_core.serialization import from_json
 from yolotrt_core.sources import sample_path
-from yolotrt_core.stages import ONNX_FILE
 from yolotrt_core.step import ENGINE_SPEC_FILE, PARITY_BUILDER, SPEC_FILE, Output, Plan
 from yolotrt_core.store import core_sources
 from yolotrt_core.store.action import Action

@@ -10,9 +10,9 @@ from pathlib import Path
 from yolotrt_core import gate, pipeline
 from yolotrt_core.detector import Detector
 from yolotrt_core.gate import Verdict
-from yolotrt_core.given_options import GivenOptions
 from yolotrt_core.pipeline import StepResult
-from yolotrt_core.registry import Registry
+from yolotrt_core.plugin.given_options import GivenOptions
+from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.sensitivity import SensitivityOptions
 from yolotrt_core.serialization import from_json
 from yolotrt_core.settings import BuildSettings, calibration_data, plan_build

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from yolotrt_core.errors import StageError
-from yolotrt_core.options import option
+from yolotrt_core.plugin.options import option
+from yolotrt_core.plugin.stages import Session
 from yolotrt_core.serialization import to_json
-from yolotrt_core.stages import Session
 from yolotrt_core.types import Json, Precision
 
 if TYPE_CHECKING:

@@ -14,11 +14,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from yolotrt_core import options, work
+from yolotrt_core import work
 from yolotrt_core.console import log
 from yolotrt_core.console.progress import progress
 from yolotrt_core.errors import StageError, YolotrtError
-from yolotrt_core.registry import Registry
+from yolotrt_core.plugin import options
+from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.step import Output, Plan, Step
 from yolotrt_core.store import core_sources
 from yolotrt_core.store.action import Action, Record

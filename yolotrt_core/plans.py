@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from yolotrt_core import options, parity, registered
+from yolotrt_core import parity
 from yolotrt_core.calibration import DEFAULT_CALIBRATOR, CalibrationData, ChosenPictures, choose
 from yolotrt_core.errors import PluginError, UsageError
-from yolotrt_core.given_options import GivenOptions, Settings
-from yolotrt_core.registered import Registered
-from yolotrt_core.registry import Registry
-from yolotrt_core.serialization import to_json
-from yolotrt_core.stages import (
+from yolotrt_core.plugin import options, registered
+from yolotrt_core.plugin.given_options import GivenOptions, Settings
+from yolotrt_core.plugin.registered import Registered
+from yolotrt_core.plugin.registry import Registry
+from yolotrt_core.plugin.stages import (
     ONNX_FILE,
     RANGES_FILE,
     REFERENCE_FILE,
@@ -24,6 +24,7 @@ from yolotrt_core.stages import (
     RangesBuilder,
     RoundingBuilder,
 )
+from yolotrt_core.serialization import to_json
 from yolotrt_core.step import PARITY_BUILDER, SPEC_FILE, Output, Plan, Step
 from yolotrt_core.types import BuildRequest, Json, ModelSource, Precision
 

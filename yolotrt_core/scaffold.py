@@ -11,10 +11,10 @@ from pathlib import Path
 from string import Template
 
 from yolotrt_core.console.text import nearest
-from yolotrt_core.declared import RESERVED
 from yolotrt_core.errors import ArtifactError, UsageError, os_error_reason
 from yolotrt_core.files.atomic import refuse_unwritable
-from yolotrt_core.registered import KINDS, OWN_DIST, Kind
+from yolotrt_core.plugin.declaration_checks import RESERVED
+from yolotrt_core.plugin.registered import KINDS, OWN_DIST, Kind
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,40}")
 _NEEDS: Mapping[Kind, tuple[str, ...]] = {

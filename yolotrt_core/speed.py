@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from yolotrt_core.bench import Timing, measure_interleaved, timing
 from yolotrt_core.console.progress import progress
 from yolotrt_core.detector import Detector
-from yolotrt_core.stages import TimedSession
+from yolotrt_core.plugin.stages import TimedSession
 from yolotrt_core.types import Selection, with_channels
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from yolotrt_core.calibration import ChosenPictures
-from yolotrt_core.registered import Registered
+from yolotrt_core.plugin.registered import Registered
 from yolotrt_core.store.action import PluginIdentity
 from yolotrt_core.types import BuildRequest, Json, ModelSource
 

@@ -8,12 +8,12 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from yolotrt_core.given_options import GivenOptions
 from yolotrt_core.judged import Judged, open_engine, spec_of
 from yolotrt_core.machine import machine_facts
 from yolotrt_core.media.images import opencv_version
-from yolotrt_core.registered import OWN_DIST
-from yolotrt_core.registry import Registry
+from yolotrt_core.plugin.given_options import GivenOptions
+from yolotrt_core.plugin.registered import OWN_DIST
+from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.speed import Candidate, measure_speed
 from yolotrt_core.store import core_sources
 from yolotrt_core.store.action import Action, PluginIdentity, canonical_json

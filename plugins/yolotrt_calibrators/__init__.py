@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from yolotrt_calibrators.stages import Entropy, Import, MinMax, Mse, Percentile
-from yolotrt_core.hookspecs import hookimpl
-from yolotrt_core.stages import Calibrator
+from yolotrt_core.plugin.hookspecs import hookimpl
+from yolotrt_core.plugin.stages import Calibrator
 
 YOLOTRT_API = 1
 

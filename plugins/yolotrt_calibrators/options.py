@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from yolotrt_core.options import option
+from yolotrt_core.plugin.options import option
 
 _TENSORS = "Which tensors get a range: what convolutions read, or all, as TensorRT 8 and 10 calibration caches want"
 

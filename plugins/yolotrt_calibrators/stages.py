@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from yolotrt_calibrators.options import CollectOptions, ImportOptions, PercentileOptions
 from yolotrt_core.errors import UsageError
-from yolotrt_core.installed import tools_available
-from yolotrt_core.stages import Availability
+from yolotrt_core.plugin.dependencies import tools_available
+from yolotrt_core.plugin.stages import Availability
 from yolotrt_core.types import BuildRequest, OnnxModel
 
 if TYPE_CHECKING:

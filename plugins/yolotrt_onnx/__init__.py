@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from yolotrt_core.hookspecs import hookimpl
-from yolotrt_core.stages import Exporter, Pass
+from yolotrt_core.plugin.hookspecs import hookimpl
+from yolotrt_core.plugin.stages import Exporter, Pass
 from yolotrt_core.types import ModelSource
 from yolotrt_onnx.formats import is_onnx
 from yolotrt_onnx.passes import Bf16Pass, Fp8Pass, Fp16Pass, Fp32Pass, Int8Pass, SimplifyPass

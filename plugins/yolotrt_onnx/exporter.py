@@ -19,10 +19,10 @@ from yolotrt_core.errors import StageError, UsageError
 from yolotrt_core.labels import labels_from_file, labels_in_order, numbered_labels
 from yolotrt_core.onnx_form import arrange_rows
 from yolotrt_core.onnx_metadata import literal, metadata_of, strides_from_text
+from yolotrt_core.plugin.stages import REFERENCE_FILE
 from yolotrt_core.reference import reference_images
 from yolotrt_core.rows import Known, Rows, find_rows
 from yolotrt_core.shapes import shape_text
-from yolotrt_core.stages import REFERENCE_FILE
 from yolotrt_core.types import BuildRequest, ModelSource, ModelSpec, Precision
 from yolotrt_onnx.graph import save, tensor_specs
 from yolotrt_onnx.graph_edits import keep_output, make_float, rename

@@ -14,7 +14,7 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto,
 
 from yolotrt_core.console.text import first_line
 from yolotrt_core.errors import StageError
-from yolotrt_core.stages import ONNX_FILE
+from yolotrt_core.plugin.stages import ONNX_FILE
 from yolotrt_core.types import ModelSpec, TensorSpec
 
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from importlib import metadata
 from typing import Any, ClassVar
 
-from yolotrt_core.installed import tools_available
-from yolotrt_core.stages import Availability
+from yolotrt_core.plugin.dependencies import tools_available
+from yolotrt_core.plugin.stages import Availability
 from yolotrt_core.types import BuildRequest
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
-from yolotrt_core.options import NoOptions
+from yolotrt_core.plugin.options import NoOptions
 from yolotrt_core.types import BuildRequest, Calibration, Json, ModelSpec, OnnxModel
 from yolotrt_onnx.onnx_pass import OnnxPass, versions
 from yolotrt_onnx.options import Fp8Options, Fp16Options, Fp32Options, Int8Options, SimplifyOptions

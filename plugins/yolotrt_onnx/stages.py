@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
-from yolotrt_core.installed import tools_available
-from yolotrt_core.stages import Availability
+from yolotrt_core.plugin.dependencies import tools_available
+from yolotrt_core.plugin.stages import Availability
 from yolotrt_core.types import BuildRequest, ModelSource, ModelSpec, Precision
 from yolotrt_onnx.onnx_pass import versions
 from yolotrt_onnx.options import OnnxSourceOptions

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from yolotrt_core.hookspecs import hookimpl
-from yolotrt_core.stages import Builder
+from yolotrt_core.plugin.hookspecs import hookimpl
+from yolotrt_core.plugin.stages import Builder
 from yolotrt_onnxruntime.stages import OnnxRuntimeBuilder
 
 YOLOTRT_API = 1

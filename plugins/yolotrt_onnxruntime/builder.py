@@ -10,7 +10,7 @@ from typing import Any
 import onnxruntime
 
 from yolotrt_core.errors import StageError
-from yolotrt_core.stages import ONNX_FILE
+from yolotrt_core.plugin.stages import ONNX_FILE
 from yolotrt_core.types import BuildRequest, EngineSpec, OnnxModel
 
 PROVIDER = "CPUExecutionProvider"

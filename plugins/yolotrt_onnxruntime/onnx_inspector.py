@@ -12,7 +12,7 @@ from typing import Any
 import onnx
 
 from yolotrt_core.errors import StageError
-from yolotrt_core.stages import OnnxContents
+from yolotrt_core.plugin.stages import OnnxContents
 from yolotrt_core.types import TensorSpec
 
 

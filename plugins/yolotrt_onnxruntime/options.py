@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from yolotrt_core.options import option
+from yolotrt_core.plugin.options import option
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,7 +49,7 @@ class OnnxRuntimeSession:
         return self._spec
 
     def infer(self, images: NDArray[np.float32]) -> Mapping[str, NDArray[Any]]:
-        """Run one batch; see `yolotrt_core.stages.Session.infer`.
+        """Run one batch; see `yolotrt_core.plugin.stages.Session.infer`.
 
         Raises:
             UsageError: a dtype or shape the engine does not accept, or the session is closed.

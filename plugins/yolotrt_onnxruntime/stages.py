@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import ClassVar
 
 from yolotrt_core.errors import StageError
-from yolotrt_core.installed import tools_available
-from yolotrt_core.stages import ONNX_FILE, Availability, OnnxContents, Session, SideCache
+from yolotrt_core.plugin.dependencies import tools_available
+from yolotrt_core.plugin.stages import ONNX_FILE, Availability, OnnxContents, Session, SideCache
 from yolotrt_core.types import BuildRequest, Calibration, EngineSpec, OnnxModel, Precision
 from yolotrt_onnxruntime.options import OnnxRuntimeOptions
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from yolotrt_core.hookspecs import hookimpl
-from yolotrt_core.stages import Builder, Calibrator
+from yolotrt_core.plugin.hookspecs import hookimpl
+from yolotrt_core.plugin.stages import Builder, Calibrator
 from yolotrt_tensorrt.stages import TensorRTBuilder, TensorRTCalibrator
 
 YOLOTRT_API = 1

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from yolotrt_core.errors import PluginError, StageError
-from yolotrt_core.stages import Availability
+from yolotrt_core.plugin.stages import Availability
 from yolotrt_tensorrt.cuda import driver
 
 if TYPE_CHECKING:

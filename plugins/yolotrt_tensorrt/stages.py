@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from yolotrt_core.stages import Availability, Session, SideCache
+from yolotrt_core.plugin.stages import Availability, Session, SideCache
 from yolotrt_core.types import PRECISIONS, BuildRequest, Calibration, EngineSpec, OnnxModel, Precision
 from yolotrt_tensorrt.options import BUILDER_NAME, ENGINE_FILE, TensorRTCalibratorOptions, TensorRTOptions
 

@@ -20,9 +20,9 @@ from yolotrt_core import onnx_form
 from yolotrt_core.console.text import first_line
 from yolotrt_core.errors import StageError, UsageError
 from yolotrt_core.onnx_metadata import metadata_of, strides_from_text
+from yolotrt_core.plugin.stages import ONNX_FILE, REFERENCE_FILE
 from yolotrt_core.reference import reference_images
 from yolotrt_core.rows import Known, Rows, find_rows
-from yolotrt_core.stages import ONNX_FILE, REFERENCE_FILE
 from yolotrt_core.types import BuildRequest, ModelSource, ModelSpec, TensorSpec, with_channels
 from yolotrt_tf import onnx_edits as edit
 from yolotrt_tf.class_names import labels_of

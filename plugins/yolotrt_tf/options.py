@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from yolotrt_core.options import option
+from yolotrt_core.plugin.options import option
 from yolotrt_core.types import Layout
 
 

@@ -7,8 +7,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import ClassVar
 
-from yolotrt_core.installed import tools_available
-from yolotrt_core.stages import Availability
+from yolotrt_core.plugin.dependencies import tools_available
+from yolotrt_core.plugin.stages import Availability
 from yolotrt_core.types import BuildRequest, ModelSource, ModelSpec
 from yolotrt_tf.options import TfOptions
 

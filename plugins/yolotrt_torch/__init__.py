@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from yolotrt_core.hookspecs import hookimpl
-from yolotrt_core.stages import Exporter
+from yolotrt_core.plugin.hookspecs import hookimpl
+from yolotrt_core.plugin.stages import Exporter
 from yolotrt_core.types import ModelSource
 from yolotrt_torch.formats import is_checkpoint
 from yolotrt_torch.stages import TorchExporter

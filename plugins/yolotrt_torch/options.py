@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from yolotrt_core.options import option
+from yolotrt_core.plugin.options import option
 
 
 @dataclass(frozen=True, slots=True)

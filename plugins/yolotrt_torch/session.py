@@ -34,7 +34,7 @@ class TorchSession:
         return self._spec
 
     def infer(self, images: NDArray[np.float32]) -> Mapping[str, NDArray[Any]]:
-        """Run one batch; see `yolotrt_core.stages.Session.infer`.
+        """Run one batch; see `yolotrt_core.plugin.stages.Session.infer`.
 
         Raises:
             UsageError: a dtype or shape other than the spec's, or the session is closed.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from yolotrt_core.stages import DeviceProgram
+from yolotrt_core.plugin.stages import DeviceProgram
 from yolotrt_core.types import ModelSpec
 
 

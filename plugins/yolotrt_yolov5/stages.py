@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from yolotrt_core.options import NoOptions
-from yolotrt_core.stages import Availability, DeviceProgram
+from yolotrt_core.plugin.options import NoOptions
+from yolotrt_core.plugin.stages import Availability, DeviceProgram
 from yolotrt_core.types import Detections, Geometry, ModelSpec, Selection
 
 if TYPE_CHECKING:

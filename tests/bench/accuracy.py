@@ -17,7 +17,7 @@ from yolotrt_core import reader
 from yolotrt_core.engine import Detector
 from yolotrt_core.evaluate import Evaluation, Judge
 from yolotrt_core.metric import Bootstrap
-from yolotrt_core.registry import Registry
+from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.store.location import open_store
 
 CALIBRATORS = {

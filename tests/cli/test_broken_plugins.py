@@ -16,9 +16,9 @@ Install = Callable[..., None]
 
 _IMPORTS = """
 from dataclasses import dataclass
-from yolotrt_core.hookspecs import hookimpl
-from yolotrt_core.options import NoOptions, option
-from yolotrt_core.stages import Availability
+from yolotrt_core.plugin.hookspecs import hookimpl
+from yolotrt_core.plugin.options import NoOptions, option
+from yolotrt_core.plugin.stages import Availability
 YOLOTRT_API = 1
 """
 _STAGE = """

@@ -9,7 +9,7 @@ import pytest
 
 from yolotrt_core.cli import build, detect
 from yolotrt_core.errors import UsageError
-from yolotrt_core.registry import Registry
+from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.settings import BuildSettings
 
 FLAGS = {flag.name: None for flag in (*build.SETTINGS, *detect._OWN)}

@@ -14,7 +14,7 @@ from yolotrt_core.console.signals import Interrupt
 from yolotrt_core.detecting import DetectionRun
 from yolotrt_core.engine import Detector
 from yolotrt_core.naming import Names
-from yolotrt_core.registry import Registry
+from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.store.store import Store
 from yolotrt_core.types import Selection
 

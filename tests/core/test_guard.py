@@ -16,15 +16,15 @@ import numpy as np
 import pytest
 
 from fake_stages import FakeBuilder, FakeExporter, FakePass, FakePostprocessor, FakeSession, fake_plugin
-from yolotrt_core import stages
 from yolotrt_core.cli import doctor, plugins
 from yolotrt_core.engine import Detector, Engine, build_engine
 from yolotrt_core.errors import PluginError, StageError
-from yolotrt_core.options import option
-from yolotrt_core.registered import OWN_DIST, PluginSource
-from yolotrt_core.registry import Registry
+from yolotrt_core.plugin import stages
+from yolotrt_core.plugin.options import option
+from yolotrt_core.plugin.registered import OWN_DIST, PluginSource
+from yolotrt_core.plugin.registry import Registry
+from yolotrt_core.plugin.stages import Availability, PlacedBuilder, RangesBuilder
 from yolotrt_core.settings import BuildSettings
-from yolotrt_core.stages import Availability, PlacedBuilder, RangesBuilder
 from yolotrt_core.store.store import Store
 from yolotrt_core.types import Detections
 

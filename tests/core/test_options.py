@@ -10,7 +10,7 @@ import pytest
 
 from yolotrt_core.console.text import nearest
 from yolotrt_core.errors import PluginError, UsageError
-from yolotrt_core.options import key_material, option, option_fields, resolve
+from yolotrt_core.plugin.options import key_material, option, option_fields, resolve
 
 
 @dataclass(frozen=True)

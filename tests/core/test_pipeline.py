@@ -16,9 +16,9 @@ from yolotrt_core import pipeline
 from yolotrt_core.engine import Engine, build_engine
 from yolotrt_core.engine_file import read_engine_spec
 from yolotrt_core.errors import ArtifactError, PluginError, StageError, UsageError
-from yolotrt_core.registry import Registry
+from yolotrt_core.plugin.registry import Registry
+from yolotrt_core.plugin.stages import Availability
 from yolotrt_core.settings import BuildSettings
-from yolotrt_core.stages import Availability
 from yolotrt_core.store.store import Store
 from yolotrt_core.types import ShapeRange
 
@@ -243,7 +243,7 @@ def test_dynamic_gets_a_profile_and_exports_at_its_optimum(
 
 
 def test_an_unavailable_builder_is_skipped_or_refused(weights: Path, store: Store, tmp_path: Path) -> None:
-    from yolotrt_core.stages import Availability
+    from yolotrt_core.plugin.stages import Availability
 
     class Elsewhere(FakeBuilder):
         name = "elsewhere"

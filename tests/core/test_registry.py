@@ -14,13 +14,13 @@ import pytest
 
 from fake_stages import FakeBuilder, FakeExporter, FakePass, fake_plugin
 from yolotrt_core.cli.build import _CORE_OPTIONS
-from yolotrt_core.declared import RESERVED
 from yolotrt_core.errors import PluginError, UsageError
-from yolotrt_core.hookspecs import hookimpl
-from yolotrt_core.options import NoOptions, option
-from yolotrt_core.registered import OWN_DIST, PluginSource
-from yolotrt_core.registry import Registry
-from yolotrt_core.stages import Availability
+from yolotrt_core.plugin.declaration_checks import RESERVED
+from yolotrt_core.plugin.hookspecs import hookimpl
+from yolotrt_core.plugin.options import NoOptions, option
+from yolotrt_core.plugin.registered import OWN_DIST, PluginSource
+from yolotrt_core.plugin.registry import Registry
+from yolotrt_core.plugin.stages import Availability
 from yolotrt_core.types import ModelSource
 
 

@@ -15,8 +15,8 @@ from fake_layers import RUNS, SHARES, SIZE, LayeredBuilder, layered_stages, writ
 from yolotrt_core import mixed, sensitivity
 from yolotrt_core.engine import Detector, Engine, build_engine
 from yolotrt_core.errors import GateError, PluginError, StageError, UsageError
-from yolotrt_core.given_options import GivenOptions
-from yolotrt_core.registry import Registry
+from yolotrt_core.plugin.given_options import GivenOptions
+from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.settings import BuildSettings, plan_build
 from yolotrt_core.store.store import Store
 

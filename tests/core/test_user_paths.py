@@ -13,7 +13,7 @@ from yolotrt_core.engine import Detector
 from yolotrt_core.errors import UsageError
 from yolotrt_core.files.paths import existing_path, user_path
 from yolotrt_core.media import inputs
-from yolotrt_core.registry import Registry
+from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.store import location
 from yolotrt_core.store.store import Store
 

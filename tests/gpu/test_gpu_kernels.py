@@ -11,7 +11,7 @@ import pytest
 from head_reference import reference
 
 from yolotrt_core.letterbox import preprocess
-from yolotrt_core.stages import DeviceProgram
+from yolotrt_core.plugin.stages import DeviceProgram
 from yolotrt_core.types import Detections, Layout, ModelSpec, Selection, TensorSpec, with_channels
 from yolotrt_tensorrt.cuda.device import DeviceMemory, Gpu, PinnedPool, open_gpu
 from yolotrt_tensorrt.cuda.kernels_loader import load_kernels

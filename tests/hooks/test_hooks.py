@@ -13,10 +13,10 @@ import pytest
 
 from fake_layers import LayeredCalibrator
 from fake_stages import FakeBuilder, FakeExporter, FakePass, FakePostprocessor
-from yolotrt_core import hookspecs
 from yolotrt_core.engine import Engine, build_engine
-from yolotrt_core.registered import KINDS
-from yolotrt_core.registry import Registry
+from yolotrt_core.plugin import hookspecs
+from yolotrt_core.plugin.registered import KINDS
+from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.settings import BuildSettings
 from yolotrt_core.store.store import Store
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from yolotrt_core.registered import KINDS
+from yolotrt_core.plugin.registered import KINDS
 from yolotrt_core.scaffold import write_plugin
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -98,8 +98,8 @@ _HIDDEN = """
 import importlib, sys
 plugin, hidden = sys.argv[1:]
 sys.modules[hidden] = None  # as if it were not installed: an import fails, and `find_spec` finds nothing
-from yolotrt_core.registered import KINDS
-from yolotrt_core.registry import Registry
+from yolotrt_core.plugin.registered import KINDS
+from yolotrt_core.plugin.registry import Registry
 registry = Registry.of(importlib.import_module(plugin))
 assert not registry.broken, registry.broken
 for kind in KINDS:
@@ -234,9 +234,9 @@ onnx.save(model, "columns.onnx")
 
 _PASS = """
 from pathlib import Path
-from yolotrt_core.hookspecs import hookimpl
-from yolotrt_core.options import NoOptions, option
-from yolotrt_core.stages import Availability
+from yolotrt_core.plugin.hookspecs import hookimpl
+from yolotrt_core.plugin.options import NoOptions, option
+from yolotrt_core.plugin.stages import Availability
 from dataclasses import dataclass
 YOLOTRT_API = 1
 
@@ -273,7 +273,7 @@ def _pass(module: str, **changed: Any) -> str:
 
 
 _RAISING_HOOKS = """
-from yolotrt_core.hookspecs import hookimpl
+from yolotrt_core.plugin.hookspecs import hookimpl
 YOLOTRT_API = 1
 
 @hookimpl
@@ -291,7 +291,7 @@ BROKEN: Mapping[str, tuple[str, str]] = {
     "raises_at_import": ("import no_such_framework", "No module named 'no_such_framework'"),
     "exits_at_import": ("raise SystemExit(7)", "SystemExit"),
     "wrong_argument": (
-        "from yolotrt_core.hookspecs import hookimpl\nYOLOTRT_API = 1\n"
+        "from yolotrt_core.plugin.hookspecs import hookimpl\nYOLOTRT_API = 1\n"
         "@hookimpl\ndef yolotrt_select_exporter(weights): return None",
         "weights",
     ),

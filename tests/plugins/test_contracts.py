@@ -22,10 +22,10 @@ import yolotrt_torch
 import yolotrt_yolov5
 from yolotrt_core import testing
 from yolotrt_core.files.digest import sha256_of
-from yolotrt_core.options import NoOptions
-from yolotrt_core.registry import Registry
+from yolotrt_core.plugin.options import NoOptions
+from yolotrt_core.plugin.registry import Registry
+from yolotrt_core.plugin.stages import Availability
 from yolotrt_core.sources import default_model_path
-from yolotrt_core.stages import Availability
 from yolotrt_core.store.code_digest import source_file
 from yolotrt_core.testing.closure import unnamed_sources
 from yolotrt_core.types import BuildRequest, Calibration, ModelSource, ModelSpec, TensorSpec
@@ -216,7 +216,7 @@ def test_a_broken_promise_fails_its_contract(fault: str, pytester: pytest.Pytest
     pytester.makepyfile(
         f"""
         import test_contracts as own
-        from yolotrt_core.hookspecs import hookimpl
+        from yolotrt_core.plugin.hookspecs import hookimpl
         from yolotrt_core import testing
 
         class Plugin:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 from store_worker import action
 
-from yolotrt_core.options import key_material, option, resolve
+from yolotrt_core.plugin.options import key_material, option, resolve
 from yolotrt_core.store.action import (
     Blob,
     Record,

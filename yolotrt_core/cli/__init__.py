@@ -32,7 +32,7 @@ def namespace() -> invoke.Collection:
         plugins,
         sensitivity,
     )
-    from yolotrt_core.registry import Registry
+    from yolotrt_core.plugin.registry import Registry
 
     commands = (build, detect, evaluate, sensitivity, bench)
     stages = Registry.discover(reserved_flags=[flag for command in commands for flag in command.RESERVED])

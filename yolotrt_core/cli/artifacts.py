@@ -23,12 +23,12 @@ from yolotrt_core.errors import ArtifactError, UsageError
 from yolotrt_core.files.atomic import refuse_unwritable
 from yolotrt_core.files.digest import sha256_of
 from yolotrt_core.files.paths import user_path
+from yolotrt_core.plugin.registered import KINDS
+from yolotrt_core.plugin.registry import Registry
+from yolotrt_core.plugin.stages import ONNX_FILE, RANGES_FILE
 from yolotrt_core.ranges import ranges_from_json
-from yolotrt_core.registered import KINDS
-from yolotrt_core.registry import Registry
 from yolotrt_core.serialization import to_json
 from yolotrt_core.settings import plan_build
-from yolotrt_core.stages import ONNX_FILE, RANGES_FILE
 from yolotrt_core.step import ENGINE_SPEC_FILE
 from yolotrt_core.store.action import Record
 from yolotrt_core.store.errors import reporting

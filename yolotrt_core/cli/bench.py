@@ -18,8 +18,8 @@ from yolotrt_core.engine_file import read_engine_spec
 from yolotrt_core.errors import UsageError
 from yolotrt_core.files.paths import user_path
 from yolotrt_core.machine import machine_facts
-from yolotrt_core.registered import KINDS
-from yolotrt_core.registry import Registry
+from yolotrt_core.plugin.registered import KINDS
+from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.serialization import to_json
 from yolotrt_core.speed import Candidate, Speed, measure_speed, measure_streams
 from yolotrt_core.store.location import open_store

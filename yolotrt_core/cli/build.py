@@ -18,10 +18,10 @@ from yolotrt_core.engine_file import spec_path
 from yolotrt_core.errors import UsageError
 from yolotrt_core.files.paths import user_path
 from yolotrt_core.gate import GateOptions
-from yolotrt_core.options import ON_OFF, option_fields, refuse_unknown
 from yolotrt_core.parity import ParityOptions
-from yolotrt_core.registered import KINDS
-from yolotrt_core.registry import Registry
+from yolotrt_core.plugin.options import ON_OFF, option_fields, refuse_unknown
+from yolotrt_core.plugin.registered import KINDS
+from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.sensitivity import SensitivityOptions
 from yolotrt_core.serialization import to_json
 from yolotrt_core.settings import MOST_PIXELS, STRIDE, BuildSettings

@@ -29,9 +29,9 @@ from yolotrt_core.files.paths import user_path
 from yolotrt_core.inputs import refuse_selection
 from yolotrt_core.media import inputs
 from yolotrt_core.naming import Names, numbered
-from yolotrt_core.options import refuse_unknown
-from yolotrt_core.registered import KINDS
-from yolotrt_core.registry import Registry
+from yolotrt_core.plugin.options import refuse_unknown
+from yolotrt_core.plugin.registered import KINDS
+from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.sources import sample_path
 from yolotrt_core.types import Selection
 

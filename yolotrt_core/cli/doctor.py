@@ -13,9 +13,9 @@ from typing import Any
 
 from yolotrt_core.cli.tables import print_table
 from yolotrt_core.cli.tasks import Flag, Given, make_task
-from yolotrt_core.health import health, runs_here
-from yolotrt_core.registered import OWN_DIST
-from yolotrt_core.registry import Registry
+from yolotrt_core.plugin.diagnostics import health, runs_here
+from yolotrt_core.plugin.registered import OWN_DIST
+from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.store.location import default_store
 from yolotrt_core.types import Json
 

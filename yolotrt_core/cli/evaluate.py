@@ -21,9 +21,9 @@ from yolotrt_core.errors import UsageError
 from yolotrt_core.evaluate import SELECTION, Comparison, Evaluation, Judge, open_framework
 from yolotrt_core.files.paths import existing_path, user_path
 from yolotrt_core.metric import Bootstrap, Interval
+from yolotrt_core.plugin.registered import KINDS
+from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.rect import RectDetector
-from yolotrt_core.registered import KINDS
-from yolotrt_core.registry import Registry
 from yolotrt_core.serialization import to_json
 from yolotrt_core.settings import BuildSettings, resolve_model
 from yolotrt_core.store.location import open_store

@@ -7,8 +7,8 @@ import invoke
 from yolotrt_core.cli.tasks import Flag, Given, make_task
 from yolotrt_core.errors import UsageError
 from yolotrt_core.files.paths import user_path
-from yolotrt_core.registered import KINDS
-from yolotrt_core.registry import Registry
+from yolotrt_core.plugin.registered import KINDS
+from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.scaffold import write_plugin
 
 

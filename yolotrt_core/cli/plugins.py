@@ -7,9 +7,9 @@ from typing import Any
 
 from yolotrt_core.cli.tables import print_table
 from yolotrt_core.cli.tasks import Flag, Given, make_task, option_help
-from yolotrt_core.health import health
-from yolotrt_core.registered import Registered
-from yolotrt_core.registry import Registry
+from yolotrt_core.plugin.diagnostics import health
+from yolotrt_core.plugin.registered import Registered
+from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.types import Json
 
 

@@ -14,9 +14,9 @@ from yolotrt_core.cli.tables import print_table
 from yolotrt_core.cli.tasks import Flag, Given, make_task, stage_flags
 from yolotrt_core.console.text import counted
 from yolotrt_core.errors import UsageError
-from yolotrt_core.given_options import GivenOptions
-from yolotrt_core.registered import KINDS
-from yolotrt_core.registry import Registry
+from yolotrt_core.plugin.given_options import GivenOptions
+from yolotrt_core.plugin.registered import KINDS
+from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.sensitivity import Sensitivity, measure
 from yolotrt_core.serialization import to_json
 from yolotrt_core.settings import AUTO, calibration_data, plan_build

@@ -17,9 +17,9 @@ from yolotrt_core.console.log import configure
 from yolotrt_core.console.signals import Terminated, terminable
 from yolotrt_core.console.text import wrapped
 from yolotrt_core.errors import StageError, YolotrtError
-from yolotrt_core.options import OptionField
-from yolotrt_core.registered import Registered
-from yolotrt_core.registry import Registry
+from yolotrt_core.plugin.options import OptionField
+from yolotrt_core.plugin.registered import Registered
+from yolotrt_core.plugin.registry import Registry
 
 Given = Mapping[str, Any]
 

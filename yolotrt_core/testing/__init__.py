@@ -6,7 +6,7 @@
         plugin = yolotrt_polish
         name = "polish"
 
-Every contract checks what `yolotrt_core.stages` promises of a kind; what your stage computes is for
+Every contract checks what `yolotrt_core.plugin.stages` promises of a kind; what your stage computes is for
 your own tests. Needs pytest and NumPy; contracts that look into an ONNX need onnx and onnxruntime.
 """
 

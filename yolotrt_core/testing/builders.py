@@ -1,4 +1,4 @@
-"""What `yolotrt_core.stages` promises of builders."""
+"""What `yolotrt_core.plugin.stages` promises of builders."""
 
 from __future__ import annotations
 

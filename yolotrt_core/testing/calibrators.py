@@ -1,4 +1,4 @@
-"""What `yolotrt_core.stages` promises of calibrators."""
+"""What `yolotrt_core.plugin.stages` promises of calibrators."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from yolotrt_core.plugin.stages import RANGES_FILE
 from yolotrt_core.ranges import read_ranges
 from yolotrt_core.reference import reference_images
-from yolotrt_core.stages import RANGES_FILE
 from yolotrt_core.testing.model import small_model
 from yolotrt_core.testing.stage import StageContract
 from yolotrt_core.types import BuildRequest, OnnxModel

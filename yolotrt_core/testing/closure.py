@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from yolotrt_core.registered import Registered
+from yolotrt_core.plugin.registered import Registered
 from yolotrt_core.store import core_sources
 from yolotrt_core.store.code_digest import source_file
 

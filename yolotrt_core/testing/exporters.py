@@ -1,4 +1,4 @@
-"""What `yolotrt_core.stages` promises of exporters."""
+"""What `yolotrt_core.plugin.stages` promises of exporters."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import pytest
 
 from yolotrt_core.errors import YolotrtError
 from yolotrt_core.parity import ParityOptions, check
+from yolotrt_core.plugin.stages import ONNX_FILE, REFERENCE_FILE
 from yolotrt_core.serialization import from_json, to_json
-from yolotrt_core.stages import ONNX_FILE, REFERENCE_FILE
 from yolotrt_core.testing.session import open_onnx
 from yolotrt_core.testing.stage import StageContract, assert_readable
 from yolotrt_core.types import BuildRequest, Layout, ModelSource, ModelSpec, TensorSpec, with_channels

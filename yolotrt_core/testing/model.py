@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from yolotrt_core.stages import ONNX_FILE
+from yolotrt_core.plugin.stages import ONNX_FILE
 from yolotrt_core.types import ModelSpec, OnnxModel, TensorSpec
 
 

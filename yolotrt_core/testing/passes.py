@@ -1,4 +1,4 @@
-"""What `yolotrt_core.stages` promises of passes."""
+"""What `yolotrt_core.plugin.stages` promises of passes."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
+from yolotrt_core.plugin.stages import ONNX_FILE
 from yolotrt_core.reference import reference_images
 from yolotrt_core.serialization import to_json
-from yolotrt_core.stages import ONNX_FILE
 from yolotrt_core.testing.model import small_model
 from yolotrt_core.testing.session import open_onnx
 from yolotrt_core.testing.stage import StageContract

@@ -1,4 +1,4 @@
-"""What `yolotrt_core.stages` promises of postprocessors."""
+"""What `yolotrt_core.plugin.stages` promises of postprocessors."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from yolotrt_core.registry import Registry
+from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.types import EngineSpec, ModelSpec
 
 

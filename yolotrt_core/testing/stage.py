@@ -12,17 +12,17 @@ from typing import Any, ClassVar
 import pytest
 
 from yolotrt_core.errors import YolotrtError
-from yolotrt_core.options import key_material
-from yolotrt_core.registered import Kind, Registered
-from yolotrt_core.registry import Registry
-from yolotrt_core.stages import Availability
+from yolotrt_core.plugin.options import key_material
+from yolotrt_core.plugin.registered import Kind, Registered
+from yolotrt_core.plugin.registry import Registry
+from yolotrt_core.plugin.stages import Availability
 from yolotrt_core.testing.closure import unnamed_sources
 from yolotrt_core.types import BuildRequest
 
 _FRAMEWORKS = ("torch", "tensorflow", "keras", "onnx", "onnxruntime", "tensorrt", "tensorrt_rtx", "cv2", "numpy")
 _CHECK_IMPORT = """
 import importlib, sys
-from yolotrt_core.registry import Registry
+from yolotrt_core.plugin.registry import Registry
 plugin = importlib.import_module(sys.argv[1])
 registry = Registry.of(plugin)
 for kind in registry.stages.values():

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from yolotrt_core.console.progress import Bar, progress
 from yolotrt_core.console.signals import Interrupt, interruptible
 from yolotrt_core.errors import StageError
-from yolotrt_core.stages import SideCache
+from yolotrt_core.plugin.stages import SideCache
 from yolotrt_core.types import BuildRequest, Calibration, EngineSpec, Json, ModelSpec, OnnxModel, TensorSpec
 from yolotrt_tensorrt import discovery
 from yolotrt_tensorrt.build import build_log, compute_capability, implicit_int8

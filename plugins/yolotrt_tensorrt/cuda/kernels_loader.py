@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from yolotrt_core.errors import StageError
-from yolotrt_core.stages import DeviceProgram, SideCache
+from yolotrt_core.plugin.stages import DeviceProgram, SideCache
 from yolotrt_core.types import Layout
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from yolotrt_core.errors import StageError, UsageError
-from yolotrt_core.stages import SideCache
+from yolotrt_core.plugin.stages import SideCache
 from yolotrt_core.types import CHANNELS, EngineSpec, Layout, layout_of
 from yolotrt_tensorrt.cuda.device import DeviceMemory, Gpu
 from yolotrt_tensorrt.library import Library, Messages, check_plan

@@ -19,7 +19,7 @@ import numpy as np
 
 from yolotrt_core.errors import StageError, UsageError
 from yolotrt_core.media.frames import Frame, Nv12Frame
-from yolotrt_core.stages import DeviceProgram, SideCache
+from yolotrt_core.plugin.stages import DeviceProgram, SideCache
 from yolotrt_core.types import Detections, EngineSpec, Selection, with_channels, without_channels
 from yolotrt_tensorrt.cuda.device import Gpu, PageLock, PinnedMemoryError, PinnedPool, as_stage_error, open_gpu
 from yolotrt_tensorrt.cuda.kernels_loader import load_kernels
@@ -52,7 +52,7 @@ def open_session(engine: Path, spec: EngineSpec, options: TensorRTOptions, side_
 
 
 class EngineSession:
-    """An engine ready to run; see `yolotrt_core.stages.Session` and `DetectingSession`.
+    """An engine ready to run; see `yolotrt_core.plugin.stages.Session` and `DetectingSession`.
 
     Attributes:
         spec: the engine's spec. gpu: where it runs. plan: the loaded engine.
@@ -87,7 +87,7 @@ class EngineSession:
         return self._slots.graph
 
     def infer(self, images: NDArray[np.float32]) -> Mapping[str, NDArray[np.float32]]:
-        """Run one batch; see `yolotrt_core.stages.Session.infer`."""
+        """Run one batch; see `yolotrt_core.plugin.stages.Session.infer`."""
         if not isinstance(images, np.ndarray) or images.dtype != np.float32 or images.ndim != 4:
             found = f"{images.dtype} {images.shape}" if isinstance(images, np.ndarray) else type(images).__name__
             wanted = "(B, H, W, 3)" if self.plan.layout == "nhwc" else "(B, 3, H, W)"
@@ -137,13 +137,13 @@ class EngineSession:
         return handle
 
     def detect(self, frames: Sequence[Frame], program: DeviceProgram, selection: Selection) -> list[Detections]:
-        """Find objects on frames; see `yolotrt_core.stages.DetectingSession.detect`."""
+        """Find objects on frames; see `yolotrt_core.plugin.stages.DetectingSession.detect`."""
         if 1 <= len(frames) <= self._most_images:
             return self.submit(frames, program, selection).result()
         return list(self.stream(frames, program, selection))
 
     def stream(self, frames: Iterable[Frame], program: DeviceProgram, selection: Selection) -> Iterator[Detections]:
-        """Find objects on frames that keep coming; see `yolotrt_core.stages.DetectingSession.stream`."""
+        """Find objects on frames that keep coming; see `yolotrt_core.plugin.stages.DetectingSession.stream`."""
         coming = iter(frames)
         waiting: deque[BatchHandle] = deque()
         failure: Exception | None = None
@@ -168,11 +168,11 @@ class EngineSession:
             raise failure
 
     def pinned_frames(self, count: int, shape: tuple[int, ...]) -> list[NDArray[np.uint8]]:
-        """Return frame buffers that upload fastest; see `yolotrt_core.stages.DetectingSession`."""
+        """Return frame buffers that upload fastest; see `yolotrt_core.plugin.stages.DetectingSession`."""
         return [self._pool.array(shape) for _ in range(count)]
 
     def pinned_copy(self, frame: Frame) -> Frame:
-        """Return a copy that uploads fastest; see `yolotrt_core.stages.DetectingSession`."""
+        """Return a copy that uploads fastest; see `yolotrt_core.plugin.stages.DetectingSession`."""
         (source,) = check_frames([frame])
         if isinstance(source, DeviceImage):
             return source
@@ -181,12 +181,12 @@ class EngineSession:
         return Nv12Frame(copy) if isinstance(frame, Nv12Frame) else copy
 
     def page_lock(self, memory: NDArray[np.uint8]) -> PageLock:
-        """Page-lock memory of another owner; see `yolotrt_core.stages.PageLockingSession`."""
+        """Page-lock memory of another owner; see `yolotrt_core.plugin.stages.PageLockingSession`."""
         return PageLock(self.gpu, memory)
 
     @property
     def decodes_files(self) -> bool:
-        """Whether `decode` decodes JPEG files on the GPU here; see `yolotrt_core.stages.DecodingSession`."""
+        """Whether `decode` decodes JPEG files on the GPU here; see `yolotrt_core.plugin.stages.DecodingSession`."""
         with self._loading:
             if not self._jpegs_asked and not self._closed:
                 self._jpegs = open_decoder(self.gpu, self._pool)
@@ -194,7 +194,7 @@ class EngineSession:
         return self._jpegs is not None
 
     def decode(self, files: Sequence[bytes]) -> Sequence[DeviceImage | None]:
-        """Decode JPEG files on the GPU; see `yolotrt_core.stages.DecodingSession`."""
+        """Decode JPEG files on the GPU; see `yolotrt_core.plugin.stages.DecodingSession`."""
         if not self.decodes_files or self._jpegs is None:
             return [None] * len(files)
         return self._jpegs.decode(files)

@@ -217,7 +217,7 @@ def test_import_without_a_file(toy_model: Write, tmp_path: Path) -> None:
 
 
 def test_options_have_bounds() -> None:
-    from yolotrt_core.options import resolve
+    from yolotrt_core.plugin.options import resolve
 
     assert resolve(PercentileOptions, "percentile", {"percent": "99.9"}).percent == 99.9
     with pytest.raises(UsageError, match="at least 50"):

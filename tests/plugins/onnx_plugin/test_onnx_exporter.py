@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from yolotrt_core.errors import StageError, UsageError, YolotrtError
 from yolotrt_core.files.digest import sha256_of
-from yolotrt_core.options import option_fields
+from yolotrt_core.plugin.options import option_fields
 from yolotrt_core.types import BuildRequest, ModelSource, ModelSpec
 from yolotrt_onnx import yolotrt_select_exporter
 from yolotrt_onnx.options import OnnxSourceOptions

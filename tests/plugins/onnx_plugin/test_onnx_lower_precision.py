@@ -17,7 +17,7 @@ from onnx.reference import ReferenceEvaluator
 
 from arrays import relative_l2
 from yolotrt_core.errors import StageError, UsageError
-from yolotrt_core.options import NoOptions
+from yolotrt_core.plugin.options import NoOptions
 from yolotrt_core.types import BuildRequest, OnnxModel
 from yolotrt_onnx.graph import type_conflicts
 from yolotrt_onnx.options import Fp16Options

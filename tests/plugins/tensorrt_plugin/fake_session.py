@@ -11,7 +11,7 @@ from head_reference import Result, reference
 from kernel_emulation import Emulated
 
 from yolotrt_core.letterbox import preprocess
-from yolotrt_core.stages import DeviceProgram
+from yolotrt_core.plugin.stages import DeviceProgram
 from yolotrt_core.types import (
     Detections,
     EngineSpec,

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from yolotrt_core.errors import PluginError, StageError
-from yolotrt_core.hookspecs import PROJECT
-from yolotrt_core.options import option_fields, resolve
+from yolotrt_core.plugin.hookspecs import PROJECT
+from yolotrt_core.plugin.options import option_fields, resolve
 from yolotrt_core.types import BuildRequest
 from yolotrt_tensorrt import discovery
 from yolotrt_tensorrt.cuda import driver

@@ -21,7 +21,7 @@ from kernel_emulation import Emulated, compiled
 from yolotrt_core.errors import StageError, UsageError
 from yolotrt_core.letterbox import preprocess
 from yolotrt_core.media.frames import Nv12Frame
-from yolotrt_core.stages import DetectingSession, DeviceProgram, Session
+from yolotrt_core.plugin.stages import DetectingSession, DeviceProgram, Session
 from yolotrt_core.types import Detections
 from yolotrt_tensorrt.runtime import session
 from yolotrt_tensorrt.runtime.postprocess import Decoding

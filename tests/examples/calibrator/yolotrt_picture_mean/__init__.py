@@ -1,8 +1,8 @@
 """Calibrator `picture_mean`: each picture's largest magnitude, averaged, so that one odd picture decides little."""
 
-from yolotrt_core.hookspecs import hookimpl
-from yolotrt_core.installed import tool_versions, tools_available
-from yolotrt_core.options import NoOptions
+from yolotrt_core.plugin.dependencies import tool_versions, tools_available
+from yolotrt_core.plugin.hookspecs import hookimpl
+from yolotrt_core.plugin.options import NoOptions
 
 YOLOTRT_API = 1
 TOOLS = ("onnx", "onnxruntime")

@@ -5,8 +5,8 @@ import onnx
 import onnxruntime
 
 from yolotrt_core.errors import UsageError
+from yolotrt_core.plugin.stages import RANGES_FILE
 from yolotrt_core.ranges import Ranges, write_ranges
-from yolotrt_core.stages import RANGES_FILE
 
 
 def calibrate(model, batches, out):

@@ -2,9 +2,9 @@
 
 import zipfile
 
-from yolotrt_core.hookspecs import hookimpl
-from yolotrt_core.installed import tool_versions, tools_available
-from yolotrt_core.options import NoOptions
+from yolotrt_core.plugin.dependencies import tool_versions, tools_available
+from yolotrt_core.plugin.hookspecs import hookimpl
+from yolotrt_core.plugin.options import NoOptions
 
 YOLOTRT_API = 1
 TOOLS = ("onnx", "onnxruntime")

@@ -1,8 +1,8 @@
 """Postprocessor `anchor_free`: heads with a column for each box and no objectness, as YOLOv8 and later have them."""
 
-from yolotrt_core.hookspecs import hookimpl
-from yolotrt_core.options import NoOptions
-from yolotrt_core.stages import Availability
+from yolotrt_core.plugin.hookspecs import hookimpl
+from yolotrt_core.plugin.options import NoOptions
+from yolotrt_core.plugin.stages import Availability
 
 YOLOTRT_API = 1
 

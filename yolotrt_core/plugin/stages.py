@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 # What an engine is once it is open belongs to the same contract.
 from yolotrt_core.media.frames import DeviceFrame as DeviceFrame, Frame as Frame, Nv12Frame as Nv12Frame
-from yolotrt_core.sessions import (
+from yolotrt_core.plugin.sessions import (
     DecodingSession as DecodingSession,
     DetectingSession as DetectingSession,
     DeviceProgram as DeviceProgram,

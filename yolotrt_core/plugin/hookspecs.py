@@ -1,6 +1,6 @@
 """Every extension point of yolotrt. A plugin is a module in the entry-point group `yolotrt`.
 
-A hook returns stage objects (see `yolotrt_core.stages`); no work is ever done in a hook, because
+A hook returns stage objects (see `yolotrt_core.plugin.stages`); no work is ever done in a hook, because
 a stage's cache key must be known before it runs. A plugin states `YOLOTRT_API = 1`.
 """
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pluggy
 
-from yolotrt_core.stages import Builder, Calibrator, Exporter, Pass, Postprocessor
+from yolotrt_core.plugin.stages import Builder, Calibrator, Exporter, Pass, Postprocessor
 from yolotrt_core.types import ModelSource
 
 if TYPE_CHECKING:

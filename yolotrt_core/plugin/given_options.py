@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from yolotrt_core import options
+from yolotrt_core.plugin import options
 
 
 class Settings(Protocol):

@@ -7,8 +7,8 @@ from pathlib import PurePath
 from typing import Any
 
 from yolotrt_core.errors import PluginError
-from yolotrt_core.guard import shown
-from yolotrt_core.registered import Kind
+from yolotrt_core.plugin.call_guard import shown
+from yolotrt_core.plugin.registered import Kind
 
 # What a stage of each kind must have beyond the attributes that all share.
 COMMON = ("name", "stage_version", "sources", "Options", "available", "fingerprint")

@@ -13,7 +13,7 @@ from typing import Any
 
 from yolotrt_core.console.log import stdout_aside
 from yolotrt_core.errors import PluginError, YolotrtError
-from yolotrt_core.stages import Availability, DeviceProgram
+from yolotrt_core.plugin.stages import Availability, DeviceProgram
 from yolotrt_core.types import PRECISIONS, Detections
 
 # What a method's answer should be, in words, or None if the answer is fine; `given` are its arguments.

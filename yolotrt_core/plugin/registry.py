@@ -18,15 +18,15 @@ from typing import Any
 
 import pluggy
 
-from yolotrt_core import hookspecs
 from yolotrt_core.console.log import stdout_aside
 from yolotrt_core.console.text import nearest
-from yolotrt_core.declared import RESERVED, refuse_misdeclared
 from yolotrt_core.errors import PluginError, UsageError, YolotrtError
-from yolotrt_core.guard import answering, guarded, shown
-from yolotrt_core.options import option_fields
-from yolotrt_core.registered import KINDS, OWN_DIST, Broken, Kind, PluginSource, Registered, refuse_unavailable
-from yolotrt_core.stages import Availability
+from yolotrt_core.plugin import hookspecs
+from yolotrt_core.plugin.call_guard import answering, guarded, shown
+from yolotrt_core.plugin.declaration_checks import RESERVED, refuse_misdeclared
+from yolotrt_core.plugin.options import option_fields
+from yolotrt_core.plugin.registered import KINDS, OWN_DIST, Broken, Kind, PluginSource, Registered, refuse_unavailable
+from yolotrt_core.plugin.stages import Availability
 from yolotrt_core.types import ModelSource
 
 _log = logging.getLogger(__name__)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from yolotrt_core.errors import YolotrtError
-from yolotrt_core.guard import answering
-from yolotrt_core.registered import Registered
-from yolotrt_core.stages import Availability
+from yolotrt_core.plugin.call_guard import answering
+from yolotrt_core.plugin.registered import Registered
+from yolotrt_core.plugin.stages import Availability
 from yolotrt_core.types import PRECISIONS, BuildRequest
 
 

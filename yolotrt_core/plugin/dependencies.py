@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from importlib import metadata, util
 
 from yolotrt_core.console.text import not_installed
-from yolotrt_core.stages import Availability
+from yolotrt_core.plugin.stages import Availability
 
 
 def tools_available(modules: Iterable[str], install: str = "") -> Availability:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from yolotrt_core.errors import PluginError
-from yolotrt_core.options import OptionField, key_material
+from yolotrt_core.plugin.options import OptionField, key_material
+from yolotrt_core.plugin.stages import Availability, PlacedBuilder
 from yolotrt_core.serialization import to_json
-from yolotrt_core.stages import Availability, PlacedBuilder
 from yolotrt_core.store.action import PluginIdentity
 from yolotrt_core.store.code_digest import source_digest
 from yolotrt_core.types import Json
@@ -35,7 +35,7 @@ class Registered:
     """One stage and the distribution that brought it.
 
     Attributes:
-        stage: the plugin's object behind a guard, see `yolotrt_core.guard`. plugin: its entry point.
+        stage: the plugin's object behind a guard, see `yolotrt_core.plugin.call_guard`. plugin: its entry point.
     """
 
     kind: Kind
