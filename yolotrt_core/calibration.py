@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from yolotrt_core import reader
 from yolotrt_core.console.progress import progress
 from yolotrt_core.console.text import counted
+from yolotrt_core.datasets import reader
 from yolotrt_core.errors import UsageError
 from yolotrt_core.files.digest import sha256_of
 from yolotrt_core.letterbox import preprocess

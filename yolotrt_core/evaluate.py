@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import cast
 
 from yolotrt_core import metric
-from yolotrt_core.dataset import DataSet
+from yolotrt_core.datasets.dataset import DataSet
 from yolotrt_core.detector import Detector
 from yolotrt_core.errors import UsageError
 from yolotrt_core.metric import Accuracy, Bootstrap, Interval, Scored, Truth

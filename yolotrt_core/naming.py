@@ -9,9 +9,9 @@ from itertools import count
 from pathlib import Path
 from typing import Literal
 
+from yolotrt_core.datasets.yolo import label_file
 from yolotrt_core.errors import UsageError
 from yolotrt_core.media import inputs
-from yolotrt_core.yolo_labels import label_file
 
 _log = logging.getLogger(__name__)
 

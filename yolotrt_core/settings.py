@@ -8,9 +8,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from yolotrt_core import plans, reader
+from yolotrt_core import plans
 from yolotrt_core.calibration import DEFAULT_PICTURES, CalibrationData
 from yolotrt_core.console.text import nearest
+from yolotrt_core.datasets import reader
 from yolotrt_core.errors import UsageError
 from yolotrt_core.plans import Choice
 from yolotrt_core.plugin.given_options import GivenOptions

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, ValueInfoProto, helper
 
 from yolotrt_core.console.text import first_line, nearest
+from yolotrt_core.datasets.class_names import labels_from_file, labels_in_order, numbered_labels
 from yolotrt_core.errors import StageError, UsageError
-from yolotrt_core.labels import labels_from_file, labels_in_order, numbered_labels
 from yolotrt_core.onnx_form import arrange_rows
 from yolotrt_core.onnx_metadata import literal, metadata_of, strides_from_text
 from yolotrt_core.plugin.stages import REFERENCE_FILE

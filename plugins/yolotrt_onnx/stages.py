@@ -24,7 +24,7 @@ class OnnxExporter:
         "yolotrt_onnx.graph",
         "yolotrt_onnx.source_precision",
         "yolotrt_core.shapes",
-        "yolotrt_core.labels",
+        "yolotrt_core.datasets.class_names",
         "yolotrt_core.onnx_form",
         "yolotrt_core.reference",
         "yolotrt_core.rows",

@@ -6,8 +6,8 @@ import logging
 import zipfile
 from pathlib import Path
 
+from yolotrt_core.datasets.class_names import labels_from_file, labels_from_yaml, labels_in_order, numbered_labels
 from yolotrt_core.errors import UsageError
-from yolotrt_core.labels import labels_from_file, labels_from_yaml, labels_in_order, numbered_labels
 from yolotrt_core.onnx_metadata import literal
 from yolotrt_tf.formats import Format
 

@@ -31,7 +31,7 @@ class TfExporter:
         "yolotrt_tf.class_names",
         "yolotrt_tf.loaders",
         "yolotrt_tf.operator_allowlist",
-        "yolotrt_core.labels",
+        "yolotrt_core.datasets.class_names",
         "yolotrt_core.onnx_form",
         "yolotrt_core.reference",
         "yolotrt_core.rows",

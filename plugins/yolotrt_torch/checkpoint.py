@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yolotrt_core.console.text import printable
+from yolotrt_core.datasets.class_names import labels_in_order
 from yolotrt_core.errors import UsageError
-from yolotrt_core.labels import labels_in_order
 from yolotrt_torch.checkpoint_archive import Archive, open_archive
 from yolotrt_torch.pickle_reader import RefusedGlobal, Stub, TensorRef
 from yolotrt_torch.untrusted_values import PlainCopies, refusing_damage, shown

@@ -21,7 +21,7 @@ class TorchExporter:
     name: ClassVar[str] = "torch"
     stage_version: ClassVar[int] = 2
     sources: ClassVar[tuple[str, ...]] = (
-        "yolotrt_core.labels",
+        "yolotrt_core.datasets.class_names",
         "yolotrt_core.reference",
         "yolotrt_core.console.text",
         "yolotrt_torch.checkpoint_archive",

@@ -13,7 +13,7 @@ import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
-from yolotrt_core import reader
+from yolotrt_core.datasets import reader
 from yolotrt_core.engine import Detector
 from yolotrt_core.evaluate import Evaluation, Judge
 from yolotrt_core.metric import Bootstrap

@@ -13,7 +13,7 @@ from yolotrt_core.testing.closure import NO_PART, Closure
 STORE = {f"yolotrt_core.store.{file.stem}" for file in (Path(core_sources.__file__).parent / "store").glob("*.py")}
 LISTS = ("PIXELS", "STAGE", "PREDICTIONS", "GATE", "SENSITIVITY", "TIMING")
 # What a list leaves out beside `NO_PART`, and why.
-DATASET = {"yolotrt_core.reader": "lists pictures, whose digests are in the key"}
+DATASET = {"yolotrt_core.datasets.reader": "lists pictures, whose digests are in the key"}
 PLANS = {
     **DATASET,
     **dict.fromkeys(

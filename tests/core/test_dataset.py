@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from yolotrt_core import reader
+from yolotrt_core.datasets import reader
 from yolotrt_core.errors import UsageError
 
 LABELS = ("cat", "dog")

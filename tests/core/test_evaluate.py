@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from fake_stages import FakeExporter, FakeSession, fake_plugin, picture_spec
-from yolotrt_core import reader
+from yolotrt_core.datasets import reader
 from yolotrt_core.engine import Detector
 from yolotrt_core.errors import UsageError
 from yolotrt_core.evaluate import SELECTION, Judge, open_framework

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from fake_stages import fake_plugin
-from yolotrt_core import engine, reader, sources
+from yolotrt_core import engine, sources
+from yolotrt_core.datasets import reader
 from yolotrt_core.engine import Detector
 from yolotrt_core.errors import UsageError
 from yolotrt_core.files.paths import existing_path, user_path

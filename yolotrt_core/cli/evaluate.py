@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from yolotrt_core import reader
 from yolotrt_core.calibration import DEFAULT_CALIBRATOR
 from yolotrt_core.cli import build
 from yolotrt_core.cli.detect import selection_from
 from yolotrt_core.cli.tables import print_table
 from yolotrt_core.cli.tasks import Flag, Given, make_task, stage_flags
 from yolotrt_core.console.text import counted, nearest
+from yolotrt_core.datasets import reader
 from yolotrt_core.engine import Detector
 from yolotrt_core.engine_file import read_engine_spec
 from yolotrt_core.errors import UsageError

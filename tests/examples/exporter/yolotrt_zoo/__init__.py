@@ -13,7 +13,12 @@ TOOLS = ("onnx", "onnxruntime")
 class ZooExporter:
     name = "zoo"
     stage_version = 1
-    sources = ("yolotrt_zoo.exporter", "yolotrt_core.labels", "yolotrt_core.reference", "yolotrt_core.rows")
+    sources = (
+        "yolotrt_zoo.exporter",
+        "yolotrt_core.datasets.class_names",
+        "yolotrt_core.reference",
+        "yolotrt_core.rows",
+    )
     Options = NoOptions
 
     def available(self):

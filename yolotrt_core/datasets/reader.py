@@ -7,15 +7,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, Literal
 
-from yolotrt_core import yolo_labels
-from yolotrt_core.coco import read_coco
 from yolotrt_core.console.text import counted
-from yolotrt_core.dataset import DataSet, LabeledImage
+from yolotrt_core.datasets import yolo
+from yolotrt_core.datasets.class_names import labels_in_order, numbered_labels
+from yolotrt_core.datasets.coco import read_coco
+from yolotrt_core.datasets.dataset import DataSet, LabeledImage
+from yolotrt_core.datasets.yolo import MOST_CLASSES
 from yolotrt_core.errors import UsageError
 from yolotrt_core.files.paths import existing_path, text_of, user_path
-from yolotrt_core.labels import labels_in_order, numbered_labels
 from yolotrt_core.media.inputs import IMAGE_SUFFIXES
-from yolotrt_core.yolo_labels import MOST_CLASSES
 
 _log = logging.getLogger(__name__)
 
@@ -192,7 +192,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 def _labelled(picture: Path, name: str) -> LabeledImage:
     import numpy as np
 
-    table = yolo_labels.read(picture)
+    table = yolo.read(picture)
     return LabeledImage(picture, name, table[:, 1:], table[:, 0].astype(np.int64), np.zeros(len(table), bool))
 
 

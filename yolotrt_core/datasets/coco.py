@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from yolotrt_core.console.text import nearest
-from yolotrt_core.dataset import DataSet, LabeledImage
+from yolotrt_core.datasets.dataset import DataSet, LabeledImage
 from yolotrt_core.errors import UsageError
 from yolotrt_core.files.paths import existing_path, text_of
 from yolotrt_core.serialization import number_from_json
