@@ -39,7 +39,7 @@ class FakeStage:
     """What stages of all kinds have; a name is all that is missing."""
 
     stage_version = 1
-    sources: tuple[str, ...] = ("yolotrt_core.parity",)
+    sources: tuple[str, ...] = ("yolotrt_core.export.parity",)
     Options: type = NoOptions
     name = ""
 

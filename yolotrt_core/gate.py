@@ -20,6 +20,7 @@ from yolotrt_core.datasets import dataset, reader
 from yolotrt_core.detector import Detector
 from yolotrt_core.errors import GateError, UsageError
 from yolotrt_core.evaluate import Judge
+from yolotrt_core.export.model_source import sample_path
 from yolotrt_core.files.digest import sha256_of
 from yolotrt_core.metric import Bootstrap
 from yolotrt_core.pipeline import StepResult
@@ -31,7 +32,6 @@ from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.plugin.stages import ONNX_FILE
 from yolotrt_core.predictions import predict
 from yolotrt_core.serialization import from_json
-from yolotrt_core.sources import sample_path
 from yolotrt_core.step import ENGINE_SPEC_FILE, PARITY_BUILDER, SPEC_FILE, Output, Plan
 from yolotrt_core.store import core_sources
 from yolotrt_core.store.action import Action

@@ -161,7 +161,7 @@ def _check_labels(step: Step, spec: ModelSpec, found: OnnxContents) -> None:
         raise fault(
             step,
             f"wrote an ONNX without {_listed(missing)} in its metadata: an exporter writes what "
-            "`yolotrt_core.onnx_metadata.metadata_of` returns, a pass keeps it",
+            "`yolotrt_core.export.onnx_metadata.metadata_of` returns, a pass keeps it",
         )
 
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from yolotrt_core import parity
 from yolotrt_core.calibration import DEFAULT_CALIBRATOR, CalibrationData, ChosenPictures, choose
 from yolotrt_core.errors import PluginError, UsageError
+from yolotrt_core.export import parity
 from yolotrt_core.plugin import options, registered
 from yolotrt_core.plugin.given_options import GivenOptions, Settings
 from yolotrt_core.plugin.registered import Registered
@@ -206,7 +206,7 @@ def _parity_step(
     return Step(
         label="parity",
         kind="parity",
-        identity=runner.identity_of(("yolotrt_core.parity", *runner.session_sources)),
+        identity=runner.identity_of(("yolotrt_core.export.parity", *runner.session_sources)),
         stage=runner.stage,
         request=request,
         material={},

@@ -23,6 +23,7 @@ from yolotrt_core.calibration import CalibrationData, choose, digest_of_pictures
 from yolotrt_core.console.progress import progress
 from yolotrt_core.detector import Detector
 from yolotrt_core.errors import StageError, UsageError
+from yolotrt_core.export.model_source import sample_path
 from yolotrt_core.files.digest import sha256_of
 from yolotrt_core.handed_on import check_pass
 from yolotrt_core.media import images as pictures
@@ -34,7 +35,6 @@ from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.plugin.stages import ONNX_FILE, RANGES_FILE, QuantizingPass, Session
 from yolotrt_core.ranges import read_ranges
 from yolotrt_core.serialization import from_json, to_json
-from yolotrt_core.sources import sample_path
 from yolotrt_core.step import PARITY_BUILDER, Output, Plan, Step
 from yolotrt_core.store import core_sources
 from yolotrt_core.store.action import Action, Record

@@ -8,9 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from yolotrt_core import parity
 from yolotrt_core.calibration import Batches
 from yolotrt_core.errors import StageError, UsageError
+from yolotrt_core.export import parity
 from yolotrt_core.files.digest import sha256_of
 from yolotrt_core.handed_on import check_engine, check_export, check_pass, check_ranges, fault
 from yolotrt_core.plugin.stages import ONNX_FILE, RANGES_FILE

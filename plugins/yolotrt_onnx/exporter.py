@@ -17,11 +17,11 @@ from onnx import ModelProto, TensorProto, ValueInfoProto, helper
 from yolotrt_core.console.text import first_line, nearest
 from yolotrt_core.datasets.class_names import labels_from_file, labels_in_order, numbered_labels
 from yolotrt_core.errors import StageError, UsageError
-from yolotrt_core.onnx_form import arrange_rows
-from yolotrt_core.onnx_metadata import literal, metadata_of, strides_from_text
+from yolotrt_core.export.onnx_metadata import literal, metadata_of, strides_from_text
+from yolotrt_core.export.onnx_normalize import arrange_rows
+from yolotrt_core.export.output_layout import Known, Rows, find_rows
+from yolotrt_core.export.reference_input import reference_images
 from yolotrt_core.plugin.stages import REFERENCE_FILE
-from yolotrt_core.reference import reference_images
-from yolotrt_core.rows import Known, Rows, find_rows
 from yolotrt_core.shapes import shape_text
 from yolotrt_core.types import BuildRequest, ModelSource, ModelSpec, Precision
 from yolotrt_onnx.graph import save, tensor_specs

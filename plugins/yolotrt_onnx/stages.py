@@ -25,9 +25,9 @@ class OnnxExporter:
         "yolotrt_onnx.source_precision",
         "yolotrt_core.shapes",
         "yolotrt_core.datasets.class_names",
-        "yolotrt_core.onnx_form",
-        "yolotrt_core.reference",
-        "yolotrt_core.rows",
+        "yolotrt_core.export.onnx_normalize",
+        "yolotrt_core.export.reference_input",
+        "yolotrt_core.export.output_layout",
     )
     Options: ClassVar[type] = OnnxSourceOptions
 

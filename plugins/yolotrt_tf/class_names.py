@@ -8,7 +8,7 @@ from pathlib import Path
 
 from yolotrt_core.datasets.class_names import labels_from_file, labels_from_yaml, labels_in_order, numbered_labels
 from yolotrt_core.errors import UsageError
-from yolotrt_core.onnx_metadata import literal
+from yolotrt_core.export.onnx_metadata import literal
 from yolotrt_tf.formats import Format
 
 log = logging.getLogger(__name__)

@@ -16,13 +16,13 @@ import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto
 
-from yolotrt_core import onnx_form
 from yolotrt_core.console.text import first_line
 from yolotrt_core.errors import StageError, UsageError
-from yolotrt_core.onnx_metadata import metadata_of, strides_from_text
+from yolotrt_core.export import onnx_normalize
+from yolotrt_core.export.onnx_metadata import metadata_of, strides_from_text
+from yolotrt_core.export.output_layout import Known, Rows, find_rows
+from yolotrt_core.export.reference_input import reference_images
 from yolotrt_core.plugin.stages import ONNX_FILE, REFERENCE_FILE
-from yolotrt_core.reference import reference_images
-from yolotrt_core.rows import Known, Rows, find_rows
 from yolotrt_core.types import BuildRequest, ModelSource, ModelSpec, TensorSpec, with_channels
 from yolotrt_tf import onnx_edits as edit
 from yolotrt_tf.class_names import labels_of
@@ -71,9 +71,9 @@ def export(source: ModelSource, request: BuildRequest, options: TfOptions, out: 
     if asymmetric:
         log.warning("the model's 8-bit integers have zero points, which TensorRT refuses: `--tf-quantized float` is "
                     "for TensorRT, onnxruntime takes it as it is")  # fmt: skip
-    onnx_form.number_names(model)
-    onnx_form.rewrite_resizes(model)
-    onnx_form.arrange_rows(model, rows, size)
+    onnx_normalize.number_names(model)
+    onnx_normalize.rewrite_resizes(model)
+    onnx_normalize.arrange_rows(model, rows, size)
     spec = _spec(source, form, request, options, rows, answer.shape)
     if asymmetric:  # kept with the export: whoever refuses it may find it in the store, long after the warning
         spec = replace(spec, provenance={**spec.provenance, "zero_points": "`--tf-quantized float` exports none"})
@@ -129,7 +129,7 @@ def _convert(network: Network, path: Path, request: BuildRequest, options: TfOpt
     shape = (None if fixed else batch, request.height, request.width)
     model = onnx_from_network(network, path, shape, options.opset, options.layout)
     given, wanted = model.graph.input, model.graph.output
-    onnx_form.rename_tensors(model, {given[0].name: "images", wanted[0].name: "output0"})
+    onnx_normalize.rename_tensors(model, {given[0].name: "images", wanted[0].name: "output0"})
     if fixed or (network.graph is None and made_for != batch):
         edit.set_batch(model, "batch" if batch is None else batch, made_for or 1)
     if network.input_quantization is not None:
@@ -172,7 +172,7 @@ def _spec(
 def _finish(model: ModelProto, spec: ModelSpec, request: BuildRequest, target: Path) -> None:
     """Set dimensions and metadata, check, write; equal models give equal bytes."""
     for value, tensor in zip((*model.graph.input, *model.graph.output), (*spec.inputs, *spec.outputs), strict=True):
-        onnx_form.set_shape(value, tensor.shape)
+        onnx_normalize.set_shape(value, tensor.shape)
     del model.graph.value_info[:]
     del model.metadata_props[:]
     model.graph.name = "yolov5"

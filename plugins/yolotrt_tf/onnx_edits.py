@@ -7,7 +7,7 @@ import onnx
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from yolotrt_core.errors import StageError
-from yolotrt_core.onnx_form import rename_tensors, set_dim
+from yolotrt_core.export.onnx_normalize import rename_tensors, set_dim
 
 
 def quantize_input(model: ModelProto, scale: float, zero_point: int) -> None:

@@ -32,9 +32,9 @@ class TfExporter:
         "yolotrt_tf.loaders",
         "yolotrt_tf.operator_allowlist",
         "yolotrt_core.datasets.class_names",
-        "yolotrt_core.onnx_form",
-        "yolotrt_core.reference",
-        "yolotrt_core.rows",
+        "yolotrt_core.export.onnx_normalize",
+        "yolotrt_core.export.reference_input",
+        "yolotrt_core.export.output_layout",
     )
     Options: ClassVar[type] = TfOptions
 

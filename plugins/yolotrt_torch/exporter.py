@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 
 from yolotrt_core.console.text import first_line, printable
 from yolotrt_core.errors import StageError, UsageError
-from yolotrt_core.onnx_metadata import metadata_of
+from yolotrt_core.export.onnx_metadata import metadata_of
+from yolotrt_core.export.reference_input import reference_images
 from yolotrt_core.plugin.stages import ONNX_FILE, REFERENCE_FILE
-from yolotrt_core.reference import reference_images
 from yolotrt_core.types import BuildRequest, ModelSource, ModelSpec, TensorSpec
 from yolotrt_torch.checkpoint import Checkpoint, read_checkpoint
 from yolotrt_torch.model_builder import network_from_checkpoint

@@ -22,7 +22,7 @@ class TorchExporter:
     stage_version: ClassVar[int] = 2
     sources: ClassVar[tuple[str, ...]] = (
         "yolotrt_core.datasets.class_names",
-        "yolotrt_core.reference",
+        "yolotrt_core.export.reference_input",
         "yolotrt_core.console.text",
         "yolotrt_torch.checkpoint_archive",
         "yolotrt_torch.checkpoint",

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 import yolotrt_core
-from yolotrt_core.sources import sample_path
+from yolotrt_core.export.model_source import sample_path
 
 from .conftest import COMMANDS, ROOT, Run, call, start
 
@@ -220,8 +220,8 @@ def test_artifacts(run: Run, warm: Path, tmp_path: Path) -> None:
     origin = shown["inputs"]["onnx"]
     while isinstance(origin, dict):  # back to the checkpoint
         origin = origin["inputs"].get("onnx", origin["inputs"].get("source"))
+    from yolotrt_core.export.model_source import default_model_path
     from yolotrt_core.files.digest import sha256_of
-    from yolotrt_core.sources import default_model_path
 
     assert origin == sha256_of(default_model_path())
     assert "from outside the store" in run("artifacts.show", engine["key"], store=store).out

@@ -20,8 +20,8 @@ import pytest
 
 from yolotrt_core.cli import detect
 from yolotrt_core.detecting import Summary
+from yolotrt_core.export.model_source import sample_path
 from yolotrt_core.media import video
-from yolotrt_core.sources import sample_path
 
 from .conftest import ROOT, Run
 

@@ -10,7 +10,7 @@ import jsonschema
 import pytest
 
 import yolotrt_core
-from yolotrt_core.sources import sample_path
+from yolotrt_core.export.model_source import sample_path
 
 from .conftest import Run
 

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from yolotrt_core.cli import detect
+from yolotrt_core.export.model_source import sample_path
 from yolotrt_core.media import video
-from yolotrt_core.sources import sample_path
 
 from .conftest import COMMANDS, ROOT, Ran
 

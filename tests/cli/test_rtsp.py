@@ -7,7 +7,7 @@ from pathlib import Path
 
 import cv2
 
-from yolotrt_core.sources import sample_path
+from yolotrt_core.export.model_source import sample_path
 
 from .conftest import call
 from .rtsp_camera import rtsp_camera, write_stream

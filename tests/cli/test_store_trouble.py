@@ -101,7 +101,7 @@ def test_a_read_only_store_refuses_to_build_and_serves_what_it_holds(tmp_path: P
 def test_a_full_disk_under_detect_leaves_no_partial_file(tmp_path: Path, warm: Path) -> None:
     import cv2
 
-    from yolotrt_core.sources import sample_path
+    from yolotrt_core.export.model_source import sample_path
 
     picture = cv2.imread(str(sample_path()))
     film = tmp_path / "film.avi"

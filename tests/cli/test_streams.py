@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from yolotrt_core.sources import default_model_path, sample_path
+from yolotrt_core.export.model_source import default_model_path, sample_path
 
 from .conftest import Run, both_commands, start
 

@@ -10,7 +10,7 @@ import pytest
 from picture_files import write_files
 from release_server import Server
 
-from yolotrt_core import sources
+from yolotrt_core.export import model_source
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def files(tmp_path: Path) -> list[Path]:
 @pytest.fixture
 def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Server]]:
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.delenv(sources.RELEASE_URL_VARIABLE, raising=False)
+    monkeypatch.delenv(model_source.RELEASE_URL_VARIABLE, raising=False)
     started: list[Server] = []
 
     def start(*plan: Callable[[http.server.BaseHTTPRequestHandler], None]) -> Server:

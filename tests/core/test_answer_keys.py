@@ -146,7 +146,7 @@ def test_an_option_that_only_running_looks_at_is_answered_anew(
 
 
 def test_a_model_in_its_own_framework_tells_what_runs_it(tmp_path: Path) -> None:
-    from yolotrt_core.sources import default_model_path
+    from yolotrt_core.export.model_source import default_model_path
 
     stages = Registry.discover()
     with open_framework(BuildSettings(weights=default_model_path(), imgsz=SIZE), stages) as detector:

@@ -25,7 +25,7 @@ LEFT_OUT: Mapping[str, Mapping[str, str]] = {
     "PIXELS": DATASET,
     "STAGE": {
         "yolotrt_core.calibration": "in the digest of the pictures, where a stage gets any",
-        "yolotrt_core.parity": "in the identity of its own step",
+        "yolotrt_core.export.parity": "in the identity of its own step",
     },
     "PREDICTIONS": PLANS,
     "GATE": PLANS,

@@ -9,7 +9,7 @@ import pytest
 
 from yolotrt_core.datasets.class_names import labels_from_file, labels_in_order, numbered_labels
 from yolotrt_core.errors import UsageError
-from yolotrt_core.onnx_metadata import literal, metadata_of
+from yolotrt_core.export.onnx_metadata import literal, metadata_of
 from yolotrt_core.types import BuildRequest, ModelSpec, TensorSpec
 
 

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from yolotrt_core import onnx_form
 from yolotrt_core.errors import StageError
-from yolotrt_core.rows import Rows
+from yolotrt_core.export import onnx_normalize
+from yolotrt_core.export.output_layout import Rows
 from yolotrt_core.testing import small_model
 from yolotrt_core.types import OnnxModel
 
@@ -33,7 +33,7 @@ def _foreign(path: Path, start: int) -> Any:
     renamed = {name: f"{name}:{start + number}" for number, name in enumerate(sorted(names))}
     for weight in graph.initializer:
         weight.name = renamed[weight.name]
-    onnx_form.rename_tensors(model, renamed)
+    onnx_normalize.rename_tensors(model, renamed)
     for number, node in enumerate(graph.node):
         node.name, node.doc_string = f"{node.op_type}__{start + number}", f"line {start}"
     graph.name = model.doc_string = graph.doc_string = f"converted from run {start}"
@@ -52,7 +52,7 @@ def test_equal_networks_give_equal_bytes_and_the_project_s_names(small: OnnxMode
     written = []
     for start in (1, 700):
         model = _foreign(small.path, start)
-        onnx_form.apply(model, small.spec, PIXELS, (64, 64))
+        onnx_normalize.apply(model, small.spec, PIXELS, (64, 64))
         onnx.checker.check_model(model, full_check=True)
         written.append(model.SerializeToString(deterministic=True))
     assert written[0] == written[1]
@@ -64,7 +64,7 @@ def test_rows_by_cell_in_shares_of_the_picture_are_rearranged(small: OnnxModel) 
     images = np.random.default_rng(0).random((1, 3, 64, 64), dtype=np.float32)
     plain = onnx.load(str(small.path))
     moved = onnx.load(str(small.path))
-    onnx_form.arrange_rows(moved, Rows((8,), 2, "cell", "normalised"), (64, 64))
+    onnx_normalize.arrange_rows(moved, Rows((8,), 2, "cell", "normalised"), (64, 64))
     onnx.checker.check_model(moved, full_check=True)
     by_cell = _run(plain, images).reshape(8, 8, 2, 8)
     by_cell[..., :4] *= 64
@@ -75,4 +75,4 @@ def test_more_than_one_output_is_refused(small: OnnxModel) -> None:
     model = onnx.load(str(small.path))
     model.graph.output.append(onnx.helper.make_tensor_value_info("maps", 1, None))
     with pytest.raises(StageError, match="one input and one output, found 1 and 2"):
-        onnx_form.apply(model, small.spec, PIXELS, (64, 64))
+        onnx_normalize.apply(model, small.spec, PIXELS, (64, 64))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from yolotrt_core.errors import StageError
-from yolotrt_core.parity import ParityOptions, check, compare
+from yolotrt_core.export.parity import ParityOptions, check, compare
 
 
 def test_figures_against_closed_forms() -> None:

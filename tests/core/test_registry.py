@@ -138,7 +138,7 @@ def test_a_calibrator_is_swapped_in_by_name() -> None:
     class Widest:
         name = "widest"
         stage_version = 1
-        sources = ("yolotrt_core.parity",)
+        sources = ("yolotrt_core.export.parity",)
         Options = NoOptions
 
         def available(self) -> Availability:

@@ -9,8 +9,8 @@ import pytest
 from numpy.typing import NDArray
 
 from yolotrt_core.errors import UsageError
-from yolotrt_core.reference import reference_images
-from yolotrt_core.rows import Known, Order, Rows, Units, find_rows
+from yolotrt_core.export.output_layout import Known, Order, Rows, Units, find_rows
+from yolotrt_core.export.reference_input import reference_images
 
 SIZE = (96, 160)
 CLASSES = 2

@@ -12,18 +12,18 @@ from pathlib import Path
 import pytest
 from release_server import CONTENT, SHA256, Server, left_in, whole
 
-from yolotrt_core import sources
 from yolotrt_core.errors import UsageError
+from yolotrt_core.export import model_source
+from yolotrt_core.export.model_source import RELEASES, Release, resolve_source
 from yolotrt_core.files import download
-from yolotrt_core.sources import RELEASES, Release, resolve_source
 
 
 def test_release_is_fetched_checked_and_then_served_from_the_cache(
     serve: Callable[..., Server], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = serve(whole)
-    monkeypatch.setattr(sources, "RELEASES", {"tiny": Release(SHA256, len(CONTENT), (640, 640))})
-    monkeypatch.setenv(sources.RELEASE_URL_VARIABLE, server.base + "/")
+    monkeypatch.setattr(model_source, "RELEASES", {"tiny": Release(SHA256, len(CONTENT), (640, 640))})
+    monkeypatch.setenv(model_source.RELEASE_URL_VARIABLE, server.base + "/")
     monkeypatch.chdir(tmp_path)
     cache = tmp_path / "deep" / "cache"
     first = resolve_source("tiny", cache_dir=cache)
@@ -40,7 +40,7 @@ def test_damaged_cache_is_fetched_again(
     serve: Callable[..., Server], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = serve(whole)
-    monkeypatch.setattr(sources, "RELEASES", {"tiny": Release(SHA256, len(CONTENT), (640, 640))})
+    monkeypatch.setattr(model_source, "RELEASES", {"tiny": Release(SHA256, len(CONTENT), (640, 640))})
     (tmp_path / "tiny.pt").write_bytes(CONTENT[:-1] + b"?")
     with pytest.raises(UsageError, match="is not the official file, and `--offline` forbids"):
         resolve_source("tiny", cache_dir=tmp_path, offline=True)

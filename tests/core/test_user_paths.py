@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from fake_stages import fake_plugin
-from yolotrt_core import engine, sources
+from yolotrt_core import engine
 from yolotrt_core.datasets import reader
 from yolotrt_core.engine import Detector
 from yolotrt_core.errors import UsageError
+from yolotrt_core.export import model_source
 from yolotrt_core.files.paths import existing_path, user_path
 from yolotrt_core.media import inputs
 from yolotrt_core.plugin.registry import Registry
@@ -56,7 +57,7 @@ def test_what_is_there(tmp_path: Path) -> None:
         reader.check,
         lambda text: reader.read(text, ()),
         lambda text: Detector.open(engine=text),
-        lambda text: sources.resolve_source(text, cache_dir=Path()),
+        lambda text: model_source.resolve_source(text, cache_dir=Path()),
     ],
     ids=["find", "refuse_missing", "check", "read", "open", "resolve_source"],
 )

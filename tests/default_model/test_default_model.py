@@ -14,7 +14,7 @@ import torch
 from score import IMGSZ, detections, load, mean_average_precision
 from train import ANCHORS, HELD_OUT_SEED, SAMPLE, Scenes, draw_sample, train
 
-from yolotrt_core.sources import DEFAULT_MODEL, default_model_path, resolve_source, sample_path
+from yolotrt_core.export.model_source import DEFAULT_MODEL, default_model_path, resolve_source, sample_path
 
 
 @pytest.fixture(autouse=True, scope="module")

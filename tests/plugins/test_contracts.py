@@ -21,11 +21,11 @@ import yolotrt_tf
 import yolotrt_torch
 import yolotrt_yolov5
 from yolotrt_core import testing
+from yolotrt_core.export.model_source import default_model_path
 from yolotrt_core.files.digest import sha256_of
 from yolotrt_core.plugin.options import NoOptions
 from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.plugin.stages import Availability
-from yolotrt_core.sources import default_model_path
 from yolotrt_core.store.code_digest import source_file
 from yolotrt_core.testing.closure import unnamed_sources
 from yolotrt_core.types import BuildRequest, Calibration, ModelSource, ModelSpec, TensorSpec
@@ -171,7 +171,7 @@ class _Bad:
 
     def __init__(self, fault: str) -> None:
         self.fault, self.runs = fault, 0
-        self.sources = (__name__,) if fault == "sources" else (__name__, "yolotrt_core.reference")
+        self.sources = (__name__,) if fault == "sources" else (__name__, "yolotrt_core.export.reference_input")
 
     def available(self) -> Availability:
         return Availability(True)
@@ -185,9 +185,9 @@ class _Bad:
     def apply(self, model: Any, calibration: Any, request: Any, options: Any, out: Path) -> Any:
         import onnx
 
-        from yolotrt_core import reference
+        from yolotrt_core.export import reference_input
 
-        assert reference.reference_images(1, 8, 8).shape == (1, 3, 8, 8)
+        assert reference_input.reference_images(1, 8, 8).shape == (1, 3, 8, 8)
         graph = onnx.load(str(model.path))
         self.runs += 1
         if self.fault == "answer":

@@ -24,6 +24,7 @@ from yolotrt_core.console.text import counted, nearest
 from yolotrt_core.detecting import DetectionRun, Summary
 from yolotrt_core.engine import Detector
 from yolotrt_core.errors import ArtifactError, UsageError
+from yolotrt_core.export.model_source import sample_path
 from yolotrt_core.files.atomic import refuse_unwritable
 from yolotrt_core.files.paths import user_path
 from yolotrt_core.inputs import refuse_selection
@@ -32,7 +33,6 @@ from yolotrt_core.naming import Names, numbered
 from yolotrt_core.plugin.options import refuse_unknown
 from yolotrt_core.plugin.registered import KINDS
 from yolotrt_core.plugin.registry import Registry
-from yolotrt_core.sources import sample_path
 from yolotrt_core.types import Selection
 
 _log = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ your own tests. Needs pytest and NumPy; contracts that look into an ONNX need on
 
 from __future__ import annotations
 
-from yolotrt_core.reference import reference_images
+from yolotrt_core.export.reference_input import reference_images
 from yolotrt_core.testing.builders import BuilderContract
 from yolotrt_core.testing.calibrators import CalibratorContract
 from yolotrt_core.testing.exporters import ExporterContract

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from yolotrt_core.errors import UsageError
-from yolotrt_core.reference import reference_images
+from yolotrt_core.export.reference_input import reference_images
 from yolotrt_core.serialization import from_json, to_json
 from yolotrt_core.testing.model import small_model
 from yolotrt_core.testing.session import MemorySideCache, open_onnx

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from yolotrt_core.errors import YolotrtError
-from yolotrt_core.parity import ParityOptions, check
+from yolotrt_core.export.parity import ParityOptions, check
 from yolotrt_core.plugin.stages import ONNX_FILE, REFERENCE_FILE
 from yolotrt_core.serialization import from_json, to_json
 from yolotrt_core.testing.session import open_onnx

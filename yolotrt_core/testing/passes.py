@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
+from yolotrt_core.export.reference_input import reference_images
 from yolotrt_core.plugin.stages import ONNX_FILE
-from yolotrt_core.reference import reference_images
 from yolotrt_core.serialization import to_json
 from yolotrt_core.testing.model import small_model
 from yolotrt_core.testing.session import open_onnx

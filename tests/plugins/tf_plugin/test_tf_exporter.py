@@ -135,7 +135,7 @@ def test_the_same_model_gives_the_same_bytes(models: Path, tmp_path: Path) -> No
     """In one process, and in another with other hashes of texts: tf2onnx goes through sets."""
     code = (
         "import sys, warnings; warnings.simplefilter('ignore'); from pathlib import Path\n"
-        "from yolotrt_core.sources import sha256_of; from yolotrt_core.types import *\n"
+        "from yolotrt_core.export.model_source import sha256_of; from yolotrt_core.types import *\n"
         "from yolotrt_tf.options import TfOptions; from yolotrt_tf.stages import TfExporter\n"
         "for path, out in zip(sys.argv[1::2], map(Path, sys.argv[2::2]), strict=True):\n"
         "    out.mkdir(); source = ModelSource(Path(path), sha256_of(Path(path)), 'm')\n"
@@ -156,7 +156,7 @@ def test_upsampling_of_tf_image_becomes_the_resize_that_tensorrt_takes(tmp_path:
     """`tf.image.resize` is what upstream's TensorFlow export uses; compared for whole factors with TensorFlow."""
     import tensorflow as tf
 
-    from yolotrt_core.onnx_form import rename_tensors, rewrite_resizes
+    from yolotrt_core.export.onnx_normalize import rename_tensors, rewrite_resizes
     from yolotrt_tf.loaders import Network, convert_variables_to_constants_v2
     from yolotrt_tf.onnx_conversion import onnx_from_network
 

@@ -105,7 +105,7 @@ def test_half_precision_weights_find_what_they_find_in_tensorflow_lite(
     """
     import warnings
 
-    from yolotrt_core.rows import Rows
+    from yolotrt_core.export.output_layout import Rows
 
     few = found["yolov5n_fp16.tflite"]["few"]
     apart = [_farthest(ours, theirs) for ours, theirs in zip(few, upstream["few"], strict=True)]

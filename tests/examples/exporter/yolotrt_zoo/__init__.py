@@ -16,8 +16,8 @@ class ZooExporter:
     sources = (
         "yolotrt_zoo.exporter",
         "yolotrt_core.datasets.class_names",
-        "yolotrt_core.reference",
-        "yolotrt_core.rows",
+        "yolotrt_core.export.reference_input",
+        "yolotrt_core.export.output_layout",
     )
     Options = NoOptions
 

@@ -8,10 +8,10 @@ import onnx
 import onnxruntime
 
 from yolotrt_core.errors import UsageError
-from yolotrt_core.onnx_metadata import metadata_of
+from yolotrt_core.export.onnx_metadata import metadata_of
+from yolotrt_core.export.output_layout import Known, find_rows
+from yolotrt_core.export.reference_input import reference_images
 from yolotrt_core.plugin.stages import ONNX_FILE, REFERENCE_FILE
-from yolotrt_core.reference import reference_images
-from yolotrt_core.rows import Known, find_rows
 from yolotrt_core.types import ModelSpec, TensorSpec
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from yolotrt_core.errors import StageError
-from yolotrt_core.rows import Rows
+from yolotrt_core.export.output_layout import Rows
 from yolotrt_core.types import ModelSpec
 
 if TYPE_CHECKING:
