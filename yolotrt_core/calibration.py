@@ -15,7 +15,7 @@ from yolotrt_core.console.text import counted
 from yolotrt_core.datasets import reader
 from yolotrt_core.errors import UsageError
 from yolotrt_core.files.digest import sha256_of
-from yolotrt_core.letterbox import preprocess
+from yolotrt_core.inference.letterbox import preprocess
 from yolotrt_core.media import images
 from yolotrt_core.store import core_sources
 from yolotrt_core.store.core_sources import core_digest

@@ -22,16 +22,16 @@ from yolotrt_core.annotate import annotate
 from yolotrt_core.console.progress import Bar
 from yolotrt_core.console.signals import Interrupt
 from yolotrt_core.console.text import counted
-from yolotrt_core.detector import Detector
 from yolotrt_core.errors import ArtifactError, UsageError
 from yolotrt_core.files.atomic import whole_file, write_whole
+from yolotrt_core.inference.detector import Detector
+from yolotrt_core.inference.image_loader import decode_ahead, read_ahead
 from yolotrt_core.media import images, inputs
 from yolotrt_core.media.camera import open_live
 from yolotrt_core.media.prefetch import drawn_ahead
 from yolotrt_core.media.video import VideoFacts, count_frames, open_video
 from yolotrt_core.media.video_integrity import missing_bytes
 from yolotrt_core.naming import LABELS, Format, Names
-from yolotrt_core.reading import decode_ahead, read_ahead
 from yolotrt_core.results import Found
 from yolotrt_core.serialization import to_json
 from yolotrt_core.types import Detections, Json, Selection

@@ -7,15 +7,15 @@ from typing import cast
 
 from yolotrt_core import metric
 from yolotrt_core.datasets.dataset import DataSet
-from yolotrt_core.detector import Detector
 from yolotrt_core.errors import UsageError
+from yolotrt_core.inference.detector import Detector
+from yolotrt_core.inference.rect_detector import RectDetector
 from yolotrt_core.metric import Accuracy, Bootstrap, Interval, Scored, Truth
 from yolotrt_core.plugin.given_options import GivenOptions
 from yolotrt_core.plugin.registered import refuse_unavailable
 from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.plugin.stages import SourceRunner, Stage
 from yolotrt_core.predictions import Predictions, predict
-from yolotrt_core.rect import RectDetector
 from yolotrt_core.settings import BuildSettings, build_request, resolve_model
 from yolotrt_core.store.store import Store
 from yolotrt_core.types import Detections, EngineSpec, Selection

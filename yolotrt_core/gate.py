@@ -17,11 +17,11 @@ from yolotrt_core.agreement import agree
 from yolotrt_core.calibration import CalibrationData, choose, digest_of_pictures
 from yolotrt_core.console.text import counted
 from yolotrt_core.datasets import dataset, reader
-from yolotrt_core.detector import Detector
 from yolotrt_core.errors import GateError, UsageError
 from yolotrt_core.evaluate import Judge
 from yolotrt_core.export.model_source import sample_path
 from yolotrt_core.files.digest import sha256_of
+from yolotrt_core.inference.detector import Detector
 from yolotrt_core.metric import Bootstrap
 from yolotrt_core.pipeline import StepResult
 from yolotrt_core.plugin.dependencies import tool_versions

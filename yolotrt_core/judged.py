@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from yolotrt_core import gate, pipeline
-from yolotrt_core.detector import Detector
 from yolotrt_core.gate import Verdict
+from yolotrt_core.inference.detector import Detector
 from yolotrt_core.pipeline import StepResult
 from yolotrt_core.plugin.given_options import GivenOptions
 from yolotrt_core.plugin.registry import Registry

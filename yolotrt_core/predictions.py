@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 
 from yolotrt_core.calibration import digest_of_pictures
 from yolotrt_core.console.progress import Bar, progress
-from yolotrt_core.detector import Detector
 from yolotrt_core.errors import UsageError
 from yolotrt_core.files.digest import sha256_of
+from yolotrt_core.inference.detector import Detector
+from yolotrt_core.inference.image_loader import read_ahead
+from yolotrt_core.inference.rect_detector import RectDetector
 from yolotrt_core.plugin.registry import Registry
-from yolotrt_core.reading import read_ahead
-from yolotrt_core.rect import RectDetector
 from yolotrt_core.serialization import to_json
 from yolotrt_core.store import core_sources
 from yolotrt_core.store.action import Action, Record

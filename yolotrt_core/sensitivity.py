@@ -21,11 +21,11 @@ from yolotrt_core import pipeline
 from yolotrt_core.agreement import agree
 from yolotrt_core.calibration import CalibrationData, choose, digest_of_pictures
 from yolotrt_core.console.progress import progress
-from yolotrt_core.detector import Detector
 from yolotrt_core.errors import StageError, UsageError
 from yolotrt_core.export.model_source import sample_path
 from yolotrt_core.files.digest import sha256_of
 from yolotrt_core.handed_on import check_pass
+from yolotrt_core.inference.detector import Detector
 from yolotrt_core.media import images as pictures
 from yolotrt_core.plugin.call_guard import answering
 from yolotrt_core.plugin.given_options import Settings

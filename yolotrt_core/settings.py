@@ -14,12 +14,12 @@ from yolotrt_core.console.text import nearest
 from yolotrt_core.datasets import reader
 from yolotrt_core.errors import UsageError
 from yolotrt_core.export.model_source import resolve_source
+from yolotrt_core.inference.input_shapes import profile_text
 from yolotrt_core.plans import Choice
 from yolotrt_core.plugin.given_options import GivenOptions
 from yolotrt_core.plugin.registered import Registered
 from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.plugin.stages import FixedSizeExporter, LoweredSource, SizedExporter
-from yolotrt_core.shapes import profile_text
 from yolotrt_core.step import Plan
 from yolotrt_core.store.location import weights_cache
 from yolotrt_core.store.store import Store

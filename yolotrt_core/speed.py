@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from yolotrt_core.bench import Timing, measure_interleaved, timing
 from yolotrt_core.console.progress import progress
-from yolotrt_core.detector import Detector
+from yolotrt_core.inference.detector import Detector
 from yolotrt_core.plugin.stages import TimedSession
 from yolotrt_core.types import Selection, with_channels
 

@@ -21,8 +21,8 @@ from yolotrt_core.export.onnx_metadata import literal, metadata_of, strides_from
 from yolotrt_core.export.onnx_normalize import arrange_rows
 from yolotrt_core.export.output_layout import Known, Rows, find_rows
 from yolotrt_core.export.reference_input import reference_images
+from yolotrt_core.inference.input_shapes import shape_text
 from yolotrt_core.plugin.stages import REFERENCE_FILE
-from yolotrt_core.shapes import shape_text
 from yolotrt_core.types import BuildRequest, ModelSource, ModelSpec, Precision
 from yolotrt_onnx.graph import save, tensor_specs
 from yolotrt_onnx.graph_edits import keep_output, make_float, rename

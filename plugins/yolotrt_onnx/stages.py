@@ -23,7 +23,7 @@ class OnnxExporter:
         "yolotrt_onnx.graph_edits",
         "yolotrt_onnx.graph",
         "yolotrt_onnx.source_precision",
-        "yolotrt_core.shapes",
+        "yolotrt_core.inference.input_shapes",
         "yolotrt_core.datasets.class_names",
         "yolotrt_core.export.onnx_normalize",
         "yolotrt_core.export.reference_input",

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yolotrt_core.errors import StageError, UsageError
-from yolotrt_core.shapes import refuse_unfit
+from yolotrt_core.inference.input_shapes import refuse_unfit
 from yolotrt_core.types import EngineSpec
 from yolotrt_onnxruntime.builder import load, reason
 

@@ -36,7 +36,7 @@ class TensorRTBuilder:
         "yolotrt_tensorrt.build.profiles",
         "yolotrt_tensorrt.build.compute_capability",
         "yolotrt_core.calibration_cache",
-        "yolotrt_core.shapes",
+        "yolotrt_core.inference.input_shapes",
     )
     session_sources = (
         *_SOURCES,
@@ -55,9 +55,9 @@ class TensorRTBuilder:
         "yolotrt_tensorrt/cuda/kernels/letterbox.cu",
         "yolotrt_tensorrt/cuda/kernels/prelude.cuh",
         "yolotrt_tensorrt/cuda/kernels/suppress.cu",
-        "yolotrt_core.inputs",
+        "yolotrt_core.inference.frame_checks",
         "yolotrt_core.media.jpeg_header",
-        "yolotrt_core.letterbox",
+        "yolotrt_core.inference.letterbox",
         "yolotrt_core.media.prefetch",
     )
     Options = TensorRTOptions

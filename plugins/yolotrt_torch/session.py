@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from yolotrt_core.errors import UsageError
-from yolotrt_core.shapes import refuse_unfit
+from yolotrt_core.inference.input_shapes import refuse_unfit
 from yolotrt_core.types import BuildRequest, EngineSpec, ModelSource
 from yolotrt_torch.checkpoint import read_checkpoint
 from yolotrt_torch.exporter import spec_of

@@ -33,7 +33,11 @@ class TorchExporter:
         "yolotrt_torch.model_builder",
         "yolotrt_torch.pickle_reader",
     )
-    session_sources: ClassVar[tuple[str, ...]] = (*sources, "yolotrt_torch.session", "yolotrt_core.shapes")
+    session_sources: ClassVar[tuple[str, ...]] = (
+        *sources,
+        "yolotrt_torch.session",
+        "yolotrt_core.inference.input_shapes",
+    )
     Options: ClassVar[type] = TorchOptions
 
     def available(self) -> Availability:

@@ -25,7 +25,7 @@ All values are float32, float16 input is widened first. `fl()` is one rounding t
 6. `max_det`: the first `max_det` kept candidates in the order of step 4, over all classes, are the
    result; `truncated` is the number of the other kept ones.
 7. Back to the source image: (x - pad) / scale in float32, pad and scale rounded to float32 first,
-   then clipped to 0..width and 0..height (`yolotrt_core.letterbox.boxes_to_source`). Suppression is
+   then clipped to 0..width and 0..height (`yolotrt_core.inference.letterbox.boxes_to_source`). Suppression is
    done before, in input pixels.
 
 Float32 arithmetic may decide step 5 wherever its IoU is further from `iou` than its own rounding
@@ -46,8 +46,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from yolotrt_core.errors import UsageError
-from yolotrt_core.letterbox import boxes_to_source
-from yolotrt_core.nms import nms
+from yolotrt_core.inference.letterbox import boxes_to_source
+from yolotrt_core.inference.nms import nms
 from yolotrt_core.types import Detections, Geometry, ModelSpec, Selection
 from yolotrt_yolov5 import onnxruntime_nms
 

@@ -1,7 +1,7 @@
-"""Greedy suppression by onnxruntime, where it is installed: an aid that `yolotrt_core.nms` checks.
+"""Greedy suppression by onnxruntime, where it is installed: an aid that `yolotrt_core.inference.nms` checks.
 
 Its `NonMaxSuppression` is a compiled loop, faster than arrays for some hundred to some thousand boxes,
-but decides in float32. `yolotrt_core.nms.nms` uses it in a way that keeps the result exact.
+but decides in float32. `yolotrt_core.inference.nms.nms` uses it in a way that keeps the result exact.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from yolotrt_core.nms import Approximate
+    from yolotrt_core.inference.nms import Approximate
 
 _loading = threading.Lock()
 
@@ -27,7 +27,7 @@ def find() -> Approximate | None:
 
 
 def suppress(boxes_xyxy: NDArray[np.float32], groups: NDArray[np.int32], iou: float) -> NDArray[np.intp]:
-    """Return the ascending indices of kept boxes; see `yolotrt_core.nms.Approximate`."""
+    """Return the ascending indices of kept boxes; see `yolotrt_core.inference.nms.Approximate`."""
     import numpy as np
 
     count = len(boxes_xyxy)

@@ -27,7 +27,7 @@ OURS = ("minmax", "percentile", "mse", "entropy")
 
 
 def _batches(files: list[Path]) -> Iterator[np.ndarray]:
-    from yolotrt_core.letterbox import preprocess
+    from yolotrt_core.inference.letterbox import preprocess
     from yolotrt_core.media import images
 
     for file in files:

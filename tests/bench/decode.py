@@ -71,7 +71,7 @@ def _raw_output(weights: Path, images: Path, folder: Path) -> np.ndarray:
     import cv2
     import onnxruntime
 
-    from yolotrt_core.letterbox import preprocess
+    from yolotrt_core.inference.letterbox import preprocess
     from yolotrt_core.types import BuildRequest, ModelSource
     from yolotrt_torch.stages import TorchExporter
 
@@ -103,7 +103,7 @@ def _cases(worker: str, raw: np.ndarray, threads: int) -> dict[str, Callable[[],
 def _ours(raw: np.ndarray, threads: int) -> tuple[Decode, Any]:
     import cv2
 
-    from yolotrt_core.letterbox import geometry
+    from yolotrt_core.inference.letterbox import geometry
     from yolotrt_core.types import ModelSpec, Selection
     from yolotrt_yolov5.stages import Yolov5Postprocessor
 

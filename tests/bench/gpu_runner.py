@@ -29,11 +29,11 @@ from gpu_accuracy import accuracy
 
 from yolotrt_core.bench import measure_interleaved
 from yolotrt_core.engine import Detector
-from yolotrt_core.engine_file import read_engine_spec
+from yolotrt_core.inference.engine_file import read_engine_spec
+from yolotrt_core.inference.image_loader import decode_ahead, read_ahead
 from yolotrt_core.media import images
 from yolotrt_core.media.decode_pool import PictureProcesses, region_bytes
 from yolotrt_core.media.prefetch import prefetched
-from yolotrt_core.reading import decode_ahead, read_ahead
 from yolotrt_core.store.location import open_store
 from yolotrt_core.types import Selection
 from yolotrt_tensorrt.options import TensorRTOptions

@@ -51,7 +51,7 @@ def main() -> None:
 
 def _prepare(worker: str, threads: int) -> Callable[[np.ndarray], object]:
     if worker == "ours":
-        from yolotrt_core.letterbox import preprocess
+        from yolotrt_core.inference.letterbox import preprocess
 
         return lambda frame: preprocess([frame], (640, 640))
     if worker == "blob-params":

@@ -11,7 +11,7 @@ import pytest
 
 from yolotrt_core.calibration import Batches, CalibrationData, choose, digest_of_pictures
 from yolotrt_core.errors import UsageError
-from yolotrt_core.letterbox import preprocess
+from yolotrt_core.inference.letterbox import preprocess
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ import pytest
 from numpy.typing import NDArray
 
 from fake_stages import FakePostprocessor, FakeSession
-from yolotrt_core.detector import Detector
 from yolotrt_core.errors import UsageError
+from yolotrt_core.inference.detector import Detector
 from yolotrt_core.media.frames import Nv12Frame
 from yolotrt_core.types import Detections, EngineSpec, ModelSpec, Selection, ShapeRange, TensorSpec
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from yolotrt_core.errors import UsageError
-from yolotrt_core.letterbox import boxes_to_source, geometry, placement, preprocess
+from yolotrt_core.inference.letterbox import boxes_to_source, geometry, placement, preprocess
 
 
 class Placed(NamedTuple):

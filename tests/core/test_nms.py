@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from yolotrt_core.nms import APPROXIMATE_ERROR, nms
+from yolotrt_core.inference.nms import APPROXIMATE_ERROR, nms
 
 
 def brute_force(boxes: np.ndarray, scores: np.ndarray, groups: np.ndarray | None, iou: float) -> list[int]:

@@ -14,8 +14,8 @@ import pytest
 from fake_stages import RUNS, FakeBuilder, fake_plugin
 from yolotrt_core import pipeline
 from yolotrt_core.engine import Engine, build_engine
-from yolotrt_core.engine_file import read_engine_spec
 from yolotrt_core.errors import ArtifactError, PluginError, StageError, UsageError
+from yolotrt_core.inference.engine_file import read_engine_spec
 from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.plugin.stages import Availability
 from yolotrt_core.settings import BuildSettings

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from picture_files import assert_as_read_here, memory_of
 
-from yolotrt_core import reading
 from yolotrt_core.errors import StageError, UsageError
+from yolotrt_core.inference import image_loader
 from yolotrt_core.media import images
 from yolotrt_core.media.frames import HostBuffer
 from yolotrt_core.media.jpeg_header import upright_size
@@ -65,11 +65,11 @@ def test_many_pictures_for_a_gpu_are_read_by_processes_once_these_have_started(
 ) -> None:
     cv2.imwrite(str(files[34].with_suffix(".jpg")), images.read(files[34]))
     files[34] = files[34].with_suffix(".jpg")
-    monkeypatch.setattr(reading, "_MANY", many)
-    monkeypatch.setattr(reading, "processors", lambda: 4)
+    monkeypatch.setattr(image_loader, "_MANY", many)
+    monkeypatch.setattr(image_loader, "processors", lambda: 4)
     detector = Fed(locks=locks)
     found, shared = [], 0
-    for one in reading.read_ahead(files * 20, detector):  # type: ignore[arg-type]
+    for one in image_loader.read_ahead(files * 20, detector):  # type: ignore[arg-type]
         shared += isinstance(one, np.ndarray) and isinstance(memory_of(one), HostBuffer)
         found.append(one if isinstance(one, UsageError) else one.copy())
         if by_processes and not shared:
@@ -81,7 +81,7 @@ def test_many_pictures_for_a_gpu_are_read_by_processes_once_these_have_started(
 
 def test_a_device_decodes_what_it_can_and_opencv_the_rest(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     detector = Fed(decodes=True)
-    found = list(reading.decode_ahead(files, detector))  # type: ignore[arg-type]
+    found = list(image_loader.decode_ahead(files, detector))  # type: ignore[arg-type]
     assert detector.asked == 60
     on_device = [one for one in found if isinstance(one, OnDevice)]
     # Of groups of 16, 16, 16 and 12 it leaves 4, 4, 4 and 3, the missing file among them; and the broken and the PNG.
@@ -92,7 +92,7 @@ def test_a_device_decodes_what_it_can_and_opencv_the_rest(files: list[Path], mon
 @pytest.mark.parametrize("decodes", [False, True])
 def test_a_device_is_not_asked_where_files_are_of_many_kinds(files: list[Path], decodes: bool) -> None:
     detector = Fed(decodes=decodes)
-    found = list(reading.decode_ahead(files[30:40], detector))  # type: ignore[arg-type]
+    found = list(image_loader.decode_ahead(files[30:40], detector))  # type: ignore[arg-type]
     assert detector.asked == 0
     assert_as_read_here(found, files[30:40])  # type: ignore[arg-type]
 
@@ -111,12 +111,12 @@ def test_big_pictures_are_not_read_far_ahead(tmp_path: Path, monkeypatch: pytest
     cv2.imwrite(str(paths[0]), np.zeros((60, 80, 3), np.uint8))
     for path in paths[1:]:
         path.write_bytes(paths[0].read_bytes())
-    monkeypatch.setattr(reading, "processors", lambda: 3)
+    monkeypatch.setattr(image_loader, "processors", lambda: 3)
     for decodes in (False, True):
-        ahead = reading.decode_ahead if decodes else reading.read_ahead
-        monkeypatch.setattr(reading, "_MOST_BYTES", 1 << 30)
+        ahead = image_loader.decode_ahead if decodes else image_loader.read_ahead
+        monkeypatch.setattr(image_loader, "_MOST_BYTES", 1 << 30)
         assert _most_alive(ahead, paths, decodes) > 60, "small ones are"
-        monkeypatch.setattr(reading, "_MOST_BYTES", 20 * 60 * 80 * 3)
+        monkeypatch.setattr(image_loader, "_MOST_BYTES", 20 * 60 * 80 * 3)
         assert _most_alive(ahead, paths, decodes) <= 20 + 2
 
 
@@ -148,4 +148,4 @@ def test_pictures_come_from_ordinary_memory_when_no_more_can_be_locked(files: li
         def pinned_frames(self, count: int, shape: tuple[int, ...]) -> list[np.ndarray]:
             raise MemoryError
 
-    assert_as_read_here(list(reading.read_ahead(files, Full())), files)  # type: ignore[arg-type]
+    assert_as_read_here(list(image_loader.read_ahead(files, Full())), files)  # type: ignore[arg-type]

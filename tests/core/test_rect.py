@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from yolotrt_core.detector import Detector
 from yolotrt_core.errors import UsageError
-from yolotrt_core.rect import RectDetector
+from yolotrt_core.inference.detector import Detector
+from yolotrt_core.inference.rect_detector import RectDetector
 from yolotrt_core.types import Detections, EngineSpec, ModelSpec, Selection, ShapeRange, TensorSpec
 
 

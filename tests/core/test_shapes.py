@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from yolotrt_core.errors import UsageError
-from yolotrt_core.shapes import refuse_unfit
+from yolotrt_core.inference.input_shapes import refuse_unfit
 from yolotrt_core.types import EngineSpec, ModelSpec, ShapeRange, TensorSpec
 
 PROFILES = (

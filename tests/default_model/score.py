@@ -15,7 +15,7 @@ from faster_coco_eval import COCO, COCOeval_faster
 from scenes import NAMES, Scene
 from torch import nn
 
-from yolotrt_core.letterbox import boxes_to_source, preprocess
+from yolotrt_core.inference.letterbox import boxes_to_source, preprocess
 from yolotrt_torch.checkpoint import read_checkpoint
 from yolotrt_torch.model_builder import network_from_checkpoint
 from yolotrt_torch.yolov5_model import Network

@@ -25,7 +25,7 @@ from score import IMGSZ, detections, load, mean_average_precision
 from torch import Tensor, nn
 
 from yolotrt_core.export.model_source import default_model_path, sample_path
-from yolotrt_core.letterbox import preprocess
+from yolotrt_core.inference.letterbox import preprocess
 from yolotrt_torch.yolov5_model import Network
 
 TRAIN_SEED, HELD_OUT_SEED = 20_000, 30_000

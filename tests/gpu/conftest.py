@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from engines import engine_of
 
-from yolotrt_core.engine_file import read_engine_spec
+from yolotrt_core.inference.engine_file import read_engine_spec
 from yolotrt_core.types import EngineSpec
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "plugins" / "tensorrt_plugin"))  # head_reference.py

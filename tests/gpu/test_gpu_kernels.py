@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from head_reference import reference
 
-from yolotrt_core.letterbox import preprocess
+from yolotrt_core.inference.letterbox import preprocess
 from yolotrt_core.plugin.stages import DeviceProgram
 from yolotrt_core.types import Detections, Layout, ModelSpec, Selection, TensorSpec, with_channels
 from yolotrt_tensorrt.cuda.device import DeviceMemory, Gpu, PinnedPool, open_gpu

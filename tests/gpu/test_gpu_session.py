@@ -17,7 +17,7 @@ import ties
 from head_reference import Result, reference
 
 from yolotrt_core.errors import StageError, UsageError
-from yolotrt_core.letterbox import preprocess
+from yolotrt_core.inference.letterbox import preprocess
 from yolotrt_core.media.decode_pool import PictureProcesses, region_bytes
 from yolotrt_core.media.frames import Nv12Frame
 from yolotrt_core.media.images import plain_jpeg_sizes

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from yolotrt_core.letterbox import boxes_to_source, preprocess
+from yolotrt_core.inference.letterbox import boxes_to_source, preprocess
 from yolotrt_core.types import Detections, Geometry
 from yolotrt_tensorrt.runtime.session import EngineSession
 

@@ -18,11 +18,11 @@ from yolotrt_core.cli import build
 from yolotrt_core.cli.tables import print_table
 from yolotrt_core.cli.tasks import Flag, Given, make_task, stage_flags
 from yolotrt_core.console.text import counted, nearest
-from yolotrt_core.engine_file import hand_out
 from yolotrt_core.errors import ArtifactError, UsageError
 from yolotrt_core.files.atomic import refuse_unwritable
 from yolotrt_core.files.digest import sha256_of
 from yolotrt_core.files.paths import user_path
+from yolotrt_core.inference.engine_file import hand_out
 from yolotrt_core.plugin.registered import KINDS
 from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.plugin.stages import ONNX_FILE, RANGES_FILE

@@ -14,9 +14,9 @@ from yolotrt_core.cli import build
 from yolotrt_core.cli.tables import print_table
 from yolotrt_core.cli.tasks import Flag, Given, make_task, stage_flags
 from yolotrt_core.engine import Detector
-from yolotrt_core.engine_file import read_engine_spec
 from yolotrt_core.errors import UsageError
 from yolotrt_core.files.paths import user_path
+from yolotrt_core.inference.engine_file import read_engine_spec
 from yolotrt_core.machine import machine_facts
 from yolotrt_core.plugin.registered import KINDS
 from yolotrt_core.plugin.registry import Registry

@@ -27,7 +27,7 @@ from yolotrt_core.errors import ArtifactError, UsageError
 from yolotrt_core.export.model_source import sample_path
 from yolotrt_core.files.atomic import refuse_unwritable
 from yolotrt_core.files.paths import user_path
-from yolotrt_core.inputs import refuse_selection
+from yolotrt_core.inference.frame_checks import refuse_selection
 from yolotrt_core.media import inputs
 from yolotrt_core.naming import Names, numbered
 from yolotrt_core.plugin.options import refuse_unknown

@@ -16,14 +16,14 @@ from yolotrt_core.cli.tasks import Flag, Given, make_task, stage_flags
 from yolotrt_core.console.text import counted, nearest
 from yolotrt_core.datasets import reader
 from yolotrt_core.engine import Detector
-from yolotrt_core.engine_file import read_engine_spec
 from yolotrt_core.errors import UsageError
 from yolotrt_core.evaluate import SELECTION, Comparison, Evaluation, Judge, open_framework
 from yolotrt_core.files.paths import existing_path, user_path
+from yolotrt_core.inference.engine_file import read_engine_spec
+from yolotrt_core.inference.rect_detector import RectDetector
 from yolotrt_core.metric import Bootstrap, Interval
 from yolotrt_core.plugin.registered import KINDS
 from yolotrt_core.plugin.registry import Registry
-from yolotrt_core.rect import RectDetector
 from yolotrt_core.serialization import to_json
 from yolotrt_core.settings import BuildSettings, resolve_model
 from yolotrt_core.store.location import open_store

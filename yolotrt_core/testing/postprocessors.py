@@ -30,7 +30,7 @@ class PostprocessorContract(StageContract):
     @pytest.fixture
     def geometry(self, spec: ModelSpec) -> list[Geometry]:
         """Two pictures of other sizes, placed in the network's input by the letterbox."""
-        from yolotrt_core.letterbox import geometry
+        from yolotrt_core.inference.letterbox import geometry
         from yolotrt_core.types import without_channels
 
         _, height, width = (int(side) for side in without_channels(spec.inputs[0].shape, spec.layout))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from yolotrt_core.errors import StageError, UsageError
-from yolotrt_core.shapes import profile_text
+from yolotrt_core.inference.input_shapes import profile_text
 from yolotrt_core.types import BuildRequest, Layout, ShapeRange, layout_of, without_channels
 from yolotrt_tensorrt.library import Library
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from yolotrt_core.letterbox import geometry, placement
+from yolotrt_core.inference.letterbox import geometry, placement
 from yolotrt_core.types import Selection
 
 _MOST_INT = 2**31 - 1

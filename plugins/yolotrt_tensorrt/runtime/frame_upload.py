@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from yolotrt_core.inputs import is_picture, refuse_frame
+from yolotrt_core.inference.frame_checks import is_picture, refuse_frame
 from yolotrt_core.media.frames import Frame, Nv12Frame
 from yolotrt_core.media.prefetch import processors
 from yolotrt_tensorrt.cuda.device import DeviceMemory, Gpu, PinnedPool, is_pinned

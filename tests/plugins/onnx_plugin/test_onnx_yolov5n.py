@@ -14,7 +14,7 @@ import onnxruntime
 import pytest
 
 from arrays import relative_l2
-from yolotrt_core.letterbox import preprocess
+from yolotrt_core.inference.letterbox import preprocess
 from yolotrt_core.types import BuildRequest, ModelSource, OnnxModel
 from yolotrt_onnx.graph import type_conflicts
 from yolotrt_onnx.options import Fp16Options, SimplifyOptions

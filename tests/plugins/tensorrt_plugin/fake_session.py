@@ -10,7 +10,7 @@ from fake_gpu import FakeCuda, FakeEngine, FakeGraph, fake_gpu, fake_kernels
 from head_reference import Result, reference
 from kernel_emulation import Emulated
 
-from yolotrt_core.letterbox import preprocess
+from yolotrt_core.inference.letterbox import preprocess
 from yolotrt_core.plugin.stages import DeviceProgram
 from yolotrt_core.types import (
     Detections,

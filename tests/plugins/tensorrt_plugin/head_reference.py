@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from yolotrt_core.letterbox import geometry
+from yolotrt_core.inference.letterbox import geometry
 from yolotrt_core.types import Selection
 
 

@@ -19,7 +19,7 @@ from fake_session import CHOSEN, CLASSES, PROGRAM, SIDE, Opened, expected, netwo
 from kernel_emulation import Emulated, compiled
 
 from yolotrt_core.errors import StageError, UsageError
-from yolotrt_core.letterbox import preprocess
+from yolotrt_core.inference.letterbox import preprocess
 from yolotrt_core.media.frames import Nv12Frame
 from yolotrt_core.plugin.stages import DetectingSession, DeviceProgram, Session
 from yolotrt_core.types import Detections

@@ -19,7 +19,7 @@ from kernel_emulation import Emulated
 from test_jpeg_decoder import FakeLibrary
 
 from yolotrt_core.errors import StageError, UsageError
-from yolotrt_core.letterbox import preprocess
+from yolotrt_core.inference.letterbox import preprocess
 from yolotrt_core.media.frames import Nv12Frame
 from yolotrt_core.types import Selection
 from yolotrt_tensorrt.runtime import jpeg_decoder, postprocess, session, slot, slot_pool

@@ -12,7 +12,7 @@ from fake_gpu import FakeCuda, fake_gpu, fake_kernels
 from head_reference import Result, reference
 from kernel_emulation import Emulated, compiled
 
-from yolotrt_core.letterbox import preprocess
+from yolotrt_core.inference.letterbox import preprocess
 from yolotrt_core.types import Detections, Selection
 from yolotrt_tensorrt.cuda.device import PinnedPool
 from yolotrt_tensorrt.runtime import device_structs, postprocess

@@ -19,7 +19,7 @@ import upstream_layout as layout
 from arrays import relative_l2
 from yolotrt_core.errors import StageError, UsageError
 from yolotrt_core.export.reference_input import reference_images
-from yolotrt_core.letterbox import preprocess
+from yolotrt_core.inference.letterbox import preprocess
 from yolotrt_core.types import BuildRequest, ModelSource, ModelSpec, ShapeRange
 from yolotrt_torch import yolotrt_select_exporter
 from yolotrt_torch.checkpoint import read_checkpoint

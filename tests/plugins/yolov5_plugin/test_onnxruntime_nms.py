@@ -7,7 +7,7 @@ import pytest
 from brute_force import candidates, kept
 from test_yolov5_decode import decode, scene
 
-from yolotrt_core.nms import nms
+from yolotrt_core.inference.nms import nms
 from yolotrt_core.types import Selection
 from yolotrt_yolov5 import onnxruntime_nms
 

@@ -10,7 +10,7 @@ from brute_force import candidates, kept
 from hypothesis import given, settings, strategies as st
 
 from yolotrt_core.errors import UsageError
-from yolotrt_core.letterbox import geometry
+from yolotrt_core.inference.letterbox import geometry
 from yolotrt_core.types import Detections, ModelSpec, Selection, TensorSpec
 from yolotrt_yolov5.stages import Yolov5Postprocessor
 

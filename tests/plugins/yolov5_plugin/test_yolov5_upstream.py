@@ -17,7 +17,7 @@ import onnxruntime
 import pytest
 from brute_force import Candidate, candidates, kept
 
-from yolotrt_core.letterbox import boxes_to_source, preprocess
+from yolotrt_core.inference.letterbox import boxes_to_source, preprocess
 from yolotrt_core.types import BuildRequest, Detections, Geometry, ModelSource, Selection
 from yolotrt_torch.stages import TorchExporter
 from yolotrt_yolov5.stages import Yolov5Postprocessor

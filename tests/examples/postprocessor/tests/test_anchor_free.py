@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import yolotrt_anchor_free
 
-from yolotrt_core.letterbox import geometry
+from yolotrt_core.inference.letterbox import geometry
 from yolotrt_core.testing import PostprocessorContract
 from yolotrt_core.types import ModelSpec, Selection, TensorSpec
 

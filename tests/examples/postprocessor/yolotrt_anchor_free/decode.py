@@ -3,8 +3,8 @@
 import numpy as np
 
 from yolotrt_core.errors import UsageError
-from yolotrt_core.letterbox import boxes_to_source
-from yolotrt_core.nms import nms
+from yolotrt_core.inference.letterbox import boxes_to_source
+from yolotrt_core.inference.nms import nms
 from yolotrt_core.types import Detections
 
 

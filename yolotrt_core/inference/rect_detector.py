@@ -10,9 +10,9 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from yolotrt_core.detector import Detector
 from yolotrt_core.errors import UsageError
-from yolotrt_core.letterbox import geometry, placement
+from yolotrt_core.inference.detector import Detector
+from yolotrt_core.inference.letterbox import geometry, placement
 from yolotrt_core.types import Detections, EngineSpec, Json, Selection
 
 if TYPE_CHECKING:

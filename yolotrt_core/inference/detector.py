@@ -12,8 +12,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, cast
 
 from yolotrt_core.errors import UsageError
-from yolotrt_core.inputs import checked_frames, refuse_missing_frames, refuse_selection
-from yolotrt_core.letterbox import preprocess
+from yolotrt_core.inference.frame_checks import checked_frames, refuse_missing_frames, refuse_selection
+from yolotrt_core.inference.image_loader import decode_ahead
+from yolotrt_core.inference.letterbox import preprocess
 from yolotrt_core.media.frames import DeviceFrame, Frame
 from yolotrt_core.plugin.given_options import Settings
 from yolotrt_core.plugin.registered import Registered
@@ -27,7 +28,6 @@ from yolotrt_core.plugin.stages import (
     Session,
     TimedSession,
 )
-from yolotrt_core.reading import decode_ahead
 from yolotrt_core.store.store import Store
 from yolotrt_core.types import Detections, EngineSpec, Json, Selection, without_channels
 
