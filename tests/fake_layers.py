@@ -29,10 +29,10 @@ from fake_stages import (
     fake_plugin,
     picture_spec,
 )
+from yolotrt_core.calibration.ranges import Ranges, write_ranges
 from yolotrt_core.plugin.options import NoOptions, option
 from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.plugin.stages import ONNX_FILE, RANGES_FILE, REFERENCE_FILE
-from yolotrt_core.ranges import Ranges, write_ranges
 from yolotrt_core.types import (
     BuildRequest,
     EngineSpec,

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from yolotrt_core.agreement import agree
-from yolotrt_core.calibration import CalibrationData, choose, digest_of_pictures
+from yolotrt_core.calibration.images import CalibrationData, choose, digest_of_pictures
 from yolotrt_core.console.text import counted
 from yolotrt_core.datasets import dataset, reader
 from yolotrt_core.errors import GateError, UsageError

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from yolotrt_core.calibration.ranges import Ranges, read_ranges
 from yolotrt_core.errors import StageError, UsageError
 from yolotrt_core.inference.input_shapes import shape_text
 from yolotrt_core.plugin.call_guard import shown
 from yolotrt_core.plugin.stages import ONNX_FILE, RANGES_FILE, REFERENCE_FILE, OnnxContents, OnnxReader
-from yolotrt_core.ranges import Ranges, read_ranges
 from yolotrt_core.types import EngineSpec, Json, ModelSpec, TensorSpec
 
 if TYPE_CHECKING:

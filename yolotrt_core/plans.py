@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from yolotrt_core.calibration import DEFAULT_CALIBRATOR, CalibrationData, ChosenPictures, choose
+from yolotrt_core.calibration.images import DEFAULT_CALIBRATOR, CalibrationData, ChosenPictures, choose
 from yolotrt_core.errors import PluginError, UsageError
 from yolotrt_core.export import parity
 from yolotrt_core.plugin import options, registered

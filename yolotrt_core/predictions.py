@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from yolotrt_core.calibration import digest_of_pictures
+from yolotrt_core.calibration.images import digest_of_pictures
 from yolotrt_core.console.progress import Bar, progress
 from yolotrt_core.errors import UsageError
 from yolotrt_core.files.digest import sha256_of

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 from yolotrt_core import pipeline
 from yolotrt_core.agreement import agree
-from yolotrt_core.calibration import CalibrationData, choose, digest_of_pictures
+from yolotrt_core.calibration.images import CalibrationData, choose, digest_of_pictures
+from yolotrt_core.calibration.ranges import read_ranges
 from yolotrt_core.console.progress import progress
 from yolotrt_core.errors import StageError, UsageError
 from yolotrt_core.export.model_source import sample_path
@@ -33,7 +34,6 @@ from yolotrt_core.plugin.options import key_material, option
 from yolotrt_core.plugin.registered import Registered
 from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.plugin.stages import ONNX_FILE, RANGES_FILE, QuantizingPass, Session
-from yolotrt_core.ranges import read_ranges
 from yolotrt_core.serialization import from_json, to_json
 from yolotrt_core.step import PARITY_BUILDER, Output, Plan, Step
 from yolotrt_core.store import core_sources

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from yolotrt_core import plans
-from yolotrt_core.calibration import DEFAULT_PICTURES, CalibrationData
+from yolotrt_core.calibration.images import DEFAULT_PICTURES, CalibrationData
 from yolotrt_core.console.text import nearest
 from yolotrt_core.datasets import reader
 from yolotrt_core.errors import UsageError

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from yolotrt_core.calibration import ChosenPictures
+from yolotrt_core.calibration.images import ChosenPictures
 from yolotrt_core.plugin.registered import Registered
 from yolotrt_core.store.action import PluginIdentity
 from yolotrt_core.types import BuildRequest, Json, ModelSource

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from yolotrt_calibrators import activation_runner, thresholds
 from yolotrt_calibrators.histogram import Histogram, NotFiniteError
+from yolotrt_core.calibration.ranges import Ranges, write_ranges
 from yolotrt_core.errors import StageError
 from yolotrt_core.plugin.stages import RANGES_FILE
-from yolotrt_core.ranges import Ranges, write_ranges
 from yolotrt_core.types import OnnxModel
 
 _log = logging.getLogger(__name__)

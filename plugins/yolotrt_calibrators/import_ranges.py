@@ -6,10 +6,10 @@ import logging
 from pathlib import Path
 
 from yolotrt_calibrators import activation_runner
-from yolotrt_core.calibration_cache import is_cache, parse_cache
+from yolotrt_core.calibration.ranges import Ranges, amax_of_int8_scale, read_ranges, write_ranges
+from yolotrt_core.calibration.tensorrt_cache import is_cache, parse_cache
 from yolotrt_core.errors import UsageError
 from yolotrt_core.plugin.stages import RANGES_FILE
-from yolotrt_core.ranges import Ranges, amax_of_int8_scale, read_ranges, write_ranges
 from yolotrt_core.types import OnnxModel
 
 _log = logging.getLogger(__name__)

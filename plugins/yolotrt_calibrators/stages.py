@@ -86,7 +86,7 @@ class Import(_Calibrator):
     sources = (
         "yolotrt_calibrators.activation_runner",
         "yolotrt_calibrators.import_ranges",
-        "yolotrt_core.calibration_cache",
+        "yolotrt_core.calibration.tensorrt_cache",
     )
     Options = ImportOptions
     needs_images = False

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from yolotrt_core.calibration.ranges import E4M3_MAX, INT8_LEVELS, e4m3_scale, int8_scale
 from yolotrt_core.errors import StageError, UsageError
-from yolotrt_core.ranges import E4M3_MAX, INT8_LEVELS, e4m3_scale, int8_scale
 
 log = logging.getLogger(__name__)
 

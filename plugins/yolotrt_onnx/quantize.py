@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from onnx import ModelProto, TensorProto
 
+from yolotrt_core.calibration.ranges import read_ranges
 from yolotrt_core.errors import StageError
-from yolotrt_core.ranges import read_ranges
 from yolotrt_core.types import Calibration, Json, ModelSpec, OnnxModel
 from yolotrt_onnx import qdq_insertion
 from yolotrt_onnx.graph import check_strongly_typed, lift_constants, load, opset, raise_opset, save, spec_of

@@ -35,7 +35,7 @@ class TensorRTBuilder:
         "yolotrt_tensorrt.build.build_log",
         "yolotrt_tensorrt.build.profiles",
         "yolotrt_tensorrt.build.compute_capability",
-        "yolotrt_core.calibration_cache",
+        "yolotrt_core.calibration.tensorrt_cache",
         "yolotrt_core.inference.input_shapes",
     )
     session_sources = (
@@ -136,7 +136,7 @@ class TensorRTCalibrator:
         "yolotrt_tensorrt.build.calibrator",
         "yolotrt_tensorrt.cuda.device",
         "yolotrt_tensorrt.build.implicit_int8",
-        "yolotrt_core.calibration_cache",
+        "yolotrt_core.calibration.tensorrt_cache",
     )
     Options = TensorRTCalibratorOptions
     needs_images = True

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from yolotrt_core.calibration_cache import parse_cache
+from yolotrt_core.calibration.ranges import int8_scale, read_ranges
+from yolotrt_core.calibration.tensorrt_cache import parse_cache
 from yolotrt_core.export.model_source import sample_path
-from yolotrt_core.ranges import int8_scale, read_ranges
 
 from .conftest import Run
 

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from yolotrt_core.calibration import Batches, CalibrationData, choose, digest_of_pictures
+from yolotrt_core.calibration.images import Batches, CalibrationData, choose, digest_of_pictures
 from yolotrt_core.errors import UsageError
 from yolotrt_core.inference.letterbox import preprocess
 

@@ -7,9 +7,9 @@ import struct
 import pytest
 from hypothesis import given, strategies as st
 
-from yolotrt_core.calibration_cache import cache_from_ranges, is_cache, parse_cache, version_number
+from yolotrt_core.calibration.ranges import amax_of_int8_scale, e4m3_scale, int8_scale
+from yolotrt_core.calibration.tensorrt_cache import cache_from_ranges, is_cache, parse_cache, version_number
 from yolotrt_core.errors import UsageError
-from yolotrt_core.ranges import amax_of_int8_scale, e4m3_scale, int8_scale
 
 
 def test_a_published_line_is_read() -> None:

@@ -24,7 +24,7 @@ PLANS = {
 LEFT_OUT: Mapping[str, Mapping[str, str]] = {
     "PIXELS": DATASET,
     "STAGE": {
-        "yolotrt_core.calibration": "in the digest of the pictures, where a stage gets any",
+        "yolotrt_core.calibration.images": "in the digest of the pictures, where a stage gets any",
         "yolotrt_core.export.parity": "in the identity of its own step",
     },
     "PREDICTIONS": PLANS,

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from yolotrt_core.calibration.ranges import SCHEMA, read_ranges
 from yolotrt_core.errors import UsageError
-from yolotrt_core.ranges import SCHEMA, read_ranges
 
 
 @pytest.mark.parametrize("amax", [0, -1.0, True, "1", None, math.inf, math.nan, 10**400])

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import invoke
 
 from yolotrt_core import pipeline
-from yolotrt_core.calibration_cache import CALIBRATORS, cache_from_ranges, version_number
+from yolotrt_core.calibration.ranges import ranges_from_json
+from yolotrt_core.calibration.tensorrt_cache import CALIBRATORS, cache_from_ranges, version_number
 from yolotrt_core.cli import build
 from yolotrt_core.cli.tables import print_table
 from yolotrt_core.cli.tasks import Flag, Given, make_task, stage_flags
@@ -26,7 +27,6 @@ from yolotrt_core.inference.engine_file import hand_out
 from yolotrt_core.plugin.registered import KINDS
 from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.plugin.stages import ONNX_FILE, RANGES_FILE
-from yolotrt_core.ranges import ranges_from_json
 from yolotrt_core.serialization import to_json
 from yolotrt_core.settings import plan_build
 from yolotrt_core.step import ENGINE_SPEC_FILE

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from yolotrt_core.calibration import DEFAULT_PICTURES
+from yolotrt_core.calibration.images import DEFAULT_PICTURES
 from yolotrt_core.cli.tasks import Flag, Given, given_stage_flags, make_task, option_help, stage_flags
 from yolotrt_core.console.text import nearest
 from yolotrt_core.engine import Engine, build_engine

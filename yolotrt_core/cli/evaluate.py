@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from yolotrt_core.calibration import DEFAULT_CALIBRATOR
+from yolotrt_core.calibration.images import DEFAULT_CALIBRATOR
 from yolotrt_core.cli import build
 from yolotrt_core.cli.detect import selection_from
 from yolotrt_core.cli.tables import print_table

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from yolotrt_core.calibration import DEFAULT_CALIBRATOR
+from yolotrt_core.calibration.images import DEFAULT_CALIBRATOR
 from yolotrt_core.cli import build
 from yolotrt_core.cli.streams import can_show
 from yolotrt_core.cli.tables import print_table

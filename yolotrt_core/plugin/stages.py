@@ -231,7 +231,7 @@ class Calibrator(Stage, Protocol):
         options: Any,
         out: Path,
     ) -> str:
-        """Write `out/ranges.json` with `yolotrt_core.ranges.write_ranges`; return the method's name.
+        """Write `out/ranges.json` with `yolotrt_core.calibration.ranges.write_ranges`; return the method's name.
 
         Args:
             model: float32. Its batch need not be that of `batches`.

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from yolotrt_core.calibration.ranges import read_ranges
 from yolotrt_core.export.reference_input import reference_images
 from yolotrt_core.plugin.stages import RANGES_FILE
-from yolotrt_core.ranges import read_ranges
 from yolotrt_core.testing.model import small_model
 from yolotrt_core.testing.stage import StageContract
 from yolotrt_core.types import BuildRequest, OnnxModel

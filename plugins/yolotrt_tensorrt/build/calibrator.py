@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from yolotrt_core.calibration_cache import parse_cache
+from yolotrt_core.calibration.ranges import Ranges, amax_of_int8_scale, write_ranges
+from yolotrt_core.calibration.tensorrt_cache import parse_cache
 from yolotrt_core.errors import StageError
 from yolotrt_core.plugin.stages import RANGES_FILE
-from yolotrt_core.ranges import Ranges, amax_of_int8_scale, write_ranges
 from yolotrt_core.types import BuildRequest, OnnxModel, layout_of, with_channels
 from yolotrt_tensorrt.build import implicit_int8
 from yolotrt_tensorrt.cuda import driver

@@ -12,9 +12,9 @@ import logging
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
-from yolotrt_core.calibration_cache import CALIBRATORS, cache_from_ranges, version_number
+from yolotrt_core.calibration.ranges import read_ranges
+from yolotrt_core.calibration.tensorrt_cache import CALIBRATORS, cache_from_ranges, version_number
 from yolotrt_core.errors import UsageError
-from yolotrt_core.ranges import read_ranges
 from yolotrt_core.types import Calibration
 from yolotrt_tensorrt.library import Library
 

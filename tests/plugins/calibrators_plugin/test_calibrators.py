@@ -17,9 +17,9 @@ from onnx import TensorProto, helper, numpy_helper
 from yolotrt_calibrators import yolotrt_calibrators
 from yolotrt_calibrators.options import CollectOptions, ImportOptions, PercentileOptions
 from yolotrt_calibrators.stages import Entropy, Import, MinMax, Mse, Percentile
-from yolotrt_core.calibration_cache import cache_from_ranges
+from yolotrt_core.calibration.ranges import int8_scale, read_ranges
+from yolotrt_core.calibration.tensorrt_cache import cache_from_ranges
 from yolotrt_core.errors import StageError, UsageError
-from yolotrt_core.ranges import int8_scale, read_ranges
 from yolotrt_core.types import BuildRequest, OnnxModel
 
 REQUEST = BuildRequest("fp32", 1, 64, 64)

@@ -9,9 +9,9 @@ from typing import Any
 import onnx
 import pytest
 
+from yolotrt_core.calibration.ranges import Ranges, write_ranges
 from yolotrt_core.files.digest import sha256_of
 from yolotrt_core.plugin.stages import QuantizingPass
-from yolotrt_core.ranges import Ranges, write_ranges
 from yolotrt_core.types import BuildRequest, Calibration, OnnxModel
 from yolotrt_onnx.options import Fp8Options, Int8Options
 from yolotrt_onnx.passes import Bf16Pass, Fp8Pass, Fp16Pass, Int8Pass

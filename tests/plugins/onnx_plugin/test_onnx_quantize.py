@@ -13,10 +13,10 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from yolotrt_core.calibration_cache import cache_from_ranges, parse_cache
+from yolotrt_core.calibration.ranges import Ranges, amax_of_int8_scale, int8_scale, write_ranges
+from yolotrt_core.calibration.tensorrt_cache import cache_from_ranges, parse_cache
 from yolotrt_core.errors import StageError, UsageError
 from yolotrt_core.files.digest import sha256_of
-from yolotrt_core.ranges import Ranges, amax_of_int8_scale, int8_scale, write_ranges
 from yolotrt_core.types import BuildRequest, Calibration, OnnxModel
 from yolotrt_onnx import qdq_insertion
 from yolotrt_onnx.graph import type_conflicts

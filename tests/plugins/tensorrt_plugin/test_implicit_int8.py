@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from yolotrt_core.calibration_cache import parse_cache
+from yolotrt_core.calibration.ranges import Ranges, int8_scale, read_ranges, write_ranges
+from yolotrt_core.calibration.tensorrt_cache import parse_cache
 from yolotrt_core.errors import StageError, UsageError
-from yolotrt_core.ranges import Ranges, int8_scale, read_ranges, write_ranges
 from yolotrt_core.types import BuildRequest, Calibration, ModelSpec, OnnxModel
 from yolotrt_tensorrt.build import calibrator, implicit_int8, preflight
 from yolotrt_tensorrt.discovery import Installed

@@ -1,7 +1,7 @@
 import numpy as np
 import yolotrt_picture_mean
 
-from yolotrt_core.ranges import read_ranges
+from yolotrt_core.calibration.ranges import read_ranges
 from yolotrt_core.testing import CalibratorContract, small_model
 from yolotrt_core.types import BuildRequest
 

@@ -4,9 +4,9 @@ import numpy as np
 import onnx
 import onnxruntime
 
+from yolotrt_core.calibration.ranges import Ranges, write_ranges
 from yolotrt_core.errors import UsageError
 from yolotrt_core.plugin.stages import RANGES_FILE
-from yolotrt_core.ranges import Ranges, write_ranges
 
 
 def calibrate(model, batches, out):

@@ -12,8 +12,8 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from yolotrt_core.calibration.ranges import int8_scale
 from yolotrt_core.errors import UsageError
-from yolotrt_core.ranges import int8_scale
 
 # What TensorRT's calibrator classes are called here, and in the header of their caches.
 CALIBRATORS = {"entropy2": "EntropyCalibration2", "minmax": "MinMaxCalibration"}
