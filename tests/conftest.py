@@ -17,7 +17,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     for threads in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OPENCV_FOR_THREADS_NUM", "TF_NUM_INTRAOP_THREADS"):
         os.environ.setdefault(threads, "1")
 
-from yolotrt_core import speed, timing
+from yolotrt_core import timing
+from yolotrt_core.benchmark import throughput
 from yolotrt_core.store.store import Store
 
 _TOGETHER = ("tests/plugins/tf_plugin",)
@@ -72,8 +73,8 @@ def built_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Calla
 @pytest.fixture
 def short_timing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Measurements of speed take a fraction of their time: for tests of what is measured, not of the figures."""
-    monkeypatch.setattr(speed, "_WARMUP_SECONDS", 0.02)
-    monkeypatch.setattr(speed, "_STREAM_SECONDS", 0.2)
+    monkeypatch.setattr(throughput, "_WARMUP_SECONDS", 0.02)
+    monkeypatch.setattr(throughput, "_STREAM_SECONDS", 0.2)
     monkeypatch.setattr(timing, "_REPEATS", 5)
 
 

@@ -8,13 +8,13 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from yolotrt_core.benchmark.machine import machine_facts
+from yolotrt_core.benchmark.throughput import Candidate, measure_speed
 from yolotrt_core.judged import Judged, open_engine, spec_of
-from yolotrt_core.machine import machine_facts
 from yolotrt_core.media.images import opencv_version
 from yolotrt_core.plugin.given_options import GivenOptions
 from yolotrt_core.plugin.registered import OWN_DIST
 from yolotrt_core.plugin.registry import Registry
-from yolotrt_core.speed import Candidate, measure_speed
 from yolotrt_core.store import core_sources
 from yolotrt_core.store.action import Action, PluginIdentity, canonical_json
 from yolotrt_core.store.core_sources import core_digest

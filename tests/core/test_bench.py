@@ -7,7 +7,7 @@ import gc
 import numpy as np
 import pytest
 
-from yolotrt_core.bench import measure, measure_interleaved, timing
+from yolotrt_core.benchmark.timer import measure, measure_interleaved, timing
 
 
 def test_percentiles_are_the_nearest_ranks() -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING
 
-from yolotrt_core.bench import Timing, measure_interleaved, timing
+from yolotrt_core.benchmark.timer import Timing, measure_interleaved, timing
 from yolotrt_core.console.progress import progress
 from yolotrt_core.inference.detector import Detector
 from yolotrt_core.plugin.stages import TimedSession
