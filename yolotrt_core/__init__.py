@@ -12,10 +12,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from yolotrt_core.build.settings import BuildSettings
     from yolotrt_core.engine import Detector, Engine, build
     from yolotrt_core.errors import YolotrtError
     from yolotrt_core.media.frames import Nv12Frame
-    from yolotrt_core.settings import BuildSettings
     from yolotrt_core.types import Detections, Selection
 
 # Imported when first used: `import yolotrt_core` alone must cost nothing.

@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from yolotrt_core.build.executor import StepResult
+from yolotrt_core.build.settings import AUTO, BuildSettings
+from yolotrt_core.build.step import ENGINE_SPEC_FILE
 from yolotrt_core.files.atomic import refuse_unwritable
 from yolotrt_core.files.paths import user_path
 from yolotrt_core.inference.engine_file import hand_out, spec_path
 from yolotrt_core.inference.input_shapes import shapes_text
-from yolotrt_core.pipeline import StepResult
 from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.serialization import from_json
-from yolotrt_core.settings import AUTO, BuildSettings
-from yolotrt_core.step import ENGINE_SPEC_FILE
 from yolotrt_core.store.location import open_store
 from yolotrt_core.store.store import Store
 from yolotrt_core.types import EngineSpec, Precision

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import cast
 
 from yolotrt_core import metric
+from yolotrt_core.build.settings import BuildSettings, build_request, resolve_model
 from yolotrt_core.datasets.dataset import DataSet
 from yolotrt_core.errors import UsageError
 from yolotrt_core.inference.detector import Detector
@@ -16,7 +17,6 @@ from yolotrt_core.plugin.registered import refuse_unavailable
 from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.plugin.stages import SourceRunner, Stage
 from yolotrt_core.predictions import Predictions, predict
-from yolotrt_core.settings import BuildSettings, build_request, resolve_model
 from yolotrt_core.store.store import Store
 from yolotrt_core.types import Detections, EngineSpec, Selection
 

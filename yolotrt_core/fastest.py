@@ -7,15 +7,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from yolotrt_core import mixed
+from yolotrt_core.build.plan import refuse_unchecked
+from yolotrt_core.build.settings import BuildSettings, resolve_model
 from yolotrt_core.errors import GateError, PluginError, StageError, UsageError
 from yolotrt_core.gate import GateOptions
 from yolotrt_core.judged import Judged, make
 from yolotrt_core.mixed import Trade
-from yolotrt_core.plans import refuse_unchecked
 from yolotrt_core.plugin.given_options import GivenOptions
 from yolotrt_core.plugin.registered import Registered, refuse_unavailable
 from yolotrt_core.plugin.registry import Registry
-from yolotrt_core.settings import BuildSettings, resolve_model
 from yolotrt_core.store.store import Store
 from yolotrt_core.timing import times_ms
 from yolotrt_core.types import PRECISIONS, Precision

@@ -7,16 +7,17 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from yolotrt_core import gate, pipeline
+from yolotrt_core import gate
+from yolotrt_core.build import executor
+from yolotrt_core.build.executor import StepResult
+from yolotrt_core.build.settings import BuildSettings, calibration_data, plan_build
+from yolotrt_core.build.step import ENGINE_SPEC_FILE, PARITY_BUILDER, Plan
 from yolotrt_core.gate import Verdict
 from yolotrt_core.inference.detector import Detector
-from yolotrt_core.pipeline import StepResult
 from yolotrt_core.plugin.given_options import GivenOptions
 from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.sensitivity import SensitivityOptions
 from yolotrt_core.serialization import from_json
-from yolotrt_core.settings import BuildSettings, calibration_data, plan_build
-from yolotrt_core.step import ENGINE_SPEC_FILE, PARITY_BUILDER, Plan
 from yolotrt_core.store.action import Blob, Record
 from yolotrt_core.store.store import Store
 from yolotrt_core.types import EngineSpec
@@ -67,7 +68,7 @@ def make(
     gate.refuse_limit(planned, data, given)
     if is_asked_for:
         _say_what_is_idle(planned, given, stages)
-    results = pipeline.run(planned, store, stages, force=force)
+    results = executor.run(planned, store, stages, force=force)
     verdict = gate.judge(planned, results, data, given, store=store, stages=stages)
     return Judged(settings, planned, tuple(results), verdict)
 

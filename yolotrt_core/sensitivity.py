@@ -17,15 +17,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from yolotrt_core import pipeline
 from yolotrt_core.agreement import agree
+from yolotrt_core.build import executor
+from yolotrt_core.build.output_checks import check_pass
+from yolotrt_core.build.step import PARITY_BUILDER, Output, Plan, Step
 from yolotrt_core.calibration.images import CalibrationData, choose, digest_of_pictures
 from yolotrt_core.calibration.ranges import read_ranges
 from yolotrt_core.console.progress import progress
 from yolotrt_core.errors import StageError, UsageError
 from yolotrt_core.export.model_source import sample_path
 from yolotrt_core.files.digest import sha256_of
-from yolotrt_core.handed_on import check_pass
 from yolotrt_core.inference.detector import Detector
 from yolotrt_core.media import images as pictures
 from yolotrt_core.plugin.call_guard import answering
@@ -35,7 +36,6 @@ from yolotrt_core.plugin.registered import Registered
 from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.plugin.stages import ONNX_FILE, RANGES_FILE, QuantizingPass, Session
 from yolotrt_core.serialization import from_json, to_json
-from yolotrt_core.step import PARITY_BUILDER, Output, Plan, Step
 from yolotrt_core.store import core_sources
 from yolotrt_core.store.action import Action, Record
 from yolotrt_core.store.core_sources import core_digest
@@ -119,7 +119,7 @@ def measure(
             hint="int8 and fp8 by Q/DQ nodes have them",
         )
     before = replace(planned, steps=planned.steps[: planned.steps.index(lowering)])
-    results = {r.step.label: r.record for r in pipeline.run(before, store, stages)}
+    results = {r.step.label: r.record for r in executor.run(before, store, stages)}
     options = settings.resolve(SensitivityOptions, "sensitivity")
     files = _pictures(planned, calibration)[: options.images]
     case = _Case(planned, lowering, results, files, settings, store, stages)

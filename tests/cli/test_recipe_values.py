@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from yolotrt_core.build.settings import BuildSettings
 from yolotrt_core.cli import build, detect
 from yolotrt_core.errors import UsageError
 from yolotrt_core.plugin.registry import Registry
-from yolotrt_core.settings import BuildSettings
 
 FLAGS = {flag.name: None for flag in (*build.SETTINGS, *detect._OWN)}
 

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from fake_stages import FakeBuilder, FakeExporter, FakePass, FakePostprocessor, FakeSession, fake_plugin
+from yolotrt_core.build.settings import BuildSettings
 from yolotrt_core.cli import doctor, plugins
 from yolotrt_core.engine import Detector, Engine, build_engine
 from yolotrt_core.errors import PluginError, StageError
@@ -24,7 +25,6 @@ from yolotrt_core.plugin.options import option
 from yolotrt_core.plugin.registered import OWN_DIST, PluginSource
 from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.plugin.stages import Availability, PlacedBuilder, RangesBuilder
-from yolotrt_core.settings import BuildSettings
 from yolotrt_core.store.store import Store
 from yolotrt_core.types import Detections
 

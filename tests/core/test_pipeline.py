@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 
 from fake_stages import RUNS, FakeBuilder, fake_plugin
-from yolotrt_core import pipeline
+from yolotrt_core.build import executor
+from yolotrt_core.build.settings import BuildSettings
 from yolotrt_core.engine import Engine, build_engine
 from yolotrt_core.errors import ArtifactError, PluginError, StageError, UsageError
 from yolotrt_core.inference.engine_file import read_engine_spec
 from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.plugin.stages import Availability
-from yolotrt_core.settings import BuildSettings
 from yolotrt_core.store.store import Store
 from yolotrt_core.types import ShapeRange
 
@@ -167,11 +167,11 @@ def test_a_model_that_changes_while_it_is_read(
 
 def test_walk_says_what_would_run(weights: Path, store: Store, stages: Registry, tmp_path: Path) -> None:
     _build(weights, store, stages, tmp_path, precision="fp32")
-    from yolotrt_core.settings import plan_build
+    from yolotrt_core.build.settings import plan_build
 
     planned = plan_build(BuildSettings(weights=weights, imgsz=(32, 64)), store=store, stages=stages)
     seen = [
-        (step.label, action is not None, record is not None) for step, action, record in pipeline.walk(planned, store)
+        (step.label, action is not None, record is not None) for step, action, record in executor.walk(planned, store)
     ]
     assert seen == [
         ("export", True, True),

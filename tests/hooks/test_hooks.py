@@ -13,11 +13,11 @@ import pytest
 
 from fake_layers import LayeredCalibrator
 from fake_stages import FakeBuilder, FakeExporter, FakePass, FakePostprocessor
+from yolotrt_core.build.settings import BuildSettings
 from yolotrt_core.engine import Engine, build_engine
 from yolotrt_core.plugin import hookspecs
 from yolotrt_core.plugin.registered import KINDS
 from yolotrt_core.plugin.registry import Registry
-from yolotrt_core.settings import BuildSettings
 from yolotrt_core.store.store import Store
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -8,8 +8,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from yolotrt_core.build.settings import BuildSettings, plan_build
 from yolotrt_core.plugin.registry import Registry
-from yolotrt_core.settings import BuildSettings, plan_build
 from yolotrt_core.store.store import Store
 
 

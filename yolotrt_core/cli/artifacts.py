@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import invoke
 
-from yolotrt_core import pipeline
+from yolotrt_core.build import executor
+from yolotrt_core.build.settings import plan_build
+from yolotrt_core.build.step import ENGINE_SPEC_FILE
 from yolotrt_core.calibration.ranges import ranges_from_json
 from yolotrt_core.calibration.tensorrt_cache import CALIBRATORS, cache_from_ranges, version_number
 from yolotrt_core.cli import build
@@ -28,8 +30,6 @@ from yolotrt_core.plugin.registered import KINDS
 from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.plugin.stages import ONNX_FILE, RANGES_FILE
 from yolotrt_core.serialization import to_json
-from yolotrt_core.settings import plan_build
-from yolotrt_core.step import ENGINE_SPEC_FILE
 from yolotrt_core.store.action import Record
 from yolotrt_core.store.errors import reporting
 from yolotrt_core.store.location import STORE_VARIABLE, open_store
@@ -214,7 +214,7 @@ def _explain(stages: Registry, given: Given) -> None:
     store = _opened(given)
     planned = plan_build(build.build_settings(stages, given), store=store, stages=stages)
     steps: list[dict[str, Json]] = []
-    for step, action, record in pipeline.walk(planned, store):
+    for step, action, record in executor.walk(planned, store):
         entry: dict[str, Json] = {"step": step.label, "plugin": step.identity.name, "outcome": "found"}
         if action is None:
             entry |= {"outcome": "unknown", "reason": "an earlier stage would run first, so its key is not known yet"}
@@ -321,7 +321,7 @@ def _export(stages: Registry, given: Given) -> None:
     store = _opened(given)
     settings = build.build_settings(stages, given)
     planned = plan_build(settings, store=store, stages=stages)
-    walked = list(pipeline.walk(planned, store))
+    walked = list(executor.walk(planned, store))
     missing = [step.label for step, _, record in walked if record is None]
     if missing:
         raise UsageError(

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from yolotrt_core.build.settings import MOST_PIXELS, STRIDE, BuildSettings
 from yolotrt_core.calibration.images import DEFAULT_PICTURES
 from yolotrt_core.cli.tasks import Flag, Given, given_stage_flags, make_task, option_help, stage_flags
 from yolotrt_core.console.text import nearest
@@ -24,7 +25,6 @@ from yolotrt_core.plugin.registered import KINDS
 from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.sensitivity import SensitivityOptions
 from yolotrt_core.serialization import to_json
-from yolotrt_core.settings import MOST_PIXELS, STRIDE, BuildSettings
 from yolotrt_core.store.location import open_store
 from yolotrt_core.types import PRECISIONS, Json, ShapeRange
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from yolotrt_core.build.settings import BuildSettings, resolve_model
 from yolotrt_core.calibration.images import DEFAULT_CALIBRATOR
 from yolotrt_core.cli import build
 from yolotrt_core.cli.detect import selection_from
@@ -25,7 +26,6 @@ from yolotrt_core.metric import Bootstrap, Interval
 from yolotrt_core.plugin.registered import KINDS
 from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.serialization import to_json
-from yolotrt_core.settings import BuildSettings, resolve_model
 from yolotrt_core.store.location import open_store
 from yolotrt_core.store.store import Store
 from yolotrt_core.types import PRECISIONS, Json

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from yolotrt_core.build.settings import AUTO, calibration_data, plan_build
 from yolotrt_core.calibration.images import DEFAULT_CALIBRATOR
 from yolotrt_core.cli import build
 from yolotrt_core.cli.streams import can_show
@@ -19,7 +20,6 @@ from yolotrt_core.plugin.registered import KINDS
 from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.sensitivity import Sensitivity, measure
 from yolotrt_core.serialization import to_json
-from yolotrt_core.settings import AUTO, calibration_data, plan_build
 from yolotrt_core.store.location import open_store
 from yolotrt_core.types import Json, Precision
 

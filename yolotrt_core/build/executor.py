@@ -14,13 +14,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from yolotrt_core import work
+from yolotrt_core.build import stage_runners
+from yolotrt_core.build.step import Output, Plan, Step
 from yolotrt_core.console import log
 from yolotrt_core.console.progress import progress
 from yolotrt_core.errors import StageError, YolotrtError
 from yolotrt_core.plugin import options
 from yolotrt_core.plugin.registry import Registry
-from yolotrt_core.step import Output, Plan, Step
 from yolotrt_core.store import core_sources
 from yolotrt_core.store.action import Action, Record
 from yolotrt_core.store.core_sources import core_digest
@@ -136,7 +136,7 @@ def _make(steps: Plan, step: Step, action: Action, store: Store, folder: Path) -
     try:
         with log.stage_log(log_file):
             try:
-                return work.WORK[step.kind](steps, step, given, folder / "out", store)
+                return stage_runners.WORK[step.kind](steps, step, given, folder / "out", store)
             except (YolotrtError, OSError, KeyboardInterrupt):
                 raise
             except (Exception, SystemExit) as err:  # a stage of anyone's may fail in any way; the log keeps the trace

@@ -8,19 +8,19 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from yolotrt_core import plans
+from yolotrt_core.build import plan
+from yolotrt_core.build.plan import Choice
+from yolotrt_core.build.step import Plan
 from yolotrt_core.calibration.images import DEFAULT_PICTURES, CalibrationData
 from yolotrt_core.console.text import nearest
 from yolotrt_core.datasets import reader
 from yolotrt_core.errors import UsageError
 from yolotrt_core.export.model_source import resolve_source
 from yolotrt_core.inference.input_shapes import profile_text
-from yolotrt_core.plans import Choice
 from yolotrt_core.plugin.given_options import GivenOptions
 from yolotrt_core.plugin.registered import Registered
 from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.plugin.stages import FixedSizeExporter, LoweredSource, SizedExporter
-from yolotrt_core.step import Plan
 from yolotrt_core.store.location import weights_cache
 from yolotrt_core.store.store import Store
 from yolotrt_core.types import PRECISIONS, BuildRequest, ModelSource, Precision, ShapeRange
@@ -92,7 +92,7 @@ def plan_build(settings: BuildSettings, *, store: Store, stages: Registry) -> Pl
         _log.info("`%s` holds %s already, so that is what is built", source.path.name, source.holds)
     request = build_request(settings, source, one_size=settings.dynamic and _is_of_one_size(exporter, source))
     choice = Choice(settings.exporter, settings.builder, settings.calibrator, calibration)
-    return plans.plan(stages, source, request, choice, GivenOptions(settings.flags, settings.recipe))
+    return plan.plan(stages, source, request, choice, GivenOptions(settings.flags, settings.recipe))
 
 
 def resolve_model(settings: BuildSettings, stages: Registry) -> tuple[Registered, ModelSource]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from yolotrt_core.build.step import PARITY_BUILDER, SPEC_FILE, Output, Plan, Step
 from yolotrt_core.calibration.images import DEFAULT_CALIBRATOR, CalibrationData, ChosenPictures, choose
 from yolotrt_core.errors import PluginError, UsageError
 from yolotrt_core.export import parity
@@ -25,7 +26,6 @@ from yolotrt_core.plugin.stages import (
     RoundingBuilder,
 )
 from yolotrt_core.serialization import to_json
-from yolotrt_core.step import PARITY_BUILDER, SPEC_FILE, Output, Plan, Step
 from yolotrt_core.types import BuildRequest, Json, ModelSource, Precision
 
 CALIBRATE = "calibrate"

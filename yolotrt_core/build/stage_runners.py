@@ -8,19 +8,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from yolotrt_core.build.output_checks import check_engine, check_export, check_pass, check_ranges, fault
+from yolotrt_core.build.step import ENGINE_SPEC_FILE, PARITY_BUILDER, SPEC_FILE
 from yolotrt_core.calibration.images import Batches
 from yolotrt_core.calibration.ranges import read_ranges, with_origin
 from yolotrt_core.errors import StageError, UsageError
 from yolotrt_core.export import parity
 from yolotrt_core.files.digest import sha256_of
-from yolotrt_core.handed_on import check_engine, check_export, check_pass, check_ranges, fault
 from yolotrt_core.plugin.stages import ONNX_FILE, RANGES_FILE
 from yolotrt_core.serialization import from_json, to_json
-from yolotrt_core.step import ENGINE_SPEC_FILE, PARITY_BUILDER, SPEC_FILE
 from yolotrt_core.types import BuildRequest, Calibration, EngineSpec, Json, ModelSpec, OnnxModel
 
 if TYPE_CHECKING:
-    from yolotrt_core.step import Plan, Step
+    from yolotrt_core.build.step import Plan, Step
     from yolotrt_core.store.store import Store
 
 
