@@ -22,8 +22,8 @@ from yolotrt_core.store.store import Store
 from yolotrt_core.types import EngineSpec, Precision
 
 if TYPE_CHECKING:
+    from yolotrt_core.evaluation.accuracy_gate import Verdict
     from yolotrt_core.fastest import Pick
-    from yolotrt_core.gate import Verdict
     from yolotrt_core.mixed import Trade
 
 import dataclasses
@@ -110,7 +110,8 @@ def build_engine(
 ) -> Engine:
     """Do what `build` says, for callers that hold settings, store and plugins already."""
     # What opens engines may build them first, and most builds need no search.
-    from yolotrt_core import gate, judged
+    from yolotrt_core import judged
+    from yolotrt_core.evaluation import accuracy_gate
 
     refuse_unwritable(out if out is not None else Path("engines"))
     pick = trade = None
@@ -131,7 +132,7 @@ def build_engine(
         if mixed.wanted(made):
             made, trade = mixed.search(made, store=store, stages=stages)
     last = made.record
-    gate.refuse(made.verdict, precision, last.key)
+    accuracy_gate.refuse(made.verdict, precision, last.key)
     folder = out if out is not None else Path("engines") / name
     path = folder / f"{name}{Path(builder.stage.engine_file).suffix}"
     spec = from_json(EngineSpec, json.loads(store.read(last.outputs[ENGINE_SPEC_FILE].sha256)))

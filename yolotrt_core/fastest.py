@@ -10,7 +10,7 @@ from yolotrt_core import mixed
 from yolotrt_core.build.plan import refuse_unchecked
 from yolotrt_core.build.settings import BuildSettings, resolve_model
 from yolotrt_core.errors import GateError, PluginError, StageError, UsageError
-from yolotrt_core.gate import GateOptions
+from yolotrt_core.evaluation.accuracy_gate import GateOptions
 from yolotrt_core.judged import Judged, make
 from yolotrt_core.mixed import Trade
 from yolotrt_core.plugin.given_options import GivenOptions

@@ -7,12 +7,12 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from yolotrt_core import gate
 from yolotrt_core.build import executor
 from yolotrt_core.build.executor import StepResult
 from yolotrt_core.build.settings import BuildSettings, calibration_data, plan_build
 from yolotrt_core.build.step import ENGINE_SPEC_FILE, PARITY_BUILDER, Plan
-from yolotrt_core.gate import Verdict
+from yolotrt_core.evaluation import accuracy_gate
+from yolotrt_core.evaluation.accuracy_gate import Verdict
 from yolotrt_core.inference.detector import Detector
 from yolotrt_core.plugin.given_options import GivenOptions
 from yolotrt_core.plugin.registry import Registry
@@ -61,15 +61,15 @@ def make(
         YolotrtError: see `engine.build`; not for a verdict.
     """
     given = GivenOptions(settings.flags, settings.recipe)
-    data = gate.GateData(settings.eval_data, settings.max_drop, calibration_data(settings))
-    gate.check(data, given)
+    data = accuracy_gate.GateData(settings.eval_data, settings.max_drop, calibration_data(settings))
+    accuracy_gate.check(data, given)
     given.resolve(SensitivityOptions, "sensitivity")
     planned = plan_build(settings, store=store, stages=stages)
-    gate.refuse_limit(planned, data, given)
+    accuracy_gate.refuse_limit(planned, data, given)
     if is_asked_for:
         _say_what_is_idle(planned, given, stages)
     results = executor.run(planned, store, stages, force=force)
-    verdict = gate.judge(planned, results, data, given, store=store, stages=stages)
+    verdict = accuracy_gate.judge(planned, results, data, given, store=store, stages=stages)
     return Judged(settings, planned, tuple(results), verdict)
 
 

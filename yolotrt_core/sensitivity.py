@@ -17,7 +17,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from yolotrt_core.agreement import agree
 from yolotrt_core.build import executor
 from yolotrt_core.build.output_checks import check_pass
 from yolotrt_core.build.step import PARITY_BUILDER, Output, Plan, Step
@@ -25,6 +24,7 @@ from yolotrt_core.calibration.images import CalibrationData, choose, digest_of_p
 from yolotrt_core.calibration.ranges import read_ranges
 from yolotrt_core.console.progress import progress
 from yolotrt_core.errors import StageError, UsageError
+from yolotrt_core.evaluation.agreement import agree
 from yolotrt_core.export.model_source import sample_path
 from yolotrt_core.files.digest import sha256_of
 from yolotrt_core.inference.detector import Detector

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from yolotrt_core.datasets import reader
 from yolotrt_core.engine import Detector
-from yolotrt_core.evaluate import Evaluation, Judge
-from yolotrt_core.metric import Bootstrap
+from yolotrt_core.evaluation.coco_map import Bootstrap
+from yolotrt_core.evaluation.evaluator import Evaluation, Judge
 from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.store.location import open_store
 

@@ -12,12 +12,12 @@ import pytest
 from fake_layers import RUNS, SIZE, LayeredBuilder, WideBox, layered_stages, write_model, write_pictures
 from yolotrt_core import judged, sensitivity
 from yolotrt_core.build.settings import BuildSettings, plan_build
-from yolotrt_core.evaluate import open_framework
+from yolotrt_core.evaluation.evaluator import open_framework
+from yolotrt_core.evaluation.predictions import predict
 from yolotrt_core.judged import Judged
 from yolotrt_core.plugin.given_options import GivenOptions
 from yolotrt_core.plugin.options import option
 from yolotrt_core.plugin.registry import Registry
-from yolotrt_core.predictions import predict
 from yolotrt_core.store.code_digest import source_digest
 from yolotrt_core.store.store import Store
 from yolotrt_core.timing import times_ms

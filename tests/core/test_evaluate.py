@@ -16,10 +16,10 @@ from yolotrt_core.build.settings import BuildSettings, plan_build
 from yolotrt_core.datasets import reader
 from yolotrt_core.engine import Detector
 from yolotrt_core.errors import UsageError
-from yolotrt_core.evaluate import SELECTION, Judge, open_framework
-from yolotrt_core.metric import Bootstrap
+from yolotrt_core.evaluation.coco_map import Bootstrap
+from yolotrt_core.evaluation.evaluator import SELECTION, Judge, open_framework
+from yolotrt_core.evaluation.predictions import predict
 from yolotrt_core.plugin.registry import Registry
-from yolotrt_core.predictions import predict
 from yolotrt_core.store.store import Store
 from yolotrt_core.types import BuildRequest, Detections, EngineSpec, ModelSource
 

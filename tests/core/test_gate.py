@@ -16,14 +16,14 @@ import pytest
 
 from arrays import detections
 from fake_stages import FakeBuilder, FakeExporter, FakePass, FakePostprocessor, FakeSession, fake_plugin
-from yolotrt_core.agreement import agree
 from yolotrt_core.build.settings import BuildSettings
 from yolotrt_core.engine import Detector, Engine, build_engine
 from yolotrt_core.errors import GateError, UsageError
+from yolotrt_core.evaluation.agreement import agree
+from yolotrt_core.evaluation.predictions import predict
 from yolotrt_core.plugin.options import option
 from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.plugin.stages import ONNX_FILE, Availability
-from yolotrt_core.predictions import predict
 from yolotrt_core.store.code_digest import source_digest
 from yolotrt_core.store.store import Store
 from yolotrt_core.types import Detections, Selection

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from arrays import detections
-from yolotrt_core import metric
 from yolotrt_core.console.progress import progress
-from yolotrt_core.metric import Bootstrap, Scored, Truth, differences, intervals
+from yolotrt_core.evaluation import coco_map
+from yolotrt_core.evaluation.coco_map import Bootstrap, Scored, Truth, differences, intervals
 from yolotrt_core.types import Detections
 
 LABELS = ("cat", "dog", "cow")
@@ -180,9 +180,9 @@ def test_a_long_resampling_shows_how_far_it_is(
             shown.append((text, total))
             yield bar
 
-    monkeypatch.setattr(metric, "progress", watched)
+    monkeypatch.setattr(coco_map, "progress", watched)
     Scored(truth, found, LABELS).resamples(Bootstrap(5))
     assert shown == []
-    monkeypatch.setattr(metric, "_BAR_AFTER_S", -1.0)
+    monkeypatch.setattr(coco_map, "_BAR_AFTER_S", -1.0)
     Scored(truth, found, LABELS).resamples(Bootstrap(5))
     assert shown == [("resampling the pictures", 5)]

@@ -16,9 +16,9 @@ from yolotrt_core.cli.tasks import Flag, Given, given_stage_flags, make_task, op
 from yolotrt_core.console.text import nearest
 from yolotrt_core.engine import Engine, build_engine
 from yolotrt_core.errors import UsageError
+from yolotrt_core.evaluation.accuracy_gate import GateOptions
 from yolotrt_core.export.parity import ParityOptions
 from yolotrt_core.files.paths import user_path
-from yolotrt_core.gate import GateOptions
 from yolotrt_core.inference.engine_file import spec_path
 from yolotrt_core.plugin.options import ON_OFF, option_fields, refuse_unknown
 from yolotrt_core.plugin.registered import KINDS

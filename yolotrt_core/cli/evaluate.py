@@ -18,11 +18,11 @@ from yolotrt_core.console.text import counted, nearest
 from yolotrt_core.datasets import reader
 from yolotrt_core.engine import Detector
 from yolotrt_core.errors import UsageError
-from yolotrt_core.evaluate import SELECTION, Comparison, Evaluation, Judge, open_framework
+from yolotrt_core.evaluation.coco_map import Bootstrap, Interval
+from yolotrt_core.evaluation.evaluator import SELECTION, Comparison, Evaluation, Judge, open_framework
 from yolotrt_core.files.paths import existing_path, user_path
 from yolotrt_core.inference.engine_file import read_engine_spec
 from yolotrt_core.inference.rect_detector import RectDetector
-from yolotrt_core.metric import Bootstrap, Interval
 from yolotrt_core.plugin.registered import KINDS
 from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.serialization import to_json

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from yolotrt_core.datasets.reader import read
 from yolotrt_core.engine import build
+from yolotrt_core.evaluation.coco_map import Scored, Truth
 from yolotrt_core.inference.letterbox import boxes_to_source, preprocess
-from yolotrt_core.metric import Scored, Truth
 from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.store.store import Store
 from yolotrt_core.types import Detections, Geometry, Layout, ModelSpec, Selection, TensorSpec

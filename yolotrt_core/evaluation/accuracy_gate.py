@@ -13,25 +13,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from yolotrt_core.agreement import agree
 from yolotrt_core.build.executor import StepResult
 from yolotrt_core.build.step import ENGINE_SPEC_FILE, PARITY_BUILDER, SPEC_FILE, Output, Plan
 from yolotrt_core.calibration.images import CalibrationData, choose, digest_of_pictures
 from yolotrt_core.console.text import counted
 from yolotrt_core.datasets import dataset, reader
 from yolotrt_core.errors import GateError, UsageError
-from yolotrt_core.evaluate import Judge
+from yolotrt_core.evaluation.agreement import agree
+from yolotrt_core.evaluation.coco_map import Bootstrap
+from yolotrt_core.evaluation.evaluator import Judge
+from yolotrt_core.evaluation.predictions import predict
 from yolotrt_core.export.model_source import sample_path
 from yolotrt_core.files.digest import sha256_of
 from yolotrt_core.inference.detector import Detector
-from yolotrt_core.metric import Bootstrap
 from yolotrt_core.plugin.dependencies import tool_versions
 from yolotrt_core.plugin.given_options import Settings
 from yolotrt_core.plugin.options import key_material, option
 from yolotrt_core.plugin.registered import Registered
 from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.plugin.stages import ONNX_FILE
-from yolotrt_core.predictions import predict
 from yolotrt_core.serialization import from_json
 from yolotrt_core.store import core_sources
 from yolotrt_core.store.action import Action

@@ -5,23 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import cast
 
-from yolotrt_core import metric
 from yolotrt_core.build.settings import BuildSettings, build_request, resolve_model
 from yolotrt_core.datasets.dataset import DataSet
 from yolotrt_core.errors import UsageError
+from yolotrt_core.evaluation import coco_map
+from yolotrt_core.evaluation.coco_map import Accuracy, Bootstrap, Interval, Scored, Truth
+from yolotrt_core.evaluation.predictions import Predictions, predict
 from yolotrt_core.inference.detector import Detector
 from yolotrt_core.inference.rect_detector import RectDetector
-from yolotrt_core.metric import Accuracy, Bootstrap, Interval, Scored, Truth
 from yolotrt_core.plugin.given_options import GivenOptions
 from yolotrt_core.plugin.registered import refuse_unavailable
 from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.plugin.stages import SourceRunner, Stage
-from yolotrt_core.predictions import Predictions, predict
 from yolotrt_core.store.store import Store
 from yolotrt_core.types import Detections, EngineSpec, Selection
 
 # What upstream's val.py asks for: nearly all candidates, since the metric ranks them itself.
-SELECTION = Selection(conf=0.001, iou=0.6, multi_label=True, max_det=metric.MAX_DET)
+SELECTION = Selection(conf=0.001, iou=0.6, multi_label=True, max_det=coco_map.MAX_DET)
 
 _BOOTSTRAP = Bootstrap()
 
@@ -83,7 +83,7 @@ class Judge:
         predicted = predict(detector, files, self.selection, store=self.store, stages=self.stages)
         truth, found = self._judged(predicted)
         scored = Scored(truth, found, detector.labels)
-        map50, map50_95 = metric.intervals(scored, self.bootstrap)
+        map50, map50_95 = coco_map.intervals(scored, self.bootstrap)
         return Evaluation(
             spec=detector.spec,
             pictures=len(truth),
@@ -104,7 +104,7 @@ class Judge:
         """
         if (first.pictures, first.skipped) != (second.pictures, second.skipped):
             raise UsageError("the two evaluations are of different pictures")
-        return Comparison(*metric.differences(first.scored, second.scored, self.bootstrap))
+        return Comparison(*coco_map.differences(first.scored, second.scored, self.bootstrap))
 
     def _judged(self, predicted: Predictions) -> tuple[list[Truth], list[Detections]]:
         truth, found = [], []
