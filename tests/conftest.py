@@ -17,9 +17,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     for threads in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OPENCV_FOR_THREADS_NUM", "TF_NUM_INTRAOP_THREADS"):
         os.environ.setdefault(threads, "1")
 
-from yolotrt_core import timing
 from yolotrt_core.benchmark import throughput
 from yolotrt_core.store.store import Store
+from yolotrt_core.tuning import engine_timing
 
 _TOGETHER = ("tests/plugins/tf_plugin",)
 _SLOW = 40  # tests that are not marked slow take as long as one that is
@@ -75,7 +75,7 @@ def short_timing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Measurements of speed take a fraction of their time: for tests of what is measured, not of the figures."""
     monkeypatch.setattr(throughput, "_WARMUP_SECONDS", 0.02)
     monkeypatch.setattr(throughput, "_STREAM_SECONDS", 0.2)
-    monkeypatch.setattr(timing, "_REPEATS", 5)
+    monkeypatch.setattr(engine_timing, "_REPEATS", 5)
 
 
 @pytest.hookimpl(optionalhook=True)

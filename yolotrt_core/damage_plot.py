@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from yolotrt_core.errors import ArtifactError, PluginError, os_error_reason
-from yolotrt_core.sensitivity import Sensitivity
+from yolotrt_core.tuning.sensitivity import Sensitivity
 
 _INCHES_PER_LAYER = 0.18
 

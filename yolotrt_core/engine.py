@@ -23,8 +23,8 @@ from yolotrt_core.types import EngineSpec, Precision
 
 if TYPE_CHECKING:
     from yolotrt_core.evaluation.accuracy_gate import Verdict
-    from yolotrt_core.fastest import Pick
-    from yolotrt_core.mixed import Trade
+    from yolotrt_core.tuning.auto_precision import Pick
+    from yolotrt_core.tuning.mixed_precision import Trade
 
 import dataclasses
 import tempfile
@@ -110,27 +110,27 @@ def build_engine(
 ) -> Engine:
     """Do what `build` says, for callers that hold settings, store and plugins already."""
     # What opens engines may build them first, and most builds need no search.
-    from yolotrt_core import judged
     from yolotrt_core.evaluation import accuracy_gate
+    from yolotrt_core.tuning import validated_build
 
     refuse_unwritable(out if out is not None else Path("engines"))
     pick = trade = None
     if settings.precision == AUTO:
-        from yolotrt_core import fastest
+        from yolotrt_core.tuning import auto_precision
 
-        made, pick = fastest.pick(settings, store=store, stages=stages, force=force)
+        made, pick = auto_precision.pick(settings, store=store, stages=stages, force=force)
         trade = pick.trade
     else:
-        made = judged.make(settings, store=store, stages=stages, force=force, is_asked_for=True)
+        made = validated_build.make(settings, store=store, stages=stages, force=force, is_asked_for=True)
     builder, precision = made.planned.builder, made.planned.request.precision
     name = f"{made.planned.source.name}-{precision}"
     refused = f"{name}-{builder.name}-refused"
     if not made.passed:
-        from yolotrt_core import mixed
+        from yolotrt_core.tuning import mixed_precision
 
         store.set_ref(refused, made.record.key)
-        if mixed.wanted(made):
-            made, trade = mixed.search(made, store=store, stages=stages)
+        if mixed_precision.wanted(made):
+            made, trade = mixed_precision.search(made, store=store, stages=stages)
     last = made.record
     accuracy_gate.refuse(made.verdict, precision, last.key)
     folder = out if out is not None else Path("engines") / name

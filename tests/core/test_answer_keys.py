@@ -10,17 +10,17 @@ from typing import Any
 import pytest
 
 from fake_layers import RUNS, SIZE, LayeredBuilder, WideBox, layered_stages, write_model, write_pictures
-from yolotrt_core import judged, sensitivity
 from yolotrt_core.build.settings import BuildSettings, plan_build
 from yolotrt_core.evaluation.evaluator import open_framework
 from yolotrt_core.evaluation.predictions import predict
-from yolotrt_core.judged import Judged
 from yolotrt_core.plugin.given_options import GivenOptions
 from yolotrt_core.plugin.options import option
 from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.store.code_digest import source_digest
 from yolotrt_core.store.store import Store
-from yolotrt_core.timing import times_ms
+from yolotrt_core.tuning import sensitivity, validated_build
+from yolotrt_core.tuning.engine_timing import times_ms
+from yolotrt_core.tuning.validated_build import Judged
 from yolotrt_core.types import Selection
 
 # What an answer is kept of: label to whether it was found in the store.
@@ -78,7 +78,7 @@ class Hasty(WideBox):
 
 def _made(settings: BuildSettings, store: Store, stages: Registry) -> tuple[Judged, Found]:
     """Build, judge and predict; say what was found in the store."""
-    made = judged.make(settings, store=store, stages=stages)
+    made = validated_build.make(settings, store=store, stages=stages)
     found = {result.step.label: result.from_cache for result in made.results}
     assert made.verdict is not None
     found["gate"] = made.verdict.from_cache
@@ -90,7 +90,7 @@ def _made(settings: BuildSettings, store: Store, stages: Registry) -> tuple[Judg
 
 def _predicted(made: Judged, store: Store, stages: Registry, tmp_path: Path, pictures: Path) -> bool:
     files = sorted((pictures / "images").iterdir())
-    with judged.open_engine(made, tmp_path, store=store, stages=stages) as detector:
+    with validated_build.open_engine(made, tmp_path, store=store, stages=stages) as detector:
         return predict(detector, files, Selection(conf=0.1), store=store, stages=stages).from_cache
 
 
@@ -186,7 +186,7 @@ def test_a_speed_is_of_every_option_the_batch_and_the_place(
     edit("running_of_the_test", "")
     builder = Placed()
     stages = layered_stages(own=builder, head=Hasty())
-    made = judged.make(settings, store=store, stages=stages)
+    made = validated_build.make(settings, store=store, stages=stages)
     first = times_ms([made], store=store, stages=stages)
     builder.gpu = changed.pop("gpu", builder.gpu)
     batch = changed.pop("batch", settings.batch)

@@ -12,13 +12,13 @@ from hypothesis import given, strategies as st
 
 import fake_layers
 from fake_layers import RUNS, SHARES, SIZE, LayeredBuilder, layered_stages, write_model, write_pictures
-from yolotrt_core import mixed, sensitivity
 from yolotrt_core.build.settings import BuildSettings, plan_build
 from yolotrt_core.engine import Detector, Engine, build_engine
 from yolotrt_core.errors import GateError, PluginError, StageError, UsageError
 from yolotrt_core.plugin.given_options import GivenOptions
 from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.store.store import Store
+from yolotrt_core.tuning import mixed_precision, sensitivity
 
 pytestmark = pytest.mark.usefixtures("short_timing")
 
@@ -186,14 +186,14 @@ def test_the_fewest_is_found_with_few_questions(count: int, least: int) -> None:
         return number >= least
 
     expected = next((n for n in range(1, count) if n >= least), None)
-    assert mixed.fewest(passes, count) == expected
+    assert mixed_precision.fewest(passes, count) == expected
     assert len(asked) == len(set(asked))
     assert len(asked) <= 2 * count.bit_length()
 
 
 @given(st.lists(st.booleans(), min_size=2, max_size=70))
 def test_whatever_noise_says_the_answer_did_pass(answers: list[bool]) -> None:
-    found = mixed.fewest(lambda number: answers[number - 1], len(answers))
+    found = mixed_precision.fewest(lambda number: answers[number - 1], len(answers))
     if found is not None:
         assert answers[found - 1]
         assert found == 1 or not answers[found - 2]

@@ -19,8 +19,8 @@ import yolotrt_core
 from yolotrt_core import Detector, Selection, build
 from yolotrt_core.engine import Engine
 from yolotrt_core.errors import GateError, UsageError
-from yolotrt_core.fastest import _FASTER
 from yolotrt_core.inference.image_loader import decode_ahead
+from yolotrt_core.tuning.auto_precision import _FASTER
 from yolotrt_core.types import Detections
 from yolotrt_tensorrt.runtime.slot import STEPS
 

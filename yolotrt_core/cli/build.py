@@ -23,9 +23,9 @@ from yolotrt_core.inference.engine_file import spec_path
 from yolotrt_core.plugin.options import ON_OFF, option_fields, refuse_unknown
 from yolotrt_core.plugin.registered import KINDS
 from yolotrt_core.plugin.registry import Registry
-from yolotrt_core.sensitivity import SensitivityOptions
 from yolotrt_core.serialization import to_json
 from yolotrt_core.store.location import open_store
+from yolotrt_core.tuning.sensitivity import SensitivityOptions
 from yolotrt_core.types import PRECISIONS, Json, ShapeRange
 
 SETTINGS = (

@@ -18,9 +18,9 @@ from yolotrt_core.errors import UsageError
 from yolotrt_core.plugin.given_options import GivenOptions
 from yolotrt_core.plugin.registered import KINDS
 from yolotrt_core.plugin.registry import Registry
-from yolotrt_core.sensitivity import Sensitivity, measure
 from yolotrt_core.serialization import to_json
 from yolotrt_core.store.location import open_store
+from yolotrt_core.tuning.sensitivity import Sensitivity, measure
 from yolotrt_core.types import Json, Precision
 
 _OWN = (

@@ -13,12 +13,12 @@ from dataclasses import dataclass, replace
 
 from yolotrt_core.build.settings import BuildSettings, calibration_data
 from yolotrt_core.errors import GateError
-from yolotrt_core.judged import Judged, make
 from yolotrt_core.plugin.given_options import GivenOptions
 from yolotrt_core.plugin.registry import Registry
-from yolotrt_core.sensitivity import SensitivityOptions, lowering_step, measure
 from yolotrt_core.store.store import Store
-from yolotrt_core.timing import times_ms
+from yolotrt_core.tuning.engine_timing import times_ms
+from yolotrt_core.tuning.sensitivity import SensitivityOptions, lowering_step, measure
+from yolotrt_core.tuning.validated_build import Judged, make
 
 _log = logging.getLogger(__name__)
 

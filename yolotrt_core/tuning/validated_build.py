@@ -16,10 +16,10 @@ from yolotrt_core.evaluation.accuracy_gate import Verdict
 from yolotrt_core.inference.detector import Detector
 from yolotrt_core.plugin.given_options import GivenOptions
 from yolotrt_core.plugin.registry import Registry
-from yolotrt_core.sensitivity import SensitivityOptions
 from yolotrt_core.serialization import from_json
 from yolotrt_core.store.action import Blob, Record
 from yolotrt_core.store.store import Store
+from yolotrt_core.tuning.sensitivity import SensitivityOptions
 from yolotrt_core.types import EngineSpec
 
 _log = logging.getLogger(__name__)

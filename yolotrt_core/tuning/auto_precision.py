@@ -6,18 +6,18 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from yolotrt_core import mixed
 from yolotrt_core.build.plan import refuse_unchecked
 from yolotrt_core.build.settings import BuildSettings, resolve_model
 from yolotrt_core.errors import GateError, PluginError, StageError, UsageError
 from yolotrt_core.evaluation.accuracy_gate import GateOptions
-from yolotrt_core.judged import Judged, make
-from yolotrt_core.mixed import Trade
 from yolotrt_core.plugin.given_options import GivenOptions
 from yolotrt_core.plugin.registered import Registered, refuse_unavailable
 from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.store.store import Store
-from yolotrt_core.timing import times_ms
+from yolotrt_core.tuning import mixed_precision
+from yolotrt_core.tuning.engine_timing import times_ms
+from yolotrt_core.tuning.mixed_precision import Trade
+from yolotrt_core.tuning.validated_build import Judged, make
 from yolotrt_core.types import PRECISIONS, Precision
 
 _log = logging.getLogger(__name__)
@@ -104,7 +104,7 @@ def pick(settings: BuildSettings, *, store: Store, stages: Registry, force: bool
     trade: Trade | None = None
     for failed in made:
         # Layers in fp16 do not make it faster, so one that is too slow already is not worth a search.
-        if mixed.wanted(failed) and ms[failed.record.key] < _FASTER * ms[best.record.key]:
+        if mixed_precision.wanted(failed) and ms[failed.record.key] < _FASTER * ms[best.record.key]:
             best, trade, ms = _mend(failed, best, trade, ms, store=store, stages=stages)
     options = [*(_option(m, ms) for m in made), *skipped]
     if trade is not None:
@@ -147,7 +147,7 @@ def _mend(
 ) -> tuple[Judged, Trade | None, Mapping[str, float]]:
     """Give layers of a failed engine back, and compare what comes out with the best so far."""
     try:
-        mended, found = mixed.search(failed, store=store, stages=stages)
+        mended, found = mixed_precision.search(failed, store=store, stages=stages)
     except GateError as err:
         _log.info("auto      %s", err.message)
         return best, trade, ms

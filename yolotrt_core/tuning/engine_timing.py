@@ -10,7 +10,6 @@ from pathlib import Path
 
 from yolotrt_core.benchmark.machine import machine_facts
 from yolotrt_core.benchmark.throughput import Candidate, measure_speed
-from yolotrt_core.judged import Judged, open_engine, spec_of
 from yolotrt_core.media.images import opencv_version
 from yolotrt_core.plugin.given_options import GivenOptions
 from yolotrt_core.plugin.registered import OWN_DIST
@@ -19,6 +18,7 @@ from yolotrt_core.store import core_sources
 from yolotrt_core.store.action import Action, PluginIdentity, canonical_json
 from yolotrt_core.store.core_sources import core_digest
 from yolotrt_core.store.store import Store
+from yolotrt_core.tuning.validated_build import Judged, open_engine, spec_of
 from yolotrt_core.types import Json
 
 _TIMES_FILE = "times.json"
