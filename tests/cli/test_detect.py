@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from yolotrt_core.cli import detect
-from yolotrt_core.detecting import Summary
+from yolotrt_core.detection.run import Summary
 from yolotrt_core.export.model_source import sample_path
 from yolotrt_core.media import video
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from yolotrt_core.detection.output_names import Format, Names
 from yolotrt_core.errors import UsageError
-from yolotrt_core.naming import Format, Names
 
 FORMS: tuple[Format, ...] = ("json", "coco", "yolo")
 

@@ -14,14 +14,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from yolotrt_core import results
 from yolotrt_core.cli import build
 from yolotrt_core.cli.tables import print_table
 from yolotrt_core.cli.tasks import Flag, Given, make_task, stage_flags
 from yolotrt_core.console.progress import progress
 from yolotrt_core.console.signals import Interrupt, endable, interruptible
 from yolotrt_core.console.text import counted, nearest
-from yolotrt_core.detecting import DetectionRun, Summary
+from yolotrt_core.detection import formats
+from yolotrt_core.detection.output_names import Names, numbered
+from yolotrt_core.detection.run import DetectionRun, Summary
 from yolotrt_core.engine import Detector
 from yolotrt_core.errors import ArtifactError, UsageError
 from yolotrt_core.export.model_source import sample_path
@@ -29,7 +30,6 @@ from yolotrt_core.files.atomic import refuse_unwritable
 from yolotrt_core.files.paths import user_path
 from yolotrt_core.inference.frame_checks import refuse_selection
 from yolotrt_core.media import inputs
-from yolotrt_core.naming import Names, numbered
 from yolotrt_core.plugin.options import refuse_unknown
 from yolotrt_core.plugin.registered import KINDS
 from yolotrt_core.plugin.registry import Registry
@@ -207,7 +207,7 @@ def _report(run: DetectionRun, detector: Detector, given: Given, form: str, out:
         print(json.dumps(run.entries, indent=2))
         return
     if given["json"]:
-        print(results.one_to_a_line(run.document(), "images"), end="")
+        print(formats.one_to_a_line(run.document(), "images"), end="")
         return
     if len(run.summaries) > _LISTED:
         _print_sum(run.summaries, detector.labels, out)

@@ -17,11 +17,13 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from yolotrt_core import results
-from yolotrt_core.annotate import annotate
 from yolotrt_core.console.progress import Bar
 from yolotrt_core.console.signals import Interrupt
 from yolotrt_core.console.text import counted
+from yolotrt_core.detection import formats
+from yolotrt_core.detection.annotate import annotate
+from yolotrt_core.detection.formats import Found
+from yolotrt_core.detection.output_names import LABELS, Format, Names
 from yolotrt_core.errors import ArtifactError, UsageError
 from yolotrt_core.files.atomic import whole_file, write_whole
 from yolotrt_core.inference.detector import Detector
@@ -31,8 +33,6 @@ from yolotrt_core.media.camera import open_live
 from yolotrt_core.media.prefetch import drawn_ahead
 from yolotrt_core.media.video import VideoFacts, count_frames, open_video
 from yolotrt_core.media.video_integrity import missing_bytes
-from yolotrt_core.naming import LABELS, Format, Names
-from yolotrt_core.results import Found
 from yolotrt_core.serialization import to_json
 from yolotrt_core.types import Detections, Json, Selection
 
@@ -116,7 +116,7 @@ class DetectionRun:
                 written = target or self._boxes(path)
                 self.summaries.append(Summary(path, written, classes, detections.truncated, None))
                 if self._form == "yolo":
-                    self._write_labels(self._names.name(path), results.as_yolo(found))
+                    self._write_labels(self._names.name(path), formats.as_yolo(found))
                 bar.update(completed=number + 1)
 
     def video(self, path: Path, bar: Bar, interrupt: Interrupt, most_frames: int | None = None) -> None:
@@ -185,7 +185,7 @@ class DetectionRun:
                 truncated += detections.truncated
                 count = number + 1
                 if self._form == "yolo":
-                    self._write_labels(self._names.frame_name(source, number), results.as_yolo(found))
+                    self._write_labels(self._names.frame_name(source, number), formats.as_yolo(found))
                 bar.update(text=f"{path.name} frame {count}{words}")
         self.summaries.append(Summary(path, target or self._boxes(source), classes, truncated, count))
         return count
@@ -196,7 +196,7 @@ class DetectionRun:
             return
         self._out.mkdir(parents=True, exist_ok=True)
         coco = self._form == "coco"
-        content = json.dumps(self.entries) + "\n" if coco else results.one_to_a_line(self.document(), "images")
+        content = json.dumps(self.entries) + "\n" if coco else formats.one_to_a_line(self.document(), "images")
         write_whole(self._out / _RESULTS[self._form], content)
 
     def document(self) -> dict[str, Json]:
@@ -250,9 +250,9 @@ class DetectionRun:
         self.last = frame
         found = Found(self._path(source), number, frame.shape[0], frame.shape[1], detections)
         if self._form == "coco":
-            self.entries += results.as_coco(found, self._names.image_id(source, number))
+            self.entries += formats.as_coco(found, self._names.image_id(source, number))
         else:
-            self.entries.append(results.as_json(found, self._detector.labels))
+            self.entries.append(formats.as_json(found, self._detector.labels))
         return found
 
     def _path(self, source: Path | str) -> Path:
