@@ -17,7 +17,7 @@ from new_plugin import install, runnable, shown_commands
 from yolotrt_core.errors import ArtifactError, UsageError
 from yolotrt_core.export.model_source import sample_path
 from yolotrt_core.plugin.registered import KINDS
-from yolotrt_core.scaffold import write_plugin
+from yolotrt_core.scaffold.writer import write_plugin
 from yolotrt_core.testing import small_model
 
 from .conftest import Ran, call

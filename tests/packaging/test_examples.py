@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from yolotrt_core.plugin.registered import KINDS
-from yolotrt_core.scaffold import write_plugin
+from yolotrt_core.scaffold.writer import write_plugin
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = {"calibrator": "yolotrt_picture_mean", "exporter": "yolotrt_zoo", "postprocessor": "yolotrt_anchor_free"}

@@ -9,7 +9,7 @@ from yolotrt_core.errors import UsageError
 from yolotrt_core.files.paths import user_path
 from yolotrt_core.plugin.registered import KINDS
 from yolotrt_core.plugin.registry import Registry
-from yolotrt_core.scaffold import write_plugin
+from yolotrt_core.scaffold.writer import write_plugin
 
 
 def collection(stages: Registry) -> invoke.Collection:
