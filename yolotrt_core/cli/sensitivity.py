@@ -103,6 +103,6 @@ def _report(found: Sensitivity) -> None:
 
 
 def _draw(found: Sensitivity, path: Path, model: str) -> None:
-    from yolotrt_core.damage_plot import draw
+    from yolotrt_core.cli.sensitivity_plot import draw
 
     draw(found, path, f"{model}: each layer alone in {found.precision}, {counted(found.pictures, 'picture')}")
