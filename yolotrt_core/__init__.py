@@ -12,22 +12,22 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from yolotrt_core.api import Detector, Engine, build
     from yolotrt_core.build.settings import BuildSettings
-    from yolotrt_core.engine import Detector, Engine, build
     from yolotrt_core.errors import YolotrtError
     from yolotrt_core.media.frames import Nv12Frame
     from yolotrt_core.types import Detections, Selection
 
 # Imported when first used: `import yolotrt_core` alone must cost nothing.
 _HOME = {
-    "BuildSettings": "yolotrt_core.engine",
+    "BuildSettings": "yolotrt_core.api",
     "Detections": "yolotrt_core.types",
-    "Detector": "yolotrt_core.engine",
-    "Engine": "yolotrt_core.engine",
+    "Detector": "yolotrt_core.api",
+    "Engine": "yolotrt_core.api",
     "Nv12Frame": "yolotrt_core.media.frames",
     "Selection": "yolotrt_core.types",
     "YolotrtError": "yolotrt_core.errors",
-    "build": "yolotrt_core.engine",
+    "build": "yolotrt_core.api",
 }
 __all__ = ["BuildSettings", "Detections", "Detector", "Engine", "Nv12Frame", "Selection", "YolotrtError", "build"]
 

@@ -13,8 +13,8 @@ import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
+from yolotrt_core.api import Detector
 from yolotrt_core.datasets import reader
-from yolotrt_core.engine import Detector
 from yolotrt_core.evaluation.coco_map import Bootstrap
 from yolotrt_core.evaluation.evaluator import Evaluation, Judge
 from yolotrt_core.plugin.registry import Registry

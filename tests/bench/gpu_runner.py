@@ -27,8 +27,8 @@ import cv2
 import numpy as np
 from gpu_accuracy import accuracy
 
+from yolotrt_core.api import Detector
 from yolotrt_core.benchmark.timer import measure_interleaved
-from yolotrt_core.engine import Detector
 from yolotrt_core.inference.engine_file import read_engine_spec
 from yolotrt_core.inference.image_loader import decode_ahead, read_ahead
 from yolotrt_core.media import images

@@ -79,7 +79,7 @@ def test_help_loads_nothing_heavy(command: list[str]) -> None:
 
 
 def test_what_the_core_exports_lazily_is_listed() -> None:
-    listed = "import yolotrt_core, sys; print(*dir(yolotrt_core)); print('yolotrt_core.engine' in sys.modules)"
+    listed = "import yolotrt_core, sys; print(*dir(yolotrt_core)); print('yolotrt_core.api' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", listed], capture_output=True, text=True, check=True)
     names, was_imported = done.stdout.splitlines()
     assert {"BuildSettings", "Detector", "build"} <= set(names.split())

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from fake_stages import fake_plugin
+from yolotrt_core.api import Detector
 from yolotrt_core.console.progress import progress
 from yolotrt_core.console.signals import Interrupt
 from yolotrt_core.detection.output_names import Names
 from yolotrt_core.detection.run import DetectionRun
-from yolotrt_core.engine import Detector
 from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.store.store import Store
 from yolotrt_core.types import Selection

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from fake_stages import FakeExporter, FakeSession, fake_plugin, picture_spec
+from yolotrt_core.api import Detector
 from yolotrt_core.build.settings import BuildSettings, plan_build
 from yolotrt_core.datasets import reader
-from yolotrt_core.engine import Detector
 from yolotrt_core.errors import UsageError
 from yolotrt_core.evaluation.coco_map import Bootstrap
 from yolotrt_core.evaluation.evaluator import SELECTION, Judge, open_framework

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 
 from fake_stages import FakeBuilder, FakeExporter, FakePass, FakePostprocessor, FakeSession, fake_plugin
+from yolotrt_core.api import Detector, Engine, build_engine
 from yolotrt_core.build.settings import BuildSettings
 from yolotrt_core.cli import doctor, plugins
-from yolotrt_core.engine import Detector, Engine, build_engine
 from yolotrt_core.errors import PluginError, StageError
 from yolotrt_core.plugin import stages
 from yolotrt_core.plugin.options import option

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from fake_stages import FakeBuilder, FakeExporter, FakePass, FakeStage, fake_plugin
+from yolotrt_core.api import Engine, build_engine
 from yolotrt_core.build.settings import BuildSettings
-from yolotrt_core.engine import Engine, build_engine
 from yolotrt_core.errors import StageError
 from yolotrt_core.plugin.registered import OWN_DIST, PluginSource
 from yolotrt_core.plugin.registry import Registry

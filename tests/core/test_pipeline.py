@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from fake_stages import RUNS, FakeBuilder, fake_plugin
+from yolotrt_core.api import Engine, build_engine
 from yolotrt_core.build import executor
 from yolotrt_core.build.settings import BuildSettings
-from yolotrt_core.engine import Engine, build_engine
 from yolotrt_core.errors import ArtifactError, PluginError, StageError, UsageError
 from yolotrt_core.inference.engine_file import read_engine_spec
 from yolotrt_core.plugin.registry import Registry
@@ -315,7 +315,7 @@ def test_an_engine_is_only_read_with_its_own_spec(
 
 
 def test_detector_runs_what_was_built(weights: Path, store: Store, stages: Registry, tmp_path: Path) -> None:
-    from yolotrt_core.engine import Detector
+    from yolotrt_core.api import Detector
 
     frame = np.full((32, 64, 3), 51, dtype=np.uint8)
     with Detector.open(weights, store=store, stages=stages, imgsz=(32, 64), batch=2) as detector:

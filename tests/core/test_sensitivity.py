@@ -12,8 +12,8 @@ from hypothesis import given, strategies as st
 
 import fake_layers
 from fake_layers import RUNS, SHARES, SIZE, LayeredBuilder, layered_stages, write_model, write_pictures
+from yolotrt_core.api import Detector, Engine, build_engine
 from yolotrt_core.build.settings import BuildSettings, plan_build
-from yolotrt_core.engine import Detector, Engine, build_engine
 from yolotrt_core.errors import GateError, PluginError, StageError, UsageError
 from yolotrt_core.plugin.given_options import GivenOptions
 from yolotrt_core.plugin.registry import Registry

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from fake_stages import fake_plugin
-from yolotrt_core import engine
+from yolotrt_core import api
+from yolotrt_core.api import Detector
 from yolotrt_core.datasets import reader
-from yolotrt_core.engine import Detector
 from yolotrt_core.errors import UsageError
 from yolotrt_core.export import model_source
 from yolotrt_core.files.paths import existing_path, user_path
@@ -96,7 +96,7 @@ def test_python_programs_may_give_folders_as_text(tmp_path: Path, monkeypatch: p
     (tmp_path / "model.txt").write_text("2 3")
     stages = Registry.of(fake_plugin())
     given = {"store": "~/store", "imgsz": (32, 64), "precision": "fp16"}
-    built = engine.build("~/model.txt", out="~/out", stages=stages, **given)
+    built = api.build("~/model.txt", out="~/out", stages=stages, **given)
     assert built.path.parent == tmp_path / "out"
     assert built.path.is_file()
     with Detector.open("~/model.txt", stages=stages, **given) as opened:

@@ -32,7 +32,7 @@ def engine_of(variant: str, data: Path, out: Path) -> Path:
     if ready:
         return ready[0]
     # Imported late: with all engines at hand, tests need no exporter.
-    from yolotrt_core.engine import build
+    from yolotrt_core.api import build
 
     wanted = dict(VARIANTS[variant])
     flags = {**wanted.pop("flags", {}), "gate": {"check": "off"}}  # tests/gpu/test_gpu_builds.py judges engines

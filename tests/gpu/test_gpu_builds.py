@@ -17,7 +17,7 @@ import pytest
 
 import yolotrt_core
 from yolotrt_core import Detector, Selection, build
-from yolotrt_core.engine import Engine
+from yolotrt_core.api import Engine
 from yolotrt_core.errors import GateError, UsageError
 from yolotrt_core.inference.image_loader import decode_ahead
 from yolotrt_core.tuning.auto_precision import _FASTER

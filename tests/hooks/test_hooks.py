@@ -13,8 +13,8 @@ import pytest
 
 from fake_layers import LayeredCalibrator
 from fake_stages import FakeBuilder, FakeExporter, FakePass, FakePostprocessor
+from yolotrt_core.api import Engine, build_engine
 from yolotrt_core.build.settings import BuildSettings
-from yolotrt_core.engine import Engine, build_engine
 from yolotrt_core.plugin import hookspecs
 from yolotrt_core.plugin.registered import KINDS
 from yolotrt_core.plugin.registry import Registry

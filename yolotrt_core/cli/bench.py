@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from yolotrt_core.api import Detector
 from yolotrt_core.benchmark.machine import machine_facts
 from yolotrt_core.benchmark.throughput import Candidate, Speed, measure_speed, measure_streams
 from yolotrt_core.cli import build
 from yolotrt_core.cli.tables import print_table
 from yolotrt_core.cli.tasks import Flag, Given, make_task, stage_flags
-from yolotrt_core.engine import Detector
 from yolotrt_core.errors import UsageError
 from yolotrt_core.files.paths import user_path
 from yolotrt_core.inference.engine_file import read_engine_spec

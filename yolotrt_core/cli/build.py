@@ -10,11 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from yolotrt_core.api import Engine, build_engine
 from yolotrt_core.build.settings import MOST_PIXELS, STRIDE, BuildSettings
 from yolotrt_core.calibration.images import DEFAULT_PICTURES
 from yolotrt_core.cli.tasks import Flag, Given, given_stage_flags, make_task, option_help, stage_flags
 from yolotrt_core.console.text import nearest
-from yolotrt_core.engine import Engine, build_engine
 from yolotrt_core.errors import UsageError
 from yolotrt_core.evaluation.accuracy_gate import GateOptions
 from yolotrt_core.export.parity import ParityOptions

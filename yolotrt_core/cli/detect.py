@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from yolotrt_core.api import Detector
 from yolotrt_core.cli import build
 from yolotrt_core.cli.tables import print_table
 from yolotrt_core.cli.tasks import Flag, Given, make_task, stage_flags
@@ -23,7 +24,6 @@ from yolotrt_core.console.text import counted, nearest
 from yolotrt_core.detection import formats
 from yolotrt_core.detection.output_names import Names, numbered
 from yolotrt_core.detection.run import DetectionRun, Summary
-from yolotrt_core.engine import Detector
 from yolotrt_core.errors import ArtifactError, UsageError
 from yolotrt_core.export.model_source import sample_path
 from yolotrt_core.files.atomic import refuse_unwritable

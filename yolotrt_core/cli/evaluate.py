@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from yolotrt_core.api import Detector
 from yolotrt_core.build.settings import BuildSettings, resolve_model
 from yolotrt_core.calibration.images import DEFAULT_CALIBRATOR
 from yolotrt_core.cli import build
@@ -16,7 +17,6 @@ from yolotrt_core.cli.tables import print_table
 from yolotrt_core.cli.tasks import Flag, Given, make_task, stage_flags
 from yolotrt_core.console.text import counted, nearest
 from yolotrt_core.datasets import reader
-from yolotrt_core.engine import Detector
 from yolotrt_core.errors import UsageError
 from yolotrt_core.evaluation.coco_map import Bootstrap, Interval
 from yolotrt_core.evaluation.evaluator import SELECTION, Comparison, Evaluation, Judge, open_framework

@@ -328,7 +328,7 @@ def test_the_size_to_build_for(toy_yolo: Make, tmp_path: Path) -> None:
 
 
 def test_a_build_takes_the_file_at_its_own_size(toy_yolo: Make, tmp_path: Path) -> None:
-    from yolotrt_core.engine import build
+    from yolotrt_core.api import build
 
     path = tmp_path / "toy.onnx"
     path.write_bytes(toy_yolo(size=96).SerializeToString())

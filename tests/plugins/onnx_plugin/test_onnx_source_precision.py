@@ -17,8 +17,8 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from onnxruntime.transformers.float16 import convert_float_to_float16
 from onnxruntime.transformers.onnx_model import OnnxModel
 
+from yolotrt_core.api import build
 from yolotrt_core.calibration.ranges import Ranges, write_ranges
-from yolotrt_core.engine import build
 from yolotrt_core.errors import UsageError
 from yolotrt_core.files.digest import sha256_of
 from yolotrt_core.plugin.options import NoOptions

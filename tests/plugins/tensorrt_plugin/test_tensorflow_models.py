@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from trt_build import described
 
-from yolotrt_core.engine import build
+from yolotrt_core.api import build
 from yolotrt_core.serialization import from_json
 from yolotrt_core.store.store import Store
 from yolotrt_core.types import BuildRequest, Layout, ModelSpec, OnnxModel, ShapeRange, with_channels

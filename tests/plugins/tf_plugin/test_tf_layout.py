@@ -15,8 +15,8 @@ import pytest
 from keras_yolo import ROWS, SIZE, picture
 from numpy.typing import NDArray
 
+from yolotrt_core.api import Detector, build
 from yolotrt_core.calibration.ranges import read_ranges
-from yolotrt_core.engine import Detector, build
 from yolotrt_core.files.digest import sha256_of
 from yolotrt_core.store.store import Store
 from yolotrt_core.types import BuildRequest, ModelSource, ModelSpec, Selection

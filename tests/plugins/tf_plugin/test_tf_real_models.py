@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from yolotrt_core.api import build
 from yolotrt_core.datasets.reader import read
-from yolotrt_core.engine import build
 from yolotrt_core.evaluation.coco_map import Scored, Truth
 from yolotrt_core.inference.letterbox import boxes_to_source, preprocess
 from yolotrt_core.plugin.registry import Registry
