@@ -1,0 +1,1 @@
+"""Builds: settings, plan, execution of the stages."""

@@ -1,0 +1,1 @@
+"""Terminal output, progress, text and signals."""

@@ -1,0 +1,1 @@
+"""Labelled data sets in YOLO and COCO form, and class names."""

@@ -1,0 +1,1 @@
+"""Detection runs over files and streams, and their results."""

@@ -1,0 +1,1 @@
+"""Accuracy of engines: COCO mAP, agreement, and the accuracy gate."""

@@ -1,0 +1,1 @@
+"""Model sources, ONNX metadata and the checks of an exported ONNX."""

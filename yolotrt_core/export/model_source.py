@@ -17,7 +17,7 @@ from yolotrt_core.types import ModelSource
 DEFAULT_MODEL = "parts"
 RELEASE_URL = "https://github.com/ultralytics/yolov5/releases/download/v7.0"
 RELEASE_URL_VARIABLE = "YOLOTRT_RELEASE_URL"
-_ASSETS = Path(__file__).with_name("assets")
+_ASSETS = Path(__file__).parents[1] / "assets"
 
 
 @dataclass(frozen=True, slots=True)

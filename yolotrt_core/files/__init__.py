@@ -1,0 +1,1 @@
+"""Paths, digests, atomic writes and downloads."""

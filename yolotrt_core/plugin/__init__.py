@@ -1,0 +1,1 @@
+"""Plugin contract and registry."""

@@ -77,7 +77,7 @@ def write_plugin(name: str, kind: str, parent: Path) -> Path:
         "requires": ", ".join(f'"{each}"' for each in (f"{OWN_DIST}>={metadata.version(OWN_DIST)}", *_NEEDS[kind])),
     }
     values["use"] = Template(_USE[kind]).substitute(values)
-    templates = resources.files("yolotrt_core") / "templates"
+    templates = resources.files("yolotrt_core.scaffold") / "templates"
     places = {"common": folder, kind: folder / package}
     try:
         for part, place in places.items():

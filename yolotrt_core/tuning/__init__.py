@@ -1,0 +1,1 @@
+"""Searches over precisions: validated builds, mixed precision, automatic choice."""
