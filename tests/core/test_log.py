@@ -62,7 +62,10 @@ print("result")
 
 
 def test_closed_descriptors_are_no_reason_to_fail() -> None:
-    program = "import os, sys; from yolotrt_core.console.log import stdout_aside\nos.close(1)\nwith stdout_aside(): print('x')"
+    program = (
+        "import os, sys; from yolotrt_core.console.log import stdout_aside\n"
+        "os.close(1)\nwith stdout_aside(): print('x')"
+    )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
     assert "Traceback" not in done.stderr
     assert "x" in done.stderr

@@ -95,7 +95,7 @@ class PageLockingSession(Protocol):
     """What a session may offer beside `DetectingSession`: frames that another process decodes upload fastest too."""
 
     def page_lock(self, memory: NDArray[np.uint8]) -> object:
-        """Page-lock memory of another owner; views of it count as such where `yolotrt_core.media.frames.HostBuffer` says so.
+        """Page-lock memory of another owner; views of it count as such where `HostBuffer` says so.
 
         Returns:
             What undoes it when it goes, which must be before the memory does.
