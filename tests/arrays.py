@@ -17,7 +17,7 @@ def relative_l2(found: NDArray[Any], expected: NDArray[Any]) -> float:
 
 
 def detections(*rows: tuple[list[float], float, int]) -> Detections:
-    """Return what was found on a picture: of each object the box (x1, y1, x2, y2), the score and the class id."""
+    """Return what was found on an image: of each object the box (x1, y1, x2, y2), the score and the class id."""
     return Detections(
         np.array([r[0] for r in rows], np.float32).reshape(-1, 4),
         np.array([r[1] for r in rows], np.float32),

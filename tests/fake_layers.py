@@ -1,8 +1,8 @@
 """Stages whose network has layers, each of which costs a known share of the output when quantized.
 
 The "model" is a text file of `name share` lines. The "network" returns its input times 1 minus the
-shares of the layers that are quantized; the "head" finds one box that covers that much of a white picture's
-width, so its IoU with the whole picture is that number too, and so is its score.
+shares of the layers that are quantized; the "head" finds one box that covers that much of a white image's
+width, so its IoU with the whole image is that number too, and so is its score.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from fake_stages import (
     FakeSession,
     FakeStage,
     fake_plugin,
-    picture_spec,
+    image_spec,
 )
 from yolotrt_core.calibration.ranges import Ranges, write_ranges
 from yolotrt_core.plugin.options import NoOptions, option
@@ -57,7 +57,7 @@ class LayeredExporter(FakeExporter):
     def export(self, source: ModelSource, request: BuildRequest, options: Any, out: Path) -> ModelSpec:
         shares = {name: float(share) for name, share in (line.split() for line in source.path.read_text().splitlines())}
         (out / ONNX_FILE).write_text(json.dumps({"shares": shares, "quantized": []}))
-        spec = picture_spec(request, "layered")
+        spec = image_spec(request, "layered")
         images = np.ones(spec.inputs[0].shape, np.float32)
         np.savez(out / REFERENCE_FILE, images=images, output0=images)
         return spec
@@ -172,8 +172,8 @@ def write_model(folder: Path, shares: Mapping[str, float] = SHARES) -> Path:
     return path
 
 
-def write_pictures(folder: Path, count: int = 3) -> Path:
-    """Write white pictures, each labelled as one thing that fills it; all of another content."""
+def write_images(folder: Path, count: int = 3) -> Path:
+    """Write white images, each labelled as one thing that fills it; all of another content."""
     for kind in ("images", "labels"):
         (folder / kind).mkdir(parents=True)
     for number in range(count):

@@ -50,8 +50,8 @@ class FakeStage:
         return {"tool": "1.0"}
 
 
-def picture_spec(request: BuildRequest, head: str) -> ModelSpec:
-    """Describe a network whose answer is a picture of its input's size."""
+def image_spec(request: BuildRequest, head: str) -> ModelSpec:
+    """Describe a network whose answer is an image of its input's size."""
     shape = (request.batch, 3, request.height, request.width)
     tensors = (TensorSpec("images", "float32", shape),), (TensorSpec("output0", "float32", shape),)
     return ModelSpec(*tensors, ("thing",), (32,), head)
@@ -77,7 +77,7 @@ class FakeExporter(FakeStage):
         images = np.linspace(0, 1, 3 * request.height * request.width, dtype=np.float32)
         images = images.reshape(1, 3, request.height, request.width)
         np.savez(out / REFERENCE_FILE, images=images, output0=images * np.float32(product))
-        return picture_spec(request, "fake")
+        return image_spec(request, "fake")
 
 
 class FakePass(FakeStage):
@@ -149,7 +149,7 @@ class FakeBuilder(FakeStage):
 
 
 class FakePostprocessor(FakeStage):
-    """Finds one box as high and wide as the picture; its score is the mean of the answer."""
+    """Finds one box as high and wide as the image; its score is the mean of the answer."""
 
     name = "fakehead"
     heads = frozenset({"fake"})
@@ -171,7 +171,7 @@ class FakePostprocessor(FakeStage):
         return found
 
     def reach(self, score: float) -> float:
-        """Return how much of the picture's width the box covers."""
+        """Return how much of the image's width the box covers."""
         return 1.0
 
 

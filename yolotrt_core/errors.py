@@ -24,7 +24,7 @@ class YolotrtError(Exception):
 
 
 class UsageError(YolotrtError):
-    """A bad option, recipe, picture or model file: something only the caller can mend."""
+    """A bad option, recipe, image or model file: something only the caller can mend."""
 
     exit_code = 2
 

@@ -1,8 +1,8 @@
 """Runs the network in onnxruntime and shows every activation of interest to a collector.
 
 The network is cut behind the last tensor of interest, so the box arithmetic is not run, and each
-picture runs alone: what a picture leaves behind fits the cache, and memory does not grow with the
-batch. Pictures run side by side, one thread each.
+image runs alone: what an image leaves behind fits the cache, and memory does not grow with the
+batch. Images run side by side, one thread each.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from yolotrt_core.errors import StageError
 Collect = Callable[[str, NDArray[np.float32]], None]
 Scope = Literal["convolutions", "all"]
 WEIGHTED = frozenset({"Conv", "ConvTranspose"})
-# Each worker holds one picture's activations, about 60 MB for YOLOv5n at 640x640.
+# Each worker holds one image's activations, about 60 MB for YOLOv5n at 640x640.
 _MOST_WORKERS = 8
 
 
@@ -53,20 +53,20 @@ def targets(model: ModelProto, scope: Scope) -> list[str]:
 
 
 def run(model: ModelProto, wanted: list[str], batches: Iterator[NDArray[np.float32]], collect: Collect) -> int:
-    """Run all pictures; call `collect(tensor name, values)` for each wanted tensor of each.
+    """Run all images; call `collect(tensor name, values)` for each wanted tensor of each.
 
     Args:
         model: float32, static or dynamic. wanted: see `targets`.
         batches: float32, as the model takes them but for the batch. collect: is called from several threads.
 
     Returns:
-        How many pictures were seen.
+        How many images were seen.
 
     Raises:
         StageError: onnxruntime cannot run the network.
     """
-    pictures = _one_by_one(batches)
-    first = next(pictures, None)
+    images = _one_by_one(batches)
+    first = next(images, None)
     if first is None:
         return 0
     network = _open(model, wanted, first)
@@ -78,10 +78,10 @@ def run(model: ModelProto, wanted: list[str], batches: Iterator[NDArray[np.float
         count = 0
         while True:
             with lock:
-                picture = next(pictures, None)
-            if picture is None:
+                image = next(images, None)
+            if image is None:
                 return count
-            _show(network, picture, collect)
+            _show(network, image, collect)
             count += 1
 
     workers = max(1, min(_MOST_WORKERS, len(os.sched_getaffinity(0))))
@@ -91,7 +91,7 @@ def run(model: ModelProto, wanted: list[str], batches: Iterator[NDArray[np.float
             wait(running, return_when=FIRST_EXCEPTION)
         finally:
             with lock:
-                pictures = iter(())  # after a failure or Ctrl-C the others stop at their next picture
+                images = iter(())  # after a failure or Ctrl-C the others stop at their next image
         seen += sum(job.result() for job in running)
     return seen
 
@@ -101,7 +101,7 @@ class _Network:
     """The cut network, opened.
 
     Attributes:
-        batch: how many pictures one run takes; more than 1 only where the graph forbids 1.
+        batch: how many images one run takes; more than 1 only where the graph forbids 1.
     """
 
     session: Any
@@ -110,17 +110,17 @@ class _Network:
     batch: int
 
 
-def _show(network: _Network, picture: NDArray[np.float32], collect: Collect) -> None:
+def _show(network: _Network, image: NDArray[np.float32], collect: Collect) -> None:
     if network.input in network.outputs:
-        collect(network.input, picture)
+        collect(network.input, image)
     outputs = [name for name in network.outputs if name != network.input]
-    for name, values in zip(outputs, _infer(network, picture), strict=True):
-        # Of a batch that only repeats the picture, the first is enough.
+    for name, values in zip(outputs, _infer(network, image), strict=True):
+        # Of a batch that only repeats the image, the first is enough.
         collect(name, np.ascontiguousarray(values[:1]) if network.batch > 1 else values)
 
 
-def _infer(network: _Network, picture: NDArray[np.float32]) -> list[NDArray[np.float32]]:
-    fed = np.repeat(picture, network.batch, axis=0) if network.batch > 1 else picture
+def _infer(network: _Network, image: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+    fed = np.repeat(image, network.batch, axis=0) if network.batch > 1 else image
     outputs = [name for name in network.outputs if name != network.input]
     try:
         return list(network.session.run(outputs, {network.input: fed})) if outputs else []
@@ -128,8 +128,8 @@ def _infer(network: _Network, picture: NDArray[np.float32]) -> list[NDArray[np.f
         raise StageError(f"onnxruntime cannot run the network for calibration: {first_line(err)}") from err
 
 
-def _open(model: ModelProto, wanted: list[str], picture: NDArray[np.float32]) -> _Network:
-    """Cut and open the network for one picture a run, whatever batch it was exported with."""
+def _open(model: ModelProto, wanted: list[str], image: NDArray[np.float32]) -> _Network:
+    """Cut and open the network for one image a run, whatever batch it was exported with."""
     weights = {w.name for w in model.graph.initializer}
     inputs = [v.name for v in model.graph.input if v.name not in weights]
     if len(inputs) != 1:
@@ -145,7 +145,7 @@ def _open(model: ModelProto, wanted: list[str], picture: NDArray[np.float32]) ->
         alone = _Network(_session(cut), inputs[0], wanted, 1)
         same = all(
             a.shape[1:] == b.shape[1:] and np.allclose(a[:1], b, rtol=1e-3, atol=1e-4)
-            for a, b in zip(_infer(as_exported, picture), _infer(alone, picture), strict=True)
+            for a, b in zip(_infer(as_exported, image), _infer(alone, image), strict=True)
         )
     except StageError:
         same = False  # a batch is written into the graph's inside

@@ -1,4 +1,4 @@
-"""What the built-in calibrators do: collect over all pictures, then decide one range for each tensor."""
+"""What the built-in calibrators do: collect over all images, then decide one range for each tensor."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from yolotrt_core.types import OnnxModel
 
 _log = logging.getLogger(__name__)
 
-# A tensor that is zero on every picture has no range of its own; any will do.
+# A tensor that is zero on every image has no range of its own; any will do.
 _RANGE_OF_ZEROS = 1.0
 Decide = Callable[[NDArray[np.int64], float], float]
 
@@ -77,10 +77,10 @@ def calibrate(
     method: str,
     out: Path,
 ) -> str:
-    """Collect over all pictures and write `out/ranges.json`.
+    """Collect over all images and write `out/ranges.json`.
 
     Raises:
-        StageError: no pictures, onnxruntime cannot run the network, or an activation is not
+        StageError: no images, onnxruntime cannot run the network, or an activation is not
             finite (the first such tensor is named).
     """
     network = activation_runner.load(model.path)
@@ -92,17 +92,17 @@ def calibrate(
             collectors[name].observe(values)
         except NotFiniteError:
             raise StageError(
-                f"the activation `{name}` has NaN or infinite values on a calibration picture",
+                f"the activation `{name}` has NaN or infinite values on a calibration image",
                 hint="the model itself computes them: check the checkpoint with `--precision fp32`",
             ) from None
 
     if wanted and not activation_runner.run(network, wanted, batches, collect):
-        raise StageError("calibration was given no pictures")
+        raise StageError("calibration was given no images")
     tensors = {}
     for name, collector in collectors.items():
         amax = collector.amax()
         if amax <= 0:
-            _log.warning("the activation `%s` is zero on every calibration picture", name)
+            _log.warning("the activation `%s` is zero on every calibration image", name)
         tensors[name] = amax if amax > 0 else _RANGE_OF_ZEROS
     tools = {name: metadata.version(name) for name in ("numpy", "onnxruntime")}
     write_ranges(out / RANGES_FILE, Ranges(model.sha256, method, tensors, tools=tools))

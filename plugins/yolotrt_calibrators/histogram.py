@@ -2,7 +2,7 @@
 
 A value x falls into bin floor(|x| / width). One pass turns float32 into int16 bin numbers (OpenCV's
 saturating scale), one counts them. The width is a power of two, so that it can double without
-moving a count across a bin's edge, and the order in which pictures come does not matter.
+moving a count across a bin's edge, and the order in which images come does not matter.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 BINS = 1 << 15
-# Later pictures may reach this much further than the first one before the width must double.
+# Later images may reach this much further than the first one before the width must double.
 _HEADROOM = 4.0
 
 

@@ -48,23 +48,23 @@ def export(source: ModelSource, request: BuildRequest, options: OnnxSourceOption
     what onnxruntime computes with the file as it was given.
 
     Raises:
-        UsageError: no valid ONNX, an input that is no picture, an output that is not YOLOv5's, or made
+        UsageError: no valid ONNX, an input that is no image, an output that is not YOLOv5's, or made
             for another size.
     """
     model = _load(source.path)
-    picture = _Picture(model)
-    picture.refuse_other(request)
+    image = _Image(model)
+    image.refuse_other(request)
     output = _output(model, options)
     size = (request.height, request.width)
-    # A free batch is tried with more than one picture, or a graph that mixes them up would pass.
+    # A free batch is tried with more than one image, or a graph that mixes them up would pass.
     images = reference_images(max(request.batch, 2) if request.dynamic else request.batch, *size)
-    answer = _answer(model, picture, output, images)
-    rows = _rows(answer, request, options, picture.is_free, _is_rounded(model))
+    answer = _answer(model, image, output, images)
+    rows = _rows(answer, request, options, image.is_free, _is_rounded(model))
     labels = _labels(model, source.path, answer, options)
     held = held_precision(model)
 
     keep_output(model, output)
-    picture.become_images(request)
+    image.become_images(request)
     rename(model, {output: "output0"})
     make_float(model)
     _free_output(model, answer, request)
@@ -79,10 +79,10 @@ def export(source: ModelSource, request: BuildRequest, options: OnnxSourceOption
 
 
 def native_size(path: Path) -> tuple[int, int] | None:
-    """Return (height, width) of the picture input, else of `imgsz` in the metadata, else None."""
+    """Return (height, width) of the image input, else of `imgsz` in the metadata, else None."""
     try:
         model = onnx.load(str(path), load_external_data=False)
-        sizes = _Picture(model).sizes
+        sizes = _Image(model).sizes
     except Exception:  # noqa: BLE001 - `export` says what is wrong with the file; this is only a default
         return None
     named = literal(_properties(model).get("imgsz"))
@@ -92,9 +92,9 @@ def native_size(path: Path) -> tuple[int, int] | None:
 
 
 def has_fixed_size(path: Path) -> bool:
-    """Say whether the picture input has one height and width; no of what is no model."""
+    """Say whether the image input has one height and width; no of what is no model."""
     try:
-        return not _Picture(onnx.load(str(path), load_external_data=False)).is_free
+        return not _Image(onnx.load(str(path), load_external_data=False)).is_free
     except Exception:  # noqa: BLE001 - as in `native_size`
         return False
 
@@ -126,14 +126,14 @@ def _load(path: Path) -> ModelProto:
     return model
 
 
-class _Picture:
+class _Image:
     """The one input of a model, and how it differs from `images` (B, 3, H, W) in float32."""
 
     def __init__(self, model: ModelProto) -> None:
         weights = {weight.name for weight in model.graph.initializer}
         inputs = [value for value in model.graph.input if value.name not in weights]
         shown = ", ".join(f"`{s.name}` {s.dtype} {shape_text(s.shape)}" for s in tensor_specs(inputs)) or "none"
-        refusal = UsageError(f"expected one input, float pictures (batch, 3, height, width), found {shown}")
+        refusal = UsageError(f"expected one input, float images (batch, 3, height, width), found {shown}")
         if len(inputs) != 1 or inputs[0].type.tensor_type.elem_type not in _FLOATS:
             raise refusal
         self.model, self.value = model, inputs[0]
@@ -167,7 +167,7 @@ class _Picture:
                 )
 
     def of(self, images: NDArray[np.float32]) -> NDArray[Any]:
-        """Bring pictures (B, 3, H, W) to what the file takes."""
+        """Bring images (B, 3, H, W) to what the file takes."""
         return np.ascontiguousarray(images.transpose(0, 2, 3, 1) if self.is_last else images, self.dtype)
 
     def become_images(self, request: BuildRequest) -> None:
@@ -208,15 +208,15 @@ def _output(model: ModelProto, options: OnnxSourceOptions) -> str:
     return fitting[0]
 
 
-def _answer(model: ModelProto, picture: _Picture, output: str, images: NDArray[np.float32]) -> NDArray[np.float32]:
+def _answer(model: ModelProto, image: _Image, output: str, images: NDArray[np.float32]) -> NDArray[np.float32]:
     """Run the file as it is, with onnxruntime, in batches of the size it is made for."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _FATAL
-    pictures, step = picture.of(images), picture.sizes[0] or len(images)
+    frames, step = image.of(images), image.sizes[0] or len(images)
     try:
         session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
         feed = session.get_inputs()[0].name
-        parts = [session.run([output], {feed: pictures[at : at + step]})[0] for at in range(0, len(pictures), step)]
+        parts = [session.run([output], {feed: frames[at : at + step]})[0] for at in range(0, len(frames), step)]
     except Exception as err:  # onnxruntime's exception classes have no common base
         if has_bfloat16(model):  # beside convolutions of another type: those are refused before any work
             raise UsageError(

@@ -40,7 +40,7 @@ class Fp16Options:
     decode: Literal["fp32", "fp16"] = option("fp32", help="Type of the box arithmetic behind the last convolutions")
 
 
-_STEM = "Quantize the convolution that reads the picture"
+_STEM = "Quantize the convolution that reads the image"
 
 
 @dataclass(frozen=True, slots=True)

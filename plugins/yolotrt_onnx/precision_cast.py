@@ -22,7 +22,7 @@ from yolotrt_onnx.graph import constant_value, element_types, input_slots, opset
 _HEAVY = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 # Between the last convolutions and the box arithmetic: values in 0..1, or the same values elsewhere.
 _CARRIES = frozenset({"Sigmoid", "Reshape", "Transpose", "Split", "Slice"})
-# From these on a value describes the picture's size, no longer its content.
+# From these on a value describes the image's size, no longer its content.
 _SHAPE_OPS = frozenset({"Shape", "Size"})
 _TAKES_ANY = frozenset({"Cast", *_SHAPE_OPS})
 # Operators whose result type is an attribute or a stored tensor, not an input's type.

@@ -49,7 +49,7 @@ def is_quantized(model: ModelProto) -> bool:
 
 
 def stem_convolutions(model: ModelProto) -> set[str]:
-    """Return the names of the convolutions that read the picture, through data movement at most (Focus)."""
+    """Return the names of the convolutions that read the image, through data movement at most (Focus)."""
     inputs = {v.name for v in model.graph.input} - {w.name for w in model.graph.initializer}
     raw = set(inputs)
     found = set()

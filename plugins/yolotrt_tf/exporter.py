@@ -56,14 +56,14 @@ def export(source: ModelSource, request: BuildRequest, options: TfOptions, out: 
         None if options.units == "auto" else options.units,
     )
     size = (request.height, request.width)
-    # A free batch is tried with more than one picture, or a graph that mixes them up would pass.
-    pictures = reference_images(max(request.batch, 2) if request.dynamic else request.batch, *size, "nhwc")
+    # A free batch is tried with more than one image, or a graph that mixes them up would pass.
+    frames = reference_images(max(request.batch, 2) if request.dynamic else request.batch, *size, "nhwc")
     with _quiet():
         from yolotrt_tf.loaders import load
 
         network = load(source.path, form, options)
         _refuse_size(network, request)
-        answer = _answer(network, pictures)
+        answer = _answer(network, frames)
         rows = find_rows(answer, size, known, _QUANTIZED_SLACK if network.rounded else _SLACK)
         model = _convert(network, source.path, request, options)
     log.debug("%s: %s", NAMES[form], rows)
@@ -78,7 +78,7 @@ def export(source: ModelSource, request: BuildRequest, options: TfOptions, out: 
     if asymmetric:  # kept with the export: whoever refuses it may find it in the store, long after the warning
         spec = replace(spec, provenance={**spec.provenance, "zero_points": "`--tf-quantized float` exports none"})
     _finish(model, spec, request, out / ONNX_FILE)
-    images = pictures if options.layout == "nhwc" else pictures.transpose(0, 3, 1, 2)
+    images = frames if options.layout == "nhwc" else frames.transpose(0, 3, 1, 2)
     arrays = {"images": images, "output0": rows.to_project(answer, *size)}
     if network.rounded:
         arrays["tolerance"] = np.array(_ROUNDED_TOLERANCE, np.float64)
@@ -101,21 +101,21 @@ def _refuse_size(network: Network, request: BuildRequest) -> None:
     for fixed, asked in ((height, request.height), (width, request.width)):
         if fixed not in (None, asked):
             raise UsageError(
-                f"the model is made for pictures of {height or 'any'} x {width or 'any'} pixels, "
+                f"the model is made for images of {height or 'any'} x {width or 'any'} pixels, "
                 f"and {request.height} x {request.width} was asked for",
                 hint=f"pass `--imgsz {height or request.height},{width or request.width}`",
             )
 
 
-def _answer(network: Network, pictures: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Run TensorFlow on (B, H, W, 3), one picture at a time where the model is made so."""
-    step = network.shape[0] or len(pictures)
-    if len(pictures) % step:
+def _answer(network: Network, images: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Run TensorFlow on (B, H, W, 3), one image at a time where the model is made so."""
+    step = network.shape[0] or len(images)
+    if len(images) % step:
         raise UsageError(
-            f"the model is made for batches of {step}, and {len(pictures)} was asked for", hint=f"pass `--batch {step}`"
+            f"the model is made for batches of {step}, and {len(images)} was asked for", hint=f"pass `--batch {step}`"
         )
     try:
-        return np.concatenate([network.run(pictures[at : at + step]) for at in range(0, len(pictures), step)])
+        return np.concatenate([network.run(images[at : at + step]) for at in range(0, len(images), step)])
     except Exception as err:  # TensorFlow raises its own, and ValueError, and RuntimeError
         raise StageError(f"TensorFlow could not run the model: {first_line(err)}") from err
 

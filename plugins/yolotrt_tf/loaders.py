@@ -52,7 +52,7 @@ class Network:
     """A loaded model.
 
     Attributes:
-        run: pictures float32 (B, H, W, 3), RGB 0..1, to boxes float32 (B, N, 5 + C); B is 1 where the
+        run: images float32 (B, H, W, 3), RGB 0..1, to boxes float32 (B, N, 5 + C); B is 1 where the
             model is made for one.
         shape: (batch, height, width) of the input; None is free.
         input_name, output_name: tensors as tf2onnx wants them.
@@ -76,7 +76,7 @@ def load(path: Path, form: Format, options: TfOptions) -> Network:
 
     Raises:
         UsageError: it cannot be read, could run more than a network, or does not take one float
-            picture (batch, height, width, 3) to one float tensor.
+            image (batch, height, width, 3) to one float tensor.
     """
     readers: Mapping[Format, Callable[[Path, TfOptions], Network]] = {
         "savedmodel": _saved_model,
@@ -125,7 +125,7 @@ def _saved_model(path: Path, options: TfOptions) -> Network:
     given = _one("input", options.input, {name: (s.shape, s.dtype) for name, s in inputs.items()})
     wanted = _one("output", options.output, {name: (t.shape, t.dtype) for name, t in outputs.items()})
     if len(inputs) > 1:
-        raise UsageError(f"the signature needs {len(inputs)} inputs: {_listed(inputs)}; expected one, the picture")
+        raise UsageError(f"the signature needs {len(inputs)} inputs: {_listed(inputs)}; expected one, the image")
 
     def run(images: NDArray[np.float32]) -> NDArray[np.float32]:
         return _boxes(model.signatures[options.signature](**{given: tf.constant(images)})[wanted].numpy())
@@ -147,7 +147,7 @@ def _keras(path: Path, options: TfOptions) -> Network:
     _one("input", options.input, inputs)
     wanted = list(outputs).index(_one("output", options.output, outputs))
     if len(inputs) > 1:
-        raise UsageError(f"the model needs {len(inputs)} inputs: {_listed(inputs)}; expected one, the picture")
+        raise UsageError(f"the model needs {len(inputs)} inputs: {_listed(inputs)}; expected one, the image")
 
     def answer(images: Any) -> Any:
         found = model(images, training=False)
@@ -179,7 +179,7 @@ def _graph_def(path: Path, options: TfOptions) -> Network:
     function = everything.prune(given, wanted)
     return Network(
         lambda images: _boxes(function(tf.constant(images)).numpy()),
-        _picture_shape(given.name, given.shape),
+        _image_shape(given.name, given.shape),
         given.name,
         wanted.name,
         graph,
@@ -232,7 +232,7 @@ def _tflite(path: Path, options: TfOptions) -> Network:
     given = inputs[_one("input", options.input, {n: _lite_tensor(d) for n, d in inputs.items()}, quantized=True)]
     wanted = outputs[_one("output", options.output, {n: _lite_tensor(d) for n, d in outputs.items()}, quantized=True)]
     if len(inputs) > 1:
-        raise UsageError(f"the model needs {len(inputs)} inputs: {_listed(inputs)}; expected one, the picture")
+        raise UsageError(f"the model needs {len(inputs)} inputs: {_listed(inputs)}; expected one, the image")
     into, out_of = _quantization(given), _quantization(wanted)
 
     def run(images: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -244,7 +244,7 @@ def _tflite(path: Path, options: TfOptions) -> Network:
         found = interpreter.get_tensor(wanted["index"])
         return _boxes(found if out_of is None else out_of.dequantize(found))
 
-    shape = _picture_shape(given["name"], tf.TensorShape([None if n < 0 else int(n) for n in given["shape_signature"]]))
+    shape = _image_shape(given["name"], tf.TensorShape([None if n < 0 else int(n) for n in given["shape_signature"]]))
     rounded = any(d["dtype"] in (np.int8, np.uint8) for d in interpreter.get_tensor_details())
     return Network(run, shape, given["name"], wanted["name"], None, into, out_of, rounded)
 
@@ -253,11 +253,11 @@ def _frozen(function: Any, run: Callable[[NDArray[np.float32]], NDArray[np.float
     frozen = convert_variables_to_constants_v2(function)
     entry, leave = frozen.inputs[0], frozen.outputs[output]
     graph = frozen.graph.as_graph_def()
-    return Network(run, _picture_shape(entry.name, entry.shape), entry.name, leave.name, graph)
+    return Network(run, _image_shape(entry.name, entry.shape), entry.name, leave.name, graph)
 
 
 def _one(kind: str, named: str | None, tensors: Mapping[str, tuple[Any, Any]], quantized: bool = False) -> str:
-    """Return the tensor to use: the named one, or the only one that can be a picture or boxes."""
+    """Return the tensor to use: the named one, or the only one that can be an image or boxes."""
     rank = 4 if kind == "input" else 3
     types = (tf.float32, tf.uint8, tf.int8) if quantized else (tf.float32,)
     if named is not None:
@@ -270,21 +270,19 @@ def _one(kind: str, named: str | None, tensors: Mapping[str, tuple[Any, Any]], q
         if tf.as_dtype(dtype) in types and tf.TensorShape(shape).rank in (rank, None)
     ]
     if len(fitting) != 1:
-        wanted = (
-            "picture (batch, height, width, 3)" if kind == "input" else "tensor of boxes (batch, rows, 5 + classes)"
-        )
+        wanted = "image (batch, height, width, 3)" if kind == "input" else "tensor of boxes (batch, rows, 5 + classes)"
         shown = ", ".join(f"`{n}` {tf.TensorShape(s)} {tf.as_dtype(d).name}" for n, (s, d) in tensors.items()) or "none"
         hint = f"choose one with `--tf-{kind} NAME`" if len(fitting) > 1 else None
         raise UsageError(f"expected one {kind} that is a float {wanted}, found {shown}", hint=hint)
     return fitting[0]
 
 
-def _picture_shape(name: str, shape: Any) -> tuple[int | None, int | None, int | None]:
+def _image_shape(name: str, shape: Any) -> tuple[int | None, int | None, int | None]:
     if shape.rank is None:
         return (None, None, None)
     sizes = shape.as_list()
     if len(sizes) != 4 or sizes[3] not in (3, None):
-        raise UsageError(f"expected pictures (batch, height, width, 3) for input `{name}`, found {tuple(sizes)}")
+        raise UsageError(f"expected images (batch, height, width, 3) for input `{name}`, found {tuple(sizes)}")
     return (sizes[0], sizes[1], sizes[2])
 
 

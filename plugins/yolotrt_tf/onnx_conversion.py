@@ -26,12 +26,12 @@ log = logging.getLogger(__name__)
 def onnx_from_network(
     network: Network, path: Path, shape: tuple[int | None, int, int], opset: int, layout: Layout
 ) -> ModelProto:
-    """Convert with pictures as (B, 3, H, W), so that the input costs no transposition, or as TensorFlow has them.
+    """Convert with images as (B, 3, H, W), so that the input costs no transposition, or as TensorFlow has them.
 
     Args:
         path: the model's file, for TensorFlow Lite.
         shape: (batch, height, width); a free batch is None. TensorFlow Lite keeps its own batch.
-        layout: of the pictures.
+        layout: of the images.
 
     Returns:
         Input `images`, output `output0`, both of the types the model has.

@@ -85,7 +85,7 @@ def _add_weights(model: ModelProto, name: str, scale: float, zero_point: int, el
 
 
 def set_batch(model: ModelProto, batch: int | str, made_for: int) -> None:
-    """Give a graph made for so many pictures another batch, or a free one.
+    """Give a graph made for so many images another batch, or a free one.
 
     Raises:
         StageError: the graph's shapes do not follow from its input's.

@@ -20,7 +20,7 @@ class TfOptions:
         help="Class names: a text file with one a line, or YAML with `names`; default those in the model, else numbers",
     )
     signature: str = option("serving_default", help="Signature of a SavedModel")
-    input: str | None = option(None, help="Name of the picture input; default the only one")
+    input: str | None = option(None, help="Name of the image input; default the only one")
     output: str | None = option(None, help="Name of the box output; default the only one")
     rows: Literal["auto", "anchor", "cell"] = option(
         "auto", help="Order of the output's rows within a level: anchor, y, x or y, x, anchor; `auto` finds it"

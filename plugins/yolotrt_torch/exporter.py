@@ -125,7 +125,7 @@ def _rows(network: Network, height: int, width: int) -> int:
 
 
 def _export(network: Network, request: BuildRequest, options: TorchOptions, target: Path) -> None:
-    # TorchScript's graph does not depend on the size it is traced with, and a small one is quicker. Two pictures
+    # TorchScript's graph does not depend on the size it is traced with, and a small one is quicker. Two images
     # and unequal sides: the other exporter would take a 1, or two equal numbers, for constants.
     step = max(network.stride)
     shape = (2, 3, 4 * step, 5 * step)

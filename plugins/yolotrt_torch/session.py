@@ -59,7 +59,7 @@ class TorchSession:
 
 
 def open_source(source: ModelSource, request: BuildRequest, options: TorchOptions) -> TorchSession:
-    """Open a checkpoint for pictures of the request's shape, or of its profiles.
+    """Open a checkpoint for images of the request's shape, or of its profiles.
 
     Raises:
         UsageError: not a YOLOv5 detection checkpoint.

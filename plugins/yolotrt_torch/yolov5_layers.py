@@ -237,7 +237,7 @@ class Detect(nn.Module):
     def _prior(self) -> None:
         """Start the biases at how rare objects are, so that early training is not spent on it.
 
-        The prior is v3's and later releases': 8 objects in a 640-pixel picture, 0.6 of a class each.
+        The prior is v3's and later releases': 8 objects in a 640-pixel image, 0.6 of a class each.
         """
         with torch.no_grad():
             for head, stride in zip(self.m, self.stride, strict=True):
@@ -314,7 +314,7 @@ class _TracedOffsets(torch.autograd.Function):
     """`Detect._offsets` in a traced graph: for an input of `size`, or of a size that is known only at run time.
 
     A given size makes one constant, whatever size is traced with, so tracing can be done on a small
-    picture. Else the graph cuts two small constants, one per axis, instead of counting up.
+    image. Else the graph cuts two small constants, one per axis, instead of counting up.
     """
 
     @staticmethod

@@ -73,7 +73,7 @@ def activation_from_text(text: str) -> Activation:
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """One line of the yaml: where it reads from (-1: the picture), how often, which block, with what."""
+    """One line of the yaml: where it reads from (-1: the image), how often, which block, with what."""
 
     index: int
     sources: tuple[int, ...]
@@ -290,7 +290,7 @@ def _build(entry: _Entry, plan: _Plan) -> nn.Module:
         module, channels, factor = _make(entry, plan, inputs, reductions, repeats, args)
         reduction = reductions[0] * factor
         if not 1 <= reduction * MOST_REDUCTION <= MOST_REDUCTION**2:
-            raise ValueError(f"it shrinks or enlarges the picture more than {MOST_REDUCTION} times")
+            raise ValueError(f"it shrinks or enlarges the image more than {MOST_REDUCTION} times")
     except (TypeError, ValueError, LookupError, RuntimeError, ArithmeticError) as err:
         raise UsageError(
             f"layer {entry.index} (`{shown(entry.kind)}`) of the model's yaml cannot be built from "

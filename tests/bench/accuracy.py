@@ -2,8 +2,8 @@
 
     python tests/bench/accuracy.py --weights yolov5n.pt --calib-data images/calib --data coco.yaml [--part val]
 
-Engines run in onnxruntime on the CPU. Each row has the difference to fp32 on the same pictures with the
-95% interval of paired resamples; `--part train` judges on the calibration pictures, which is how the
+Engines run in onnxruntime on the CPU. Each row has the difference to fp32 on the same images with the
+95% interval of paired resamples; `--part train` judges on the calibration images, which is how the
 defaults were chosen.
 """
 

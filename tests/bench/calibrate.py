@@ -1,6 +1,6 @@
-"""Time our calibrators beside onnxruntime's own on the same ONNX and pictures, each in its own process.
+"""Time our calibrators beside onnxruntime's own on the same ONNX and images, each in its own process.
 
-    python tests/bench/calibrate.py --weights yolov5n.pt --pictures DIR [--count 128] [--entropy]
+    python tests/bench/calibrate.py --weights yolov5n.pt --images DIR [--count 128] [--entropy]
 
 Order is shuffled; wall and CPU seconds and the peak memory of each process are printed, with the ratio
 to the peer. onnxruntime's entropy takes minutes, so it runs only when asked for.
@@ -105,13 +105,13 @@ def _export(weights: Path, folder: Path) -> Path:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--weights", type=Path, required=True)
-    parser.add_argument("--pictures", type=Path, required=True)
+    parser.add_argument("--images", type=Path, required=True)
     parser.add_argument("--count", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--entropy", action="store_true", help="run onnxruntime's entropy too (minutes)")
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
-    files = sorted(asked.pictures.glob("*.jpg"))[: asked.count]
+    files = sorted(asked.images.glob("*.jpg"))[: asked.count]
     jobs = [("ours", m) for m in OURS] + [("onnxruntime", m) for m in ("minmax", "percentile")]
     jobs += [("onnxruntime", "entropy")] if asked.entropy else []
     order = jobs * asked.rounds
@@ -126,7 +126,7 @@ def main() -> None:
             process.start()
             times[whose, method].append(results.get())
             process.join()
-    print(f"{len(files)} pictures, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}; best of {asked.rounds}")
+    print(f"{len(files)} images, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}; best of {asked.rounds}")
     print(f"{'method':12} {'whose':12} {'wall s':>8} {'CPU s':>8} {'peak MB':>8} {'ratio':>6}")
     for whose, method in jobs:
         wall, cpu, peak = (min(t[i] for t in times[whose, method]) for i in range(3))

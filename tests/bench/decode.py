@@ -2,7 +2,7 @@
 
     python tests/bench/decode.py --weights yolov5n.pt --images coco/images/val --peer-python ../peer/bin/python
 
-The raw output is that of the exported network on the first 16 pictures of the folder; `--raw FILE.npy`
+The raw output is that of the exported network on the first 16 images of the folder; `--raw FILE.npy`
 takes a saved (16, 25200, 85) instead, `--save FILE.npy` saves it. One worker process for each contender:
 ours (whole `decode`, with a letterbox that changes nothing), the peers in `--peer-python`:
 
@@ -79,8 +79,8 @@ def _raw_output(weights: Path, images: Path, folder: Path) -> np.ndarray:
     source = ModelSource(weights, hashlib.sha256(weights.read_bytes()).hexdigest(), weights.stem)
     exporter.export(source, BuildRequest("fp32", 1, 640, 640), exporter.Options(), folder)
     session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
-    pictures = [cv2.imread(str(path)) for path in sorted(images.glob("*.jpg"))[:16]]
-    return np.concatenate([session.run(None, {"images": preprocess([p], (640, 640))[0]})[0] for p in pictures])
+    frames = [cv2.imread(str(path)) for path in sorted(images.glob("*.jpg"))[:16]]
+    return np.concatenate([session.run(None, {"images": preprocess([p], (640, 640))[0]})[0] for p in frames])
 
 
 def _cases(worker: str, raw: np.ndarray, threads: int) -> dict[str, Callable[[], object]]:

@@ -28,25 +28,24 @@ def accuracy(bench: Bench) -> dict[str, Any]:
 
     `narrowest` are the score gaps by which sure boxes win over another: what an engine may be off to find them all.
     """
-    pictures = [cv2.imread(str(f)) for f in bench.pictures]
-    placed = [preprocess([picture], SIZE)[1][0] for picture in pictures]
+    images = [cv2.imread(str(f)) for f in bench.images]
+    placed = [preprocess([image], SIZE)[1][0] for image in images]
     with bench.open("fp32-b1-exact") as session:
-        exact = list(ties.raw_outputs(session, pictures, SIZE))
-        found = session.detect(pictures, device_program(session.spec.model), Selection(conf=0.3))
+        exact = list(ties.raw_outputs(session, images, SIZE))
+        found = session.detect(images, device_program(session.spec.model), Selection(conf=0.3))
     sure = [list(ties.sure_boxes(*one)) for one in zip(exact, placed, found, strict=True)]
     gaps = sorted(box.narrowest for boxes in sure for box in boxes)
     results: dict[str, Any] = {"sure": len(gaps), "narrowest": [round(gap, 5) for gap in gaps[:8]]}
     for variant in [v.parent.name for v in sorted(bench.engines.glob("*/*.engine"))]:
         with bench.open(variant) as session:
             program = device_program(session.spec.model)
-            found = session.detect(pictures, program, MULTI)
-            again = session.detect(pictures, program, Selection(conf=0.25))
+            found = session.detect(images, program, MULTI)
+            again = session.detect(images, program, Selection(conf=0.25))
             spec = session.spec.model
             fits = spec.inputs[0].dtype == "float32" and not session.spec.profiles
-            raws = list(ties.raw_outputs(session, pictures, SIZE)) if fits else []
+            raws = list(ties.raw_outputs(session, images, SIZE)) if fits else []
         rows = {
-            f.stem: np.column_stack([d.boxes, d.scores, d.class_ids])
-            for f, d in zip(bench.pictures, found, strict=True)
+            f.stem: np.column_stack([d.boxes, d.scores, d.class_ids]) for f, d in zip(bench.images, found, strict=True)
         }
         np.savez(bench.out / f"detections_{variant}.npz", **rows)
         missing = [

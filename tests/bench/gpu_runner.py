@@ -32,7 +32,7 @@ from yolotrt_core.benchmark.timer import measure_interleaved
 from yolotrt_core.inference.engine_file import read_engine_spec
 from yolotrt_core.inference.image_loader import decode_ahead, read_ahead
 from yolotrt_core.media import images
-from yolotrt_core.media.decode_pool import PictureProcesses, region_bytes
+from yolotrt_core.media.decode_pool import ImageProcesses, region_bytes
 from yolotrt_core.media.prefetch import prefetched
 from yolotrt_core.store.location import open_store
 from yolotrt_core.types import Selection
@@ -44,11 +44,11 @@ SINGLE = Selection(conf=0.25, iou=0.45)
 
 
 class Bench:
-    """Where the engines and pictures are, and the store all sessions share."""
+    """Where the engines and images are, and the store all sessions share."""
 
     def __init__(self, engines: Path, data: Path, store: Path, out: Path) -> None:
         self.engines, self.data, self.store, self.out = engines, data, store, out
-        self.pictures = sorted((data / "coco" / "images" / "val").glob("*.jpg"))
+        self.images = sorted((data / "coco" / "images" / "val").glob("*.jpg"))
 
     def path(self, variant: str) -> Path:
         (path,) = (self.engines / variant).glob("*.engine")
@@ -63,7 +63,7 @@ class Bench:
         return (self.engines / variant).is_dir()
 
     def frames(self, count: int, size: tuple[int, int]) -> list[np.ndarray]:
-        return [cv2.resize(cv2.imread(str(self.pictures[i % 64])), size[::-1]) for i in range(count)]
+        return [cv2.resize(cv2.imread(str(self.images[i % 64])), size[::-1]) for i in range(count)]
 
 
 def engine(bench: Bench) -> dict[str, Any]:
@@ -181,7 +181,7 @@ def _rate(session: EngineSession, program: Any, frames: list[np.ndarray], count:
 
 def jpeg(bench: Bench) -> dict[str, Any]:
     """From JPEG files, as many as are left to processes: detection beside what the decoder alone reaches, in turn."""
-    paths = bench.pictures * 64
+    paths = bench.images * 64
     files = [str(f) for f in paths]
     cv2.setNumThreads(1)
     results: dict[str, Any] = {}
@@ -189,7 +189,7 @@ def jpeg(bench: Bench) -> dict[str, Any]:
         region = region_bytes(images.plain_jpeg_sizes(paths))
         assert region is not None, "these files are for processes"
         begin = time.perf_counter()
-        with PictureProcesses(os.cpu_count() or 2, region, detector.page_lock) as processes:
+        with ImageProcesses(os.cpu_count() or 2, region, detector.page_lock) as processes:
             next(processes.read(paths[:1]))
             results["start of the processes, s"] = round(time.perf_counter() - begin, 2)
             ways: dict[str, Callable[[], Iterator[Any]]] = {
@@ -258,7 +258,7 @@ def folder(bench: Bench) -> dict[str, Any]:
         given = Path(place, "given")
         given.mkdir()
         for index in range(4096):
-            (given / f"{index:04}.jpg").symlink_to(bench.pictures[index % 64])
+            (given / f"{index:04}.jpg").symlink_to(bench.images[index % 64])
         for annotate in ("off", "off", "on"):  # the first fills caches
             command = [sys.executable, "-c", "from yolotrt_core.cli import main; main()", "detect", "--engine"]
             options = ["--annotate", annotate, "--show-timing", "--out", f"{place}/{annotate}", str(given)]
@@ -293,11 +293,11 @@ def start(bench: Bench) -> dict[str, Any]:
 
 
 def first(bench: Bench, variant: str) -> None:
-    (picture,) = bench.frames(1, (480, 640))
+    (image,) = bench.frames(1, (480, 640))
     begin = time.perf_counter()
     with bench.open(variant) as session:
         opened = time.perf_counter()
-        session.detect([picture], device_program(session.spec.model), SINGLE)
+        session.detect([image], device_program(session.spec.model), SINGLE)
         print(json.dumps({"open_s": round(opened - begin, 3), "first_s": round(time.perf_counter() - begin, 3)}))
 
 
@@ -312,26 +312,26 @@ def peer(bench: Bench) -> dict[str, Any]:
 
     downloads.attempt_download_from_hub = lambda *_, **__: None  # it would contact a hub, although the file is here
     model = attempt_load(str(bench.data / "weights" / "yolov5n.pt"), device="cuda", fuse=True).half().eval()
-    (picture,) = bench.frames(1, (1080, 1920))
+    (source_image,) = bench.frames(1, (1080, 1920))
 
     def upstream() -> np.ndarray:
-        image = letterbox(picture, (640, 640), stride=32, auto=False)[0]
+        image = letterbox(source_image, (640, 640), stride=32, auto=False)[0]
         image = np.ascontiguousarray(image.transpose(2, 0, 1)[::-1])
         tensor = torch.from_numpy(image).to("cuda").half() / 255
         with torch.no_grad():
             (found,) = non_max_suppression(model(tensor[None])[0], 0.25, 0.45)
-        found[:, :4] = scale_boxes(tensor.shape[1:], found[:, :4], picture.shape)
+        found[:, :4] = scale_boxes(tensor.shape[1:], found[:, :4], source_image.shape)
         return np.asarray(found.cpu())
 
     with bench.open("fp16-b1") as session:
         program = device_program(session.spec.model)
         timings = measure_interleaved(
-            {"upstream": upstream, "ours": lambda: session.detect([picture], program, SINGLE)},
+            {"upstream": upstream, "ours": lambda: session.detect([source_image], program, SINGLE)},
             repeats=8,
             warmup=20,
             burst=50,  # torch's threads spin for a while after each call
         )
-        boxes = {"upstream": len(upstream()), "ours": len(session.detect([picture], program, SINGLE)[0])}
+        boxes = {"upstream": len(upstream()), "ours": len(session.detect([source_image], program, SINGLE)[0])}
     results: dict[str, Any] = {name: dataclasses.asdict(t) for name, t in timings.items()}
     return {**results, "ratio": timings["upstream"].p50_ms / timings["ours"].p50_ms, "boxes": boxes}
 

@@ -2,7 +2,7 @@
 
     python tests/bench/letterbox.py --image 000000000139.jpg --peer-python ../peer/bin/python
 
-The picture is fitted to 640x480 and 1920x1080 first. Contenders: ours (`preprocess`); in `--peer-python`,
+The image is fitted to 640x480 and 1920x1080 first. Contenders: ours (`preprocess`); in `--peer-python`,
 after upstream's `letterbox` of `yolov5` 7.0.14: numpy's transpose and division, torch's as upstream's
 `detect.py` does it, `cv2.dnn.blobFromImage`; and `blobFromImageWithParams`, which pads by itself. Prints
 the median of each, and ours divided by the fastest peer's.
@@ -35,9 +35,9 @@ def main() -> None:
     options = parser.parse_args()
     if options.worker:
         cv2.setNumThreads(options.threads[0])
-        picture = cv2.imread(str(options.image))
+        image = cv2.imread(str(options.image))
         prepare = _prepare(options.worker, options.threads[0])
-        frames = {name: cv2.resize(picture, size) for name, size in SIZES.items()}
+        frames = {name: cv2.resize(image, size) for name, size in SIZES.items()}
         serve({name: lambda n=name: prepare(frames[n]) for name in SIZES}, options.burst)
         return
     os.environ["YOLO_AUTOINSTALL"] = "false"

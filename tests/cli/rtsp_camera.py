@@ -1,4 +1,4 @@
-"""A camera for tests: RTSP (RFC 2326) on 127.0.0.1 that sends a film as MPEG-TS in RTP, within its TCP connection.
+"""A camera for tests: RTSP (RFC 2326) on 127.0.0.1 that sends a video as MPEG-TS in RTP, within its TCP connection.
 
 Frames come as fast as they are taken; behind the last one the camera goes silent, and the connection stays open.
 """

@@ -20,11 +20,11 @@ from .conftest import Run
 
 @pytest.fixture
 def here(tmp_path: Path) -> Path:
-    """The folder the command runs in, with some pictures, and files that are none of what is asked for."""
+    """The folder the command runs in, with some images, and files that are none of what is asked for."""
     folder = tmp_path / "here"
     (folder / "pics").mkdir(parents=True)
     shutil.copy(sample_path(), folder / "pics")
-    (folder / "film.mp4").write_bytes(b"")
+    (folder / "video.mp4").write_bytes(b"")
     return folder
 
 
@@ -33,25 +33,25 @@ def here(tmp_path: Path) -> Path:
     [
         ("evaluate --data pics --against NONSENSE", 2, "`--against` expects an engine file or one of fp32"),
         ("evaluate --data pics --against fp31", 2, "hint: did you mean `fp32`"),
-        ("evaluate --data pics --against int8", 2, "`--against int8` needs pictures to calibrate on"),
+        ("evaluate --data pics --against int8", 2, "`--against int8` needs images to calibrate on"),
         ("evaluate --data nix", 2, "there is no data set `nix`"),
         ("bench --against nix.engine", 2, "there is no engine file `nix.engine`"),
         ("build --gate-agreement 2", 2, "`--gate-agreement` expects a number, at least 0 and at most 1, found `2`"),
         ("build --gate-images x", 2, "`--gate-images` expects a whole number"),
         ("build --sensitivity-images 0", 2, "`--sensitivity-images` expects a whole number"),
         ("build --eval-data nix", 2, "there is no data set `nix`"),
-        ("build --eval-data film.mp4", 2, "`film.mp4` is no data set"),
-        ("build --max-drop 0.1", 2, "`--max-drop` needs labelled pictures"),
+        ("build --eval-data video.mp4", 2, "`video.mp4` is no data set"),
+        ("build --max-drop 0.1", 2, "`--max-drop` needs labelled images"),
         ("build --precision int8 --calibrator import --import-file nix", 2, "`nix`: no such file or directory"),
         ("build --precision int8 --calibrator import", 2, "calibrator `import` needs a file"),
-        ("build --precision fp16 --calib-data nix", 2, "hint: expected a folder of pictures, or a data set YAML"),
-        ("build --out film.mp4", 5, "cannot write to `film.mp4`: `film.mp4` is not a folder"),
-        ("build --out film.mp4/deeper", 5, "is not a folder"),
-        ("detect pics --out film.mp4", 5, "cannot write to `film.mp4`: `film.mp4` is not a folder"),
-        ("artifacts.export --kind onnx --out film.mp4", 5, "`film.mp4` is not a folder"),
+        ("build --precision fp16 --calib-data nix", 2, "hint: expected a folder of images, or a data set YAML"),
+        ("build --out video.mp4", 5, "cannot write to `video.mp4`: `video.mp4` is not a folder"),
+        ("build --out video.mp4/deeper", 5, "is not a folder"),
+        ("detect pics --out video.mp4", 5, "cannot write to `video.mp4`: `video.mp4` is not a folder"),
+        ("artifacts.export --kind onnx --out video.mp4", 5, "`video.mp4` is not a folder"),
         ("build --tensorrt-module tensorrt", 3, "`tensorrt`"),
         ("build --precision int8 --calib-data pics --tensorrt-typing weak --tensorrt-module tensorrt_rtx", 2, "weakly"),
-        ("sensitivity", 2, "calibrator `percentile` needs pictures"),
+        ("sensitivity", 2, "calibrator `percentile` needs images"),
         ("build --precision FP16", 2, "hint: did you mean `fp16`?"),
         ("build --precision zzz", 2, "hint: known: `auto`, `bf16`"),
         ("build --imgsz 0", 2, "multiples of 32, found 0; 32 is the least"),
@@ -97,7 +97,7 @@ def test_a_module_to_keep_that_is_not_there(run: Run, here: Path, warm: Path) ->
     ran = run(*common, "--int8-keep", "model.99", store=warm / "store")
     assert ran.code == 2
     assert "no convolution belongs to a module `model.99`" in ran.err
-    assert "only 1 calibration picture:" in ran.err
+    assert "only 1 calibration image:" in ran.err
 
 
 def test_a_half_precision_source_is_nothing_else(run: Run, here: Path, warm: Path) -> None:
@@ -115,12 +115,12 @@ def test_a_half_precision_source_is_nothing_else(run: Run, here: Path, warm: Pat
     )
 
 
-def test_calibration_pictures_that_cannot_be_read(run: Run, here: Path, warm: Path) -> None:
+def test_calibration_images_that_cannot_be_read(run: Run, here: Path, warm: Path) -> None:
     for number in range(3):
         (here / "pics" / f"bad{number}.jpg").write_bytes(b"")
     ran = run("build", "--builder", "onnxruntime", "--precision", "int8", "--calib-data", "pics", store=warm / "store")
     assert ran.code == 2
-    assert "calibration pictures cannot be read, over 10%" in ran.err
+    assert "calibration images cannot be read, over 10%" in ran.err
 
 
 def test_a_batch_that_memory_does_not_hold(run: Run, here: Path) -> None:

@@ -181,7 +181,7 @@ def test_a_plugin_that_prints_and_logs_at_import_spoils_nothing(run: Run, instal
     assert "loud native" in ran.err
     ran = run("artifacts.explain", "--weights", "parts", "--precision", "int8")
     assert ran.code == 2
-    assert ran.err.count("needs pictures") == 1
+    assert ran.err.count("needs images") == 1
 
 
 def test_an_empty_onnx_file_is_told(run: Run, tmp_path: Path) -> None:

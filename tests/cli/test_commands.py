@@ -106,11 +106,11 @@ def test_detect_on_the_sample(run: Run, warm: Path, tmp_path: Path) -> None:
     assert [d["score"] for d in found] == sorted((d["score"] for d in found), reverse=True)
     here = tmp_path / "here" / "detections"
     assert json.loads((here / "detections.json").read_text())["images"] == document["images"]
-    picture = cv2.imread(str(sample_path()))
+    image = cv2.imread(str(sample_path()))
     drawn = cv2.imread(str(here / sample_path().name))
-    assert drawn.shape == picture.shape
+    assert drawn.shape == image.shape
     x1, y1, x2, _ = (int(v) for v in found[0]["box"])
-    edge = np.abs(drawn.astype(int) - picture.astype(int))[max(0, y1 - 2) : y1 + 3, x1:x2]
+    edge = np.abs(drawn.astype(int) - image.astype(int))[max(0, y1 - 2) : y1 + 3, x1:x2]
     assert edge.max() > 60  # the best box's upper edge was really drawn
 
 
@@ -171,20 +171,20 @@ def test_a_folder_goes_on_past_a_bad_file(run: Run, warm: Path, tmp_path: Path) 
 
 
 def test_a_video(run: Run, warm: Path, tmp_path: Path) -> None:
-    picture = cv2.imread(str(sample_path()))
-    height, width = picture.shape[:2]
-    path = tmp_path / "film.avi"
+    image = cv2.imread(str(sample_path()))
+    height, width = image.shape[:2]
+    path = tmp_path / "video.avi"
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 10, (width, height))
     assert writer.isOpened()
     for _ in range(3):
-        writer.write(picture)
+        writer.write(image)
     writer.release()
     ran = run("detect", str(path), "--builder", "onnxruntime", "--json", store=warm / "store")
     assert ran.code == 0, ran.err
     images = _valid(ran.out, "detect")["images"]
     assert [i["frame"] for i in images] == [0, 1, 2]
     assert all(i["detections"] for i in images)
-    capture = cv2.VideoCapture(str(tmp_path / "here" / "detections" / "film.mp4"))
+    capture = cv2.VideoCapture(str(tmp_path / "here" / "detections" / "video.mp4"))
     frames = 0
     while capture.read()[0]:
         frames += 1
@@ -305,10 +305,10 @@ def test_a_stream_address(run: Run, warm: Path, tmp_path: Path) -> None:
         def log_message(self, *told: object) -> None:
             return
 
-    picture = cv2.imread(str(sample_path()))
-    writer = cv2.VideoWriter(str(tmp_path / "f.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 10, picture.shape[1::-1])
+    image = cv2.imread(str(sample_path()))
+    writer = cv2.VideoWriter(str(tmp_path / "f.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 10, image.shape[1::-1])
     for _ in range(5):
-        writer.write(picture)
+        writer.write(image)
     writer.release()
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(tmp_path)))
     threading.Thread(target=server.serve_forever, daemon=True).start()

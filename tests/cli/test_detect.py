@@ -26,17 +26,17 @@ from yolotrt_core.media import video
 from .conftest import ROOT, Run
 
 
-def _film(path: Path, frames: int) -> None:
-    picture = cv2.imread(str(sample_path()))
-    assert picture is not None
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), 10, picture.shape[1::-1])
+def _video(path: Path, frames: int) -> None:
+    image = cv2.imread(str(sample_path()))
+    assert image is not None
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), 10, image.shape[1::-1])
     for _ in range(frames):
-        writer.write(picture)
+        writer.write(image)
     writer.release()
 
 
 @pytest.mark.parametrize("out", ["../pics", "../link"])
-@pytest.mark.parametrize("name", ["x.jpg", "film.mp4"])
+@pytest.mark.parametrize("name", ["x.jpg", "video.mp4"])
 def test_an_input_is_never_written_over(run: Run, tmp_path: Path, name: str, out: str) -> None:
     pics = tmp_path / "pics"
     pics.mkdir()
@@ -44,7 +44,7 @@ def test_an_input_is_never_written_over(run: Run, tmp_path: Path, name: str, out
     if name == "x.jpg":
         shutil.copy(sample_path(), pics / name)
     else:
-        _film(pics / name, 2)
+        _video(pics / name, 2)
     before = (pics / name).read_bytes()
     for source in (pics / name, pics):
         ran = run("detect", str(source), "--builder", "onnxruntime", "--out", out)
@@ -94,7 +94,7 @@ def test_without_annotated_copies_the_results_are_the_same(run: Run, warm: Path,
     pics = tmp_path / "pics"
     pics.mkdir()
     shutil.copy(sample_path(), pics / "x.jpg")
-    _film(pics / "film.mp4", 3)
+    _video(pics / "video.mp4", 3)
     before = {p.name: p.read_bytes() for p in pics.iterdir()}
     (tmp_path / "recipe.toml").write_text('[detect]\nannotate = "off"\n')
     model = ("--builder", "onnxruntime", str(pics))
@@ -105,7 +105,7 @@ def test_without_annotated_copies_the_results_are_the_same(run: Run, warm: Path,
             assert ran.code == 0, ran.err
             outs[out] = [line.split()[-1] for line in ran.out.splitlines()[1:]]
         here = tmp_path / "here"
-        assert outs["on"] == ["on/x.jpg", "on/film.mp4"]
+        assert outs["on"] == ["on/x.jpg", "on/video.mp4"]
         for out in ("off", "by"):
             assert outs[out] == [f"{out}/{name}{single}", f"{out}/{name}"]
             assert [p.name for p in (here / out).iterdir()] == [name]
@@ -146,10 +146,10 @@ def test_of_many_files_the_sum_is_shown(run: Run, warm: Path, tmp_path: Path) ->
     assert len(ran.out.splitlines()) == 101
 
 
-def test_a_film_of_many_classes_is_told_in_a_few_words() -> None:
+def test_a_video_of_many_classes_is_told_in_a_few_words() -> None:
     counts = Counter({number: 100 - number for number in range(14)})
     labels = [f"kind{number}" for number in range(14)]
-    _, words, _ = detect._row(Summary(Path("film.mp4"), Path("out"), counts, 0, 3), labels)
+    _, words, _ = detect._row(Summary(Path("video.mp4"), Path("out"), counts, 0, 3), labels)
     assert words.startswith("3 frames: 100 kind0, 99 kind1, ")
     assert words.endswith(", 92 kind8, 5 more classes")
     _, words, _ = detect._row(Summary(Path("x.jpg"), Path("out"), Counter({2: 1, 1: 3}), 4, None), labels)
@@ -206,19 +206,19 @@ def test_two_addresses_are_refused_without_their_passwords(run: Run) -> None:
 
 
 @pytest.mark.parametrize("command", ["yolotrt", "invoke"])
-@pytest.mark.parametrize("source", ["film.mp4", "pictures"])
+@pytest.mark.parametrize("source", ["video.mp4", "pictures"])
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_what_was_found_until_a_signal_is_kept(
     warm: Path, tmp_path: Path, command: str, source: str, number: signal.Signals, code: int
 ) -> None:
-    if source == "film.mp4":
-        _film(tmp_path / source, 900)
+    if source == "video.mp4":
+        _video(tmp_path / source, 900)
     else:
         (tmp_path / source).mkdir()
         for index in range(900):
             (tmp_path / source / f"{index:03}.jpg").symlink_to(sample_path())
     out = tmp_path / "detections"
-    begun = ".partial-*.mp4" if source == "film.mp4" else "*.jpg"
+    begun = ".partial-*.mp4" if source == "video.mp4" else "*.jpg"
     program = [str(Path(sys.executable).with_name(command))]
     if command == "invoke":
         program += ["--search-root", str(ROOT)]
@@ -244,18 +244,18 @@ def test_what_was_found_until_a_signal_is_kept(
     images = json.loads(printed)["images"]
     assert 0 < len(images) < 900
     assert json.loads((out / "detections.json").read_text())["images"] == images
-    if source == "film.mp4":
-        assert video.count_frames(out / "film.mp4") == len(images)
-        assert sorted(p.name for p in out.iterdir()) == ["detections.json", "film.mp4"]
+    if source == "video.mp4":
+        assert video.count_frames(out / "video.mp4") == len(images)
+        assert sorted(p.name for p in out.iterdir()) == ["detections.json", "video.mp4"]
     else:
         drawn = [f"{index:03}.jpg" for index in range(len(images))]
         assert [Path(image["path"]).name for image in images] == drawn
         assert sorted(p.name for p in out.iterdir()) == [*drawn, "detections.json"]
 
 
-def test_a_film_that_was_cut_short_is_told(run: Run, warm: Path, tmp_path: Path) -> None:
+def test_a_video_that_was_cut_short_is_told(run: Run, warm: Path, tmp_path: Path) -> None:
     whole = tmp_path / "whole.avi"
-    _film(whole, 60)
+    _video(whole, 60)
     data = whole.read_bytes()
     cut = tmp_path / "cut.avi"
     cut.write_bytes(data[: len(data) // 2])

@@ -1,4 +1,4 @@
-"""`evaluate` as users start it, on the embedded model and its bundled picture."""
+"""`evaluate` as users start it, on the embedded model and its bundled image."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _FP32 = ("--builder", "onnxruntime", "--precision", "fp32")
 
 @pytest.fixture
 def labelled(run: Run, warm: Path, tmp_path: Path) -> Path:
-    """The bundled picture, labelled with what fp32 finds on it."""
+    """The bundled image, labelled with what fp32 finds on it."""
     place = tmp_path / "set"
     (place / "images").mkdir(parents=True)
     shutil.copy(sample_path(), place / "images" / "sample.jpg")
@@ -41,7 +41,7 @@ def test_its_own_labels_are_found_again(run: Run, warm: Path, labelled: Path) ->
     jsonschema.validate(document, json.loads(_SCHEMA.read_text()))
     assert document["map50"]["value"] == pytest.approx(1.0)
     assert document["map50_95"]["value"] > 0.95  # the labels are rounded to 6 digits
-    assert (document["map50"]["low"], document["map50_95"]["high"]) == (None, None)  # of one picture, by 3 resamples
+    assert (document["map50"]["low"], document["map50_95"]["high"]) == (None, None)  # of one image, by 3 resamples
     assert document["against"] is None
 
 
@@ -49,7 +49,7 @@ def test_its_own_labels_are_found_again(run: Run, warm: Path, labelled: Path) ->
     ("arguments", "told"),
     [
         (("--bootstrap", "0"), None),
-        ((), "no interval can be told from 1 picture: it takes at least 6"),
+        ((), "no interval can be told from 1 image: it takes at least 6"),
     ],
 )
 def test_no_interval_is_printed_where_there_is_none(
@@ -62,7 +62,7 @@ def test_no_interval_is_printed_where_there_is_none(
     assert ran.out.splitlines()[-1] == told if told else "interval" not in ran.out
 
 
-def test_few_resamples_of_enough_pictures_tell_nothing(run: Run, warm: Path, labelled: Path) -> None:
+def test_few_resamples_of_enough_images_tell_nothing(run: Run, warm: Path, labelled: Path) -> None:
     for part in ("images/sample.jpg", "labels/sample.txt"):
         for i in range(5):
             shutil.copy(labelled / part, (labelled / part).with_stem(f"s{i}"))
@@ -86,7 +86,7 @@ def test_two_precisions_are_compared(run: Run, warm: Path, labelled: Path) -> No
     assert document["against"]["engine"]["precision"] == "fp32"
     assert abs(document["against"]["difference"]["map50"]["value"]) < 0.05
     table = run("evaluate", *arguments, store=warm / "store")
-    assert "cannot be told from 1 picture: it takes at least 6" in table.out
+    assert "cannot be told from 1 image: it takes at least 6" in table.out
     assert "distinguishable" not in table.out
     assert document["against"]["difference"]["more_than_noise"] is None
 
@@ -117,7 +117,7 @@ def test_the_model_in_its_own_framework(run: Run, warm: Path, labelled: Path) ->
     assert document["map50"]["value"] == pytest.approx(1.0)
 
 
-def test_pictures_at_their_own_shape(run: Run, warm: Path, labelled: Path) -> None:
+def test_images_at_their_own_shape(run: Run, warm: Path, labelled: Path) -> None:
     arguments = ("--data", str(labelled), "--framework", "--rect", "on", "--bootstrap", "0")
     ran = run("evaluate", *arguments, "--dynamic", "on", "--json", store=warm / "store")
     assert ran.code == 0, ran.err
@@ -130,7 +130,7 @@ def test_pictures_at_their_own_shape(run: Run, warm: Path, labelled: Path) -> No
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "`evaluate` needs labelled pictures"),
+        ((), "`evaluate` needs labelled images"),
         (("--data", "nowhere"), "there is no data set `nowhere`"),
         (("--data", ".", "--part", "half"), "`--part` expects train, val or test, found `half`"),
         (("--data", ".", "--bootstrap", "x"), "`--bootstrap` expects a whole number"),

@@ -126,8 +126,8 @@ def test_what_was_recorded_is_kept(
     running = _detect(command, here, warm / "store", watched.address, "--json", stderr=subprocess.PIPE)
     out = _recorded(running, here)
     if frames == ENDLESS:
-        _until(running, lambda: any(film.stat().st_size for film in out.glob(".partial-*.mp4")))
-    else:  # fewer than are taken together: the film begins when it ends
+        _until(running, lambda: any(clip.stat().st_size for clip in out.glob(".partial-*.mp4")))
+    else:  # fewer than are taken together: the video begins when it ends
         watched.wait_for_silence()
     ran = _ended(running, number)
     assert ran.code == code, ran.err
@@ -201,7 +201,7 @@ def test_recordings_of_one_second_have_a_folder_each(tmp_path: Path, monkeypatch
     monkeypatch.setattr(time, "strftime", lambda form: "now")
     with detect._recording("rtsp://cam/1", tmp_path, new=True) as first:
         with detect._recording("rtsp://cam/2", tmp_path, new=True) as second:
-            (second / "film.mp4").touch()
+            (second / "video.mp4").touch()
         assert (first.name, second.name) == ("stream-cam-now", "stream-cam-now-2")
     assert list(tmp_path.iterdir()) == [second], "nothing was recorded in the first"
     with detect._recording("rtsp://cam/1", tmp_path, new=False) as given:

@@ -11,7 +11,7 @@ from .conftest import Run
 def test_detect_help_is_help(run: Run, flag: str) -> None:
     ran = run("detect", flag)
     assert ran.code == 0
-    assert "Find objects on pictures or videos" in ran.out
+    assert "Find objects on images or videos" in ran.out
     assert "--multi-label" in ran.out
     assert "a box may count for several classes (default off)" in " ".join(ran.out.split())
     assert ran.err == ""
@@ -31,7 +31,7 @@ def test_other_ways_to_ask_for_help(run: Run, arguments: tuple[str, ...]) -> Non
     assert ran.code == 0
     assert "--precision" in ran.out
     # The texts, not only the names.
-    words = "Picture, video, folder" if "detect" in arguments else "Run every stage again"
+    words = "Image, video, folder" if "detect" in arguments else "Run every stage again"
     assert words in " ".join(ran.out.split())
 
 
@@ -115,7 +115,7 @@ def test_what_may_be_given_twice(run: Run) -> None:
         ("plugins x.y/z", "found `x.y/z`", "`plugins --help` lists the flags"),
         ("detect --source 0", "`detect` has no flag `--source`", "`detect camera:0`"),
         ("detect --source=a.jpg", "`detect` has no flag `--source`", "`detect a.jpg`"),
-        ("detect --conf 0.3", "`detect` needs a PATH, but none was given", "`sample`, the bundled picture"),
+        ("detect --conf 0.3", "`detect` needs a PATH, but none was given", "`sample`, the bundled image"),
         ("artifacts.show", "`artifacts.show` needs a KEY, but none was given", "KEY: First digits of a key"),
     ],
 )
@@ -160,7 +160,7 @@ def test_a_bare_number_is_no_camera(run: Run) -> None:
         (["x.plan"], 2, "pass `--engine x.plan` beside a PATH"),
     ],
 )
-def test_a_model_among_the_pictures(run: Run, words: list[str], code: int, hint: str) -> None:
+def test_a_model_among_the_images(run: Run, words: list[str], code: int, hint: str) -> None:
     ran = run("detect", *words)
     assert ran.code == code
     assert f"hint: {hint}" in ran.err

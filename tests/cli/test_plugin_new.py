@@ -85,7 +85,7 @@ def test_commands_of_the_new_readme_run(kind: str, warm: Path, tmp_path: Path) -
     install(folder)
     shown = (folder / "README.md").read_text().partition("To use it")[2]
     commands = shown_commands(shown)
-    own = {"PICTURES": str(tmp_path), "MODEL.onnx": str(corner_model(tmp_path)), "NAMES.txt": str(tmp_path / "n.txt")}
+    own = {"IMAGES": str(tmp_path), "MODEL.onnx": str(corner_model(tmp_path)), "NAMES.txt": str(tmp_path / "n.txt")}
     (tmp_path / "n.txt").write_text("a\nb\nc\n")
     shutil.copy(sample_path(), tmp_path)
     for command in commands:

@@ -18,19 +18,19 @@ _INT8 = ("--builder", "onnxruntime", "--precision", "int8")
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
+def images(tmp_path: Path) -> Path:
     place = tmp_path / "pictures"
     place.mkdir()
     shutil.copy(sample_path(), place / "one.jpg")
     return place
 
 
-def test_ranges_and_cache_go_out_and_come_back(run: Run, warm: Path, pictures: Path, tmp_path: Path) -> None:
+def test_ranges_and_cache_go_out_and_come_back(run: Run, warm: Path, images: Path, tmp_path: Path) -> None:
     here, store = tmp_path / "here", warm / "store"
-    chosen = (*_INT8, "--calib-data", str(pictures))
+    chosen = (*_INT8, "--calib-data", str(images))
     built = run("build", *chosen, "--json", "--out", "first", store=store)
     assert built.code == 0, built.err
-    assert "only 1 calibration picture: 64 are known to be enough" in built.err
+    assert "only 1 calibration image: 64 are known to be enough" in built.err
     first = json.loads(built.out)
     assert first["gate"]["passed"] is True
     assert [s["step"] for s in first["steps"]] == ["export", "simplify", "parity", "calibrate", "int8", "build"]
@@ -51,9 +51,9 @@ def test_ranges_and_cache_go_out_and_come_back(run: Run, warm: Path, pictures: P
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (("build", *_INT8), 2, "calibrator `percentile` needs pictures, but `--calib-data` was not given"),
+        (("build", *_INT8), 2, "calibrator `percentile` needs images, but `--calib-data` was not given"),
         (("build", *_INT8, "--calib-data", "nowhere"), 2, "there is no data set `nowhere`"),
-        (("build", *_INT8, "--calib-data", "."), 2, "no picture in `.`"),
+        (("build", *_INT8, "--calib-data", "."), 2, "no image in `.`"),
         (("build", *_INT8, "--calib-data", ".", "--calib-images", "0"), 2, "`--calib-images` expects a whole number"),
         (("build", *_INT8, "--calibrator", "import"), 2, "calibrator `import` needs a file"),
         (("build", *_INT8, "--calib-data", ".", "--max-drop", "2"), 2, "`--max-drop` expects a number from 0 to 1"),
@@ -68,8 +68,8 @@ def test_refusals(run: Run, warm: Path, arguments: tuple[str, ...], code: int, m
     assert "Traceback" not in ran.err
 
 
-def test_a_cache_needs_to_know_its_reader(run: Run, warm: Path, pictures: Path) -> None:
-    chosen = (*_INT8, "--calib-data", str(pictures))
+def test_a_cache_needs_to_know_its_reader(run: Run, warm: Path, images: Path) -> None:
+    chosen = (*_INT8, "--calib-data", str(images))
     assert run("build", *chosen, store=warm / "store").code == 0
     for arguments, message in (
         ((), "needs `--cache-version`"),

@@ -76,17 +76,17 @@ def _png_without_pixels() -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
 
 
-def test_files_that_are_no_pictures(run: Run, warm: Path, tmp_path: Path) -> None:
+def test_files_that_are_no_images(run: Run, warm: Path, tmp_path: Path) -> None:
     bad = tmp_path / "bad"
     bad.mkdir()
     (bad / "empty.jpg").write_bytes(b"")
-    (bad / "text.png").write_text("not a picture")
+    (bad / "text.png").write_text("not an image")
     (bad / "notes.txt").write_text("x")
     (bad / "nothing.png").write_bytes(_png_without_pixels())
     cases = {
         "empty.jpg": "is an empty file",
-        "text.png": "is not a picture OpenCV can read",
-        "notes.txt": "is no picture or video by its ending",
+        "text.png": "is not an image OpenCV can read",
+        "notes.txt": "is no image or video by its ending",
         "nothing.png": "has no pixels",
     }
     for name, words in cases.items():
@@ -98,9 +98,9 @@ def test_files_that_are_no_pictures(run: Run, warm: Path, tmp_path: Path) -> Non
         assert not (tmp_path / "here" / "detections").exists()
     ran = run("detect", str(tmp_path / "here"), store=warm / "store")
     assert ran.code == 2
-    assert "no picture or video in the folder" in ran.err
+    assert "no image or video in the folder" in ran.err
     ran = run("detect", str(bad / "*.gif"), store=warm / "store")
-    assert "no picture or video matches the pattern" in ran.err
+    assert "no image or video matches the pattern" in ran.err
 
 
 def test_a_store_path_that_is_a_file(run: Run, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""`detect` on an RTSP address: what a camera sends is found as in the same film from a file."""
+"""`detect` on an RTSP address: what a camera sends is found as in the same video from a file."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from .rtsp_camera import rtsp_camera, write_stream
 
 
 def test_a_camera_is_watched_and_its_password_kept(warm: Path, tmp_path: Path) -> None:
-    picture = cv2.imread(str(sample_path()))
-    assert picture is not None
-    film, here = tmp_path / "film.ts", tmp_path / "here"
+    source_image = cv2.imread(str(sample_path()))
+    assert source_image is not None
+    video, here = tmp_path / "video.ts", tmp_path / "here"
     here.mkdir()
-    write_stream(film, [cv2.convertScaleAbs(picture, alpha=1 - number / 100) for number in range(40)])
+    write_stream(video, [cv2.convertScaleAbs(source_image, alpha=1 - number / 100) for number in range(40)])
     common = ("--builder", "onnxruntime", "--max-frames", "10", "--json")
-    with rtsp_camera(film.read_bytes()) as camera:
+    with rtsp_camera(video.read_bytes()) as camera:
         address = f"rtsp://user:secret@127.0.0.1:{camera.server_address[1]}/door"
         watched = call("detect", address, *common, cwd=here, store=warm / "store")
     assert watched.code == 0, watched.err
     assert [method for method, _ in camera.asked][:4] == ["OPTIONS", "DESCRIBE", "SETUP", "PLAY"]
-    filmed = call("detect", str(film), *common, "--out", "film", cwd=here, store=warm / "store")
-    assert filmed.code == 0, filmed.err
-    images, like = (json.loads(ran.out)["images"] for ran in (watched, filmed))
+    videoed = call("detect", str(video), *common, "--out", "video", cwd=here, store=warm / "store")
+    assert videoed.code == 0, videoed.err
+    images, like = (json.loads(ran.out)["images"] for ran in (watched, videoed))
     assert [image["frame"] for image in images] == list(range(10))
     assert [image["detections"] for image in images] == [image["detections"] for image in like]
     assert all(len(image["detections"]) >= 5 for image in images)

@@ -1,4 +1,4 @@
-"""`sensitivity` as users start it, on the embedded model and its bundled picture."""
+"""`sensitivity` as users start it, on the embedded model and its bundled image."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SCHEMAS = Path(yolotrt_core.__file__).parent / "schemas"
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
+def images(tmp_path: Path) -> Path:
     place = tmp_path / "pictures"
     place.mkdir()
     shutil.copy(sample_path(), place / "sample.jpg")
@@ -34,9 +34,9 @@ def _validated(text: str, schema: str) -> dict[str, object]:
     return document
 
 
-def test_layers_are_ranked_once(run: Run, warm: Path, pictures: Path, tmp_path: Path) -> None:
+def test_layers_are_ranked_once(run: Run, warm: Path, images: Path, tmp_path: Path) -> None:
     keep = "model.2,model.3,model.4,model.6,model.8,model.9,model.13,model.17,model.20,model.23"
-    arguments = ("sensitivity", "--builder", "onnxruntime", "--calib-data", str(pictures), "--int8-keep", keep)
+    arguments = ("sensitivity", "--builder", "onnxruntime", "--calib-data", str(images), "--int8-keep", keep)
     ran = run(*arguments, "--json", store=warm / "store")
     assert ran.code == 0, ran.err
     document = _validated(ran.out, "sensitivity.json")
@@ -77,12 +77,12 @@ def test_auto_says_what_it_chose(run: Run, warm: Path) -> None:
     [
         (("--precision", "fp16"), "fp16 quantizes no layers"),
         (("--plot", "x.jpeg"), "`--plot` expects a file that ends in .svg, .png or .pdf, found `x.jpeg`"),
-        ((), "calibrator `percentile` needs pictures"),
+        ((), "calibrator `percentile` needs images"),
         (("--sensitivity-images", "0"), "`--sensitivity-images` expects a whole number, at least 1"),
     ],
 )
-def test_refusals(run: Run, warm: Path, arguments: tuple[str, ...], message: str, pictures: Path) -> None:
-    given = ("--calib-data", str(pictures)) if arguments[:1] == ("--sensitivity-images",) else ()
+def test_refusals(run: Run, warm: Path, arguments: tuple[str, ...], message: str, images: Path) -> None:
+    given = ("--calib-data", str(images)) if arguments[:1] == ("--sensitivity-images",) else ()
     ran = run("sensitivity", "--builder", "onnxruntime", *arguments, *given, store=warm / "store")
     assert ran.code == 2
     assert ran.out == ""

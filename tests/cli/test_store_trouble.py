@@ -103,14 +103,14 @@ def test_a_full_disk_under_detect_leaves_no_partial_file(tmp_path: Path, warm: P
 
     from yolotrt_core.export.model_source import sample_path
 
-    picture = cv2.imread(str(sample_path()))
-    film = tmp_path / "film.avi"
-    writer = cv2.VideoWriter(str(film), cv2.VideoWriter.fourcc(*"MJPG"), 10, picture.shape[1::-1])
+    image = cv2.imread(str(sample_path()))
+    video = tmp_path / "video.avi"
+    writer = cv2.VideoWriter(str(video), cv2.VideoWriter.fourcc(*"MJPG"), 10, image.shape[1::-1])
     for _ in range(8):
-        writer.write(picture)
+        writer.write(image)
     writer.release()
     with _mounted(tmp_path / "small", "size=40k") as small:
-        for source in (str(film), "sample"):
+        for source in (str(video), "sample"):
             ran = start(
                 "yolotrt", "detect", source, "--out", str(small / "d"), cwd=_here(tmp_path), store=warm / "store"
             )

@@ -68,10 +68,10 @@ def test_an_encoding_without_the_characters(run: Run, warm: Path, tmp_path: Path
 
 @pytest.mark.parametrize(("encoding", "bar"), [("ascii", "########"), ("utf-8", "████████")])
 def test_the_bars_of_sensitivity(warm: Path, tmp_path: Path, encoding: str, bar: str) -> None:
-    pictures = tmp_path / "pictures"
-    pictures.mkdir()
-    shutil.copy(sample_path(), pictures)
-    arguments = ("sensitivity", "--builder", "onnxruntime", "--calib-data", str(pictures), "--sensitivity-images", "1")
+    images = tmp_path / "pictures"
+    images.mkdir()
+    shutil.copy(sample_path(), images)
+    arguments = ("sensitivity", "--builder", "onnxruntime", "--calib-data", str(images), "--sensitivity-images", "1")
     variables = {"PYTHONIOENCODING": encoding}
     for command in ("invoke", "yolotrt"):
         ran = start(command, *arguments, cwd=tmp_path, store=warm / "store", variables=variables)

@@ -1,4 +1,4 @@
-"""What several tests of the core need: picture files, and servers to fetch from."""
+"""What several tests of the core need: image files, and servers to fetch from."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from picture_files import write_files
+from image_files import write_files
 from release_server import Server
 
 from yolotrt_core.export import model_source

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fake_layers import RUNS, SIZE, LayeredBuilder, WideBox, layered_stages, write_model, write_pictures
+from fake_layers import RUNS, SIZE, LayeredBuilder, WideBox, layered_stages, write_images, write_model
 from yolotrt_core.build.settings import BuildSettings, plan_build
 from yolotrt_core.evaluation.evaluator import open_framework
 from yolotrt_core.evaluation.predictions import predict
@@ -34,8 +34,8 @@ def _counted_from_zero() -> None:
 
 @pytest.fixture
 def settings(tmp_path: Path) -> BuildSettings:
-    pictures = write_pictures(tmp_path / "set")
-    given = {"calib_data": pictures / "images", "eval_data": pictures, "max_drop": 0.5}
+    images = write_images(tmp_path / "set")
+    given = {"calib_data": images / "images", "eval_data": images, "max_drop": 0.5}
     return BuildSettings(weights=write_model(tmp_path), precision="int8", imgsz=SIZE, **given)
 
 
@@ -88,8 +88,8 @@ def _made(settings: BuildSettings, store: Store, stages: Registry) -> tuple[Judg
     return made, found
 
 
-def _predicted(made: Judged, store: Store, stages: Registry, tmp_path: Path, pictures: Path) -> bool:
-    files = sorted((pictures / "images").iterdir())
+def _predicted(made: Judged, store: Store, stages: Registry, tmp_path: Path, images: Path) -> bool:
+    files = sorted((images / "images").iterdir())
     with validated_build.open_engine(made, tmp_path, store=store, stages=stages) as detector:
         return predict(detector, files, Selection(conf=0.1), store=store, stages=stages).from_cache
 

@@ -103,12 +103,12 @@ def test_ranges_reach_an_engine_once(run: Build) -> None:
     assert builder.calibration == "steady"
 
 
-def test_a_calibrator_without_pictures_says_so(run: Build) -> None:
+def test_a_calibrator_without_images_says_so(run: Build) -> None:
     class Wanting(_Calibrator):
         needs_images = True
 
     plugin = fake_plugin(passes=[_Quantizing()], calibrators=[Wanting()])
-    with pytest.raises(UsageError, match="calibrator `steady` needs pictures, but `--calib-data` was not given"):
+    with pytest.raises(UsageError, match="calibrator `steady` needs images, but `--calib-data` was not given"):
         run(Registry.of(plugin), calibrator="steady")
     with pytest.raises(UsageError, match="fp16 has no default calibrator"):
         run(Registry.of(plugin))

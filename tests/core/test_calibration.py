@@ -1,4 +1,4 @@
-"""Which pictures are chosen, and what happens to those that cannot be read."""
+"""Which images are chosen, and what happens to those that cannot be read."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import cv2
 import numpy as np
 import pytest
 
-from yolotrt_core.calibration.images import Batches, CalibrationData, choose, digest_of_pictures
+from yolotrt_core.calibration.images import Batches, CalibrationData, choose, digest_of_images
 from yolotrt_core.errors import UsageError
 from yolotrt_core.inference.letterbox import preprocess
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Twenty small pictures of different sizes."""
+    """Twenty small images of different sizes."""
     place = tmp_path / "pictures"
     place.mkdir()
     random = np.random.default_rng(0)
@@ -49,13 +49,13 @@ def test_the_digest_follows_content_and_order_not_the_place(folder: Path, tmp_pa
 
 
 def test_the_digest_follows_what_decodes_and_resizes(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = digest_of_pictures(["0" * 64])
-    assert digest_of_pictures(["0" * 64]) == before
+    before = digest_of_images(["0" * 64])
+    assert digest_of_images(["0" * 64]) == before
     monkeypatch.setattr("yolotrt_core.media.images.opencv_version", lambda: "4.0")
-    assert digest_of_pictures(["0" * 64]) != before
+    assert digest_of_images(["0" * 64]) != before
 
 
-def test_batches_are_the_letterboxed_pictures(folder: Path) -> None:
+def test_batches_are_the_letterboxed_images(folder: Path) -> None:
     chosen = choose(CalibrationData(folder, 6))
     batches = Batches(chosen, (64, 32))
     seen = np.concatenate(list(batches))
@@ -64,10 +64,10 @@ def test_batches_are_the_letterboxed_pictures(folder: Path) -> None:
     assert batches.facts() == {"pictures": 6, "skipped": [], "seed": 0, "used": list(chosen.names)}
 
 
-def test_an_unreadable_picture_among_good_ones_is_skipped_and_counted(
+def test_an_unreadable_image_among_good_ones_is_skipped_and_counted(
     folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (folder / "05.png").write_bytes(b"no picture")
+    (folder / "05.png").write_bytes(b"no image")
     (folder / "06.png").write_bytes(b"")
     batches = Batches(choose(CalibrationData(folder)), (32, 32))
     assert sum(len(b) for b in batches) == 18
@@ -77,18 +77,18 @@ def test_an_unreadable_picture_among_good_ones_is_skipped_and_counted(
 
 def test_over_a_tenth_unreadable_is_an_error(folder: Path) -> None:
     for number in (1, 2, 3):
-        (folder / f"{number:02}.png").write_bytes(b"no picture")
-    with pytest.raises(UsageError, match="3 of 20 calibration pictures cannot be read, over 10%"):
+        (folder / f"{number:02}.png").write_bytes(b"no image")
+    with pytest.raises(UsageError, match="3 of 20 calibration images cannot be read, over 10%"):
         list(Batches(choose(CalibrationData(folder)), (32, 32)))
 
 
-def test_too_few_pictures_warn_with_the_number_that_is_enough(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_too_few_images_warn_with_the_number_that_is_enough(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         choose(CalibrationData(folder))
-    assert "only 20 calibration pictures: 64 are known to be enough" in caplog.text
+    assert "only 20 calibration images: 64 are known to be enough" in caplog.text
 
 
-def test_a_picture_that_changes_in_between(folder: Path) -> None:
+def test_a_image_that_changes_in_between(folder: Path) -> None:
     chosen = choose(CalibrationData(folder))
     assert cv2.imwrite(str(chosen.files[2]), np.zeros((8, 8, 3), np.uint8))
     with pytest.raises(UsageError, match="changed while it was used"):
@@ -96,9 +96,9 @@ def test_a_picture_that_changes_in_between(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("make", [True, False])
-def test_no_pictures(tmp_path: Path, make: bool) -> None:
+def test_no_images(tmp_path: Path, make: bool) -> None:
     place = tmp_path / "empty"
     if make:
         place.mkdir()
-    with pytest.raises(UsageError, match="no picture in" if make else "there is no data set"):
+    with pytest.raises(UsageError, match="no image in" if make else "there is no data set"):
         choose(CalibrationData(place))

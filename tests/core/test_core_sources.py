@@ -13,7 +13,7 @@ from yolotrt_core.testing.closure import NO_PART, Closure
 STORE = {f"yolotrt_core.store.{file.stem}" for file in (Path(core_sources.__file__).parent / "store").glob("*.py")}
 LISTS = ("PIXELS", "STAGE", "PREDICTIONS", "GATE", "SENSITIVITY", "TIMING")
 # What a list leaves out beside `NO_PART`, and why.
-DATASET = {"yolotrt_core.datasets.reader": "lists pictures, whose digests are in the key"}
+DATASET = {"yolotrt_core.datasets.reader": "lists images, whose digests are in the key"}
 PLANS = {
     **DATASET,
     **dict.fromkeys(
@@ -24,7 +24,7 @@ PLANS = {
 LEFT_OUT: Mapping[str, Mapping[str, str]] = {
     "PIXELS": DATASET,
     "STAGE": {
-        "yolotrt_core.calibration.images": "in the digest of the pictures, where a stage gets any",
+        "yolotrt_core.calibration.images": "in the digest of the images, where a stage gets any",
         "yolotrt_core.export.parity": "in the identity of its own step",
     },
     "PREDICTIONS": PLANS,

@@ -17,7 +17,7 @@ LABELS = ("cat", "dog")
 
 @pytest.fixture
 def yolo(tmp_path: Path) -> Path:
-    """Two pictures of 40x20 in YOLO layout, one with two boxes and one with none."""
+    """Two images of 40x20 in YOLO layout, one with two boxes and one with none."""
     for name in ("a", "b"):
         for kind in ("images", "labels"):
             (tmp_path / kind / "val").mkdir(parents=True, exist_ok=True)
@@ -34,15 +34,15 @@ def _yaml(root: Path, text: str) -> Path:
 
 def test_a_folder_in_yolo_layout(yolo: Path) -> None:
     data = reader.read(yolo, LABELS)
-    assert [p.name for p in data.pictures] == ["images/val/a.jpg", "images/val/b.jpg"]
-    np.testing.assert_allclose(data.pictures[0].xywh(20, 40), [[10, 5, 20, 10], [8, 3, 4, 4]])
-    assert data.pictures[0].class_ids.tolist() == [0, 1]
-    assert len(data.pictures[1].class_ids) == 0
+    assert [p.name for p in data.images] == ["images/val/a.jpg", "images/val/b.jpg"]
+    np.testing.assert_allclose(data.images[0].xywh(20, 40), [[10, 5, 20, 10], [8, 3, 4, 4]])
+    assert data.images[0].class_ids.tolist() == [0, 1]
+    assert len(data.images[1].class_ids) == 0
     assert data.boxes == 2
 
 
 @pytest.mark.parametrize("place", ["images/val", "images"])
-def test_a_folder_of_pictures_finds_its_labels(yolo: Path, place: str) -> None:
+def test_a_folder_of_images_finds_its_labels(yolo: Path, place: str) -> None:
     assert reader.read(yolo / place, LABELS).boxes == 2
 
 
@@ -74,11 +74,11 @@ def test_a_part_beside_the_description_may_be_called_as_roboflow_does(yolo: Path
     described = _yaml(own, "val: ../images/val\n")
     assert reader.read(described, LABELS).boxes == 2
     (yolo / "images" / "val").mkdir(parents=True)
-    with pytest.raises(UsageError, match="no picture in"):  # what is meant literally goes first
+    with pytest.raises(UsageError, match="no image in"):  # what is meant literally goes first
         reader.read(described, LABELS)
 
 
-def _pictures(folder: Path, *names: str) -> Path:
+def _images(folder: Path, *names: str) -> Path:
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).touch()
@@ -94,14 +94,14 @@ def _pictures(folder: Path, *names: str) -> Path:
         (("1.jpg", "far/1.jpg"), ("far/1.jpg",), ["1.jpg", "elsewhere/far/1.jpg", "far/1.jpg"]),
     ],
 )
-def test_pictures_outside_the_data_set_are_all_kept(
+def test_images_outside_the_data_set_are_all_kept(
     tmp_path: Path, inside: tuple[str, ...], outside: tuple[str, ...], names: list[str]
 ) -> None:
-    base, top = _pictures(tmp_path / "set", *inside), _pictures(tmp_path / "elsewhere", *outside)
+    base, top = _images(tmp_path / "set", *inside), _images(tmp_path / "elsewhere", *outside)
     base.mkdir(exist_ok=True)
     places = [base, *{(top / name).parent for name in outside}, top]  # the last holds them again
     described = _yaml(tmp_path, f"path: {base}\nval: {json.dumps(list(map(str, places)))}\n")
-    files, found, _ = reader.list_pictures(described)
+    files, found, _ = reader.list_images(described)
     assert found == names
     assert sorted(files) == sorted([*(base / name for name in inside), *(top / name for name in outside)])
     assert all(str(file).endswith(name) for file, name in zip(files, found, strict=True))
@@ -113,19 +113,19 @@ def test_a_list_file_that_is_no_text(yolo: Path, unreadable: bool) -> None:
         (yolo / "val.txt").symlink_to("/proc/self/mem")  # for root too
     else:
         (yolo / "val.txt").write_bytes(b"images/val/a.jpg\n\xff\n")
-    with pytest.raises(UsageError, match="cannot read the picture list"):
+    with pytest.raises(UsageError, match="cannot read the image list"):
         reader.read(_yaml(yolo, "val: val.txt"), LABELS)
 
 
 def test_a_description_with_a_list_file(yolo: Path) -> None:
     (yolo / "val.txt").write_text("images/val/a.jpg\n")
     data = reader.read(_yaml(yolo, "val: val.txt\nnames: [cat, dog]\n"), LABELS)
-    assert [p.name for p in data.pictures] == ["images/val/a.jpg"]
+    assert [p.name for p in data.images] == ["images/val/a.jpg"]
 
 
 def test_an_outline_is_taken_as_its_box(yolo: Path) -> None:
     (yolo / "labels" / "val" / "b.txt").write_text("1 0.1 0.2 0.5 0.2 0.5 0.6\n")
-    box = reader.read(yolo, LABELS).pictures[1].boxes
+    box = reader.read(yolo, LABELS).images[1].boxes
     np.testing.assert_allclose(box, [[0.3, 0.4, 0.4, 0.4]])
 
 
@@ -143,20 +143,20 @@ def _coco(root: Path, categories: list[dict[str, object]], **changes: object) ->
 def test_coco_json(yolo: Path) -> None:
     place = yolo / "images" / "val"
     data = reader.read(_coco(place, [{"id": 17, "name": "cat"}, {"id": 18, "name": "dog"}]), LABELS)
-    picture = data.pictures[0]
-    np.testing.assert_array_equal(picture.xywh(20, 40), [[10, 5, 20, 10], [8, 3, 4, 4]])
-    assert picture.class_ids.tolist() == [1, 0]
-    assert picture.crowd.tolist() == [False, True]
-    assert picture.path.is_file()
+    image = data.images[0]
+    np.testing.assert_array_equal(image.xywh(20, 40), [[10, 5, 20, 10], [8, 3, 4, 4]])
+    assert image.class_ids.tolist() == [1, 0]
+    assert image.crowd.tolist() == [False, True]
+    assert image.path.is_file()
 
 
-def test_coco_json_beside_the_pictures_folder(yolo: Path) -> None:
+def test_coco_json_beside_the_images_folder(yolo: Path) -> None:
     (yolo / "annotations").mkdir()
     path = _coco(yolo / "annotations", [{"id": 17, "name": "cat"}, {"id": 18, "name": "dog"}])
-    assert reader.read(path, LABELS).pictures[0].path == yolo / "images" / "val" / "a.jpg"
+    assert reader.read(path, LABELS).images[0].path == yolo / "images" / "val" / "a.jpg"
 
 
-def test_where_coco_pictures_were_looked_for_is_told_once(tmp_path: Path) -> None:
+def test_where_coco_images_were_looked_for_is_told_once(tmp_path: Path) -> None:
     folder = tmp_path / "images"  # `images` beside the JSON's folder is the folder itself
     folder.mkdir()
     path = _coco(folder, [{"id": 17, "name": "cat"}, {"id": 18, "name": "dog"}])
@@ -170,7 +170,7 @@ def test_where_coco_pictures_were_looked_for_is_told_once(tmp_path: Path) -> Non
 def test_coco_categories_of_other_names_go_in_order(yolo: Path, caplog: pytest.LogCaptureFixture) -> None:
     place = yolo / "images" / "val"
     data = reader.read(_coco(place, [{"id": 18, "name": "B"}, {"id": 17, "name": "A"}]), LABELS)
-    assert data.pictures[0].class_ids.tolist() == [1, 0]
+    assert data.images[0].class_ids.tolist() == [1, 0]
     assert "taken in order" in caplog.text
 
 
@@ -215,7 +215,7 @@ def test_labels_of_another_class_count(yolo: Path) -> None:
 
 def test_an_empty_label_folder(yolo: Path) -> None:
     (yolo / "labels" / "val" / "a.txt").unlink()
-    with pytest.raises(UsageError, match="no labels for the 2 pictures"):
+    with pytest.raises(UsageError, match="no labels for the 2 images"):
         reader.read(yolo, LABELS)
 
 
@@ -236,7 +236,7 @@ def test_a_line_that_is_no_label(yolo: Path, line: str) -> None:
     [
         ("just words", "is no data set description"),
         ("a: [", "is not YAML"),
-        ("names: [cat, dog]", "names no pictures for `val`"),
+        ("names: [cat, dog]", "names no images for `val`"),
         ("val: nowhere\nnames: [cat, dog]", "which does not exist"),
         ("val: 3\nnames: [cat, dog]", "which does not exist"),
         (f"val: {'x' * 300}", "file name too long"),
@@ -296,5 +296,5 @@ def test_an_object_that_is_written_twice_is_there_once(yolo: Path, caplog: pytes
     with (yolo / "labels" / "val" / "a.txt").open("a") as file:
         file.write("0 0.50 0.5 0.5 0.5\n0 0.5 0.5 0.5 0.4\n")
     data = reader.read(yolo, LABELS)
-    assert data.pictures[0].boxes.tolist() == [[0.5, 0.5, 0.5, 0.5], [0.25, 0.25, 0.1, 0.2], [0.5, 0.5, 0.5, 0.4]]
+    assert data.images[0].boxes.tolist() == [[0.5, 0.5, 0.5, 0.5], [0.25, 0.25, 0.1, 0.2], [0.5, 0.5, 0.5, 0.4]]
     assert "has 1 line twice" in caplog.text

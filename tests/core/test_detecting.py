@@ -19,7 +19,7 @@ from yolotrt_core.store.store import Store
 from yolotrt_core.types import Selection
 
 
-@pytest.mark.parametrize("name", ["film.avi", "still.png"])
+@pytest.mark.parametrize("name", ["video.avi", "still.png"])
 def test_before_the_first_frame_nothing_is_left(name: str, store: Store, tmp_path: Path) -> None:
     weights = tmp_path / "model.txt"
     weights.write_text("2 3")

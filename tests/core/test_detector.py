@@ -83,7 +83,7 @@ def test_files_and_what_is_wrong_with_them_come_in_order(tmp_path: Path) -> None
     paths = [tmp_path / f"{index}.png" for index in range(8)]
     for index in (1, 4, 5):
         cv2.imwrite(str(paths[index]), _frames(10 * index)[0])
-    paths[6].write_bytes(b"no picture")
+    paths[6].write_bytes(b"no image")
     for batch in (1, 2, 8):
         found = list(_detector(_Counting(_spec(batch))).detect_files(paths))
         assert len(found) == 8
@@ -171,7 +171,7 @@ def test_what_cannot_be_nv12(planes: Any) -> None:
         ("a.jpg", "str", None),
         (np.zeros((32, 64, 3), np.float32), r"float32 \(32, 64, 3\)", None),
         (np.zeros((32, 64, 4), np.uint8), r"uint8 \(32, 64, 4\)", None),
-        (np.zeros((32, 64), np.uint8), r"uint8 \(32, 64\)", "one picture goes into a list"),
+        (np.zeros((32, 64), np.uint8), r"uint8 \(32, 64\)", "one image goes into a list"),
         (np.zeros((0, 64, 3), np.uint8), r"uint8 \(0, 64, 3\)", None),
     ],
 )
@@ -191,7 +191,7 @@ def test_what_is_no_frame_is_named(frame: Any, found: str, hint: str | None) -> 
         detector.detect_at(frame, (32, 64))
 
 
-def test_one_picture_that_is_not_in_a_list() -> None:
+def test_one_image_that_is_not_in_a_list() -> None:
     with pytest.raises(UsageError, match=r"^frame 0: .* found uint8 \(64, 3\)") as caught:
         _detector(_Counting(_spec())).detect(_frames(1)[0])  # type: ignore[arg-type]
     assert "goes into a list" in str(caught.value.hint)
@@ -232,5 +232,5 @@ def test_numbers_of_numpy_are_numbers() -> None:
 
 @pytest.mark.parametrize("paths", ["in", b"in", Path("in")])
 def test_one_path_is_no_list_of_files(paths: Any) -> None:
-    with pytest.raises(UsageError, match=r"`paths` is a list of picture files, found .*in'"):
+    with pytest.raises(UsageError, match=r"`paths` is a list of image files, found .*in'"):
         next(_detector(_Counting(_spec())).detect_files(paths))

@@ -1,4 +1,4 @@
-"""The official YOLOv5n on COCO pictures, against figures of an independent run with pycocotools."""
+"""The official YOLOv5n on COCO images, against figures of an independent run with pycocotools."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
-from fake_stages import FakeExporter, FakeSession, fake_plugin, picture_spec
+from fake_stages import FakeExporter, FakeSession, fake_plugin, image_spec
 from yolotrt_core.api import Detector
 from yolotrt_core.build.settings import BuildSettings, plan_build
 from yolotrt_core.datasets import reader
@@ -48,7 +48,7 @@ def test_fp32_has_the_known_accuracy(data: Path, detector: Detector, stages: Reg
     """0.5004 / 0.3357: onnxruntime, upstream's letterbox and thresholds, pycocotools 2.0.11."""
     judge = Judge(reader.read(data / "coco", detector.labels), store, stages, bootstrap=Bootstrap(0))
     result = judge.evaluate(detector)
-    assert (result.pictures, result.boxes) == (64, 440)
+    assert (result.images, result.boxes) == (64, 440)
     assert result.map50.value == pytest.approx(0.5004, abs=0.0005)
     assert result.map50_95.value == pytest.approx(0.3357, abs=0.0005)
     again = judge.evaluate(detector)
@@ -73,7 +73,7 @@ def test_a_framework_runs_a_model_at_the_size_that_its_engine_would_have(store: 
             return 64, 96
 
         def open_source(self, source: ModelSource, request: BuildRequest, options: Any) -> FakeSession:
-            return FakeSession(1.0, EngineSpec(picture_spec(request, "fake"), "fp32", "text", {}))
+            return FakeSession(1.0, EngineSpec(image_spec(request, "fake"), "fp32", "text", {}))
 
     stages = Registry.of(fake_plugin(exporters=[Own()]))
     weights = tmp_path / "model.txt"
@@ -90,7 +90,7 @@ def test_predictions_come_back_bit_for_bit(
 ) -> None:
     files = sorted((data / "coco" / "images" / "val").iterdir())[:3]
     broken = tmp_path / "broken.jpg"
-    broken.write_bytes(b"no picture")
+    broken.write_bytes(b"no image")
     listed = [*files, *files[:2], broken, *files[:2], *files]
     first = predict(detector, listed, SELECTION, store=store, stages=stages)
     again = predict(detector, listed, SELECTION, store=store, stages=stages)
@@ -105,11 +105,11 @@ def test_predictions_come_back_bit_for_bit(
             np.testing.assert_array_equal(found.class_ids, expected.class_ids)
 
 
-def test_too_many_unreadable_pictures(
+def test_too_many_unreadable_images(
     data: Path, detector: Detector, stages: Registry, store: Store, tmp_path: Path
 ) -> None:
     broken = tmp_path / "broken.jpg"
-    broken.write_bytes(b"no picture")
+    broken.write_bytes(b"no image")
     good = sorted((data / "coco" / "images" / "val").iterdir())[0]
-    with pytest.raises(UsageError, match="1 of 2 pictures cannot be read"):
+    with pytest.raises(UsageError, match="1 of 2 images cannot be read"):
         predict(detector, [good, broken], SELECTION, store=store, stages=stages)

@@ -51,7 +51,7 @@ def test_agreement(one: Detections, other: Detections, share: float, drift: floa
     assert result.drift == pytest.approx(drift, abs=1e-6)
 
 
-def test_agreement_adds_up_over_pictures() -> None:
+def test_agreement_adds_up_over_images() -> None:
     result = agree([detections((A, 0.9, 0)), detections((A, 0.5, 0))], [detections((A, 0.7, 0)), detections()])
     assert (result.expected, result.found, result.matched) == (2, 1, 1)
     assert result.share == pytest.approx(2 / 3)
@@ -110,8 +110,8 @@ def _stages(factor: float, *more: Any, own: FakeBuilder | None = None) -> Regist
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    """Four grey pictures: the fake network scores each with its mean."""
+def images(tmp_path: Path) -> Path:
+    """Four grey images: the fake network scores each with its mean."""
     for kind in ("images", "labels"):
         (tmp_path / "set" / kind).mkdir(parents=True)
     for number in range(4):
@@ -131,32 +131,32 @@ def test_a_faithful_engine_is_handed_out_with_its_verdict(store: Store, tmp_path
     engine = _build(_stages(0.99), store, tmp_path)
     assert engine.verdict is not None
     assert engine.verdict.passed
-    assert engine.verdict.facts["pictures_from"] == "the bundled picture"
+    assert engine.verdict.facts["pictures_from"] == "the bundled image"
     assert engine.verdict.facts["ran"] == "the engine"
     again = _build(_stages(0.99), store, tmp_path)
     assert again.verdict is not None
     assert (again.verdict.key, again.verdict.from_cache) == (engine.verdict.key, True)
 
 
-def test_an_engine_that_finds_nothing_is_held_back_and_kept(store: Store, tmp_path: Path, pictures: Path) -> None:
+def test_an_engine_that_finds_nothing_is_held_back_and_kept(store: Store, tmp_path: Path, images: Path) -> None:
     with pytest.raises(GateError, match="0 of 4 fp32 boxes found") as refused:
-        _build(_stages(0.1), store, tmp_path, eval_data=pictures / "images")
+        _build(_stages(0.1), store, tmp_path, eval_data=images / "images")
     assert refused.value.exit_code == 6
     assert not (tmp_path / "out").exists()
     key = store.refs()["model-fp16-onnxruntime-refused"]
     assert store.find(key) is not None
     assert key[:12] in str(refused.value.hint)
     with pytest.raises(GateError):  # from the record, without running anything
-        _build(_stages(0.1), store, tmp_path, eval_data=pictures / "images")
+        _build(_stages(0.1), store, tmp_path, eval_data=images / "images")
 
 
 def test_nothing_to_compare_is_said(
-    store: Store, tmp_path: Path, pictures: Path, caplog: pytest.LogCaptureFixture
+    store: Store, tmp_path: Path, images: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    for file in (pictures / "images").iterdir():
+    for file in (images / "images").iterdir():
         assert cv2.imwrite(str(file), np.zeros((32, 64, 3), np.uint8))  # scores of nought on either side
     with caplog.at_level(logging.INFO):
-        engine = _build(_stages(0.99), store, tmp_path, eval_data=pictures / "images")
+        engine = _build(_stages(0.99), store, tmp_path, eval_data=images / "images")
     assert engine.verdict is not None
     assert engine.verdict.facts["compared"] == 0
     assert "found nothing to compare: neither the engine nor fp32 has a box" in engine.verdict.text
@@ -164,22 +164,22 @@ def test_nothing_to_compare_is_said(
     assert "the gate had 0 boxes to compare, which says little" in caplog.text
 
 
-def test_how_much_was_compared_is_in_the_record(store: Store, tmp_path: Path, pictures: Path) -> None:
-    engine = _build(_stages(0.99), store, tmp_path, eval_data=pictures / "images")
+def test_how_much_was_compared_is_in_the_record(store: Store, tmp_path: Path, images: Path) -> None:
+    engine = _build(_stages(0.99), store, tmp_path, eval_data=images / "images")
     assert engine.verdict is not None
-    assert engine.verdict.facts["compared"] == 8  # a box of either side on each of four pictures
+    assert engine.verdict.facts["compared"] == 8  # a box of either side on each of four images
     assert "4 of 4 fp32 boxes found, 4 boxes in all" in engine.verdict.text
     one = _build(_stages(0.99), store, tmp_path)
     assert one.verdict is not None
     assert "1 of 1 fp32 box found, 1 box in all" in one.verdict.text
 
 
-def test_an_engine_is_judged_again_on_another_gpu(store: Store, tmp_path: Path, pictures: Path) -> None:
-    first = _build(_stages(0.99, own=_OnGpu("good")), store, tmp_path, eval_data=pictures / "images")
+def test_an_engine_is_judged_again_on_another_gpu(store: Store, tmp_path: Path, images: Path) -> None:
+    first = _build(_stages(0.99, own=_OnGpu("good")), store, tmp_path, eval_data=images / "images")
     assert first.verdict is not None
     with pytest.raises(GateError, match="0 of 4 fp32 boxes found"):
-        _build(_stages(0.99, own=_OnGpu("broken")), store, tmp_path, eval_data=pictures / "images")
-    again = _build(_stages(0.99, own=_OnGpu("good")), store, tmp_path, eval_data=pictures / "images")
+        _build(_stages(0.99, own=_OnGpu("broken")), store, tmp_path, eval_data=images / "images")
+    again = _build(_stages(0.99, own=_OnGpu("good")), store, tmp_path, eval_data=images / "images")
     assert again.verdict is not None
     assert (again.verdict.key, again.verdict.from_cache) == (first.verdict.key, True)
 
@@ -189,7 +189,7 @@ def _decoded(postprocessor: Any) -> Registry:
 
 
 def test_an_edited_postprocessor_is_judged_anew(
-    store: Store, tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+    store: Store, tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(str(tmp_path))
     module = tmp_path / "decoding_of_the_test.py"
@@ -199,7 +199,7 @@ def test_an_edited_postprocessor_is_judged_anew(
         source_digest.cache_clear()
         head = _Thresholded()
         head.sources = ("decoding_of_the_test",)
-        verdicts.append(_build(_decoded(head), store, tmp_path, eval_data=pictures / "images").verdict)
+        verdicts.append(_build(_decoded(head), store, tmp_path, eval_data=images / "images").verdict)
     first, edited, back = verdicts
     assert first is not None and edited is not None and back is not None
     assert (edited.from_cache, back.from_cache) == (False, True)
@@ -209,7 +209,7 @@ def test_an_edited_postprocessor_is_judged_anew(
 
 @dataclass(frozen=True)
 class Reach:
-    share: float = option(1.0, help="How much of the picture a box covers")
+    share: float = option(1.0, help="How much of the image a box covers")
 
 
 class Other(_Thresholded):
@@ -217,10 +217,10 @@ class Other(_Thresholded):
     Options = Reach
 
 
-def test_another_postprocessor_or_option_of_it_is_judged_anew(store: Store, tmp_path: Path, pictures: Path) -> None:
+def test_another_postprocessor_or_option_of_it_is_judged_anew(store: Store, tmp_path: Path, images: Path) -> None:
     keys = set()
     for head, flags in ((_Thresholded(), {}), (Other(), {}), (Other(), {"otherhead": {"share": "0.5"}})):
-        verdict = _build(_decoded(head), store, tmp_path, eval_data=pictures / "images", flags=flags).verdict
+        verdict = _build(_decoded(head), store, tmp_path, eval_data=images / "images", flags=flags).verdict
         assert verdict is not None
         assert not verdict.from_cache
         assert isinstance(verdict.facts["fp32_boxes"], int)
@@ -228,10 +228,10 @@ def test_another_postprocessor_or_option_of_it_is_judged_anew(store: Store, tmp_
     assert len(keys) == 3
 
 
-def test_predictions_are_of_one_postprocessor_and_its_options(store: Store, tmp_path: Path, pictures: Path) -> None:
+def test_predictions_are_of_one_postprocessor_and_its_options(store: Store, tmp_path: Path, images: Path) -> None:
     weights = tmp_path / "model.txt"
     weights.write_text("1 1")
-    files = sorted((pictures / "images").iterdir())
+    files = sorted((images / "images").iterdir())
     keys = []
     for head, flags in (
         (_Thresholded(), {}),
@@ -249,7 +249,7 @@ def test_predictions_are_of_one_postprocessor_and_its_options(store: Store, tmp_
     assert keys[3] == keys[0]
 
 
-def test_other_labels_are_judged_anew(store: Store, tmp_path: Path, pictures: Path) -> None:
+def test_other_labels_are_judged_anew(store: Store, tmp_path: Path, images: Path) -> None:
     class Labelled(FakeExporter):
         labels = ("thing",)
 
@@ -261,7 +261,7 @@ def test_other_labels_are_judged_anew(store: Store, tmp_path: Path, pictures: Pa
         exporter = Labelled()
         exporter.labels, exporter.stage_version = labels, version
         brought = {"exporters": [exporter], "passes": [_Lossy(0.99)], "postprocessors": [_Thresholded()]}
-        engine = _build(Registry.of(fake_plugin(**brought)), store, tmp_path, eval_data=pictures / "images")
+        engine = _build(Registry.of(fake_plugin(**brought)), store, tmp_path, eval_data=images / "images")
         assert engine.verdict is not None
         assert not engine.verdict.from_cache
         keys.add(engine.verdict.key)
@@ -274,10 +274,10 @@ def test_it_can_be_handed_out_all_the_same(store: Store, tmp_path: Path) -> None
     assert engine.path.is_file()
 
 
-def test_scores_that_drift_are_held_back(store: Store, tmp_path: Path, pictures: Path) -> None:
+def test_scores_that_drift_are_held_back(store: Store, tmp_path: Path, images: Path) -> None:
     with pytest.raises(GateError, match=r"scores differ by 0\.15"):
-        _build(_stages(0.8), store, tmp_path, eval_data=pictures / "images")
-    passed = _build(_stages(0.8), store, tmp_path, eval_data=pictures / "images", flags={"gate": {"drift": "0.3"}})
+        _build(_stages(0.8), store, tmp_path, eval_data=images / "images")
+    passed = _build(_stages(0.8), store, tmp_path, eval_data=images / "images", flags={"gate": {"drift": "0.3"}})
     assert passed.verdict is not None
     assert passed.verdict.passed
 
@@ -286,53 +286,51 @@ def test_fp32_is_not_judged(store: Store, tmp_path: Path) -> None:
     assert _build(_stages(0.1), store, tmp_path, precision="fp32").verdict is None
 
 
-def test_an_engine_that_cannot_run_here_is_judged_by_its_graph(store: Store, tmp_path: Path, pictures: Path) -> None:
+def test_an_engine_that_cannot_run_here_is_judged_by_its_graph(store: Store, tmp_path: Path, images: Path) -> None:
     stages = _stages(0.99, _Elsewhere())
     engine = _build(stages, store, tmp_path, builder="elsewhere")
     assert engine.verdict is not None
     assert engine.verdict.facts["ran"] == "its typed ONNX in onnxruntime"
     with pytest.raises(GateError, match="run as its typed ONNX in onnxruntime"):
-        _build(_stages(0.1, _Elsewhere()), store, tmp_path, builder="elsewhere", eval_data=pictures / "images")
+        _build(_stages(0.1, _Elsewhere()), store, tmp_path, builder="elsewhere", eval_data=images / "images")
 
 
-def test_with_labels_the_loss_of_map_decides(store: Store, tmp_path: Path, pictures: Path) -> None:
+def test_with_labels_the_loss_of_map_decides(store: Store, tmp_path: Path, images: Path) -> None:
     for number in range(4):
-        (pictures / "labels" / f"{number}.txt").write_text("0 0.5 0.5 1 1\n")
-    engine = _build(_stages(0.5), store, tmp_path, eval_data=pictures)
+        (images / "labels" / f"{number}.txt").write_text("0 0.5 0.5 1 1\n")
+    engine = _build(_stages(0.5), store, tmp_path, eval_data=images)
     assert engine.verdict is not None
     assert engine.verdict.facts["by"] == "map50_95"
-    assert (engine.verdict.facts["drop_low"], engine.verdict.facts["drop_high"]) == (None, None)  # of 4 pictures
+    assert (engine.verdict.facts["drop_low"], engine.verdict.facts["drop_high"]) == (None, None)  # of 4 images
     assert engine.verdict.facts["drop"] == 0
     with pytest.raises(GateError, match=r"mAP50-95 0\.0000, fp32 1\.0000, a loss of 1\.0000 \(0\.2 allowed\)"):
-        _build(_stages(1e-4), store, tmp_path, eval_data=pictures, max_drop=0.2)
+        _build(_stages(1e-4), store, tmp_path, eval_data=images, max_drop=0.2)
 
 
-def test_max_drop_without_labels(store: Store, tmp_path: Path, pictures: Path) -> None:
-    with pytest.raises(UsageError, match="no labels for the 4 pictures"):
-        _build(_stages(0.99), store, tmp_path, eval_data=pictures, max_drop=0.1)
-    with pytest.raises(UsageError, match="`--max-drop` needs labelled pictures"):
+def test_max_drop_without_labels(store: Store, tmp_path: Path, images: Path) -> None:
+    with pytest.raises(UsageError, match="no labels for the 4 images"):
+        _build(_stages(0.99), store, tmp_path, eval_data=images, max_drop=0.1)
+    with pytest.raises(UsageError, match="`--max-drop` needs labelled images"):
         _build(_stages(0.99), store, tmp_path, max_drop=0.1)
 
 
-def test_changed_pictures_are_judged_anew(
-    store: Store, tmp_path: Path, pictures: Path, caplog: pytest.LogCaptureFixture
+def test_changed_images_are_judged_anew(
+    store: Store, tmp_path: Path, images: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    first = _build(_stages(0.99), store, tmp_path, eval_data=pictures / "images")
-    shutil.copy(pictures / "images" / "0.png", pictures / "images" / "9.png")
+    first = _build(_stages(0.99), store, tmp_path, eval_data=images / "images")
+    shutil.copy(images / "images" / "0.png", images / "images" / "9.png")
     with caplog.at_level(logging.INFO):
-        second = _build(_stages(0.99), store, tmp_path, eval_data=pictures / "images")
+        second = _build(_stages(0.99), store, tmp_path, eval_data=images / "images")
     assert first.verdict is not None
     assert second.verdict is not None
     assert first.verdict.key != second.verdict.key
     assert "5 of 5 fp32 boxes found" in caplog.text
 
 
-def test_the_hint_of_a_refusal_names_pictures_where_there_were_none(
-    store: Store, tmp_path: Path, pictures: Path
-) -> None:
+def test_the_hint_of_a_refusal_names_images_where_there_were_none(store: Store, tmp_path: Path, images: Path) -> None:
     stages = Registry.of(fake_plugin(passes=[_Lossy(0.5)]))  # any score counts, so a single box can differ by too much
-    for given, told in (({}, True), ({"eval_data": pictures / "images"}, False)):
+    for given, told in (({}, True), ({"eval_data": images / "images"}, False)):
         with pytest.raises(GateError) as refused:
             _build(stages, store, tmp_path, **given)
-        assert ("pictures of your own with `--eval-data`" in str(refused.value.hint)) == told
+        assert ("images of your own with `--eval-data`" in str(refused.value.hint)) == told
         assert "`--gate-check off`" in str(refused.value.hint)

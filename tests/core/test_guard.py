@@ -213,8 +213,8 @@ def test_an_engine_that_cannot_be_used(members: Mapping[str, Any], words: str, s
     [
         ("pinned_frames", (2, (32, 64, 3)), [np.zeros(3)], "should return a list of 2 arrays"),
         ("pinned_copy", (np.zeros(3),), None, "should return an array, it returned NoneType `None`"),
-        ("decode", ([b"", b""],), [None], "should return a picture or None for each of 2 files"),
-        ("decode", ([b""],), [5], "should return a picture or None for each of 1 files"),
+        ("decode", ([b"", b""],), [None], "should return an image or None for each of 2 files"),
+        ("decode", ([b""],), [5], "should return an image or None for each of 1 files"),
         ("detect", ([],), (), "should return a list of Detections"),
         ("page_lock", (np.zeros(3),), BOOM, "failed with RuntimeError: no luck"),
         ("close", (), BOOM, "failed with RuntimeError: no luck"),
@@ -237,7 +237,7 @@ def test_a_session_that_answers_nonsense(
         (_raising(BOOM), "failed with RuntimeError: no luck"),
         (_raising(SystemExit(2)), "failed with SystemExit: 2"),
         (_answering(None), "should return a list of Detections"),
-        (_answering([]), "should return one Detections for each of 1 pictures"),
+        (_answering([]), "should return one Detections for each of 1 images"),
         (_answering([Detections([], [], [])]), "should return boxes (M, 4), scores (M,) and class_ids (M,)"),  # type: ignore[arg-type]
     ],
 )

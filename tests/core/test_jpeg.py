@@ -11,8 +11,8 @@ from yolotrt_core.media import jpeg_header
 
 def encoded(height: int, width: int, *flags: int) -> bytes:
     rng = np.random.default_rng(height * width)
-    picture = cv2.resize(rng.integers(0, 256, (5, 7, 3), dtype=np.uint8), (width, height))
-    good, data = cv2.imencode(".jpg", picture, list(flags))
+    image = cv2.resize(rng.integers(0, 256, (5, 7, 3), dtype=np.uint8), (width, height))
+    good, data = cv2.imencode(".jpg", image, list(flags))
     assert good
     return data.tobytes()
 

@@ -59,8 +59,8 @@ sides = st.integers(1, 3000)
 targets = st.tuples(st.integers(1, 40), st.integers(1, 40)).map(lambda t: (t[0] * 32, t[1] * 32))
 
 
-def picture(height: int, width: int) -> np.ndarray:
-    """A BGR picture whose channels, rows and columns all differ, smooth enough to interpolate."""
+def sample_image(height: int, width: int) -> np.ndarray:
+    """A BGR image whose channels, rows and columns all differ, smooth enough to interpolate."""
     y, x = np.mgrid[:height, :width]
     channels = [
         np.sin(x / 7 + y / 11 + phase) * 60 + np.cos(x / 23 - y / 5 * (1 + phase / 9)) * 60 + 128 for phase in range(3)
@@ -120,14 +120,14 @@ def test_fills_one_side_and_centres_the_other(height: int, width: int, target: t
 
 
 @given(height=sides, width=sides, target=targets)
-def test_corners_of_the_picture_come_back(height: int, width: int, target: tuple[int, int]) -> None:
+def test_corners_of_the_image_come_back(height: int, width: int, target: tuple[int, int]) -> None:
     placed = geometry((height, width), target)
     (left, top), scale = placed.pad, placed.scale
     whole = np.array([[left, top, left + width * scale, top + height * scale]], np.float32)
     np.testing.assert_allclose(boxes_to_source(whole, placed), [[0, 0, width, height]], rtol=1e-5, atol=2e-4 / scale)
 
 
-def test_clips_to_the_picture_and_takes_no_boxes() -> None:
+def test_clips_to_the_image_and_takes_no_boxes() -> None:
     placed = geometry((100, 200), (64, 64))
     moved = boxes_to_source(np.array([[-1e9, -1e9, 1e9, 1e9]], np.float32), placed)
     np.testing.assert_array_equal(moved, [[0, 0, 200, 100]])
@@ -136,7 +136,7 @@ def test_clips_to_the_picture_and_takes_no_boxes() -> None:
 
 @pytest.mark.parametrize("shape", [(97, 211), (211, 97), (30, 20), (600, 450)])
 def test_resizes_bilinearly(shape: tuple[int, int]) -> None:
-    frame = picture(*shape)
+    frame = sample_image(*shape)
     target = (160, 192)
     images, (placed,) = preprocess([frame], target)
     left, top, width, height = placement(placed)
@@ -147,7 +147,7 @@ def test_resizes_bilinearly(shape: tuple[int, int]) -> None:
 
 
 def test_values_are_byte_over_255_in_rgb() -> None:
-    frame = picture(64, 96)
+    frame = sample_image(64, 96)
     frame[0, :, :] = np.arange(96)[:, None]
     frame[1, :, :] = np.arange(96, 192)[:, None]
     frame[2, :64, :] = np.arange(192, 256)[:, None]
@@ -158,7 +158,7 @@ def test_values_are_byte_over_255_in_rgb() -> None:
 
 
 def test_a_batch_of_different_sizes_is_each_alone() -> None:
-    frames = [picture(64, 96), picture(33, 200), picture(200, 33), picture(128, 96)]
+    frames = [sample_image(64, 96), sample_image(33, 200), sample_image(200, 33), sample_image(128, 96)]
     images, geometries = preprocess(frames, (128, 96))
     for frame, image, placed in zip(frames, images, geometries, strict=True):
         alone, (only,) = preprocess([frame], (128, 96))
@@ -168,7 +168,7 @@ def test_a_batch_of_different_sizes_is_each_alone() -> None:
 
 def test_fills_the_given_array_wherever_it_lies() -> None:
     room = np.full((4, 3, 64, 96), np.nan, np.float32)
-    frames = [picture(30, 50), picture(50, 30)]
+    frames = [sample_image(30, 50), sample_image(50, 30)]
     images, _ = preprocess(frames, (64, 96), out=room[1:3])
     assert images.base is room
     np.testing.assert_array_equal(room[1:3], preprocess(frames, (64, 96))[0])
@@ -176,14 +176,14 @@ def test_fills_the_given_array_wherever_it_lies() -> None:
 
 
 def test_takes_views_that_do_not_lie_in_one_piece() -> None:
-    frame = picture(90, 120)
+    frame = sample_image(90, 120)
     for view in (frame[::2, ::3], frame[:, ::-1], frame[:, :, ::-1], frame.transpose(1, 0, 2)):
         np.testing.assert_array_equal(preprocess([view], (64, 64))[0], preprocess([view.copy()], (64, 64))[0])
 
 
 @pytest.mark.parametrize("target", [(128, 96), (32, 160)])
-def test_channels_last_is_the_same_picture_in_another_order(target: tuple[int, int]) -> None:
-    frames = [picture(64, 96), picture(33, 200)[:, ::-1], picture(200, 33), picture(*target)]
+def test_channels_last_is_the_same_image_in_another_order(target: tuple[int, int]) -> None:
+    frames = [sample_image(64, 96), sample_image(33, 200)[:, ::-1], sample_image(200, 33), sample_image(*target)]
     planar, placed = preprocess(frames, target)
     last, same = preprocess(frames, target, layout="nhwc")
     assert last.shape == (4, *target, 3)

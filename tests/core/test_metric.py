@@ -66,7 +66,7 @@ def test_nothing_found_at_all() -> None:
 
 @pytest.fixture(scope="module")
 def random_set() -> tuple[list[Truth], list[Detections]]:
-    """Thirty pictures, boxes found with jitter, some missed, some made up."""
+    """Thirty images, boxes found with jitter, some missed, some made up."""
     random = np.random.default_rng(5)
     truth, found = [], []
     for _ in range(30):
@@ -83,7 +83,7 @@ def random_set() -> tuple[list[Truth], list[Detections]]:
     return truth, found
 
 
-def test_a_resample_is_the_data_set_of_those_pictures(random_set: tuple[list[Truth], list[Detections]]) -> None:
+def test_a_resample_is_the_data_set_of_those_images(random_set: tuple[list[Truth], list[Detections]]) -> None:
     truth, found = random_set
     scored = Scored(truth, found, LABELS)
     before = scored.accuracy()
@@ -121,21 +121,21 @@ def test_a_clearly_worse_engine_is_more_than_noise(random_set: tuple[list[Truth]
     assert difference.leaves_out_0
 
 
-@pytest.mark.parametrize(("pictures", "resamples"), [(30, 0), (30, 1), (30, 99), (1, 200), (5, 200)])
-def test_too_few_pictures_or_resamples_give_no_interval(
-    random_set: tuple[list[Truth], list[Detections]], pictures: int, resamples: int
+@pytest.mark.parametrize(("images", "resamples"), [(30, 0), (30, 1), (30, 99), (1, 200), (5, 200)])
+def test_too_few_images_or_resamples_give_no_interval(
+    random_set: tuple[list[Truth], list[Detections]], images: int, resamples: int
 ) -> None:
-    truth, found = (part[:pictures] for part in random_set)
+    truth, found = (part[:images] for part in random_set)
     worse = [Detections(d.boxes + 12, d.scores, d.class_ids) for d in found]
     one, other = Scored(truth, found, LABELS), Scored(truth, worse, LABELS)
     bootstrap = Bootstrap(resamples)
     for interval in (*intervals(one, bootstrap), *differences(one, other, bootstrap)):
         assert (interval.low, interval.high, interval.leaves_out_0) == (None, None, None)
     assert intervals(one, bootstrap)[0].value == one.accuracy().map50
-    assert bootstrap.shortfall(pictures)
+    assert bootstrap.shortfall(images)
 
 
-def test_six_pictures_and_a_hundred_resamples_are_enough(random_set: tuple[list[Truth], list[Detections]]) -> None:
+def test_six_images_and_a_hundred_resamples_are_enough(random_set: tuple[list[Truth], list[Detections]]) -> None:
     truth, found = (part[:6] for part in random_set)
     bootstrap = Bootstrap(100)
     assert bootstrap.shortfall(6) is None
@@ -155,11 +155,11 @@ def test_resamples_are_worked_out_once_and_are_those_of_each_alone(
     worse = [Detections(d.boxes + 2, d.scores, d.class_ids) for d in found]
     bootstrap = Bootstrap(100, seed=1)
     pair = [Scored(truth, boxes, LABELS) for boxes in (found, worse)]
-    drawn = [np.array([s.resampled(pictures) for pictures in bootstrap.draw(len(truth))]) for s in pair]
+    drawn = [np.array([s.resampled(images) for images in bootstrap.draw(len(truth))]) for s in pair]
     one, other = (Scored(truth, boxes, LABELS) for boxes in (found, worse))
     asked = []
     real = Scored.resampled
-    monkeypatch.setattr(Scored, "resampled", lambda s, pictures: (asked.append(s), real(s, pictures))[1])
+    monkeypatch.setattr(Scored, "resampled", lambda s, images: (asked.append(s), real(s, images))[1])
     made = [*intervals(one, bootstrap), *intervals(other, bootstrap), *differences(one, other, bootstrap)]
     assert len(asked) == 2 * bootstrap.resamples
     expected = np.percentile(np.hstack([*drawn, drawn[1] - drawn[0]]), (2.5, 97.5), axis=0)
@@ -185,4 +185,4 @@ def test_a_long_resampling_shows_how_far_it_is(
     assert shown == []
     monkeypatch.setattr(coco_map, "_BAR_AFTER_S", -1.0)
     Scored(truth, found, LABELS).resamples(Bootstrap(5))
-    assert shown == [("resampling the pictures", 5)]
+    assert shown == [("resampling the images", 5)]

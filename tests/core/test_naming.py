@@ -28,21 +28,21 @@ def test_a_number_that_follows_is_never_taken(form: Format) -> None:
     assert named[-2:] == ["x.mp4", "x-2.mp4"]
 
 
-def test_endings_alone_tell_pictures_apart_but_not_labels() -> None:
+def test_endings_alone_tell_images_apart_but_not_labels() -> None:
     assert _named("json", "x.jpg", "x.png") == ["x.jpg", "x.png"]
     for form in FORMS[1:]:
         assert _named(form, "x.jpg", "x.png") == ["x.jpg", "x-2.png"]
 
 
-def test_a_picture_called_like_a_frame() -> None:
-    sources = [Path("film.mp4"), Path("film_1.jpg"), Path("film_01.jpg"), Path("other.mp4")]
+def test_a_image_called_like_a_frame() -> None:
+    sources = [Path("video.mp4"), Path("video_1.jpg"), Path("video_01.jpg"), Path("other.mp4")]
     names = Names(sources, Path("out"), "yolo")
-    assert names.name(sources[0]) == "film-2"
-    assert names.frame_name(sources[0], 1) == "film-2_1"
+    assert names.name(sources[0]) == "video-2"
+    assert names.frame_name(sources[0], 1) == "video-2_1"
     assert names.name(sources[3]) == "other"
-    assert Names([Path("film.mp4"), Path("film_01.jpg")], Path("out"), "yolo").name(Path("film.mp4")) == "film"
-    assert Names(sources, Path("out"), "json").name(sources[0]) == "film"
-    odd = [Path("film.mp4"), Path("film:1.jpg")]
+    assert Names([Path("video.mp4"), Path("video_01.jpg")], Path("out"), "yolo").name(Path("video.mp4")) == "video"
+    assert Names(sources, Path("out"), "json").name(sources[0]) == "video"
+    odd = [Path("video.mp4"), Path("video:1.jpg")]
     coco = Names(odd, Path("out"), "coco")
     assert coco.image_id(odd[0], 1) != coco.image_id(odd[1])
 
@@ -57,10 +57,10 @@ def test_hosts_that_differ_after_the_last_dot() -> None:
 
 
 def test_image_ids(caplog: pytest.LogCaptureFixture) -> None:
-    sources = [Path(p) for p in ("000000000139.jpg", "x.jpg", "x.png", "40.jpg", "film.mp4")]
+    sources = [Path(p) for p in ("000000000139.jpg", "x.jpg", "x.png", "40.jpg", "video.mp4")]
     names = Names(sources, Path("out"), "coco")
     assert [names.image_id(s) for s in sources[:4]] == [139, "x", "x-2", 40]
-    assert names.image_id(sources[4], 7) == "film:7"
+    assert names.image_id(sources[4], 7) == "video:7"
     assert not caplog.records
     sources = [Path(p) for p in ("a/000000000139.jpg", "a/139.jpg", "b/139.jpg", "a/140.jpg")]
     names = Names(sources, Path("out"), "coco")
@@ -75,8 +75,8 @@ def test_image_ids(caplog: pytest.LogCaptureFixture) -> None:
 def pics(tmp_path: Path) -> Path:
     folder = tmp_path / "pics"
     folder.mkdir()
-    (folder / "x.jpg").write_bytes(b"a picture")
-    (folder / "film.mp4").write_bytes(b"a film")
+    (folder / "x.jpg").write_bytes(b"an image")
+    (folder / "video.mp4").write_bytes(b"a video")
     return folder
 
 
@@ -87,14 +87,14 @@ def test_an_input_is_never_written_over(pics: Path, tmp_path: Path) -> None:
     (into / "x.jpg").symlink_to(pics / "x.jpg")
     hard = tmp_path / "hard"
     hard.mkdir()
-    os.link(pics / "film.mp4", hard / "film.mp4")
+    os.link(pics / "video.mp4", hard / "video.mp4")
     for out, name in (
         (pics, "x.jpg"),
-        (pics, "film.mp4"),
+        (pics, "video.mp4"),
         (tmp_path / "link", "x.jpg"),
-        (tmp_path / "pics" / ".." / "pics", "film.mp4"),
+        (tmp_path / "pics" / ".." / "pics", "video.mp4"),
         (into, "x.jpg"),
-        (hard, "film.mp4"),
+        (hard, "video.mp4"),
     ):
         with pytest.raises(UsageError, match=f"the annotated copy `.*{name}` would be written over") as caught:
             Names([pics / name], out, "json").refuse_inputs(annotate=True)
@@ -109,16 +109,16 @@ def test_what_is_no_input_may_be_written_over(pics: Path, tmp_path: Path) -> Non
     out = tmp_path / "out"
     out.mkdir()
     (out / "x.jpg").write_bytes(b"of the run before")
-    Names([pics / "x.jpg", pics / "film.mp4"], out, "json").refuse_inputs(annotate=True)
-    (pics / "film.avi").write_bytes(b"a film")
-    Names([pics / "film.avi"], tmp_path, "json").refuse_inputs(annotate=True)
+    Names([pics / "x.jpg", pics / "video.mp4"], out, "json").refuse_inputs(annotate=True)
+    (pics / "video.avi").write_bytes(b"a video")
+    Names([pics / "video.avi"], tmp_path, "json").refuse_inputs(annotate=True)
     Names(["camera:0"], pics, "json").refuse_inputs(annotate=True)
 
 
 def test_labels_of_the_inputs_are_never_written_over(tmp_path: Path) -> None:
     pics, labels = tmp_path / "images", tmp_path / "labels"
     pics.mkdir()
-    (pics / "x.jpg").write_bytes(b"a picture")
+    (pics / "x.jpg").write_bytes(b"an image")
     names = Names([pics / "x.jpg"], tmp_path, "yolo")
     names.refuse_inputs(annotate=False)  # there are none yet
     labels.mkdir()

@@ -60,7 +60,7 @@ def test_equal_networks_give_equal_bytes_and_the_project_s_names(small: OnnxMode
     assert np.array_equal(_run(model, images), _run(onnx.load(str(small.path)), images))
 
 
-def test_rows_by_cell_in_shares_of_the_picture_are_rearranged(small: OnnxModel) -> None:
+def test_rows_by_cell_in_shares_of_the_image_are_rearranged(small: OnnxModel) -> None:
     images = np.random.default_rng(0).random((1, 3, 64, 64), dtype=np.float32)
     plain = onnx.load(str(small.path))
     moved = onnx.load(str(small.path))

@@ -96,14 +96,14 @@ def test_an_error_of_the_source_comes_after_the_items_before_it() -> None:
 def test_items_are_drawn_by_a_thread_while_nobody_asks() -> None:
     drawn, enough = [], threading.Event()
 
-    def film() -> Iterator[int]:
+    def video() -> Iterator[int]:
         for n in range(20):
             drawn.append(threading.current_thread().name)
             if n == 5:
                 enough.set()
             yield n
 
-    frames = drawn_ahead(film(), 8)
+    frames = drawn_ahead(video(), 8)
     assert next(frames) == 0
     assert enough.wait(20), "five more are drawn unasked"
     assert list(frames) == list(range(1, 20))
@@ -112,16 +112,16 @@ def test_items_are_drawn_by_a_thread_while_nobody_asks() -> None:
 
 
 def test_what_is_drawn_ahead_ends_where_its_source_does() -> None:
-    def film(stop: Exception | None) -> Iterator[int]:
+    def video(stop: Exception | None) -> Iterator[int]:
         yield from range(5)
         if stop is not None:
             raise stop
 
-    assert list(drawn_ahead(film(None), 2)) == list(range(5))
+    assert list(drawn_ahead(video(None), 2)) == list(range(5))
     assert list(drawn_ahead([], 3)) == []
     found = []
     with pytest.raises(OSError, match="torn"):
-        for n in drawn_ahead(film(OSError("torn")), 8):
+        for n in drawn_ahead(video(OSError("torn")), 8):
             found.append(n)
     assert found == list(range(5)), "what came before the failure comes first"
 
@@ -129,12 +129,12 @@ def test_what_is_drawn_ahead_ends_where_its_source_does() -> None:
 def test_nothing_is_drawn_once_it_is_closed() -> None:
     drawn = []
 
-    def film() -> Iterator[int]:
+    def video() -> Iterator[int]:
         for n in itertools.count():
             drawn.append(n)
             yield n
 
-    frames = drawn_ahead(film(), 4)
+    frames = drawn_ahead(video(), 4)
     assert [next(frames), next(frames)] == [0, 1]
     frames.close()
     count = len(drawn)

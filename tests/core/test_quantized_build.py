@@ -1,4 +1,4 @@
-"""The official YOLOv5n in int8, from the checkpoint to an engine, on a few COCO pictures."""
+"""The official YOLOv5n in int8, from the checkpoint to an engine, on a few COCO images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who reads pictures for an engine: threads, processes or the device; it is always the same that comes."""
+"""Who reads images for an engine: threads, processes or the device; it is always the same that comes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from picture_files import assert_as_read_here, memory_of
+from image_files import assert_as_read_here, memory_of
 
 from yolotrt_core.errors import StageError, UsageError
 from yolotrt_core.inference import image_loader
@@ -21,7 +21,7 @@ from yolotrt_core.media.jpeg_header import upright_size
 
 
 class OnDevice:
-    """A picture that is elsewhere."""
+    """An image that is elsewhere."""
 
     def __init__(self, pixels: np.ndarray) -> None:
         self.shape, self._pixels = pixels.shape, pixels
@@ -60,7 +60,7 @@ class Fed:
 @pytest.mark.parametrize(
     ("many", "locks", "by_processes"), [(1200, True, True), (1201, True, False), (1200, False, False)]
 )
-def test_many_pictures_for_a_gpu_are_read_by_processes_once_these_have_started(
+def test_many_images_for_a_gpu_are_read_by_processes_once_these_have_started(
     files: list[Path], monkeypatch: pytest.MonkeyPatch, many: int, locks: bool, by_processes: bool
 ) -> None:
     cv2.imwrite(str(files[34].with_suffix(".jpg")), images.read(files[34]))
@@ -106,7 +106,7 @@ def test_a_sample_says_what_files_are(files: list[Path], tmp_path: Path) -> None
     assert isinstance(images.attempt(files[13]), UsageError)
 
 
-def test_big_pictures_are_not_read_far_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_big_images_are_not_read_far_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     paths = [tmp_path / f"{number:03}.jpg" for number in range(120)]
     cv2.imwrite(str(paths[0]), np.zeros((60, 80, 3), np.uint8))
     for path in paths[1:]:
@@ -121,7 +121,7 @@ def test_big_pictures_are_not_read_far_ahead(tmp_path: Path, monkeypatch: pytest
 
 
 def _most_alive(ahead: Callable[..., Iterator[object]], paths: list[Path], decodes: bool) -> int:
-    """Return how many pictures were there at once for a consumer who is slower than reading."""
+    """Return how many images were there at once for a consumer who is slower than reading."""
     made: list[weakref.ref[Any]] = []
     most = 0
 
@@ -143,7 +143,7 @@ def _most_alive(ahead: Callable[..., Iterator[object]], paths: list[Path], decod
     return most
 
 
-def test_pictures_come_from_ordinary_memory_when_no_more_can_be_locked(files: list[Path]) -> None:
+def test_images_come_from_ordinary_memory_when_no_more_can_be_locked(files: list[Path]) -> None:
     class Full(Fed):
         def pinned_frames(self, count: int, shape: tuple[int, ...]) -> list[np.ndarray]:
             raise MemoryError

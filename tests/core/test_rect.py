@@ -1,4 +1,4 @@
-"""The network size for each picture, and that the boxes come back to the picture's own pixels."""
+"""The network size for each image, and that the boxes come back to the image's own pixels."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _spec(profiles: tuple[ShapeRange, ...]) -> EngineSpec:
 
 
 class _Head:
-    """Reports one box: the whole network input, so that it must come back as the whole picture and its padding."""
+    """Reports one box: the whole network input, so that it must come back as the whole image and its padding."""
 
     stage: Any
 
@@ -53,23 +53,23 @@ ANY = (ShapeRange((1, 64, 64), (1, 640, 640), (1, 640, 640)),)
 
 
 @pytest.mark.parametrize(
-    ("picture", "size"),
+    ("image", "size"),
     [
         ((480, 640), (480, 640)),
         ((427, 640), (448, 640)),
         ((640, 427), (640, 448)),
         ((1080, 1920), (384, 640)),  # 360 rows, on to the next multiple of 32
-        ((100, 100), (640, 640)),  # small pictures are enlarged, as in the square letterbox
+        ((100, 100), (640, 640)),  # small images are enlarged, as in the square letterbox
         ((10, 640), (64, 640)),  # not below what the profile takes
     ],
 )
-def test_size(picture: tuple[int, int], size: tuple[int, int]) -> None:
+def test_size(image: tuple[int, int], size: tuple[int, int]) -> None:
     session = _Session(_spec(ANY))
     rect = RectDetector(Detector(session, _Head(), None))  # type: ignore[arg-type]
-    assert rect.size_for(picture) == size
-    (found,) = rect.stream([np.zeros((*picture, 3), np.uint8)], Selection())
+    assert rect.size_for(image) == size
+    (found,) = rect.stream([np.zeros((*image, 3), np.uint8)], Selection())
     assert session.seen == [(1, 3, *size)]
-    np.testing.assert_array_equal(found.boxes, [[0, 0, picture[1], picture[0]]])
+    np.testing.assert_array_equal(found.boxes, [[0, 0, image[1], image[0]]])
 
 
 @pytest.mark.parametrize("profiles", [(), (ShapeRange((2, 64, 64), (2, 64, 64), (2, 64, 64)),)])

@@ -109,7 +109,7 @@ def test_permutation_is_one() -> None:
     np.testing.assert_array_equal(np.sort(moved), np.arange(len(moved)))
 
 
-def test_reference_pictures_are_always_the_same_and_never_alike() -> None:
+def test_reference_images_are_always_the_same_and_never_alike() -> None:
     images = reference_images(3, 96, 160)
     assert (images.shape, images.dtype) == ((3, 3, 96, 160), np.float32)
     assert 0 <= images.min() < 0.3

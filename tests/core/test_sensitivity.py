@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 import fake_layers
-from fake_layers import RUNS, SHARES, SIZE, LayeredBuilder, layered_stages, write_model, write_pictures
+from fake_layers import RUNS, SHARES, SIZE, LayeredBuilder, layered_stages, write_images, write_model
 from yolotrt_core.api import Detector, Engine, build_engine
 from yolotrt_core.build.settings import BuildSettings, plan_build
 from yolotrt_core.errors import GateError, PluginError, StageError, UsageError
@@ -29,12 +29,12 @@ def _counted_from_zero() -> None:
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    return write_pictures(tmp_path / "set")
+def images(tmp_path: Path) -> Path:
+    return write_images(tmp_path / "set")
 
 
-def _settings(tmp_path: Path, pictures: Path, **settings: Any) -> BuildSettings:
-    given = {"precision": "int8", "imgsz": SIZE, "calib_data": pictures / "images", "eval_data": pictures} | settings
+def _settings(tmp_path: Path, images: Path, **settings: Any) -> BuildSettings:
+    given = {"precision": "int8", "imgsz": SIZE, "calib_data": images / "images", "eval_data": images} | settings
     return BuildSettings(weights=write_model(tmp_path, given.pop("shares", SHARES)), **given)
 
 
@@ -49,30 +49,30 @@ def _measure(store: Store, settings: BuildSettings, stages: Registry | None = No
     return sensitivity.measure(planned, options, store=store, stages=stages)
 
 
-def test_each_layer_is_charged_with_what_it_costs_alone(store: Store, tmp_path: Path, pictures: Path) -> None:
-    found = _measure(store, _settings(tmp_path, pictures))
+def test_each_layer_is_charged_with_what_it_costs_alone(store: Store, tmp_path: Path, images: Path) -> None:
+    found = _measure(store, _settings(tmp_path, images))
     assert [d.layer for d in found.layers] == sorted(SHARES, key=lambda name: -SHARES[name])
     for layer in found.layers:
         assert layer.error == pytest.approx(SHARES[layer.layer], rel=1e-3)
         assert layer.drift == pytest.approx(SHARES[layer.layer], rel=1e-3)
         assert layer.agreement == 1
-    assert (found.precision, found.pictures, found.from_cache) == ("int8", 3, False)
+    assert (found.precision, found.images, found.from_cache) == ("int8", 3, False)
 
 
-def test_nothing_is_measured_twice(store: Store, tmp_path: Path, pictures: Path) -> None:
-    settings = _settings(tmp_path, pictures)
+def test_nothing_is_measured_twice(store: Store, tmp_path: Path, images: Path) -> None:
+    settings = _settings(tmp_path, images)
     first = _measure(store, settings)
     assert RUNS["lowered"] == len(SHARES)
     again = _measure(store, settings)
     assert again.from_cache
     assert again.layers == first.layers
     assert RUNS["lowered"] == len(SHARES)
-    fewer = _measure(store, _settings(tmp_path, pictures, flags={"sensitivity": {"images": "1"}}))
-    assert fewer.pictures == 1
+    fewer = _measure(store, _settings(tmp_path, images, flags={"sensitivity": {"images": "1"}}))
+    assert fewer.images == 1
     assert RUNS["lowered"] == 2 * len(SHARES)
 
 
-def test_a_pass_that_fails_on_a_layer_is_named(store: Store, tmp_path: Path, pictures: Path) -> None:
+def test_a_pass_that_fails_on_a_layer_is_named(store: Store, tmp_path: Path, images: Path) -> None:
     stages = layered_stages()
 
     def fail(*given: Any) -> Any:
@@ -81,19 +81,19 @@ def test_a_pass_that_fails_on_a_layer_is_named(store: Store, tmp_path: Path, pic
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stages.get("pass", "int8").stage, "apply", fail, raising=False)
         with pytest.raises(PluginError, match="`apply` of pass `int8` of `in-process` failed with RuntimeError"):
-            _measure(store, _settings(tmp_path, pictures), stages)
+            _measure(store, _settings(tmp_path, images), stages)
 
 
-def test_layers_the_user_keeps_are_not_measured(store: Store, tmp_path: Path, pictures: Path) -> None:
-    found = _measure(store, _settings(tmp_path, pictures, flags={"int8": {"keep": "model.1,model.2"}}))
+def test_layers_the_user_keeps_are_not_measured(store: Store, tmp_path: Path, images: Path) -> None:
+    found = _measure(store, _settings(tmp_path, images, flags={"int8": {"keep": "model.1,model.2"}}))
     assert [d.layer for d in found.layers] == ["model.3", "model.0"]
 
 
-def test_there_must_be_layers(store: Store, tmp_path: Path, pictures: Path) -> None:
+def test_there_must_be_layers(store: Store, tmp_path: Path, images: Path) -> None:
     with pytest.raises(UsageError, match="fp16 quantizes no layers"):
-        _measure(store, _settings(tmp_path, pictures, precision="fp16"))
+        _measure(store, _settings(tmp_path, images, precision="fp16"))
     with pytest.raises(UsageError, match="there is no layer to quantize"):
-        _measure(store, _settings(tmp_path, pictures, flags={"int8": {"keep": ",".join(SHARES)}}))
+        _measure(store, _settings(tmp_path, images, flags={"int8": {"keep": ",".join(SHARES)}}))
 
 
 # IoU with the truth is 1 minus the shares quantized; AP50-95 is how many of the ten thresholds are under it.
@@ -107,9 +107,9 @@ def test_there_must_be_layers(store: Store, tmp_path: Path, pictures: Path) -> N
     ],
 )
 def test_the_fewest_layers_stay_in_fp16(
-    store: Store, tmp_path: Path, pictures: Path, max_drop: float, kept: tuple[str, ...], losses: list[float]
+    store: Store, tmp_path: Path, images: Path, max_drop: float, kept: tuple[str, ...], losses: list[float]
 ) -> None:
-    engine = _build(layered_stages(), store, _settings(tmp_path, pictures, max_drop=max_drop), tmp_path)
+    engine = _build(layered_stages(), store, _settings(tmp_path, images, max_drop=max_drop), tmp_path)
     assert engine.verdict is not None
     assert engine.verdict.passed
     if not kept:
@@ -120,7 +120,7 @@ def test_the_fewest_layers_stay_in_fp16(
     assert [t.kept for t in engine.trade.tried] == list(range(len(losses)))
     assert [t.loss for t in engine.trade.tried] == pytest.approx(losses, abs=1e-6)
     assert [t.passed for t in engine.trade.tried] == [loss <= max_drop for loss in losses]
-    assert all((t.low, t.high) == (None, None) for t in engine.trade.tried)  # the pictures are too few to say
+    assert all((t.low, t.high) == (None, None) for t in engine.trade.tried)  # the images are too few to say
     assert " to " not in engine.trade.text
     assert engine.trade.ms is not None
     assert engine.trade.ms_before is not None
@@ -129,8 +129,8 @@ def test_the_fewest_layers_stay_in_fp16(
     assert "model-int8-onnxruntime-refused" not in store.refs()
 
 
-def test_layers_the_user_keeps_stay_kept(store: Store, tmp_path: Path, pictures: Path) -> None:
-    settings = _settings(tmp_path, pictures, max_drop=0.05, flags={"int8": {"keep": "model.3"}})
+def test_layers_the_user_keeps_stay_kept(store: Store, tmp_path: Path, images: Path) -> None:
+    settings = _settings(tmp_path, images, max_drop=0.05, flags={"int8": {"keep": "model.3"}})
     engine = _build(layered_stages(), store, settings, tmp_path)
     assert engine.trade is not None
     assert engine.trade.kept == ("model.1",)
@@ -139,17 +139,17 @@ def test_layers_the_user_keeps_stay_kept(store: Store, tmp_path: Path, pictures:
     assert lowered.step.options.keep == "model.3,model.1"
 
 
-def test_only_a_stated_limit_starts_a_search(store: Store, tmp_path: Path, pictures: Path) -> None:
+def test_only_a_stated_limit_starts_a_search(store: Store, tmp_path: Path, images: Path) -> None:
     with pytest.raises(GateError, match=r"a loss of 0\.3000"):
-        _build(layered_stages(), store, _settings(tmp_path, pictures), tmp_path)
-    off = _settings(tmp_path, pictures, max_drop=0.15, flags={"sensitivity": {"search": "off"}})
+        _build(layered_stages(), store, _settings(tmp_path, images), tmp_path)
+    off = _settings(tmp_path, images, max_drop=0.15, flags={"sensitivity": {"search": "off"}})
     with pytest.raises(GateError, match=r"a loss of 0\.3000"):
         _build(layered_stages(), store, off, tmp_path)
     assert RUNS["build"] == 1
 
 
-def test_when_no_mix_will_do_fp16_is_the_answer(store: Store, tmp_path: Path, pictures: Path) -> None:
-    settings = _settings(tmp_path, pictures, max_drop=0.01, shares={"model.0": 0.28, "model.1": 0.28})
+def test_when_no_mix_will_do_fp16_is_the_answer(store: Store, tmp_path: Path, images: Path) -> None:
+    settings = _settings(tmp_path, images, max_drop=0.01, shares={"model.0": 0.28, "model.1": 0.28})
     with pytest.raises(GateError, match=r"fp16 is the answer.*1 of 2 layers in fp16 lose 0\.5000"):
         _build(layered_stages(), store, settings, tmp_path)
     assert store.find(store.refs()["model-int8-onnxruntime-refused"]) is not None
@@ -157,9 +157,9 @@ def test_when_no_mix_will_do_fp16_is_the_answer(store: Store, tmp_path: Path, pi
 
 
 def test_an_interrupted_search_goes_on_where_it_stopped(
-    store: Store, tmp_path: Path, pictures: Path, caplog: pytest.LogCaptureFixture
+    store: Store, tmp_path: Path, images: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    settings = _settings(tmp_path, pictures, max_drop=0.05)
+    settings = _settings(tmp_path, images, max_drop=0.05)
     RUNS["interrupt at"] = 3
     with pytest.raises(KeyboardInterrupt):
         _build(layered_stages(), store, settings, tmp_path)
@@ -211,9 +211,9 @@ class _Slower(LayeredBuilder):
         return session
 
 
-def test_auto_takes_the_fastest_that_passes(store: Store, tmp_path: Path, pictures: Path) -> None:
+def test_auto_takes_the_fastest_that_passes(store: Store, tmp_path: Path, images: Path) -> None:
     stages = layered_stages(_Slower())
-    settings = _settings(tmp_path, pictures, precision="auto", max_drop=0.35)
+    settings = _settings(tmp_path, images, precision="auto", max_drop=0.35)
     engine = _build(stages, store, settings, tmp_path)
     assert engine.pick is not None
     assert (engine.spec.builder, engine.spec.precision, engine.trade) == ("onnxruntime", "int8", None)
@@ -229,8 +229,8 @@ def test_auto_takes_the_fastest_that_passes(store: Store, tmp_path: Path, pictur
     assert (again.pick, RUNS["build"]) == (engine.pick, before)
 
 
-def test_auto_mends_what_is_fast_but_loses_too_much(store: Store, tmp_path: Path, pictures: Path) -> None:
-    settings = _settings(tmp_path, pictures, precision="auto", max_drop=0.15)
+def test_auto_mends_what_is_fast_but_loses_too_much(store: Store, tmp_path: Path, images: Path) -> None:
+    settings = _settings(tmp_path, images, precision="auto", max_drop=0.15)
     engine = _build(layered_stages(), store, settings, tmp_path)
     assert engine.pick is not None
     assert engine.trade is not None
@@ -245,26 +245,26 @@ def test_auto_mends_what_is_fast_but_loses_too_much(store: Store, tmp_path: Path
 
 
 def test_auto_says_when_fp16_is_the_answer(
-    store: Store, tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+    store: Store, tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(fake_layers.MS, "int8", 30.0)  # quantized, it passes, and is slower
-    engine = _build(layered_stages(), store, _settings(tmp_path, pictures, precision="auto", max_drop=0.35), tmp_path)
+    engine = _build(layered_stages(), store, _settings(tmp_path, images, precision="auto", max_drop=0.35), tmp_path)
     assert engine.spec.precision == "fp16"
     assert engine.pick is not None
     assert engine.pick.text.startswith("fp16 is the answer")
 
 
 def test_auto_searches_nothing_that_is_slow_already(
-    store: Store, tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+    store: Store, tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(fake_layers.MS, "int8", 30.0)
-    engine = _build(layered_stages(), store, _settings(tmp_path, pictures, precision="auto", max_drop=0.1), tmp_path)
+    engine = _build(layered_stages(), store, _settings(tmp_path, images, precision="auto", max_drop=0.1), tmp_path)
     assert engine.spec.precision == "fp16"
     assert RUNS["build"] == 3
 
 
-def test_auto_without_pictures_leaves_int8_out(store: Store, tmp_path: Path, pictures: Path) -> None:
-    settings = _settings(tmp_path, pictures, precision="auto", calib_data=None)
+def test_auto_without_images_leaves_int8_out(store: Store, tmp_path: Path, images: Path) -> None:
+    settings = _settings(tmp_path, images, precision="auto", calib_data=None)
     engine = _build(layered_stages(), store, settings, tmp_path)
     assert engine.spec.precision == "fp16"
     assert engine.pick is not None
@@ -273,8 +273,8 @@ def test_auto_without_pictures_leaves_int8_out(store: Store, tmp_path: Path, pic
     assert "`--calib-data`" in left_out.note
 
 
-def test_a_detector_opens_what_auto_chose(store: Store, tmp_path: Path, pictures: Path) -> None:
-    settings = _settings(tmp_path, pictures, precision="auto", max_drop=0.35)
+def test_a_detector_opens_what_auto_chose(store: Store, tmp_path: Path, images: Path) -> None:
+    settings = _settings(tmp_path, images, precision="auto", max_drop=0.35)
     given = {f: getattr(settings, f) for f in settings.__slots__ if f != "weights"}
     with Detector.open(settings.weights, store=store, stages=layered_stages(_Slower()), **given) as detector:
         assert (detector.spec.builder, detector.spec.precision) == ("onnxruntime", "int8")
@@ -282,13 +282,13 @@ def test_a_detector_opens_what_auto_chose(store: Store, tmp_path: Path, pictures
     assert found[0].scores[0] == pytest.approx(1 - sum(SHARES.values()))
 
 
-def test_a_layer_that_breaks_the_network_is_named(store: Store, tmp_path: Path, pictures: Path) -> None:
+def test_a_layer_that_breaks_the_network_is_named(store: Store, tmp_path: Path, images: Path) -> None:
     with pytest.raises(StageError, match=r"no numbers once `model\.1` is quantized"):
-        _measure(store, _settings(tmp_path, pictures, shares={"model.0": 0.1, "model.1": float("inf")}))
+        _measure(store, _settings(tmp_path, images, shares={"model.0": 0.1, "model.1": float("inf")}))
 
 
-def test_auto_needs_the_gate(store: Store, tmp_path: Path, pictures: Path) -> None:
-    settings = _settings(tmp_path, pictures, precision="auto", flags={"gate": {"check": "off"}})
+def test_auto_needs_the_gate(store: Store, tmp_path: Path, images: Path) -> None:
+    settings = _settings(tmp_path, images, precision="auto", flags={"gate": {"check": "off"}})
     with pytest.raises(UsageError, match="`--precision auto` asks the gate"):
         _build(layered_stages(), store, settings, tmp_path)
     with pytest.raises(UsageError, match="precision `auto` is many builds"):

@@ -9,7 +9,7 @@ from yolotrt_core.console.text import counted, first_line, not_installed, printa
 
 @pytest.mark.parametrize(
     ("number", "noun", "said"),
-    [(1, "box", "1 box"), (2, "fp32 box", "2 fp32 boxes"), (3, "class", "3 classes"), (0, "picture", "0 pictures")],
+    [(1, "box", "1 box"), (2, "fp32 box", "2 fp32 boxes"), (3, "class", "3 classes"), (0, "image", "0 images")],
 )
 def test_counted(number: int, noun: str, said: str) -> None:
     assert counted(number, noun) == said

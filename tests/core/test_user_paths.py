@@ -78,7 +78,7 @@ def test_a_description_of_nobodys(tmp_path: Path) -> None:
     path = tmp_path / "set.yaml"
     path.write_text(f"path: {NOBODYS}\nval: images\n")
     with pytest.raises(UsageError, match="home folder"):
-        reader.list_pictures(path)
+        reader.list_images(path)
 
 
 def test_only_one_place_finds_home_folders() -> None:

@@ -21,7 +21,7 @@ def test_writers_of_one_file_do_not_meet(tmp_path: Path) -> None:
 
 
 def test_a_writer_inside_another(tmp_path: Path) -> None:
-    target = tmp_path / "film.mp4"
+    target = tmp_path / "video.mp4"
     with whole_file(target) as slow:
         slow.write_text("begun first")
         write_whole(target, "done first")

@@ -1,4 +1,4 @@
-"""Draw pictures of machine parts on a table, with the box of each: what the default model learns from.
+"""Draw images of machine parts on a table, with the box of each: what the default model learns from.
 
 A scene is a function of a seed and an index alone, so that a split is a range of indices and nothing
 needs to be stored. Parts are height fields lit from one side; tables, light, shadows, clutter, blur,
@@ -26,7 +26,7 @@ _MIDDLE = CANVAS / 2
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture, uint8 (H, W, 3) BGR, and its parts: float32 (M, 4) xyxy in pixels, int64 (M,)."""
+    """An image, uint8 (H, W, 3) BGR, and its parts: float32 (M, 4) xyxy in pixels, int64 (M,)."""
 
     image: Image
     boxes: NDArray[np.float32]
@@ -219,7 +219,7 @@ def _clutter(rng: Random, table: Plane) -> None:
 
 
 def _pose(rng: Random, center: tuple[float, float], size: float) -> NDArray[np.float64]:
-    """Return the 2x3 matrix from canvas to picture: turned freely, `size` pixels long, a little tilted."""
+    """Return the 2x3 matrix from canvas to image: turned freely, `size` pixels long, a little tilted."""
     turn, tilt = rng.uniform(0, 2 * np.pi, 2)
     squeeze = rng.uniform(0.8, 1)
     turned = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
@@ -229,7 +229,7 @@ def _pose(rng: Random, center: tuple[float, float], size: float) -> NDArray[np.f
 
 
 def _lay(rng: Random, canvas: Plane, part: Part, pose: NDArray[np.float64], light: NDArray[np.float32]) -> None:
-    """Draw a part with its shadow into the picture; `light` is the direction it comes from, (x, y, z)."""
+    """Draw a part with its shadow into the image; `light` is the direction it comes from, (x, y, z)."""
     height, width = canvas.shape[:2]
     scale = float(np.sqrt(abs(np.linalg.det(pose[:, :2]))))
     center = pose @ [_MIDDLE, _MIDDLE, 1]
@@ -274,7 +274,7 @@ def _outline(part: Part) -> NDArray[np.float64]:
 def _box(
     outline: NDArray[np.float64], pose: NDArray[np.float64], shape: tuple[int, int]
 ) -> tuple[NDArray[np.float32], float]:
-    """Return the box of a placed part, clipped to the picture, and the share of it inside the picture."""
+    """Return the box of a placed part, clipped to the image, and the share of it inside the image."""
     x, y = pose @ outline
     half = 0.5 * np.sqrt(abs(np.linalg.det(pose[:, :2])))  # a canvas pixel is an area, not a point
     whole = np.array([x.min() - half, y.min() - half, x.max() + half, y.max() + half])

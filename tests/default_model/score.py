@@ -30,7 +30,7 @@ def load(path: Path) -> Network:
 
 @torch.no_grad()
 def detections(network: nn.Module, scenes: Sequence[Scene], *, conf: float = 0.001) -> list[list[dict[str, Any]]]:
-    """Return per scene its detections, best first: `bbox` xywh in the picture's pixels, `score`, `category_id`."""
+    """Return per scene its detections, best first: `bbox` xywh in the image's pixels, `score`, `category_id`."""
     results = []
     for scene in scenes:
         images, (placed,) = preprocess([scene.image], IMGSZ)

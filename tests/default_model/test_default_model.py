@@ -1,4 +1,4 @@
-"""The embedded model and picture, and the script that makes them."""
+"""The embedded model and image, and the script that makes them."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_box_is_where_the_part_is_painted(kind: int) -> None:
         assert np.abs(box - painted).max() < 2.5
 
 
-def test_boxes_lie_in_the_picture() -> None:
+def test_boxes_lie_in_the_image() -> None:
     for index in range(12):
         drawn = scenes.scene(6, index)
         height, width = drawn.image.shape[:2]
@@ -111,7 +111,7 @@ def test_boxes_lie_in_the_picture() -> None:
 # --- the training
 
 
-def test_turned_pictures_keep_their_targets() -> None:
+def test_turned_images_keep_their_targets() -> None:
     """A bright rectangle stays where its turned and mirrored target says."""
     one = Scenes(0)
     one.images = np.zeros((1, 3, *IMGSZ), np.uint8)

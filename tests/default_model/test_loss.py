@@ -168,7 +168,7 @@ def test_loss_and_gradient_are_the_definitions(seed: int) -> None:
         assert gradient[place].item() == pytest.approx(slope, rel=1e-5, abs=1e-9)
 
 
-def test_picture_without_targets_only_teaches_absence() -> None:
+def test_image_without_targets_only_teaches_absence() -> None:
     raw = [torch.zeros(1, 1, 2, 2, 7, requires_grad=True)]
     detection_loss(raw, torch.zeros(0, 6), torch.ones(1, 1, 2), (8,)).backward()
     gradient = raw[0].grad

@@ -30,7 +30,7 @@ from yolotrt_torch.yolov5_model import Network
 
 TRAIN_SEED, HELD_OUT_SEED = 20_000, 30_000
 HELD_OUT_SCENES = 500
-SAMPLE = (40_000, 212)  # seed and index of the bundled picture: no scene of training, nor of the held-out
+SAMPLE = (40_000, 212)  # seed and index of the bundled image: no scene of training, nor of the held-out
 # Boxes of the scenes are 22 to 105 input pixels long, bolts and springs up to four times longer than wide.
 ANCHORS = ((16, 16, 30, 16, 16, 30), (30, 30, 56, 30, 30, 56), (60, 60, 104, 60, 60, 104))
 # The layers of ultralytics/yolov5 v7.0, models/yolov5n.yaml, at half its width.
@@ -166,14 +166,14 @@ def save(network: Network, path: Path) -> None:
 
 
 def draw_sample() -> Scene:
-    """Return the scene of the bundled picture."""
+    """Return the scene of the bundled image."""
     return scene(*SAMPLE, (480, 640))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="only score the committed file")
-    parser.add_argument("--sample", action="store_true", help="only draw the bundled picture")
+    parser.add_argument("--sample", action="store_true", help="only draw the bundled image")
     parser.add_argument("--out", type=Path, default=default_model_path())
     parser.add_argument("--scenes", type=int, default=2400)
     parser.add_argument("--steps", type=int, default=2400)

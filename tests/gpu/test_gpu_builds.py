@@ -36,7 +36,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def make(data: Path, store: Path, tmp_path: Path) -> Make:
-    """Build YOLOv5n by TensorRT, calibrated on the calibration pictures."""
+    """Build YOLOv5n by TensorRT, calibrated on the calibration images."""
 
     def call(precision: Any, **settings: Any) -> Engine:
         common = {"builder": "tensorrt", "calib_data": data / "coco" / "images" / "calib", "store": store}
@@ -126,17 +126,17 @@ def command(*arguments: str, store: Path, cwd: Path) -> subprocess.CompletedProc
     )
 
 
-def test_detect_finds_on_pictures_and_films_what_the_cpu_finds(data: Path, store: Path, tmp_path: Path) -> None:
-    pictures = tmp_path / "pictures"
-    pictures.mkdir()
+def test_detect_finds_on_images_and_videos_what_the_cpu_finds(data: Path, store: Path, tmp_path: Path) -> None:
+    images = tmp_path / "pictures"
+    images.mkdir()
     for file in sorted((data / "coco" / "images" / "val").glob("*.jpg"))[:10]:
-        (pictures / file.name).write_bytes(file.read_bytes())
-    (pictures / "broken.jpg").write_bytes(b"no picture")
-    frame = cv2.resize(cv2.imread(str(next(iter(sorted(pictures.glob("0*.jpg")))))), (640, 480))
-    film = cv2.VideoWriter(str(tmp_path / "film.mp4"), cv2.VideoWriter.fourcc(*"mp4v"), 10, (640, 480))
+        (images / file.name).write_bytes(file.read_bytes())
+    (images / "broken.jpg").write_bytes(b"no image")
+    frame = cv2.resize(cv2.imread(str(next(iter(sorted(images.glob("0*.jpg")))))), (640, 480))
+    video = cv2.VideoWriter(str(tmp_path / "video.mp4"), cv2.VideoWriter.fourcc(*"mp4v"), 10, (640, 480))
     for _ in range(20):
-        film.write(frame)
-    film.release()
+        video.write(frame)
+    video.release()
     counts = {}
     for builder in ("tensorrt", "onnxruntime"):
         common = ("--weights", str(data / "weights" / "yolov5n.pt"), "--builder", builder, "--json")
@@ -145,12 +145,12 @@ def test_detect_finds_on_pictures_and_films_what_the_cpu_finds(data: Path, store
         assert "1 of 11 files could not be read" in ran.stderr
         stills = json.loads((tmp_path / f"{builder}-p" / "detections.json").read_text())
         jsonschema.validate(stills, json.loads((SCHEMAS / "detect.json").read_text()))
-        ran = command("detect", *common, "--out", f"{builder}-f", "film.mp4", store=store, cwd=tmp_path)
+        ran = command("detect", *common, "--out", f"{builder}-f", "video.mp4", store=store, cwd=tmp_path)
         assert ran.returncode == 0, ran.stderr
         assert json.loads(ran.stdout)["engine"]["builder"] == builder
         entries = [*stills["images"], *json.loads(ran.stdout)["images"]]
         counts[builder] = [len(e["detections"]) for e in entries]
-    ran = command("detect", "--weights", common[1], "--show-timing", "film.mp4", store=store, cwd=tmp_path)
+    ran = command("detect", "--weights", common[1], "--show-timing", "video.mp4", store=store, cwd=tmp_path)
     assert ran.returncode == 0, ran.stderr
     assert all(step in ran.stdout for step in ("detect", "ms, one frame alone", *STEPS))
     assert len(counts["tensorrt"]) == 30

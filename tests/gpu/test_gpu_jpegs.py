@@ -47,9 +47,9 @@ def files(data: Path) -> list[Path]:
 def test_pixels_are_opencvs(session: EngineSession, files: list[Path]) -> None:
     decoded = session.decode([f.read_bytes() for f in files])
     assert sum(d is None for d in decoded) <= len(files) // 10
-    for file, picture in zip(files, decoded, strict=True):
-        if picture is not None:
-            np.testing.assert_array_equal(picture.to_host(), cv2.imread(str(file)), err_msg=file.name)
+    for file, image in zip(files, decoded, strict=True):
+        if image is not None:
+            np.testing.assert_array_equal(image.to_host(), cv2.imread(str(file)), err_msg=file.name)
 
 
 @pytest.mark.parametrize("sampling", ["411", "420", "422", "440", "444", "grey"])
@@ -63,9 +63,9 @@ def test_every_sampling_and_odd_size_is_opencvs_or_left_to_it(
     flags = [] if sampling == "grey" else [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, SAMPLINGS[sampling]]
     good, data = cv2.imencode(".jpg", pixels[..., 0] if sampling == "grey" else pixels, flags)
     assert good
-    (picture,) = session.decode([data.tobytes()])
-    if picture is not None:
-        apart = np.abs(picture.to_host().astype(int) - cv2.imdecode(data, cv2.IMREAD_COLOR))
+    (image,) = session.decode([data.tobytes()])
+    if image is not None:
+        apart = np.abs(image.to_host().astype(int) - cv2.imdecode(data, cv2.IMREAD_COLOR))
         assert apart.max() <= 1
 
 
@@ -79,9 +79,9 @@ def test_damaged_files_harm_no_other(session: EngineSession, files: list[Path]) 
             changed[at] = int(rng.integers(0, 255))  # never a marker's first byte
         broken.append(bytes(changed))
     for _ in range(3):
-        for file, picture in zip(files, session.decode([*broken, *contents])[len(broken) :], strict=False):
-            assert picture is not None
-            np.testing.assert_array_equal(picture.to_host(), cv2.imread(str(file)), err_msg=file.name)
+        for file, image in zip(files, session.decode([*broken, *contents])[len(broken) :], strict=False):
+            assert image is not None
+            np.testing.assert_array_equal(image.to_host(), cv2.imread(str(file)), err_msg=file.name)
     (last,) = session.decode(contents[:1])
     assert last is not None
     np.testing.assert_array_equal(last.to_host(), cv2.imread(str(files[0])))
@@ -120,10 +120,10 @@ def test_threads_and_memory_used_again_give_the_same(session: EngineSession, fil
 
     def again(seed: int) -> None:
         order = np.random.default_rng(seed).permutation(len(contents))[:24]
-        for index, picture in zip(order, session.decode([contents[i] for i in order]), strict=True):
-            assert (picture is None) == (expected[index] is None)
-            if picture is not None:
-                np.testing.assert_array_equal(picture.to_host(), expected[index])
+        for index, image in zip(order, session.decode([contents[i] for i in order]), strict=True):
+            assert (image is None) == (expected[index] is None)
+            if image is not None:
+                np.testing.assert_array_equal(image.to_host(), expected[index])
 
     with ThreadPoolExecutor(4) as pool:
         for done in [pool.submit(again, seed) for seed in range(16)]:

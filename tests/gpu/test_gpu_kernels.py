@@ -1,4 +1,4 @@
-"""The kernels on a GPU: against OpenCV on real pictures of many sizes, and against brute force."""
+"""The kernels on a GPU: against OpenCV on real images of many sizes, and against brute force."""
 
 from __future__ import annotations
 
@@ -48,23 +48,23 @@ def program(columns: int) -> DeviceProgram:
 
 
 def letterboxed(
-    gpu: Gpu, pictures: list[np.ndarray], target: tuple[int, int], dtype: str, layout: Layout = "nchw"
+    gpu: Gpu, images: list[np.ndarray], target: tuple[int, int], dtype: str, layout: Layout = "nchw"
 ) -> np.ndarray:
     kernel = load_kernels(gpu, dtype, NoCache(), layout=layout)["letterbox"]
     kind = np.dtype(dtype)
     with gpu.current():
         stream = gpu.stream()
-        held = [DeviceMemory(gpu, p.nbytes) for p in pictures]
-        packed = request_bytes(len(pictures), Selection())
-        for memory, picture in zip(held, pictures, strict=True):
-            gpu.cuda.memcpy_htod(memory.address, np.ascontiguousarray(picture))
-            packed += frame_bytes(picture.shape, memory.address, target)
+        held = [DeviceMemory(gpu, p.nbytes) for p in images]
+        packed = request_bytes(len(images), Selection())
+        for memory, image in zip(held, images, strict=True):
+            gpu.cuda.memcpy_htod(memory.address, np.ascontiguousarray(image))
+            packed += frame_bytes(image.shape, memory.address, target)
         block = DeviceMemory(gpu, len(packed))
         gpu.cuda.memcpy_htod(block.address, np.frombuffer(packed, np.uint8))
-        out = np.empty(with_channels(len(pictures), *target, layout), kind)
+        out = np.empty(with_channels(len(images), *target, layout), kind)
         memory = DeviceMemory(gpu, out.nbytes)
         gpu.cuda.memset_d8(memory.address, 0xA5, out.nbytes)
-        grid = ((target[1] + 31) // 32, (target[0] + 7) // 8, len(pictures))
+        grid = ((target[1] + 31) // 32, (target[0] + 7) // 8, len(images))
         kernel(grid, stream, block.address, block.address + REQUEST.itemsize, memory.address, *target)
         stream.synchronize()
         gpu.cuda.memcpy_dtoh(out, memory.address)
@@ -73,20 +73,20 @@ def letterboxed(
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize("target", [(640, 640), (384, 672)])
-def test_letterbox_is_the_cpus_on_real_pictures(gpu: Gpu, data: Path, target: tuple[int, int], dtype: str) -> None:
+def test_letterbox_is_the_cpus_on_real_images(gpu: Gpu, data: Path, target: tuple[int, int], dtype: str) -> None:
     files = sorted((data / "coco" / "images" / "val").glob("*.jpg"))
-    pictures = [cv2.imread(str(f)) for f in files[:8]]
-    pictures += [cv2.resize(pictures[i % 8], size[::-1], interpolation=cv2.INTER_CUBIC) for i, size in enumerate(SIZES)]
-    expected, _ = preprocess(pictures, target)
-    found = letterboxed(gpu, pictures, target, dtype)
+    images = [cv2.imread(str(f)) for f in files[:8]]
+    images += [cv2.resize(images[i % 8], size[::-1], interpolation=cv2.INTER_CUBIC) for i, size in enumerate(SIZES)]
+    expected, _ = preprocess(images, target)
+    found = letterboxed(gpu, images, target, dtype)
     np.testing.assert_array_equal(found, expected.astype(dtype))
 
 
 def test_letterbox_into_channels_last_is_the_cpus(gpu: Gpu, data: Path) -> None:
     files = sorted((data / "coco" / "images" / "val").glob("*.jpg"))
-    pictures = [cv2.imread(str(f)) for f in files[:8]]
-    expected, _ = preprocess(pictures, (384, 672), layout="nhwc")
-    found = letterboxed(gpu, pictures, (384, 672), "float16", "nhwc")
+    images = [cv2.imread(str(f)) for f in files[:8]]
+    expected, _ = preprocess(images, (384, 672), layout="nhwc")
+    found = letterboxed(gpu, images, (384, 672), "float16", "nhwc")
     np.testing.assert_array_equal(found, expected.astype(np.float16))
 
 

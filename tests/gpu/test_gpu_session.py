@@ -18,7 +18,7 @@ from head_reference import Result, reference
 
 from yolotrt_core.errors import StageError, UsageError
 from yolotrt_core.inference.letterbox import preprocess
-from yolotrt_core.media.decode_pool import PictureProcesses, region_bytes
+from yolotrt_core.media.decode_pool import ImageProcesses, region_bytes
 from yolotrt_core.media.frames import Nv12Frame
 from yolotrt_core.media.images import plain_jpeg_sizes
 from yolotrt_core.types import Detections, EngineSpec, Selection
@@ -314,14 +314,14 @@ def test_memory_is_flat_over_a_hundred_thousand_frames(engine: Engine, frames: l
     assert max(device) - min(device) <= 4
 
 
-def test_pictures_of_other_processes_upload_from_locked_memory(engine: Engine, data: Path) -> None:
+def test_images_of_other_processes_upload_from_locked_memory(engine: Engine, data: Path) -> None:
     paths = sorted((data / "coco" / "images" / "val").glob("*.jpg"))
     region = region_bytes(plain_jpeg_sizes(paths))
     assert region is not None
     with opened(engine, "fp16-b8") as session:
         program = device_program(session.spec.model)
         expected = detect(session, [cv2.imread(str(p)) for p in paths])
-        with PictureProcesses(3, region, session.page_lock) as processes:
+        with ImageProcesses(3, region, session.page_lock) as processes:
             kept = next(frame for frame in processes.read(paths[:8]) if isinstance(frame, np.ndarray))
             assert is_pinned(kept)
             shared: Any = processes.read(paths * 6)

@@ -46,7 +46,7 @@ def best_overlap(boxes: np.ndarray, class_id: int, found: Detections) -> float:
 
 
 def sure_boxes(raw: np.ndarray, placed: Geometry, found: Detections) -> Iterator[Sure]:
-    """Yield the boxes that were found in one picture, of whose raw output (N, 5 + C) they were made."""
+    """Yield the boxes that were found in one image, of whose raw output (N, 5 + C) they were made."""
     scores = raw[:, 4:5] * raw[:, 5:]
     classes, scores = scores.argmax(axis=1), scores.max(axis=1)
     centre, half = raw[:, :2], raw[:, 2:4] / 2

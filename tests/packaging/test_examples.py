@@ -23,7 +23,7 @@ from yolotrt_core.plugin.registered import KINDS
 from yolotrt_core.scaffold.writer import write_plugin
 
 ROOT = Path(__file__).resolve().parents[2]
-EXAMPLES = {"calibrator": "yolotrt_picture_mean", "exporter": "yolotrt_zoo", "postprocessor": "yolotrt_anchor_free"}
+EXAMPLES = {"calibrator": "yolotrt_image_mean", "exporter": "yolotrt_zoo", "postprocessor": "yolotrt_anchor_free"}
 MAIN = "from yolotrt_core.cli import main; main()"
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -162,7 +162,7 @@ def test_installed_examples_are_listed_with_their_distributions(environment: Env
     assert listed["broken"] == []
     theirs = {(s["kind"], s["name"], s["distribution"]) for s in listed["stages"]}
     assert theirs >= {
-        ("calibrator", "picture_mean", "yolotrt-picture-mean"),
+        ("calibrator", "image_mean", "yolotrt-image-mean"),
         ("exporter", "zoo", "yolotrt-zoo"),
         ("postprocessor", "anchor_free", "yolotrt-anchor-free"),
     }
@@ -173,11 +173,11 @@ def test_a_calibrator_is_swapped_in_by_name(environment: Environment, data: Path
     pytest.importorskip("torch", reason="the embedded model is a checkpoint (extra `torch`)")
     folder = environment.folder / "pictures"
     folder.mkdir()
-    for picture in sorted((data / "coco" / "images" / "calib").glob("*.jpg"))[:4]:
-        shutil.copy(picture, folder)
+    for image in sorted((data / "coco" / "images" / "calib").glob("*.jpg"))[:4]:
+        shutil.copy(image, folder)
     settings = ["--precision", "int8", "--calib-data", str(folder), "--builder", "onnxruntime", "--store", "store"]
     methods = {}
-    for name in ("picture_mean", "minmax"):
+    for name in ("image_mean", "minmax"):
         done = environment.yolotrt("build", *settings, "--calibrator", name, "--json", "--out", f"int8-{name}")
         steps = {step["kind"]: step["plugin"] for step in json.loads(done.stdout)["steps"]}
         assert steps["calibrator"] == name
@@ -186,10 +186,10 @@ def test_a_calibrator_is_swapped_in_by_name(environment: Environment, data: Path
         )
         (file,) = (environment.folder / f"ranges-{name}").rglob("*ranges*.json")
         methods[name] = json.loads(file.read_text())
-    mean, largest = methods["picture_mean"], methods["minmax"]
-    assert (mean["method"], largest["method"]) == ("picture_mean", "minmax")
+    mean, largest = methods["image_mean"], methods["minmax"]
+    assert (mean["method"], largest["method"]) == ("image_mean", "minmax")
     assert mean["tensors"].keys() == largest["tensors"].keys()
-    # A mean of the pictures' largest values is below the largest of them.
+    # A mean of the images' largest values is below the largest of them.
     assert all(mean["tensors"][name] <= largest["tensors"][name] * 1.0001 for name in mean["tensors"])
 
 
@@ -221,7 +221,7 @@ onnx.save(model, "columns.onnx")
     common = ["--builder", "onnxruntime", "--precision", "fp32", "--store", "store"]
     done = environment.yolotrt("build", "--weights", "bundle.zip", *common, "--imgsz", "64", "--json", "--out", "zoo")
     assert json.loads(done.stdout)["steps"][0]["plugin"] == "zoo"
-    pytest.importorskip("cv2", reason="detect reads pictures (extra `opencv`)")
+    pytest.importorskip("cv2", reason="detect reads images (extra `opencv`)")
     sample = str(ROOT / "yolotrt_core" / "assets" / "sample.jpg")
     model = ["--weights", "columns.onnx", "--onnx-head", "yolov8", *common]
     environment.yolotrt("detect", *model, "--conf", "0.3", "--out", "found", sample)

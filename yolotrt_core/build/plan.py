@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from yolotrt_core.build.step import PARITY_BUILDER, SPEC_FILE, Output, Plan, Step
-from yolotrt_core.calibration.images import DEFAULT_CALIBRATOR, CalibrationData, ChosenPictures, choose
+from yolotrt_core.calibration.images import DEFAULT_CALIBRATOR, CalibrationData, ChosenImages, choose
 from yolotrt_core.errors import PluginError, UsageError
 from yolotrt_core.export import parity
 from yolotrt_core.plugin import options, registered
@@ -35,7 +35,7 @@ PRECISION_ORDER = 50
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """Which plugins the user named, None being the automatic choice, and the pictures to calibrate on."""
+    """Which plugins the user named, None being the automatic choice, and the images to calibrate on."""
 
     exporter: str | None = None
     builder: str | None = None
@@ -79,7 +79,7 @@ def plan(
     calibrated = source.holds is None and (takes_ranges or any(found.stage.needs_calibration for found in passes))
     if calibrated:
         calibrator = _calibrator(stages, request, choice)
-        chosen = _pictures(calibrator, choice)
+        chosen = _images(calibrator, choice)
         steps.append(_calibrate_step(calibrator, settings, steps, chosen))
     typed = replace(request, profiles=())
     for found in passes:
@@ -144,24 +144,24 @@ def _calibrator(stages: Registry, request: BuildRequest, choice: Choice) -> Regi
     return stages.usable("calibrator", name)
 
 
-def _pictures(calibrator: Registered, choice: Choice) -> ChosenPictures | None:
-    """Choose the calibration pictures, unless the calibrator works without."""
+def _images(calibrator: Registered, choice: Choice) -> ChosenImages | None:
+    """Choose the calibration images, unless the calibrator works without."""
     if not getattr(calibrator.stage, "needs_images", True):
         return None
     if choice.calibration is None:
         raise UsageError(
-            f"calibrator `{calibrator.name}` needs pictures, but `--calib-data` was not given",
+            f"calibrator `{calibrator.name}` needs images, but `--calib-data` was not given",
             hint="pass `--calib-data DIR`, or build with `--precision fp16`",
         )
     return choose(choice.calibration)
 
 
 def _calibrate_step(
-    calibrator: Registered, settings: Settings, before: Sequence[Step], pictures: ChosenPictures | None
+    calibrator: Registered, settings: Settings, before: Sequence[Step], images: ChosenImages | None
 ) -> Step:
     inputs = _model_inputs(_last_onnx(before))
-    if pictures is not None:
-        inputs["pictures"] = pictures.sha256
+    if images is not None:
+        inputs["pictures"] = images.sha256
     request = before[0].request
     return _step(CALIBRATE, calibrator, settings, request, _shape_material(request), inputs)
 

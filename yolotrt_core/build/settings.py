@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from yolotrt_core.build import plan
 from yolotrt_core.build.plan import Choice
 from yolotrt_core.build.step import Plan
-from yolotrt_core.calibration.images import DEFAULT_PICTURES, CalibrationData
+from yolotrt_core.calibration.images import DEFAULT_IMAGES, CalibrationData
 from yolotrt_core.console.text import nearest
 from yolotrt_core.datasets import reader
 from yolotrt_core.errors import UsageError
@@ -53,9 +53,9 @@ class BuildSettings:
         batch: images per inference of a static engine, or the optimum of a dynamic one.
         dynamic: batch, height and width may vary within `profiles` (made up if none is given).
         builder, exporter, calibrator: plugin names; None chooses.
-        calib_data: pictures to calibrate int8 and fp8 on: a folder, or a data set YAML (its `train`).
+        calib_data: images to calibrate int8 and fp8 on: a folder, or a data set YAML (its `train`).
         calib_images: how many of them at most. calib_seed: which, if there are more.
-        eval_data: pictures to judge the engine on, see `gate`. max_drop: largest loss of mAP50-95.
+        eval_data: images to judge the engine on, see `gate`. max_drop: largest loss of mAP50-95.
         flags, recipe: stage options, see `plans.GivenOptions`.
     """
 
@@ -69,7 +69,7 @@ class BuildSettings:
     exporter: str | None = None
     calibrator: str | None = None
     calib_data: str | Path | None = None
-    calib_images: int = DEFAULT_PICTURES
+    calib_images: int = DEFAULT_IMAGES
     calib_seed: int = 0
     eval_data: str | Path | None = None
     max_drop: float | None = None
@@ -86,7 +86,7 @@ def plan_build(settings: BuildSettings, *, store: Store, stages: Registry) -> Pl
         )
     calibration = calibration_data(settings)
     if calibration is not None:
-        reader.refuse_missing(calibration.where, reader.PICTURES_HINT)
+        reader.refuse_missing(calibration.where, reader.IMAGES_HINT)
     exporter, source = resolve_model(settings, stages)
     if settings.precision is None and source.holds is not None:
         _log.info("`%s` holds %s already, so that is what is built", source.path.name, source.holds)
@@ -127,7 +127,7 @@ def _is_of_one_size(exporter: Registered, source: ModelSource) -> bool:
 
 
 def calibration_data(settings: BuildSettings) -> CalibrationData | None:
-    """Return which pictures the user gave to calibrate on, or None."""
+    """Return which images the user gave to calibrate on, or None."""
     if settings.calib_data is None:
         return None
     return CalibrationData(settings.calib_data, settings.calib_images, settings.calib_seed)

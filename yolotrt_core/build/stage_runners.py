@@ -45,7 +45,7 @@ def _pass(steps: Plan, step: Step, given: Path, out: Path, store: Store) -> Mapp
 def _calibrate(steps: Plan, step: Step, given: Path, out: Path, store: Store) -> Mapping[str, Json]:
     size = (step.request.height, step.request.width)
     model = _model(step, given, store)
-    batches = Batches(steps.pictures, size, model.spec.layout) if steps.pictures else None
+    batches = Batches(steps.images, size, model.spec.layout) if steps.images else None
     stream: Iterator[Any] = iter(batches) if batches else iter(())
     method = step.stage.calibrate(model, stream, step.request, step.options, out)
     check_ranges(step, method, out)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from yolotrt_core.calibration.images import ChosenPictures
+from yolotrt_core.calibration.images import ChosenImages
 from yolotrt_core.plugin.registered import Registered
 from yolotrt_core.store.action import PluginIdentity
 from yolotrt_core.types import BuildRequest, Json, ModelSource
@@ -47,14 +47,14 @@ class Step:
 class Plan:
     """The steps of a build, in order; the last one makes the engine.
 
-    `pictures` are those the network is calibrated on, or None.
+    `images` are those the network is calibrated on, or None.
     """
 
     source: ModelSource
     request: BuildRequest
     builder: Registered
     steps: tuple[Step, ...]
-    pictures: ChosenPictures | None = None
+    images: ChosenImages | None = None
 
 
 SPEC_FILE = "spec.json"

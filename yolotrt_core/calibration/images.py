@@ -1,4 +1,4 @@
-"""Which pictures a network is calibrated on, and how they reach a calibrator: the same way on every machine."""
+"""Which images a network is calibrated on, and how they reach a calibrator: the same way on every machine."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# The best of those measured on calibration pictures; figures and script in the calibrators' README.
+# The best of those measured on calibration images; figures and script in the calibrators' README.
 DEFAULT_CALIBRATOR: dict[Precision, str] = {"int8": "percentile", "fp8": "minmax"}
-DEFAULT_PICTURES = 128
-# Lost nothing measurable with two different choices of pictures (same README).
-ENOUGH_PICTURES = 64
+DEFAULT_IMAGES = 128
+# Lost nothing measurable with two different choices of images (same README).
+ENOUGH_IMAGES = 64
 _MOST_UNREADABLE = 0.1
 _BATCH = 4
 
 
 @dataclass(frozen=True, slots=True)
 class CalibrationData:
-    """What the user says about calibration pictures.
+    """What the user says about calibration images.
 
     Attributes:
         where: folder or data set YAML (its `train` part). count: how many are used at most.
@@ -46,13 +46,13 @@ class CalibrationData:
     """
 
     where: str | Path
-    count: int = DEFAULT_PICTURES
+    count: int = DEFAULT_IMAGES
     seed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
-class ChosenPictures:
-    """The pictures of one calibration, in order, with the SHA-256 of each file."""
+class ChosenImages:
+    """The images of one calibration, in order, with the SHA-256 of each file."""
 
     files: tuple[Path, ...]
     names: tuple[str, ...]
@@ -61,27 +61,27 @@ class ChosenPictures:
 
     @property
     def sha256(self) -> str:
-        """Digest of the pictures in order and of what makes them into network input."""
-        return digest_of_pictures(self.sha256s)
+        """Digest of the images in order and of what makes them into network input."""
+        return digest_of_images(self.sha256s)
 
 
-def digest_of_pictures(sha256s: Sequence[str]) -> str:
+def digest_of_images(sha256s: Sequence[str]) -> str:
     """Return one digest for files in this order and for what makes them into network input.
 
     That is whatever changes a pixel: our own code, and OpenCV, which decodes and resizes. The size is in the key of
-    what takes the pictures.
+    what takes the images.
     """
     parts = [*sha256s, core_digest(core_sources.PIXELS), images.opencv_version()]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-def choose(data: CalibrationData) -> ChosenPictures:
-    """Choose pictures: all, or as many as wanted drawn with the seed from their sorted names.
+def choose(data: CalibrationData) -> ChosenImages:
+    """Choose images: all, or as many as wanted drawn with the seed from their sorted names.
 
     Raises:
-        UsageError: nothing there, or no picture.
+        UsageError: nothing there, or no image.
     """
-    files, names, _ = reader.list_pictures(data.where, "train", reader.PICTURES_HINT)
+    files, names, _ = reader.list_images(data.where, "train", reader.IMAGES_HINT)
     # A Fisher-Yates shuffle of our own: the standard library's may differ between Python versions.
     order = list(range(len(files)))
     numbers = random.Random(data.seed)
@@ -89,9 +89,9 @@ def choose(data: CalibrationData) -> ChosenPictures:
         other = int(numbers.random() * (last + 1))
         order[last], order[other] = order[other], order[last]
     chosen = order[: data.count]
-    if len(chosen) < ENOUGH_PICTURES:
-        _log.warning("only %s: %d are known to be enough", counted(len(chosen), "calibration picture"), ENOUGH_PICTURES)
-    return ChosenPictures(
+    if len(chosen) < ENOUGH_IMAGES:
+        _log.warning("only %s: %d are known to be enough", counted(len(chosen), "calibration image"), ENOUGH_IMAGES)
+    return ChosenImages(
         tuple(files[i] for i in chosen),
         tuple(names[i] for i in chosen),
         tuple(sha256_of(files[i]) for i in chosen),
@@ -101,14 +101,14 @@ def choose(data: CalibrationData) -> ChosenPictures:
 
 @dataclass(slots=True)
 class Batches:
-    """Chosen pictures as network input, read while they are consumed.
+    """Chosen images as network input, read while they are consumed.
 
     Attributes:
         size: (height, width) of the network input. layout: where it has its channels.
-        skipped: names of pictures that cannot be read. seen: how many were handed out.
+        skipped: names of images that cannot be read. seen: how many were handed out.
     """
 
-    chosen: ChosenPictures
+    chosen: ChosenImages
     size: tuple[int, int]
     layout: Layout = "nchw"
     skipped: list[str] = field(default_factory=list)
@@ -118,7 +118,7 @@ class Batches:
         """Yield float32 (b, 3, H, W) or (b, H, W, 3), RGB in 0..1.
 
         Raises:
-            UsageError: a picture changed since it was chosen, or over 10% cannot be read.
+            UsageError: an image changed since it was chosen, or over 10% cannot be read.
         """
         frames = []
         with progress("calibrating", total=len(self.chosen.files)) as bar:
@@ -141,7 +141,7 @@ class Batches:
                 _log.warning("%s; skipped", err)
                 if len(self.skipped) > most:
                     raise UsageError(
-                        f"{len(self.skipped)} of {len(self.chosen.files)} calibration pictures cannot be read, "
+                        f"{len(self.skipped)} of {len(self.chosen.files)} calibration images cannot be read, "
                         f"over {_MOST_UNREADABLE:.0%}; the last: {err}",
                         hint="remove or replace them",
                     ) from err
@@ -152,7 +152,7 @@ class Batches:
             yield frame
 
     def facts(self) -> dict[str, Json]:
-        """Return which pictures were used, for the record."""
+        """Return which images were used, for the record."""
         skipped = set(self.skipped)
         return {
             "pictures": self.seen,

@@ -32,7 +32,7 @@ class Ranges:
         onnx_sha256: the ONNX whose tensors these are; they mean nothing in another.
         method: how they were found, e.g. `entropy`.
         tensors: tensor name to amax, the largest magnitude worth keeping; positive and finite.
-        images: which pictures were seen: count, digest, names. preprocessing: how they were made
+        images: which images were seen: count, digest, names. preprocessing: how they were made
             into network input. tools: versions. All three for people and for comparison.
     """
 

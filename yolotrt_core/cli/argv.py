@@ -137,7 +137,7 @@ def _check_one(
                 f"`{name}` takes one {wanted[-1].upper()}, found `{shown(taken[-1])}` and `{shown(token)}`",
                 hint=f"pass `{meant_flag(model)} {shown(model)}`"
                 if model
-                else "quote a pattern so that the shell does not expand it, as in 'pictures/*.jpg', or name the folder",
+                else "quote a pattern so that the shell does not expand it, as in 'images/*.jpg', or name the folder",
             )
     if len(taken) < len(wanted):
         missing = next(word for word in wanted if f"--{word}" not in taken)

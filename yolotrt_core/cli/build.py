@@ -12,7 +12,7 @@ from typing import Any
 
 from yolotrt_core.api import Engine, build_engine
 from yolotrt_core.build.settings import MOST_PIXELS, STRIDE, BuildSettings
-from yolotrt_core.calibration.images import DEFAULT_PICTURES
+from yolotrt_core.calibration.images import DEFAULT_IMAGES
 from yolotrt_core.cli.tasks import Flag, Given, given_stage_flags, make_task, option_help, stage_flags
 from yolotrt_core.console.text import nearest
 from yolotrt_core.errors import UsageError
@@ -40,9 +40,9 @@ SETTINGS = (
     Flag("builder", "Builder plugin (default: tensorrt where its library is installed, else onnxruntime)"),
     Flag("exporter", "Exporter plugin (default: the one that recognises the model)"),
     Flag("calibrator", "Calibrator plugin, for int8 and fp8 (default: percentile for int8, minmax for fp8)"),
-    Flag("calib_data", "Pictures to calibrate on: a folder, or a data set YAML, whose `train` part is used"),
-    Flag("calib_images", "How many calibration pictures are used at most (default 128)"),
-    Flag("calib_seed", "Which calibration pictures are used if there are more (default 0)"),
+    Flag("calib_data", "Images to calibrate on: a folder, or a data set YAML, whose `train` part is used"),
+    Flag("calib_images", "How many calibration images are used at most (default 128)"),
+    Flag("calib_seed", "Which calibration images are used if there are more (default 0)"),
     Flag("imgsz", "Network input in pixels: 640, or height,width as 480,640 (default: the model's own, else 640)"),
     Flag("batch", "Images per inference (default 1)"),
     Flag("dynamic", "on|off: let batch, height and width vary within the profiles (default off)"),
@@ -52,7 +52,7 @@ SETTINGS = (
         "(default: batch 1 to 8, half to full size)",
         repeatable=True,
     ),
-    Flag("eval_data", "Pictures to judge the engine on before it is handed out: a folder, data set YAML or COCO JSON"),
+    Flag("eval_data", "Images to judge the engine on before it is handed out: a folder, data set YAML or COCO JSON"),
     Flag(
         "max_drop",
         "Largest loss of mAP50-95 against fp32 on labelled --eval-data (default 0.005); if it is given, int8 and fp8 "
@@ -157,7 +157,7 @@ def build_settings(stages: Registry, given: Given) -> BuildSettings:
         exporter=merged.get("exporter"),
         calibrator=merged.get("calibrator"),
         calib_data=merged.get("calib_data"),
-        calib_images=whole_number("--calib-images", merged.get("calib_images", DEFAULT_PICTURES)),
+        calib_images=whole_number("--calib-images", merged.get("calib_images", DEFAULT_IMAGES)),
         calib_seed=whole_number("--calib-seed", merged.get("calib_seed", 0), least=0),
         eval_data=merged.get("eval_data"),
         max_drop=share("--max-drop", merged["max_drop"]) if "max_drop" in merged else None,

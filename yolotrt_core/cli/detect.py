@@ -1,4 +1,4 @@
-"""`detect`: find objects on pictures, videos and live sources."""
+"""`detect`: find objects on images, videos and live sources."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ _log = logging.getLogger(__name__)
 SAMPLE = "sample"
 _FORMATS = ("json", "coco", "yolo")
 _LISTED = 100  # files; of more, their sum
-_IN_A_ROW = 10  # classes: a film may show dozens
+_IN_A_ROW = 10  # classes: a video may show dozens
 _SHOWN_CLASSES = 10  # of a model with hundreds, all would hide the error
 _OWN = (
     Flag(
         "path",
-        "Picture, video, folder, a quoted pattern as 'in/*.jpg', `camera:0`, an rtsp:// address, or `sample`, the "
-        "bundled picture",
+        "Image, video, folder, a quoted pattern as 'in/*.jpg', `camera:0`, an rtsp:// address, or `sample`, the "
+        "bundled image",
         positional=True,
     ),
     Flag("engine", "Engine file made by `build`, instead of --weights"),
@@ -55,7 +55,7 @@ _OWN = (
     Flag("multi_label", "on|off: a box may count for several classes (default off)"),
     Flag("agnostic", "on|off: boxes of different classes suppress each other (default off)"),
     Flag("classes", "Classes to keep, by id or name, as 0,2 or person,dog (default all)"),
-    Flag("max_det", "Most detections for one picture (default 300)"),
+    Flag("max_det", "Most detections for one image (default 300)"),
     Flag(
         "format",
         "json|coco|yolo: form of the results file (default json); coco: category_id is the model's class index",
@@ -63,7 +63,7 @@ _OWN = (
     Flag("annotate", "on|off: write copies with the boxes drawn in; without them it is much faster (default on)"),
     Flag(
         "out",
-        "Folder for annotated pictures and results (default ./detections/; for a camera or stream a new folder in it)",
+        "Folder for annotated images and results (default ./detections/; for a camera or stream a new folder in it)",
     ),
     Flag("max_frames", "Stop a video or live source after this many frames (default: its end)"),
     Flag("show_timing", "Print the time of each step", switch=True),
@@ -75,9 +75,9 @@ RESERVED = tuple("--" + f.name.replace("_", "-") for f in _OWN if not f.position
 def task(stages: Registry) -> Any:
     """Make the `detect` task."""
     summary = (
-        "Find objects on pictures or videos; writes annotated copies and a results file.\n\n"
+        "Find objects on images or videos; writes annotated copies and a results file.\n\n"
         "Runs an engine file, or builds one for a model with the first builder that can run here.\n\n"
-        "Example: detect --weights yolov5n.pt --conf 0.4 pictures/"
+        "Example: detect --weights yolov5n.pt --conf 0.4 images/"
     )
     flags = [*_OWN, *build.RUN_SETTINGS, *build.PARITY_FLAGS, *stage_flags(stages, KINDS)]
     return make_task("detect", summary, flags, lambda given: _detect(stages, given))
@@ -100,8 +100,8 @@ def _detect(stages: Registry, given: Given) -> None:
     paths = _paths(source)
     if given["max_frames"] is not None and paths and not any(inputs.is_video(p) for p in paths):
         raise UsageError(
-            f"`--max-frames` ends a video or live source, found only pictures in `{inputs.redact(source)}`",
-            hint="drop `--max-frames`; for some of the pictures, pass a pattern that means them",
+            f"`--max-frames` ends a video or live source, found only images in `{inputs.redact(source)}`",
+            hint="drop `--max-frames`; for some of the images, pass a pattern that means them",
         )
     out = user_path(given["out"] or "detections")
     annotate = build.switch("--annotate", asked.get("annotate", "on"))
@@ -174,7 +174,7 @@ def _paths(source: str) -> list[Path]:
         )
     if flag := build.meant_flag(source):
         raise UsageError(
-            f"PATH expects pictures or a video, and `{source}` is {'an engine' if flag == '--engine' else 'a model'} "
+            f"PATH expects images or a video, and `{source}` is {'an engine' if flag == '--engine' else 'a model'} "
             "by its ending",
             hint=f"pass `{flag} {source}` beside a PATH, as in `detect {flag} {source} sample`",
         )

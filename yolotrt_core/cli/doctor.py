@@ -25,7 +25,7 @@ _DISABLES = {
     "": "everything",
     "torch": "exporting .pt checkpoints, parity checks, engines that run on the CPU",
     "tf": "exporting TensorFlow models",
-    "opencv": "reading pictures: detect, calibration, evaluation",
+    "opencv": "reading images: detect, calibration, evaluation",
     "rtx": "building TensorRT-RTX engines",
     "tensorrt": "building TensorRT engines (needs a GPU; TensorRT-RTX does not)",
     "gpu": "running engines on a GPU",

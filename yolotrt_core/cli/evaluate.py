@@ -1,4 +1,4 @@
-"""`evaluate`: mean average precision of an engine on labelled pictures, alone or against another."""
+"""`evaluate`: mean average precision of an engine on labelled images, alone or against another."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ from yolotrt_core.store.store import Store
 from yolotrt_core.types import PRECISIONS, Json
 
 _OWN = (
-    Flag("data", "Labelled pictures: a folder in YOLO layout, a data set YAML, or a COCO JSON file"),
+    Flag("data", "Labelled images: a folder in YOLO layout, a data set YAML, or a COCO JSON file"),
     Flag("part", "train|val|test: which part of a data set YAML (default val)"),
     Flag("engine", "Engine file made by `build`, instead of --weights"),
-    Flag("rect", "on|off: each picture at its own shape, where the engine accepts any (--dynamic on; default off)"),
+    Flag("rect", "on|off: each image at its own shape, where the engine accepts any (--dynamic on; default off)"),
     Flag("framework", "Judge the model in its own framework, without an engine", switch=True),
     Flag("against", f"Compare with this: an engine file, or {'|'.join(PRECISIONS)} of the same model"),
     Flag("conf", "Least score, 0 to 1 (default 0.001)"),
     Flag("iou", "Overlap over which the lower-scored box goes, 0 to 1 (default 0.6)"),
     Flag("multi_label", "on|off: a box may count for several classes (default on)"),
-    Flag("max_det", "Most detections for one picture (default 300)"),
-    Flag("bootstrap", "Resamples of the pictures for the 95% intervals, 100 or more, or 0 for none (default 200)"),
+    Flag("max_det", "Most detections for one image (default 300)"),
+    Flag("bootstrap", "Resamples of the images for the 95% intervals, 100 or more, or 0 for none (default 200)"),
     Flag("seed", "Which resamples (default 0)"),
     Flag("json", "Print one JSON document, see yolotrt_core/schemas/evaluate.json", switch=True),
 )
@@ -53,7 +53,7 @@ _PARTS: tuple[reader.Part, ...] = ("train", "val", "test")
 def task(stages: Registry) -> Any:
     """Make the `evaluate` task."""
     summary = (
-        "Judge an engine by mAP on labelled pictures, with intervals; compare two engines.\n\n"
+        "Judge an engine by mAP on labelled images, with intervals; compare two engines.\n\n"
         "Runs an engine file, or builds one for a model with the first builder that can run here.\n\n"
         "Example: evaluate --weights yolov5n.pt --precision int8 --calib-data train/ --data coco.yaml --against fp32"
     )
@@ -63,7 +63,7 @@ def task(stages: Registry) -> Any:
 
 def _evaluate(stages: Registry, given: Given) -> None:
     if not given["data"]:
-        raise UsageError("`evaluate` needs labelled pictures", hint="pass `--data DIR_OR_YAML`")
+        raise UsageError("`evaluate` needs labelled images", hint="pass `--data DIR_OR_YAML`")
     part = given["part"] or "val"
     if part not in _PARTS:
         raise UsageError(f"`--part` expects train, val or test, found `{part}`")
@@ -134,7 +134,7 @@ def _refuse_rival(stages: Registry, settings: BuildSettings, given: Given) -> No
         )
     if wanted in DEFAULT_CALIBRATOR and settings.calib_data is None and settings.calibrator is None:
         raise UsageError(
-            f"`--against {wanted}` needs pictures to calibrate on, but `--calib-data` was not given",
+            f"`--against {wanted}` needs images to calibrate on, but `--calib-data` was not given",
             hint="pass `--calib-data DIR`",
         )
 
@@ -171,7 +171,7 @@ def document(judge: Judge, result: Evaluation, rival: Evaluation | None, compari
     return {
         "schema": 1,
         "data": str(judge.data.path),
-        "pictures": result.pictures,
+        "pictures": result.images,
         "boxes": result.boxes,
         "skipped": list(result.skipped),
         "selection": to_json(judge.selection),
@@ -207,8 +207,8 @@ def _report(judge: Judge, result: Evaluation, rival: Evaluation | None, comparis
     around = () if result.map50.low is None else ("95%",)
     print_table(("engine", "mAP50", *around, "mAP50-95", *around), shown)
     skipped = f", {len(result.skipped)} unreadable left out" if result.skipped else ""
-    print(f"\n{counted(result.pictures, 'picture')}, {counted(result.boxes, 'box')}{skipped}")
-    too_few = judge.bootstrap.shortfall(result.pictures)
+    print(f"\n{counted(result.images, 'picture')}, {counted(result.boxes, 'box')}{skipped}")
+    too_few = judge.bootstrap.shortfall(result.images)
     if comparison is None:
         if too_few and judge.bootstrap.resamples:  # without any they were not wanted
             print(f"no interval can be told from {too_few}")
@@ -216,7 +216,7 @@ def _report(judge: Judge, result: Evaluation, rival: Evaluation | None, comparis
         print(f"whether the difference in mAP50-95 is more than noise cannot be told from {too_few}")
     else:
         verdict = "more than noise" if comparison.more_than_noise else "not distinguishable from noise"
-        print(f"the difference in mAP50-95 is {verdict} on these pictures")
+        print(f"the difference in mAP50-95 is {verdict} on these images")
 
 
 def _row(name: str, *figures: Interval, sign: str = "") -> tuple[str, ...]:

@@ -36,7 +36,7 @@ def task(stages: Registry) -> Any:
     """Make the `sensitivity` task."""
     summary = (
         "Rank a model's layers by the damage of quantizing each alone; the worst first.\n\n"
-        "Each layer is measured in a float32 network on a few of the calibration pictures. "
+        "Each layer is measured in a float32 network on a few of the calibration images. "
         "The precision is int8 unless fp8 is asked for.\n\n"
         "Example: sensitivity --weights yolov5n.pt --calib-data train/"
     )
@@ -55,7 +55,7 @@ def _sensitivity(stages: Registry, given: Given) -> None:
     usual = DEFAULT_CALIBRATOR.get(precision)
     if usual is not None and settings.calib_data is None and settings.calibrator is None:
         raise UsageError(
-            f"calibrator `{usual}` needs pictures, but `--calib-data` was not given", hint="pass `--calib-data DIR`"
+            f"calibrator `{usual}` needs images, but `--calib-data` was not given", hint="pass `--calib-data DIR`"
         )
     store = open_store(build.path_from_text(given["store"]))
     planned = plan_build(settings, store=store, stages=stages)
@@ -74,7 +74,7 @@ def document(found: Sensitivity) -> Json:
     return {
         "schema": 1,
         "precision": found.precision,
-        "pictures": found.pictures,
+        "pictures": found.images,
         "from_cache": found.from_cache,
         "seconds": sum(d.seconds for d in found.layers),
         "layers": to_json(found.layers),
@@ -97,7 +97,7 @@ def _report(found: Sensitivity) -> None:
     ]
     print_table(("", "layer", "output error", "", "boxes in common", "score drift"), rows)
     worst = ",".join(d.layer for d in found.layers[:_SUGGESTED])
-    print(f"\n{len(found.layers)} layers, each alone in {found.precision}, on {counted(found.pictures, 'picture')}")
+    print(f"\n{len(found.layers)} layers, each alone in {found.precision}, on {counted(found.images, 'picture')}")
     print(f"keep the worst in fp16 with --{found.precision}-keep {worst}")
     print("or let a build find how many it takes: --max-drop 0.002 with labelled --eval-data")
 
@@ -105,4 +105,4 @@ def _report(found: Sensitivity) -> None:
 def _draw(found: Sensitivity, path: Path, model: str) -> None:
     from yolotrt_core.cli.sensitivity_plot import draw
 
-    draw(found, path, f"{model}: each layer alone in {found.precision}, {counted(found.pictures, 'picture')}")
+    draw(found, path, f"{model}: each layer alone in {found.precision}, {counted(found.images, 'picture')}")

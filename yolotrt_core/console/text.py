@@ -12,7 +12,7 @@ _INDENT = "  "
 
 
 def counted(number: object, noun: str) -> str:
-    """Return `1 picture`, `2 pictures`, `2 boxes`, `2 classes`."""
+    """Return `1 image`, `2 images`, `2 boxes`, `2 classes`."""
     ending = "" if number == 1 else "es" if noun.endswith(("s", "x")) else "s"
     return f"{number} {noun}{ending}"
 

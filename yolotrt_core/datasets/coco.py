@@ -40,15 +40,15 @@ def read_coco(path: Path, labels: Sequence[str]) -> DataSet:
         raise UsageError(f"`{path}` is no COCO annotation file: {words}") from err
     index = _class_index(categories, labels, path)
     root = _image_root(path, [str(i["file_name"]) for i in images[:1]])
-    pictures = []
+    frames = []
     for image in images:
         found = annotations[image["id"]]
         boxes = np.array([_coco_box(a, path) for a in found], np.float64).reshape(-1, 4)
         ids = np.array([_coco_class(a, index, path) for a in found], np.int64)
         crowd = np.array([bool(a.get("iscrowd", 0)) for a in found], bool)
         name = str(image["file_name"])
-        pictures.append(LabeledImage(root / name, name, boxes, ids, crowd, in_pixels=True))
-    return DataSet(path, tuple(pictures), tuple(labels))
+        frames.append(LabeledImage(root / name, name, boxes, ids, crowd, in_pixels=True))
+    return DataSet(path, tuple(frames), tuple(labels))
 
 
 def _coco_box(annotation: Mapping[str, Any], path: Path) -> list[float]:
@@ -90,7 +90,7 @@ def _class_index(categories: dict[int, str], labels: Sequence[str], path: Path) 
 
 
 def _image_root(path: Path, names: Sequence[str]) -> Path:
-    """Find the folder of the pictures: beside the JSON, or where COCO and its followers put them."""
+    """Find the folder of the images: beside the JSON, or where COCO and its followers put them."""
     part = path.stem.removeprefix("instances_")
     up = path.parent.parent
     places = [path.parent, path.parent / "images", up / "images", up / part, up / "images" / part, up]
@@ -98,6 +98,6 @@ def _image_root(path: Path, names: Sequence[str]) -> Path:
         if all(existing_path(place / name) for name in names):
             return place
     raise UsageError(
-        f"the pictures of `{path}` are not where it says: no `{names[0] if names else ''}`",
+        f"the images of `{path}` are not where it says: no `{names[0] if names else ''}`",
         hint="looked in " + ", ".join(f"`{p}`" for p in dict.fromkeys(places)),
     )

@@ -46,18 +46,18 @@ class DataSet:
     """Images in a fixed order, and the names of their classes, if any (numbered if only their number is known)."""
 
     path: Path
-    pictures: tuple[LabeledImage, ...]
+    images: tuple[LabeledImage, ...]
     labels: tuple[str, ...] = ()
 
     @property
     def boxes(self) -> int:
-        return sum(len(p.class_ids) for p in self.pictures)
+        return sum(len(p.class_ids) for p in self.images)
 
     @property
     def digest(self) -> str:
         """SHA-256 of all labels in order; the images themselves are not in it."""
         digest = hashlib.sha256()
-        for p in self.pictures:
+        for p in self.images:
             digest.update(f"{len(p.class_ids)} {p.in_pixels}\n".encode())
             for values in (p.boxes, p.class_ids, p.crowd):
                 digest.update(values.tobytes())

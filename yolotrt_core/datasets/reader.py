@@ -21,7 +21,7 @@ _log = logging.getLogger(__name__)
 
 Part = Literal["train", "val", "test"]
 _LAYOUT_HINT = "expected images/ and labels/ beside each other, a data set YAML, or a COCO JSON file"
-PICTURES_HINT = "expected a folder of pictures, or a data set YAML that names some"
+IMAGES_HINT = "expected a folder of images, or a data set YAML that names some"
 
 
 def read(where: str | Path, labels: Sequence[str], part: Part = "val", *, labels_needed: bool = True) -> DataSet:
@@ -30,7 +30,7 @@ def read(where: str | Path, labels: Sequence[str], part: Part = "val", *, labels
     Args:
         where: a folder in YOLO layout, a YAML description (Ultralytics' form), or a COCO JSON file.
         labels: the model's class names. part: which part of a YAML description.
-        labels_needed: whether pictures without any label are an error.
+        labels_needed: whether images without any label are an error.
 
     Raises:
         UsageError: nothing there, no label at all, a label line that is none, or classes the model does not have.
@@ -39,14 +39,14 @@ def read(where: str | Path, labels: Sequence[str], part: Part = "val", *, labels
     if path.suffix.lower() == ".json" and path.is_file():
         data = read_coco(path, labels)
     else:
-        files, named, names = list_pictures(path, part, _LAYOUT_HINT if labels_needed else PICTURES_HINT)
+        files, named, names = list_images(path, part, _LAYOUT_HINT if labels_needed else IMAGES_HINT)
         _compare_classes(names, labels, path)
         data = DataSet(path, tuple(_labelled(f, n) for f, n in zip(files, named, strict=True)), names)
     if not data.boxes and not labels_needed:
         return data
     if not data.boxes:
-        raise UsageError(f"no labels for the {counted(len(data.pictures), 'picture')} of `{where}`", hint=_LAYOUT_HINT)
-    highest = max(int(p.class_ids.max()) for p in data.pictures if len(p.class_ids))
+        raise UsageError(f"no labels for the {counted(len(data.images), 'picture')} of `{where}`", hint=_LAYOUT_HINT)
+    highest = max(int(p.class_ids.max()) for p in data.images if len(p.class_ids))
     if highest >= len(labels):
         raise UsageError(
             f"the labels of `{where}` have class {highest}, the model has classes 0 to {len(labels) - 1}",
@@ -66,22 +66,22 @@ def refuse_missing(where: str | Path, hint: str = _LAYOUT_HINT) -> None:
 
 
 def check(where: str | Path, part: Part = "val", *, labels_needed: bool = True) -> None:
-    """Check what can be told of a data set before a model's classes are known: that it names pictures.
+    """Check what can be told of a data set before a model's classes are known: that it names images.
 
     Raises:
         UsageError: as `read`, but nothing about labels.
     """
     path = user_path(where)
-    hint = _LAYOUT_HINT if labels_needed else PICTURES_HINT
+    hint = _LAYOUT_HINT if labels_needed else IMAGES_HINT
     refuse_missing(path, hint)
     if not (path.suffix.lower() == ".json" and path.is_file()):
-        list_pictures(path, part, hint)
+        list_images(path, part, hint)
 
 
-def list_pictures(
+def list_images(
     where: str | Path, part: Part = "val", hint: str = _LAYOUT_HINT
 ) -> tuple[list[Path], list[str], tuple[str, ...]]:
-    """List the pictures of a folder or YAML description, sorted, with names that are the same on every machine.
+    """List the images of a folder or YAML description, sorted, with names that are the same on every machine.
 
     Args:
         hint: what to say was expected, where labels may not matter.
@@ -91,16 +91,16 @@ def list_pictures(
         relative to the data set; outside it, the last parts of its path, as few as tell all of them apart.
 
     Raises:
-        UsageError: nothing there, not YAML, no such part, no picture, or names of classes that are none.
+        UsageError: nothing there, not YAML, no such part, no image, or names of classes that are none.
     """
     path = user_path(where)
     refuse_missing(where, hint)
     if path.is_dir():
         described = sorted(p for p in path.iterdir() if p.suffix.lower() in (".yaml", ".yml"))
         if len(described) == 1 and not any(p.suffix.lower() in IMAGE_SUFFIXES for p in path.iterdir()):
-            return list_pictures(described[0], part, hint)
+            return list_images(described[0], part, hint)
         root = path / "images" if (path / "images").is_dir() else path
-        return *_sorted_pictures([root], path, hint), ()
+        return *_sorted_images([root], path, hint), ()
     if path.suffix.lower() not in (".yaml", ".yml"):
         raise UsageError(f"`{where}` is no data set", hint=hint)
     described_as = _read_yaml(path)
@@ -108,13 +108,13 @@ def list_pictures(
     base = base if base.is_absolute() else path.parent / base
     places = described_as.get(part)
     if not places:
-        raise UsageError(f"`{path}` names no pictures for `{part}`", hint=f"it has {', '.join(map(str, described_as))}")
+        raise UsageError(f"`{path}` names no images for `{part}`", hint=f"it has {', '.join(map(str, described_as))}")
     places = [str(p) for p in (places if isinstance(places, list) else [places])]
-    return *_sorted_pictures([_place(base, p) for p in places], base, hint), _class_names(described_as, path)
+    return *_sorted_images([_place(base, p) for p in places], base, hint), _class_names(described_as, path)
 
 
 def _place(base: Path, text: str) -> Path:
-    """Return where a part's pictures are.
+    """Return where a part's images are.
 
     Roboflow's exports say `../train/images` of a folder that lies beside the description itself.
     """
@@ -139,10 +139,10 @@ def _class_names(described_as: Mapping[str, Any], path: Path) -> tuple[str, ...]
     return names
 
 
-def _sorted_pictures(places: Iterable[Path], base: Path, hint: str) -> tuple[list[Path], list[str]]:
-    files = {file: None for place in places for file in _pictures_at(place)}
+def _sorted_images(places: Iterable[Path], base: Path, hint: str) -> tuple[list[Path], list[str]]:
+    files = {file: None for place in places for file in _images_at(place)}
     if not files:
-        raise UsageError(f"no picture in `{', '.join(map(str, places))}`", hint=hint)
+        raise UsageError(f"no image in `{', '.join(map(str, places))}`", hint=hint)
     found = {file.relative_to(base).as_posix(): file for file in files if file.is_relative_to(base)}
     found |= _told_apart([file for file in files if not file.is_relative_to(base)], found.keys())
     names = sorted(found)
@@ -160,13 +160,13 @@ def _told_apart(files: Sequence[Path], taken: Set[str]) -> dict[str, Path]:
     return found
 
 
-def _pictures_at(place: Path) -> Iterator[Path]:
+def _images_at(place: Path) -> Iterator[Path]:
     if existing_path(place) is None or not (place.is_dir() or place.is_file()):
         raise UsageError(f"the data set names `{place}`, which does not exist")
     if place.is_dir():
         yield from (p for p in place.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
     elif place.suffix.lower() == ".txt":
-        for line in text_of(place, "the picture list").splitlines():
+        for line in text_of(place, "the image list").splitlines():
             if line.strip():
                 yield Path(line.strip()) if Path(line.strip()).is_absolute() else place.parent / line.strip()
     else:
@@ -189,11 +189,11 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return described
 
 
-def _labelled(picture: Path, name: str) -> LabeledImage:
+def _labelled(image: Path, name: str) -> LabeledImage:
     import numpy as np
 
-    table = yolo.read(picture)
-    return LabeledImage(picture, name, table[:, 1:], table[:, 0].astype(np.int64), np.zeros(len(table), bool))
+    table = yolo.read(image)
+    return LabeledImage(image, name, table[:, 1:], table[:, 0].astype(np.int64), np.zeros(len(table), bool))
 
 
 def _compare_classes(names: Sequence[str], labels: Sequence[str], path: Path) -> None:

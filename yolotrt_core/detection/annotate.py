@@ -1,4 +1,4 @@
-"""Draws detections on a picture."""
+"""Draws detections on an image."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def colour(class_id: int) -> tuple[int, int, int]:
 
 
 def annotate(frame: NDArray[np.uint8], found: Detections, labels: Sequence[str]) -> NDArray[np.uint8]:
-    """Return a copy of the picture with boxes, labels and scores, the best on top.
+    """Return a copy of the image with boxes, labels and scores, the best on top.
 
     Args:
         frame: uint8 (H, W, 3) BGR. labels: class names by id.

@@ -13,7 +13,7 @@ from yolotrt_core.types import Detections, Json
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What was found on one picture or one frame of a video.
+    """What was found on one image or one frame of a video.
 
     Attributes:
         path: the file, or a live source's name. frame: number from 0 within a video, else None.
@@ -28,7 +28,7 @@ class Found:
 
 
 def as_json(found: Found, labels: Sequence[str]) -> dict[str, Json]:
-    """Return one picture's entry of yolotrt's own JSON; boxes are x1 y1 x2 y2 in pixels."""
+    """Return one image's entry of yolotrt's own JSON; boxes are x1 y1 x2 y2 in pixels."""
     d = found.detections
     return {
         "path": str(found.path),
@@ -70,7 +70,7 @@ def as_coco(found: Found, image_id: int | str) -> list[Json]:
     """Return COCO result entries: bbox is x y w h in pixels, category_id the model's class index.
 
     Args:
-        image_id: what the run calls the picture or frame, see `naming.Names.image_id`.
+        image_id: what the run calls the image or frame, see `naming.Names.image_id`.
     """
     return [
         {
@@ -84,7 +84,7 @@ def as_coco(found: Found, image_id: int | str) -> list[Json]:
 
 
 def as_yolo(found: Found) -> str:
-    """Return YOLO label lines `class cx cy w h score`, coordinates as a share of the picture."""
+    """Return YOLO label lines `class cx cy w h score`, coordinates as a share of the image."""
     lines = []
     for (x1, y1, x2, y2), score, class_id in _plain(found.detections):
         cx, cy = (x1 + x2) / 2 / found.width, (y1 + y2) / 2 / found.height

@@ -1,4 +1,4 @@
-"""What a detection run calls its files: one name for each source, kept by pictures, labels and ids alike."""
+"""What a detection run calls its files: one name for each source, kept by images, labels and ids alike."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Names:
         self.out = out
         self._mark, self._form = _FRAME_MARKS.get(form), form
         self._taken: set[tuple[bool, str, str]] = set()
-        self._like_frames: set[str] = set()  # videos that would call a frame what a picture is called
+        self._like_frames: set[str] = set()  # videos that would call a frame what an image is called
         self._names: dict[Path | str, str] = {}
         for source in sorted(sources, key=_is_video):  # the order of a run
             if source not in self._names:
@@ -59,7 +59,7 @@ class Names:
         return f"{self._names[source]}{self._mark}{number}"
 
     def image_id(self, source: Path | str, number: int | None = None) -> int | str:
-        """Return the COCO id of a picture, or of a frame: the number that COCO names its pictures by, else the name."""
+        """Return the COCO id of an image, or of a frame: the number that COCO names its images by, else the name."""
         return self._ids[source] if number is None else self.frame_name(source, number)
 
     def target(self, source: Path | str) -> Path:

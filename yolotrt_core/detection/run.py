@@ -1,4 +1,4 @@
-"""Detect on pictures, videos and live sources, and write what was found.
+"""Detect on images, videos and live sources, and write what was found.
 
 Reading runs ahead on threads and writing behind on others, so that the engine is what one waits for.
 """
@@ -45,8 +45,8 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _RESULTS: dict[Format, str] = {"json": "detections.json", "coco": "predictions.json", "yolo": LABELS}
-_FRAMES_AHEAD = 8  # of a film
-_MOST_WAITING = 32  # pictures drawn but not yet written, so that a slow disk does not fill the memory
+_FRAMES_AHEAD = 8  # of a video
+_MOST_WAITING = 32  # images drawn but not yet written, so that a slow disk does not fill the memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ class Summary:
 
     Attributes:
         path: the file. written: the annotated copy; without one, what holds its boxes. classes: class id to how
-            often. truncated: boxes that `max_det` cut off. frames: how many, or None for a picture.
+            often. truncated: boxes that `max_det` cut off. frames: how many, or None for an image.
     """
 
     path: Path
@@ -80,7 +80,7 @@ class DetectionRun:
         """Prepare a run.
 
         Args:
-            annotate: write copies with the boxes drawn in; without them, pictures need not be on the host.
+            annotate: write copies with the boxes drawn in; without them, images need not be on the host.
         """
         self.summaries: list[Summary] = []
         self.entries: list[Json] = []
@@ -91,7 +91,7 @@ class DetectionRun:
         self._names, self._out = names, names.out
 
     def stills(self, paths: Sequence[Path], bar: Bar, interrupt: Interrupt) -> None:
-        """Detect on pictures until `interrupt` asks; one that cannot be read is noted, and the run goes on."""
+        """Detect on images until `interrupt` asks; one that cannot be read is noted, and the run goes on."""
         read: deque[tuple[Path, Frame]] = deque()
         ahead = read_ahead if self._annotate else decode_ahead
 
@@ -173,14 +173,14 @@ class DetectionRun:
                 yield frame
 
         with ExitStack() as stack:
-            film = None
+            video = None
             if target is not None:
-                film = stack.enter_context(_VideoWriter(stack.enter_context(whole_file(target)), facts.fps))
+                video = stack.enter_context(_VideoWriter(stack.enter_context(whole_file(target)), facts.fps))
             for number, detections in enumerate(self._detector.stream(kept(), self._selection)):
                 frame = waiting.popleft()
                 found = self._keep(source, number, frame, detections)
-                if film is not None:
-                    film.write(annotate(frame, detections, self._detector.labels))
+                if video is not None:
+                    video.write(annotate(frame, detections, self._detector.labels))
                 classes.update(detections.class_ids.tolist())
                 truncated += detections.truncated
                 count = number + 1
@@ -267,7 +267,7 @@ class DetectionRun:
         return self._names.target(source)
 
     def _boxes(self, source: Path | str) -> Path:
-        """Return what holds the boxes of a source: a file, or the labels' folder for a film."""
+        """Return what holds the boxes of a source: a file, or the labels' folder for a video."""
         of_one = self._form == "yolo" and isinstance(source, Path) and not inputs.is_video(source)
         return self._out / _RESULTS[self._form] / (f"{self._names.name(source)}.txt" if of_one else "")
 
@@ -278,7 +278,7 @@ class DetectionRun:
 
 
 class _Writer:
-    """Draws and writes pictures on threads; the first failure is raised by the next call."""
+    """Draws and writes images on threads; the first failure is raised by the next call."""
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(thread_name_prefix="yolotrt-write")
@@ -339,7 +339,7 @@ class _VideoWriter:
 
 
 class _StoppedAtOnce(Exception):  # noqa: N818 - nothing went wrong
-    """Asked to end before the first frame: there is no film to keep."""
+    """Asked to end before the first frame: there is no video to keep."""
 
 
 def _until(interrupt: Interrupt, frames: Iterable[NDArray[np.uint8]]) -> Iterator[NDArray[np.uint8]]:
@@ -358,5 +358,5 @@ def _draw(target: Path, frame: NDArray[np.uint8], found: Detections, labels: Seq
 
     good, encoded = cv2.imencode(target.suffix, annotate(frame, found, labels))
     if not good:
-        raise ArtifactError(f"OpenCV cannot write `{target.suffix}` pictures")
+        raise ArtifactError(f"OpenCV cannot write `{target.suffix}` images")
     write_whole(target, encoded.tobytes())

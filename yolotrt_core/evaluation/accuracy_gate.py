@@ -15,7 +15,7 @@ from pathlib import Path
 
 from yolotrt_core.build.executor import StepResult
 from yolotrt_core.build.step import ENGINE_SPEC_FILE, PARITY_BUILDER, SPEC_FILE, Output, Plan
-from yolotrt_core.calibration.images import CalibrationData, choose, digest_of_pictures
+from yolotrt_core.calibration.images import CalibrationData, choose, digest_of_images
 from yolotrt_core.console.text import counted
 from yolotrt_core.datasets import dataset, reader
 from yolotrt_core.errors import GateError, UsageError
@@ -43,7 +43,7 @@ _log = logging.getLogger(__name__)
 
 _FEW_BOXES = 5
 _VERDICT_FILE = "verdict.json"
-_BUNDLED = "the bundled picture"
+_BUNDLED = "the bundled image"
 _SELECTION = Selection()
 
 
@@ -56,7 +56,7 @@ class GateOptions:
         0.8, help="Least share of boxes that engine and fp32 model have in common", minimum=0.0, maximum=1.0
     )
     drift: float = option(0.1, help="Largest mean difference in score of the boxes in common", minimum=0.0, maximum=1.0)
-    images: int = option(32, help="How many pictures are compared where there are no labels", minimum=1)
+    images: int = option(32, help="How many images are compared where there are no labels", minimum=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +105,7 @@ def check(data: GateData, settings: Settings) -> None:
     if data.eval_data is not None:
         reader.check(data.eval_data, labels_needed=data.max_drop is not None)
     elif data.max_drop is not None:
-        raise UsageError("`--max-drop` needs labelled pictures", hint="pass them with `--eval-data`")
+        raise UsageError("`--max-drop` needs labelled images", hint="pass them with `--eval-data`")
 
 
 def refuse_limit(planned: Plan, data: GateData, settings: Settings) -> None:
@@ -133,7 +133,7 @@ def judge(
         very graph that was given.
 
     Raises:
-        UsageError: `max_drop` without labels, or pictures that cannot be used.
+        UsageError: `max_drop` without labels, or images that cannot be used.
     """
     options: GateOptions = settings.resolve(GateOptions, "gate")
     build = next(r for r in results if r.step.kind == "builder")
@@ -146,7 +146,7 @@ def judge(
     if is_given and (not runnable or planned.builder.name == runner.name):
         _log.warning(
             "the gate has nothing to compare: the engine is the %s ONNX that was given, and no float32 model says what "
-            "that lost; `evaluate` it on labelled pictures",
+            "that lost; `evaluate` it on labelled images",
             planned.source.holds,
         )
         return None
@@ -155,7 +155,7 @@ def judge(
         _log.warning("the %s engine was not checked: nothing here can run it", planned.request.precision)
         return None
     case = _Case(planned, build, reference, typed, runner, runnable, settings, store, stages)
-    files, labelled, origin = _pictures(data, options, case.labels)
+    files, labelled, origin = _images(data, options, case.labels)
     limit = data.max_drop if data.max_drop is not None else DEFAULT_MAX_DROP
     action = Action(
         stage="gate",
@@ -175,7 +175,7 @@ def judge(
             "engine spec": build.record.outputs[ENGINE_SPEC_FILE].sha256,
             "onnx spec": typed.record.outputs[SPEC_FILE].sha256,
             "reference spec": reference.record.outputs[SPEC_FILE].sha256,
-            "pictures": digest_of_pictures([sha256_of(f) for f in files]),
+            "pictures": digest_of_images([sha256_of(f) for f in files]),
             **({"labels": labelled.digest} if labelled else {}),
         },
         tools=tool_versions(("numpy", "faster_coco_eval")) if labelled else {},
@@ -206,22 +206,22 @@ def refuse(verdict: Verdict | None, precision: str, key: str) -> None:
         if verdict.facts["reference"] != "fp32":
             _log.warning(
                 "no float32 model was there to compare with: the gate says that the engine is still the %s, not what "
-                "%s lost; `evaluate` both models on labelled pictures",
+                "%s lost; `evaluate` both models on labelled images",
                 verdict.facts["reference"],
                 precision,
             )
         boxes = verdict.facts.get("fp32_boxes")
         if isinstance(boxes, int) and boxes < _FEW_BOXES:
             _log.warning(
-                "the gate had %s to compare, which says little: pass pictures of your own with `--eval-data`",
+                "the gate had %s to compare, which says little: pass images of your own with `--eval-data`",
                 counted(boxes, "box"),
             )
         return
     ways = []
     if verdict.facts["pictures_from"] == _BUNDLED:
-        ways.append("judge it on pictures of your own with `--eval-data`, as one says little")
+        ways.append("judge it on images of your own with `--eval-data`, as one says little")
     if verdict.facts["reference"] == "fp32":
-        ways.append("try another `--calibrator`, more pictures or `--precision fp16`")
+        ways.append("try another `--calibrator`, more images or `--precision fp16`")
     ways.append("`--gate-check off` hands it out as it is")
     raise GateError(
         f"the {precision} engine is not the model any more: {verdict.text}",
@@ -321,19 +321,19 @@ def _same_onnx(one: StepResult, other: StepResult) -> bool:
     return one.record.outputs[ONNX_FILE].sha256 == other.record.outputs[ONNX_FILE].sha256
 
 
-def _pictures(data: GateData, options: GateOptions, labels: Sequence[str]) -> tuple[list[Path], _Labelled | None, str]:
-    """Return the pictures to judge on, their labels if mAP decides, and where they are from."""
+def _images(data: GateData, options: GateOptions, labels: Sequence[str]) -> tuple[list[Path], _Labelled | None, str]:
+    """Return the images to judge on, their labels if mAP decides, and where they are from."""
     if data.eval_data is not None:
         found = reader.read(data.eval_data, labels, labels_needed=data.max_drop is not None)
-        files = [p.path for p in found.pictures]
+        files = [p.path for p in found.images]
         if found.boxes:
-            return files, _Labelled(found, found.digest), f"{counted(len(files), 'evaluation picture')} with labels"
+            return files, _Labelled(found, found.digest), f"{counted(len(files), 'evaluation image')} with labels"
         files = files[: options.images]
-        return files, None, counted(len(files), "evaluation picture")
+        return files, None, counted(len(files), "evaluation image")
     if data.calibration is not None:
         chosen = choose(data.calibration)
         files = list(chosen.files[: options.images])
-        return files, None, counted(len(files), "calibration picture")
+        return files, None, counted(len(files), "calibration image")
     return [sample_path()], None, _BUNDLED
 
 
@@ -369,7 +369,7 @@ def _by_agreement(case: _Case, files: Sequence[Path], options: GateOptions) -> d
     expected = [d for d in reference.found if d is not None]
     found = [d for d in lowered.found if d is not None]
     agreement = agree(expected, found)
-    # One box more or less is no verdict on a picture with three.
+    # One box more or less is no verdict on an image with three.
     slack = max(1.0, (1 - options.agreement) * agreement.boxes)
     passed = agreement.boxes - agreement.common <= slack and agreement.drift <= options.drift
     return {

@@ -1,4 +1,4 @@
-"""How far two engines find the same things on the same pictures, without labels."""
+"""How far two engines find the same things on the same images, without labels."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Agreement:
 
 
 def agree(expected: Sequence[Detections], found: Sequence[Detections]) -> Agreement:
-    """Compare detections picture by picture; each box is in at most one pair, the best-scored choose first."""
+    """Compare detections image by image; each box is in at most one pair, the best-scored choose first."""
     matched, drift = 0, 0.0
     for one, other in zip(expected, found, strict=True):
         pairs = _pairs(one, other)

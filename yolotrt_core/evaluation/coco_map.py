@@ -1,4 +1,4 @@
-"""Mean average precision as COCO defines it, by faster-coco-eval, with intervals from resampled pictures."""
+"""Mean average precision as COCO defines it, by faster-coco-eval, with intervals from resampled images."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ _BAR_AFTER_S = 2.0  # a bar that is gone at once only flickers
 # The middle 95% leaves 2.5% of the resamples out on each side: with 40 that is the single outermost one, with 100 the
 # end lies between the second and the third.
 LEAST_RESAMPLES = 100
-# With five pictures an engine that is as good is better, or worse, on all of them in 2 of 2^5 = 32 cases (6%), and then
+# With five images an engine that is as good is better, or worse, on all of them in 2 of 2^5 = 32 cases (6%), and then
 # every resample says the same; with six in 3%, which is below what an interval of 95% leaves out.
-LEAST_PICTURES = 6
+LEAST_IMAGES = 6
 _FIRST_ID = 1  # 0 would mean "unmatched" inside COCO's evaluation
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Truth:
-    """What is on one picture.
+    """What is on one image.
 
     Attributes:
         xywh: float64 (M, 4) in pixels. class_ids: int64 (M,). crowd: bool (M,).
-        height, width: of the picture in pixels.
+        height, width: of the image in pixels.
     """
 
     xywh: NDArray[np.float64]
@@ -82,7 +82,7 @@ class Scored:
                 "mAP needs faster-coco-eval, which is not installed", hint="`pip install yolotrt-core[eval]`"
             ) from err
         self._labels = labels
-        self.pictures = len(truth)
+        self.images = len(truth)
         self._count = [int(sum((t.class_ids[~t.crowd] == c).sum() for t in truth)) for c in range(len(labels))]
         with contextlib.redirect_stdout(io.StringIO()):
             expected = COCO(_dataset(truth, labels))
@@ -112,13 +112,13 @@ class Scored:
         )
         return Accuracy(*_means(per_class), classes)
 
-    def resampled(self, pictures: NDArray[np.int64]) -> tuple[float, float]:
-        """Return (mAP50, mAP50-95) for a data set made of these pictures, by index, some several times.
+    def resampled(self, images: NDArray[np.int64]) -> tuple[float, float]:
+        """Return (mAP50, mAP50-95) for a data set made of these images, by index, some several times.
 
         Args:
-            pictures: int64 (number of pictures,).
+            images: int64 (number of images,).
         """
-        return _means(self._per_class(pictures))
+        return _means(self._per_class(images))
 
     def resamples(self, bootstrap: Bootstrap) -> NDArray[np.float64]:
         """Return float64 (resamples, 2): mAP50 and mAP50-95 of each; worked out once, for intervals and comparisons."""
@@ -128,24 +128,24 @@ class Scored:
             drawn: list[tuple[float, float]] = []
             with contextlib.ExitStack() as shown:
                 bar, began = None, time.monotonic()
-                for pictures in bootstrap.draw(self.pictures):
-                    drawn.append(self.resampled(pictures))
+                for images in bootstrap.draw(self.images):
+                    drawn.append(self.resampled(images))
                     if bar is None and time.monotonic() - began > _BAR_AFTER_S:
-                        bar = shown.enter_context(progress("resampling the pictures", total=bootstrap.resamples))
+                        bar = shown.enter_context(progress("resampling the images", total=bootstrap.resamples))
                     if bar is not None:
                         bar.update(completed=len(drawn))
             self._drawn[bootstrap] = np.array(drawn).reshape(-1, 2)
         return self._drawn[bootstrap]
 
-    def _per_class(self, pictures: NDArray[np.int64] | None) -> NDArray[np.float64]:
+    def _per_class(self, images: NDArray[np.int64] | None) -> NDArray[np.float64]:
         """Return float64 (2, classes): AP50 and AP50-95; -1 where the class does not occur."""
         import numpy as np
 
         matched = self._matched
-        if pictures is not None:
-            # The library keeps one entry for each class and picture, classes outermost.
-            chosen = pictures.tolist()
-            matched = [matched[c * self.pictures + i] for c in range(len(self._labels)) for i in chosen]
+        if images is not None:
+            # The library keeps one entry for each class and image, classes outermost.
+            chosen = images.tolist()
+            matched = [matched[c * self.images + i] for c in range(len(self._labels)) for i in chosen]
         self._evaluation._evalImgs_cpp = matched
         self._evaluation.accumulate()
         precision = np.asarray(self._evaluation.eval["precision"])[:, :, :, 0, 0]  # (IoU, recall, class)
@@ -166,7 +166,7 @@ def _means(per_class: NDArray[np.float64]) -> tuple[float, float]:
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A figure with the middle 95% of what resampled pictures give; without where those are too few to say."""
+    """A figure with the middle 95% of what resampled images give; without where those are too few to say."""
 
     value: float
     low: float | None
@@ -180,27 +180,27 @@ class Interval:
 
 @dataclass(frozen=True, slots=True)
 class Bootstrap:
-    """How many resamples of the pictures, and the seed that makes them the same every time.
+    """How many resamples of the images, and the seed that makes them the same every time.
 
-    A class whose few pictures a resample lacks drops out of its mean, so with rare classes an interval lies higher
+    A class whose few images a resample lacks drops out of its mean, so with rare classes an interval lies higher
     than the value; moving it back would make it hold the truth less often.
     """
 
     resamples: int = 200
     seed: int = 0
 
-    def draw(self, pictures: int) -> Iterator[NDArray[np.int64]]:
-        """Yield int64 (pictures,) for each resample: indices drawn with replacement."""
+    def draw(self, images: int) -> Iterator[NDArray[np.int64]]:
+        """Yield int64 (images,) for each resample: indices drawn with replacement."""
         import numpy as np
 
         random = np.random.default_rng(self.seed)
         for _ in range(self.resamples):  # all at once would take gigabytes for large data sets
-            yield random.integers(0, pictures, pictures)
+            yield random.integers(0, images, images)
 
-    def shortfall(self, pictures: int) -> str | None:
+    def shortfall(self, images: int) -> str | None:
         """Say of what there is too little for an interval; None where there is enough."""
-        if pictures < LEAST_PICTURES:
-            return f"{counted(pictures, 'picture')}: it takes at least {LEAST_PICTURES}"
+        if images < LEAST_IMAGES:
+            return f"{counted(images, 'picture')}: it takes at least {LEAST_IMAGES}"
         if self.resamples < LEAST_RESAMPLES:
             return f"{counted(self.resamples, 'resample')}: it takes at least {LEAST_RESAMPLES}"
         return None
@@ -209,17 +209,17 @@ class Bootstrap:
 def intervals(scored: Scored, bootstrap: Bootstrap) -> tuple[Interval, Interval]:
     """Return mAP50 and mAP50-95 with their intervals, or without where `Bootstrap.shortfall` says why."""
     accuracy = scored.accuracy()
-    drawn = None if bootstrap.shortfall(scored.pictures) else scored.resamples(bootstrap)
+    drawn = None if bootstrap.shortfall(scored.images) else scored.resamples(bootstrap)
     return _both((accuracy.map50, accuracy.map50_95), drawn)
 
 
 def differences(first: Scored, second: Scored, bootstrap: Bootstrap) -> tuple[Interval, Interval]:
     """Return second minus first in mAP50 and mAP50-95, with intervals from the same resamples for both.
 
-    Both must be of the same pictures.
+    Both must be of the same images.
     """
     one, other = first.accuracy(), second.accuracy()
-    too_few = bootstrap.shortfall(first.pictures)
+    too_few = bootstrap.shortfall(first.images)
     drawn = None if too_few else second.resamples(bootstrap) - first.resamples(bootstrap)
     return _both((other.map50 - one.map50, other.map50_95 - one.map50_95), drawn)
 

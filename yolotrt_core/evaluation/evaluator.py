@@ -1,4 +1,4 @@
-"""How good an engine is on labelled pictures, and whether another one is better or worse than by chance."""
+"""How good an engine is on labelled images, and whether another one is better or worse than by chance."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ class Evaluation:
     """One engine on one data set.
 
     Attributes:
-        spec: the engine. pictures, boxes: how many were judged. skipped: names that cannot be read.
-        map50, map50_95: with the middle 95% of resampled pictures. accuracy: the same by class.
+        spec: the engine. images, boxes: how many were judged. skipped: names that cannot be read.
+        map50, map50_95: with the middle 95% of resampled images. accuracy: the same by class.
         predictions: key of the artifact that holds the detections.
     """
 
     spec: EngineSpec
-    pictures: int
+    images: int
     boxes: int
     skipped: tuple[str, ...]
     map50: Interval
@@ -49,9 +49,9 @@ class Evaluation:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Second engine minus first, judged on the same resampled pictures.
+    """Second engine minus first, judged on the same resampled images.
 
-    A difference is more than noise if its interval leaves out 0; None where pictures or resamples are too few to tell.
+    A difference is more than noise if its interval leaves out 0; None where images or resamples are too few to tell.
     """
 
     map50: Interval
@@ -73,22 +73,22 @@ class Judge:
     bootstrap: Bootstrap = _BOOTSTRAP
 
     def evaluate(self, detector: Detector | RectDetector) -> Evaluation:
-        """Run an engine on all pictures and score it.
+        """Run an engine on all images and score it.
 
         Raises:
-            UsageError: over 10% of the pictures cannot be read.
+            UsageError: over 10% of the images cannot be read.
             PluginError: the metric's library is not installed.
         """
-        files = [p.path for p in self.data.pictures]
+        files = [p.path for p in self.data.images]
         predicted = predict(detector, files, self.selection, store=self.store, stages=self.stages)
         truth, found = self._judged(predicted)
         scored = Scored(truth, found, detector.labels)
         map50, map50_95 = coco_map.intervals(scored, self.bootstrap)
         return Evaluation(
             spec=detector.spec,
-            pictures=len(truth),
+            images=len(truth),
             boxes=sum(int((~t.crowd).sum()) for t in truth),
-            skipped=tuple(p.name for p, f in zip(self.data.pictures, predicted.found, strict=True) if f is None),
+            skipped=tuple(p.name for p, f in zip(self.data.images, predicted.found, strict=True) if f is None),
             map50=map50,
             map50_95=map50_95,
             accuracy=scored.accuracy(),
@@ -97,24 +97,22 @@ class Judge:
         )
 
     def compare(self, first: Evaluation, second: Evaluation) -> Comparison:
-        """Judge the second against the first, by the same resamples of the pictures.
+        """Judge the second against the first, by the same resamples of the images.
 
         Raises:
-            UsageError: they were not made on the same pictures.
+            UsageError: they were not made on the same images.
         """
-        if (first.pictures, first.skipped) != (second.pictures, second.skipped):
-            raise UsageError("the two evaluations are of different pictures")
+        if (first.images, first.skipped) != (second.images, second.skipped):
+            raise UsageError("the two evaluations are of different images")
         return Comparison(*coco_map.differences(first.scored, second.scored, self.bootstrap))
 
     def _judged(self, predicted: Predictions) -> tuple[list[Truth], list[Detections]]:
         truth, found = [], []
-        for picture, (height, width), detections in zip(
-            self.data.pictures, predicted.sizes, predicted.found, strict=True
-        ):
+        for image, (height, width), detections in zip(self.data.images, predicted.sizes, predicted.found, strict=True):
             if detections is None:
                 continue
-            boxes = picture.xywh(height, width)
-            truth.append(Truth(boxes, picture.class_ids, picture.crowd, height, width))
+            boxes = image.xywh(height, width)
+            truth.append(Truth(boxes, image.class_ids, image.crowd, height, width))
             found.append(detections)
         return truth, found
 

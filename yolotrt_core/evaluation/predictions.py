@@ -1,4 +1,4 @@
-"""What an engine finds on a list of pictures, kept in the store so that no picture is run twice."""
+"""What an engine finds on a list of images, kept in the store so that no image is run twice."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from yolotrt_core.calibration.images import digest_of_pictures
+from yolotrt_core.calibration.images import digest_of_images
 from yolotrt_core.console.progress import Bar, progress
 from yolotrt_core.errors import UsageError
 from yolotrt_core.files.digest import sha256_of
@@ -39,9 +39,9 @@ class Predictions:
     """Detections of one engine.
 
     Attributes:
-        found: by index into the list of pictures; None for one that cannot be read.
+        found: by index into the list of images; None for one that cannot be read.
         sizes: (height, width) in pixels of each; (0, 0) for one that cannot be read.
-        record: the artifact that holds them. from_cache: whether no picture was run.
+        record: the artifact that holds them. from_cache: whether no image was run.
     """
 
     found: tuple[Detections | None, ...]
@@ -51,17 +51,17 @@ class Predictions:
 
     @property
     def read(self) -> list[int]:
-        """Indices of the pictures that could be read."""
+        """Indices of the images that could be read."""
         return [i for i, f in enumerate(self.found) if f is not None]
 
 
 def predict(
     detector: Detector | RectDetector, files: Sequence[Path], selection: Selection, *, store: Store, stages: Registry
 ) -> Predictions:
-    """Run an engine on pictures, or take what the store holds of this engine, these pictures and thresholds.
+    """Run an engine on images, or take what the store holds of this engine, these images and thresholds.
 
     Raises:
-        UsageError: over 10% of the pictures cannot be read.
+        UsageError: over 10% of the images cannot be read.
         StageError: the engine failed.
     """
     # A model run in its own framework names its exporter there.
@@ -80,7 +80,7 @@ def predict(
         options={},
         inputs={
             "engine": spec.engine_sha256 or spec.onnx_sha256,
-            "pictures": digest_of_pictures([sha256_of(f) for f in files]),
+            "pictures": digest_of_images([sha256_of(f) for f in files]),
         },
         tools=spec.tools,
         core_sha256=core_digest(core_sources.PREDICTIONS),
@@ -114,7 +114,7 @@ class _Reading:
                 _log.warning("%s; skipped", frame)
                 if len(self.skipped) > len(self.files) * _MOST_UNREADABLE:
                     raise UsageError(
-                        f"{len(self.skipped)} of {len(self.files)} pictures cannot be read, "
+                        f"{len(self.skipped)} of {len(self.files)} images cannot be read, "
                         f"over {_MOST_UNREADABLE:.0%}; the last: {frame}",
                         hint="remove or replace them",
                     ) from frame

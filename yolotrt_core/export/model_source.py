@@ -46,7 +46,7 @@ def default_model_path() -> Path:
 
 
 def sample_path() -> Path:
-    """Return the bundled picture, 640x480, on which the default model has something to find."""
+    """Return the bundled image, 640x480, on which the default model has something to find."""
     return _ASSETS / "sample.jpg"
 
 

@@ -42,7 +42,7 @@ def apply(model: ModelProto, spec: ModelSpec, rows: Rows, size: tuple[int, int])
     if found != (1, 1):
         raise StageError(
             f"expected a graph of one input and one output, found {found[0]} and {found[1]}",
-            hint="convert the pictures' input and the boxes' output alone",
+            hint="convert the images' input and the boxes' output alone",
         )
     del model.graph.input[:]
     model.graph.input.extend(inputs)

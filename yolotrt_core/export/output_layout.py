@@ -1,7 +1,7 @@
 """How the rows of a YOLOv5 output lie, found by what they hold, for exporters of any framework.
 
 The project's layout is (B, N, 5 + C) with cx, cy, w, h in input pixels and rows ordered by level
-(finest first), anchor, y, x. TensorFlow exports count boxes in fractions of the picture and put a
+(finest first), anchor, y, x. TensorFlow exports count boxes in fractions of the image and put a
 cell's anchors side by side; others differ again.
 """
 
@@ -82,7 +82,7 @@ class Known:
 
 
 def find_rows(output: NDArray[Any], size: tuple[int, int], known: Known = Known(), slack: float = 0.02) -> Rows:
-    """Find the layout of a network's answer to any picture.
+    """Find the layout of a network's answer to any image.
 
     YOLOv5 moves a box's centre by -0.5 to 1.5 cells from its cell's corner, so each row says where its
     cell is; only the right layout puts every row where it belongs.
@@ -102,7 +102,7 @@ def find_rows(output: NDArray[Any], size: tuple[int, int], known: Known = Known(
     if output.ndim != 3 or output.shape[2] < 6:
         raise UsageError(f"expected YOLOv5's output (batch, rows, 5 + classes), found shape {tuple(output.shape)}")
     if not np.isfinite(output).all():
-        raise UsageError("the model answers a picture with numbers that are not finite")
+        raise UsageError("the model answers an image with numbers that are not finite")
     rows = output.shape[1]
     for strides, anchors in _levels(rows, size, known.strides):
         for order, units in itertools.product(

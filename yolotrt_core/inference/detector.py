@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 
 class Detector:
-    """Runs one engine on pictures; a context manager.
+    """Runs one engine on images; a context manager.
 
     Where the session can take host frames to boxes on its own (a GPU), it does, and any number of
     threads may share the detector. Elsewhere one thread at a time may call it.
@@ -46,7 +46,7 @@ class Detector:
         spec: the engine's spec. labels: class names by class id.
         opened_by: what tells the session from others, see `Registered.session_key_material`.
         seconds: time spent so far by step: `preprocess`, `infer`, `postprocess`; or `detect`.
-        frames: pictures seen so far.
+        frames: images seen so far.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class Detector:
         return cls(session, postprocessor, chosen, builder.session_key_material(options))
 
     def detect(self, frames: Sequence[Frame], selection: Selection = Selection()) -> list[Detections]:
-        """Find objects on pictures of any sizes.
+        """Find objects on images of any sizes.
 
         Args:
             frames: uint8 (H, W, 3) BGR each, as OpenCV reads them; or `Nv12Frame`, which a GPU takes as it is.
@@ -127,16 +127,16 @@ class Detector:
             found: list[Detections] = session.detect(frames, program, selection)
             self._count(len(frames), {"detect": time.perf_counter() - began})
             return found
-        pictures = list(checked_frames(frames))
+        images = list(checked_frames(frames))
         found = []
-        for first in range(0, len(pictures), self._batch):
-            found += self._detect_batch(pictures[first : first + self._batch], selection)
+        for first in range(0, len(images), self._batch):
+            found += self._detect_batch(images[first : first + self._batch], selection)
         return found
 
     def detect_at(
         self, frame: NDArray[np.uint8], size: tuple[int, int], selection: Selection = Selection()
     ) -> Detections:
-        """Find objects on one picture at another network size; for dynamic engines, on the CPU's road.
+        """Find objects on one image at another network size; for dynamic engines, on the CPU's road.
 
         Args:
             frame: uint8 (H, W, 3) BGR. size: (height, width) of the network input, within a profile.
@@ -181,7 +181,7 @@ class Detector:
     def detect_files(
         self, paths: Iterable[str | Path], selection: Selection = Selection()
     ) -> Iterator[Detections | UsageError]:
-        """Find objects in picture files, which are read and decoded ahead: by a GPU's own hardware where it can.
+        """Find objects in image files, which are read and decoded ahead: by a GPU's own hardware where it can.
 
         Args:
             paths: of any formats and sizes that OpenCV reads.
@@ -194,7 +194,7 @@ class Detector:
         """
         if isinstance(paths, (str, bytes, Path)):
             raise UsageError(
-                f"`paths` is a list of picture files, found {str(paths)!r}", hint="one file goes into a list"
+                f"`paths` is a list of image files, found {str(paths)!r}", hint="one file goes into a list"
             )
         read: deque[UsageError | None] = deque()
 
@@ -260,11 +260,11 @@ class Detector:
 
     @property
     def decodes_files(self) -> bool:
-        """Whether `decode` does anything here: picture files decoded where the engine runs."""
+        """Whether `decode` does anything here: image files decoded where the engine runs."""
         return self._device is not None and isinstance(self._session, DecodingSession) and self._session.decodes_files
 
     def decode(self, files: Sequence[bytes]) -> Sequence[DeviceFrame | None]:
-        """Decode contents of picture files where the engine runs; `detect` and `stream` take the result as frames.
+        """Decode contents of image files where the engine runs; `detect` and `stream` take the result as frames.
 
         Returns:
             None for each file to be read by OpenCV instead: not a JPEG, turned by its EXIF block, or broken.

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def checked_frames(frames: Iterable[Any]) -> Iterator[Any]:
-    """Yield frames as they come, each as a BGR picture on the host.
+    """Yield frames as they come, each as a BGR image on the host.
 
     Args:
         frames: uint8 (H, W, 3) each, or `Nv12Frame`.
@@ -27,20 +27,20 @@ def checked_frames(frames: Iterable[Any]) -> Iterator[Any]:
     """
     for number, given in enumerate(frames):
         frame = given.to_host() if isinstance(given, Nv12Frame) else given
-        if not is_picture(frame):
+        if not is_image(frame):
             refuse_frame(number, frame)
         yield frame
 
 
-def is_picture(frame: Any) -> TypeGuard[NDArray[np.uint8]]:
-    """Say whether a frame is a BGR picture on the host, uint8 (H, W, 3)."""
+def is_image(frame: Any) -> TypeGuard[NDArray[np.uint8]]:
+    """Say whether a frame is a BGR image on the host, uint8 (H, W, 3)."""
     import numpy as np
 
     return isinstance(frame, np.ndarray) and frame.dtype == np.uint8 and frame.shape[2:] == (3,) and frame.size > 0
 
 
 def refuse_missing_frames(frames: Sequence[Any]) -> None:
-    """Refuse None among frames; for a session that takes more than pictures on the host and checks the rest itself."""
+    """Refuse None among frames; for a session that takes more than images on the host and checks the rest itself."""
     for number, frame in enumerate(frames):
         if frame is None:
             refuse_frame(number, frame)
@@ -60,7 +60,7 @@ def refuse_frame(number: int, frame: Any) -> NoReturn:
     if frame is None:
         hint = "`cv2.imread` returns None for a file it cannot read"
     elif is_array and frame.ndim == 2 and frame.dtype == np.uint8:
-        hint = "one picture goes into a list; a grey one is made BGR by `cv2.cvtColor`, NV12 is said by `Nv12Frame`"
+        hint = "one image goes into a list; a grey one is made BGR by `cv2.cvtColor`, NV12 is said by `Nv12Frame`"
     raise UsageError(f"frame {number}: expected uint8 (H, W, 3) in BGR, found {found}", hint=hint)
 
 

@@ -1,4 +1,4 @@
-"""Picture files read before an engine asks for them: by threads, by processes, or where the engine runs."""
+"""Image files read before an engine asks for them: by threads, by processes, or where the engine runs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from yolotrt_core.errors import StageError, UsageError
 from yolotrt_core.media import images
-from yolotrt_core.media.decode_pool import PictureProcesses, region_bytes
+from yolotrt_core.media.decode_pool import ImageProcesses, region_bytes
 from yolotrt_core.media.prefetch import prefetched, processors
 
 if TYPE_CHECKING:
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# Pictures: processes make up for their start from about 2,200 on where others use the processors too, from 9,300 on a
+# Images: processes make up for their start from about 2,200 on where others use the processors too, from 9,300 on a
 # machine to oneself.
 _MANY = 4096
 _FEW = 4  # processors
-_BETWEEN = 64  # pictures read by threads before it is asked again whether processes are there
+_BETWEEN = 64  # images read by threads before it is asked again whether processes are there
 # Threads that hand files to decoding hardware, and files at a time: 5% more than three with 32, which fewer or more
 # threads with 32 do not reach.
 _DEVICE_THREADS, _DEVICE_TOGETHER = 4, 16
-_AHEAD, _TOGETHER = 256, 8  # pictures that threads read ahead, and take at once
-_MOST_BYTES = 1 << 30  # of pictures read ahead: page-locked memory, and a GPU's, are nobody else's
+_AHEAD, _TOGETHER = 256, 8  # images that threads read ahead, and take at once
+_MOST_BYTES = 1 << 30  # of images read ahead: page-locked memory, and a GPU's, are nobody else's
 
 
 class DecodeTarget(Protocol):
@@ -68,7 +68,7 @@ def decode_ahead(paths: Sequence[Path], target: DecodeTarget) -> Iterator[Frame 
 
 
 def read_ahead(paths: Sequence[Path], target: DecodeTarget | None = None) -> Iterator[NDArray[np.uint8] | UsageError]:
-    """Yield each picture, uint8 (H, W, 3) BGR, in order, or what is wrong with its file.
+    """Yield each image, uint8 (H, W, 3) BGR, in order, or what is wrong with its file.
 
     Args:
         target: for whom, if it takes host frames to a GPU, which uploads fastest from memory of its own.
@@ -81,7 +81,7 @@ def read_ahead(paths: Sequence[Path], target: DecodeTarget | None = None) -> Ite
         return _read(path, target)
 
     # A GPU takes thousands a second if the thread that feeds it has a processor to itself; elsewhere a few waiting
-    # pictures are enough, and cheaper.
+    # images are enough, and cheaper.
     sizes = images.plain_jpeg_sizes(paths)
     threads = max(1, processors() - 1)
     # Of other formats nobody knows the size before they are read.
@@ -107,7 +107,7 @@ def read_ahead(paths: Sequence[Path], target: DecodeTarget | None = None) -> Ite
 
 
 def _affordable(sizes: Sequence[tuple[int, int]]) -> int:
-    """Return how many pictures of such heights and widths may be held ahead."""
+    """Return how many images of such heights and widths may be held ahead."""
     return max(1, _MOST_BYTES // (3 * max(height * width for height, width in sizes)))
 
 
@@ -130,7 +130,7 @@ def _contents(path: Path) -> bytes:
         return b""
 
 
-def _processes(files: int, sizes: Sequence[tuple[int, int]], target: DecodeTarget) -> PictureProcesses | None:
+def _processes(files: int, sizes: Sequence[tuple[int, int]], target: DecodeTarget) -> ImageProcesses | None:
     """Start processes that read for a GPU if they are worth their start, half a second, and can be had."""
     # One to a processor: the thread that feeds the GPU sleeps most of the time, and shares no interpreter with them.
     count = processors()
@@ -140,7 +140,7 @@ def _processes(files: int, sizes: Sequence[tuple[int, int]], target: DecodeTarge
     if region is None:
         return None
     try:
-        return PictureProcesses(count, region, target.page_lock)
+        return ImageProcesses(count, region, target.page_lock)
     except (OSError, StageError) as err:
-        _log.info("reading pictures by threads: %s", err)
+        _log.info("reading images by threads: %s", err)
         return None

@@ -1,4 +1,4 @@
-"""The one letterbox: how a picture is fitted into the network input, and boxes moved back.
+"""The one letterbox: how an image is fitted into the network input, and boxes moved back.
 
 Calibration, inference and evaluation all come here, so that an engine is judged on exactly what it
 will be fed. Behaviour follows ultralytics/yolov5 v7.0: utils/augmentations.py `letterbox` (forward,
@@ -21,23 +21,23 @@ FILL = 114  # grey of the padding, upstream's value
 
 
 def geometry(source: tuple[int, int], target: tuple[int, int]) -> Geometry:
-    """Say where a picture lies in the network input.
+    """Say where an image lies in the network input.
 
     Args:
-        source: (height, width) of the picture in pixels. target: of the network input.
+        source: (height, width) of the image in pixels. target: of the network input.
 
     Raises:
         UsageError: a side of zero pixels.
     """
     if min(source) < 1 or min(target) < 1:
-        raise UsageError(f"a picture of {source[1]}x{source[0]} pixels cannot be fitted into {target[1]}x{target[0]}")
+        raise UsageError(f"an image of {source[1]}x{source[0]} pixels cannot be fitted into {target[1]}x{target[0]}")
     scale = min(target[0] / source[0], target[1] / source[1])
     pad = ((target[1] - source[1] * scale) / 2, (target[0] - source[0] * scale) / 2)
     return Geometry(source=source, target=target, scale=scale, pad=pad)
 
 
 def placement(geometry: Geometry) -> tuple[int, int, int, int]:
-    """Return (left, top, width, height) in whole input pixels of the resized picture.
+    """Return (left, top, width, height) in whole input pixels of the resized image.
 
     Upstream rounds the resized size first, halves what is left, and nudges by 0.1 so that an odd
     rest goes to the right and bottom.
@@ -55,7 +55,7 @@ def preprocess(
     out: NDArray[np.float32] | None = None,
     layout: Layout = "nchw",
 ) -> tuple[NDArray[np.float32], list[Geometry]]:
-    """Make the network input from pictures of any sizes.
+    """Make the network input from images of any sizes.
 
     Every value is byte / 255 as float32 division rounds it, the same as NumPy's
     `frame.astype(np.float32) / 255`; multiplying by 1 / 255 would be off by one unit in the last place.
@@ -67,7 +67,7 @@ def preprocess(
         layout: where the network wants its channels (`ModelSpec.layout`).
 
     Returns:
-        float32 (B, 3, height, width), or (B, height, width, 3) for "nhwc", RGB in 0..1, and one geometry per picture.
+        float32 (B, 3, height, width), or (B, height, width, 3) for "nhwc", RGB in 0..1, and one geometry per image.
 
     Raises:
         UsageError: a frame of another dtype or rank, or without pixels.
@@ -83,7 +83,7 @@ def preprocess(
 def _fill(
     image_chw: NDArray[np.float32], frame: NDArray[np.uint8], target: tuple[int, int], layout: Layout
 ) -> Geometry:
-    """Fill one picture, seen as (3, height, width) whatever `layout` it lies in."""
+    """Fill one image, seen as (3, height, width) whatever `layout` it lies in."""
     import cv2
     import numpy as np
 
@@ -95,7 +95,7 @@ def _fill(
     fitted = np.ascontiguousarray(frame)
     if (width, height) != (frame.shape[1], frame.shape[0]):
         fitted = np.asarray(cv2.resize(fitted, (width, height), interpolation=cv2.INTER_LINEAR), dtype=np.uint8)
-    # Grey goes only where no picture will be: filling all of it first costs a third of the time.
+    # Grey goes only where no image will be: filling all of it first costs a third of the time.
     grey, full = np.float32(FILL) / np.float32(255), np.float32(255)
     image_chw[:, :top] = image_chw[:, bottom:] = grey
     image_chw[:, top:bottom, :left] = image_chw[:, top:bottom, right:] = grey

@@ -1,6 +1,6 @@
-"""Pictures at their own shape: no more padding than the network's stride asks for.
+"""Images at their own shape: no more padding than the network's stride asks for.
 
-Upstream's detect.py does this by default; its val.py pads by another half stride and groups pictures
+Upstream's detect.py does this by default; its val.py pads by another half stride and groups images
 of like shape, so its rectangular figures differ a little from these.
 """
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class RectDetector:
-    """Runs a dynamic engine on one picture at a time, each at its own size within the first profile.
+    """Runs a dynamic engine on one image at a time, each at its own size within the first profile.
 
     Attributes:
         spec, labels, opened_by: the engine's.
@@ -31,7 +31,7 @@ class RectDetector:
         """Wrap a detector.
 
         Raises:
-            UsageError: a static engine, or one that does not take single pictures.
+            UsageError: a static engine, or one that does not take single images.
         """
         self.spec: EngineSpec = detector.spec
         self.labels = detector.labels
@@ -39,7 +39,7 @@ class RectDetector:
         self._detector = detector
         if not self.spec.profiles or self.spec.profiles[0].min[0] > 1:
             raise UsageError(
-                "pictures at their own shape need an engine that accepts any: this one has one shape",
+                "images at their own shape need an engine that accepts any: this one has one shape",
                 hint="build with `--dynamic on`, or judge square",
             )
 
@@ -54,7 +54,7 @@ class RectDetector:
             yield self._detector.detect_at(frame, self.size_for((frame.shape[0], frame.shape[1])), selection)
 
     def size_for(self, source: tuple[int, int]) -> tuple[int, int]:
-        """Return the network's (height, width) for a picture of this (height, width)."""
+        """Return the network's (height, width) for an image of this (height, width)."""
         profile = self.spec.profiles[0]
         step = max(self.spec.model.strides, default=1)
         limit = (profile.opt[1], profile.opt[2])

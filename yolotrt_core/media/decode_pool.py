@@ -1,6 +1,6 @@
-"""Picture files decoded by processes into shared memory, which a GPU may take them from.
+"""Image files decoded by processes into shared memory, which a GPU may take them from.
 
-Threads share one interpreter: each picture takes turns of it, and so does the thread that feeds the GPU. On a host
+Threads share one interpreter: each image takes turns of it, and so does the thread that feeds the GPU. On a host
 whose processors are shared with others every wait for a turn may cost a millisecond, and threads then reach a third of
 what the decoder alone does. Processes wait for nobody.
 """
@@ -33,21 +33,21 @@ if TYPE_CHECKING:
     from yolotrt_core.errors import UsageError
 
     PageLock = Callable[[NDArray[np.uint8]], object]
-    # For each file where its picture is, the picture if its region is full, or what is wrong; None: nothing was read.
+    # For each file where its image is, the image if its region is full, or what is wrong; None: nothing was read.
     Answer = list["Placed | NDArray[np.uint8] | UsageError"] | None
 
 _log = logging.getLogger(__name__)
 
-_TOGETHER = 8  # pictures to a message
+_TOGETHER = 8  # images to a message
 # Messages to a process that it has not answered: one that it works on, and one so that it need not wait. With more, a
-# process whose processor others use too holds up the rest: their memory waits, full, for pictures that come before.
+# process whose processor others use too holds up the rest: their memory waits, full, for images that come before.
 _AHEAD = 2
-_HELD = 36  # messages whose pictures may wait for the GPU, or for one before them
+_HELD = 36  # messages whose images may wait for the GPU, or for one before them
 _MOST_BYTES = 1 << 30  # of shared memory, since page-locked memory is nobody else's
 
 
 class Placed(NamedTuple):
-    """Where in its region of the shared memory a picture begins, in bytes, and its shape."""
+    """Where in its region of the shared memory an image begins, in bytes, and its shape."""
 
     offset: int
     shape: tuple[int, ...]
@@ -75,7 +75,7 @@ class _Memory:
         import numpy as np
 
         self._lock: object = None
-        self.file = os.memfd_create("yolotrt-pictures")
+        self.file = os.memfd_create("yolotrt-images")
         try:
             os.ftruncate(self.file, size)
             self.bytes = np.frombuffer(mmap.mmap(self.file, size), np.uint8)
@@ -95,7 +95,7 @@ class _Memory:
 
 
 def region_bytes(sizes: Sequence[tuple[int, int]]) -> int | None:
-    """Return how much memory a message's pictures may need, or None where threads serve as well.
+    """Return how much memory a message's images may need, or None where threads serve as well.
 
     Args:
         sizes: height and width of JPEG files like those to come, in pixels. Those of less than a megapixel gain,
@@ -105,8 +105,8 @@ def region_bytes(sizes: Sequence[tuple[int, int]]) -> int | None:
     return 3 * _TOGETHER * most if most < 1 << 20 and hasattr(os, "memfd_create") else None
 
 
-class PictureProcesses:
-    """Processes that read pictures; a context manager that ends them.
+class ImageProcesses:
+    """Processes that read images; a context manager that ends them.
 
     Memory: `_AHEAD` regions for each process and `_HELD` more, at most a GiB.
 
@@ -171,9 +171,9 @@ class PictureProcesses:
         )
 
     def read(self, paths: Sequence[Path]) -> Iterator[NDArray[np.uint8] | UsageError]:
-        """Yield each picture, uint8 (H, W, 3) BGR, in order, or what is wrong with its file.
+        """Yield each image, uint8 (H, W, 3) BGR, in order, or what is wrong with its file.
 
-        Pictures that somebody keeps keep their shared memory; once all of it is kept, and where a process was
+        Images that somebody keeps keep their shared memory; once all of it is kept, and where a process was
         killed, files are read by threads.
         """
         order: deque[_Group] = deque()
@@ -190,7 +190,7 @@ class PictureProcesses:
                     yield from prefetched(paths[begin:end], images.attempt)
                     begin = end
                 elif order[0].answered:
-                    yield from self._pictures(order.popleft())
+                    yield from self._images(order.popleft())
                 else:
                     self._receive()
         finally:
@@ -228,14 +228,14 @@ class PictureProcesses:
     def _bury(self, process: _Process) -> None:
         """Go on without a process that ended; what it had not answered is read here."""
         if not self._told:
-            _log.warning("a process that reads pictures ended early; going on without")
+            _log.warning("a process that reads images ended early; going on without")
         self._told = True
         self._processes.remove(process)
         process.connection.close()
         for group in process.groups:
             group.answered = True
 
-    def _pictures(self, group: _Group) -> Iterator[NDArray[np.uint8] | UsageError]:
+    def _images(self, group: _Group) -> Iterator[NDArray[np.uint8] | UsageError]:
         import numpy as np
 
         if group.answer is None:
@@ -259,7 +259,7 @@ class PictureProcesses:
                 yield one
 
     def close(self) -> None:
-        """End the processes; pictures that they read stay as they are."""
+        """End the processes; images that they read stay as they are."""
         for process in self._processes:
             process.connection.close()
         self._processes.clear()
@@ -273,5 +273,5 @@ class PictureProcesses:
 
 
 def _give_back(free: deque[int], region: int, memory: _Memory) -> None:
-    """Keep a region for other pictures; `memory` is only there to stay until its last region is back."""
+    """Keep a region for other images; `memory` is only there to stay until its last region is back."""
     free.append(region)

@@ -1,6 +1,6 @@
-"""Started by `picture_processes`: forks processes that decode pictures into memory shared with who started them.
+"""Started by `image_processes`: forks processes that decode images into memory shared with who started them.
 
-Forked and not started one by one, since importing OpenCV takes as long as reading a hundred pictures.
+Forked and not started one by one, since importing OpenCV takes as long as reading a hundred images.
 """
 
 from __future__ import annotations

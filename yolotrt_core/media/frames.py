@@ -12,15 +12,15 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-# A BGR picture as OpenCV reads it is uint8 (H, W, 3).
+# A BGR image as OpenCV reads it is uint8 (H, W, 3).
 Frame: TypeAlias = "NDArray[np.uint8] | Nv12Frame | DeviceFrame"
 
 
 @dataclass(frozen=True, slots=True)
 class Nv12Frame:
-    """A picture in NV12, as video decoders and cameras give it: BT.601, limited range.
+    """An image in NV12, as video decoders and cameras give it: BT.601, limited range.
 
-    Said, not guessed: its array cannot be told from a grey picture.
+    Said, not guessed: its array cannot be told from a grey image.
 
     Attributes:
         planes: uint8 (H * 3 / 2, W) with even H and W: brightness, then colour at half the size, U and V in turn.
@@ -51,12 +51,12 @@ class Nv12Frame:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(H, W, 3) of the picture."""
+        """(H, W, 3) of the image."""
         rows, width = self.planes.shape
         return rows // 3 * 2, width, 3
 
     def to_host(self) -> NDArray[np.uint8]:
-        """Return the picture in BGR, uint8 (H, W, 3)."""
+        """Return the image in BGR, uint8 (H, W, 3)."""
         import cv2
         import numpy as np
 
@@ -64,7 +64,7 @@ class Nv12Frame:
 
 
 class DeviceFrame(Protocol):
-    """A picture in a device's memory, taken wherever its session takes host frames.
+    """An image in a device's memory, taken wherever its session takes host frames.
 
     Attributes:
         shape: (H, W, 3), BGR.

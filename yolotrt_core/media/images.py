@@ -31,18 +31,18 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def read(path: Path, room: Room | None = None, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
-    """Read a picture.
+    """Read an image.
 
     Args:
         room: gives the memory for the pixels, for instance what a GPU uploads fastest. Most JPEG files are decoded
-            right into it: fresh memory for each of many threads' pictures costs as much as a tenth of decoding.
+            right into it: fresh memory for each of many threads' images costs as much as a tenth of decoding.
         size: what `plain_jpeg_size` says of the file, if it was asked.
 
     Returns:
         uint8 (H, W, 3), BGR, turned upright by its EXIF orientation.
 
     Raises:
-        UsageError: it cannot be read, is empty, or is no picture.
+        UsageError: it cannot be read, is empty, or is no image.
     """
     import cv2
     import numpy as np
@@ -52,9 +52,9 @@ def read(path: Path, room: Room | None = None, size: tuple[int, int] | None = No
     try:
         encoded = read_file(path)
     except OSError as err:
-        raise UsageError(f"cannot read the picture `{path}`: {os_error_reason(err)}") from err
+        raise UsageError(f"cannot read the image `{path}`: {os_error_reason(err)}") from err
     if not encoded:
-        raise UsageError(f"the picture `{path}` is an empty file")
+        raise UsageError(f"the image `{path}` is an empty file")
     if room is not None and size is None:
         size = upright_size(encoded)
         if size is not None and (placed := _read_into(path, size, room)) is not None:
@@ -64,14 +64,14 @@ def read(path: Path, room: Room | None = None, size: tuple[int, int] | None = No
         and encoded[12:16] == b"IHDR"
         and 0 in (int.from_bytes(encoded[i : i + 4]) for i in (16, 20))
     ):
-        raise UsageError(f"the picture `{path}` has no pixels")  # libpng would print its own words about it
+        raise UsageError(f"the image `{path}` has no pixels")  # libpng would print its own words about it
     with quiet_opencv():
         try:
             frame = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR)
         except cv2.error as err:
-            raise UsageError(f"`{path}` is not a picture OpenCV can read: {err.err or err}") from err
+            raise UsageError(f"`{path}` is not an image OpenCV can read: {err.err or err}") from err
     if frame is None or 0 in frame.shape:
-        raise UsageError(f"`{path}` is not a picture OpenCV can read", hint="is the file complete?")
+        raise UsageError(f"`{path}` is not an image OpenCV can read", hint="is the file complete?")
     if room is None:
         return np.asarray(frame, dtype=np.uint8)
     copy = room(frame.shape)

@@ -20,29 +20,29 @@ _STREAMS = ("rtsp://", "rtsps://", "rtmp://", "http://", "https://", "udp://")
 
 
 def find_inputs(path: str) -> list[Path]:
-    """List the pictures and videos that a path means, in a fixed order.
+    """List the images and videos that a path means, in a fixed order.
 
     Args:
         path: a file, a folder (not its subfolders), or a pattern with `*`, `?` or `**`.
 
     Raises:
-        UsageError: nothing there, nothing that is a picture or video by its ending, or the system does not let look.
+        UsageError: nothing there, nothing that is an image or video by its ending, or the system does not let look.
     """
     named = existing_path(path)
     if named is not None and named.is_dir():
         found = sorted(p for p in named.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES)
         if not found:
-            raise UsageError(f"no picture or video in the folder `{path}`", hint=_endings())
+            raise UsageError(f"no image or video in the folder `{path}`", hint=_endings())
         return found
     if named is not None and named.is_file():
         if named.suffix.lower() not in IMAGE_SUFFIXES | VIDEO_SUFFIXES:
-            raise UsageError(f"`{path}` is no picture or video by its ending `{named.suffix}`", hint=_endings())
+            raise UsageError(f"`{path}` is no image or video by its ending `{named.suffix}`", hint=_endings())
         return [named]
     if glob.has_magic(path):
         matches = sorted(Path(p) for p in glob.glob(str(user_path(path)), recursive=True))  # noqa: PTH207 - Path.glob has no absolute patterns
         found = [p for p in matches if p.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES]
         if not found:
-            raise UsageError(f"no picture or video matches the pattern `{redact(path)}`", hint=_endings())
+            raise UsageError(f"no image or video matches the pattern `{redact(path)}`", hint=_endings())
         return found
     raise UsageError(f"there is no file or folder `{redact(path)}`")
 
@@ -74,7 +74,7 @@ def redact(source: str | Path) -> str:
 
 
 def is_video(path: Path) -> bool:
-    """Tell a video from a picture, by the ending."""
+    """Tell a video from an image, by the ending."""
     return path.suffix.lower() in VIDEO_SUFFIXES
 
 

@@ -16,7 +16,7 @@ def upright_size(data: bytes) -> tuple[int, int] | None:
     """
     if not (data.startswith(_START) and data.endswith(_END)):
         return None
-    # Asked for every picture on threads that decode, which one at a time may do: so few objects are made here.
+    # Asked for every image on threads that decode, which one at a time may do: so few objects are made here.
     at, last = 2, len(data) - 9
     size: tuple[int, int] | None = None
     while at < last and data[at] == 0xFF:

@@ -1,4 +1,4 @@
-"""Work done ahead on threads, results in order: decoding pictures while an engine runs."""
+"""Work done ahead on threads, results in order: decoding images while an engine runs."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def prefetched(
 
 
 def drawn_ahead(items: Iterable[T], ahead: int) -> Generator[T, None, None]:
-    """Yield items in order, drawn by a thread before they are asked for: frames of a film, which one after another
+    """Yield items in order, drawn by a thread before they are asked for: frames of a video, which one after another
     decodes.
 
     Close it before what `items` needs is taken away.

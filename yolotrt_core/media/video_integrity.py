@@ -1,7 +1,7 @@
-"""Tells a film that was cut short by its own container: by bytes, which are exact where counts of frames are guesses.
+"""Tells a video that was cut short by its own container: by bytes, which are exact where counts of frames are guesses.
 
 FFmpeg ends a broken file as it ends a whole one, and the number of frames that OpenCV tells is, for most containers,
-a duration times a rate: wrong for films of varying rate, with longer sound, or cut by an edit list.
+a duration times a rate: wrong for videos of varying rate, with longer sound, or cut by an edit list.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import BinaryIO
 
 _ASF_HEADER = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
 _EBML_HEADER = bytes.fromhex("1a45dfa3")
-_MOST_PARTS = 1 << 16  # a fragmented film has two for each second or so
+_MOST_PARTS = 1 << 16  # a fragmented video has two for each second or so
 
 
-def missing_bytes(film: Path) -> int:
-    """Return how many bytes its outermost parts say are missing at a film's end.
+def missing_bytes(video: Path) -> int:
+    """Return how many bytes its outermost parts say are missing at a video's end.
 
     Knows AVI, MP4 and MOV, Matroska and WebM, ASF (wmv). 0 for others (MPEG streams say no length), for what is
     written as it comes (live Matroska), and for what cannot be understood.
@@ -26,8 +26,8 @@ def missing_bytes(film: Path) -> int:
     Raises:
         OSError: it cannot be read.
     """
-    size = film.stat().st_size
-    with film.open("rb") as file:
+    size = video.stat().st_size
+    with video.open("rb") as file:
         head = file.read(16)
         if head[:4] == b"RIFF":
             ends = _riff(file)
@@ -46,7 +46,7 @@ def missing_bytes(film: Path) -> int:
 
 
 def _riff(file: BinaryIO) -> Iterator[int]:
-    """Yield where each RIFF chunk ends; films over 1 GB have several."""
+    """Yield where each RIFF chunk ends; videos over 1 GB have several."""
     at = 0
     while len(head := _read(file, at, 8)) == 8 and head[:4] == b"RIFF":
         at += 8 + int.from_bytes(head[4:], "little")

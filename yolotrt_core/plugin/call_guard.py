@@ -181,19 +181,19 @@ def _frames(answer: Any, given: Sequence[Any]) -> str | None:
 
 
 def _decoded(answer: Any, given: Sequence[Any]) -> str | None:
-    """Check `decode(files)` of a session: a picture or None for each file."""
+    """Check `decode(files)` of a session: an image or None for each file."""
     whole = isinstance(answer, (list, tuple)) and len(answer) == len(given[0])
     known = whole and all(one is None or hasattr(one, "shape") for one in answer)
-    return None if known else f"a picture or None for each of {len(given[0])} files"
+    return None if known else f"an image or None for each of {len(given[0])} files"
 
 
 def _detections(answer: Any, given: Sequence[Any]) -> str | None:
-    """Check `decode(raw, spec, geometry, ...)`: one whole Detections for each picture."""
-    pictures = len(given[2])
+    """Check `decode(raw, spec, geometry, ...)`: one whole Detections for each image."""
+    images = len(given[2])
     if not isinstance(answer, (list, tuple)) or not all(isinstance(d, Detections) for d in answer):
         return "a list of Detections"
-    if len(answer) != pictures:
-        return f"one Detections for each of {pictures} pictures"
+    if len(answer) != images:
+        return f"one Detections for each of {images} images"
     for found in answer:
         shapes = [getattr(part, "shape", None) for part in (found.boxes, found.scores, found.class_ids)]
         count = shapes[1][0] if shapes[1] else None
@@ -238,5 +238,5 @@ _SESSION: Mapping[str, _Check] = {
 # Passed on unchecked: `stream` raises also what the caller's own frames raise.
 _SESSION_CALLS = ("stream",)
 _SESSION_PROPERTIES = ("spec", "graph", "decodes_files")
-# Called for every picture, from any thread: standard output is the process's, and is left alone there.
+# Called for every image, from any thread: standard output is the process's, and is left alone there.
 _QUIET = frozenset({"decode", "open", "open_source", *_SESSION})

@@ -36,7 +36,7 @@ def yolotrt_passes() -> Sequence[Pass]:  # type: ignore[empty-body]
 
 @hookspec
 def yolotrt_calibrators() -> Sequence[Calibrator]:  # type: ignore[empty-body]
-    """Return the calibrators this plugin brings (pictures -> ranges)."""
+    """Return the calibrators this plugin brings (images -> ranges)."""
 
 
 @hookspec

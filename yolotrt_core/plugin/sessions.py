@@ -107,7 +107,7 @@ class PageLockingSession(Protocol):
 
 @runtime_checkable
 class DecodingSession(Protocol):
-    """What a session may offer beside `DetectingSession`: picture files decoded on the device, on any thread."""
+    """What a session may offer beside `DetectingSession`: image files decoded on the device, on any thread."""
 
     @property
     def decodes_files(self) -> bool:

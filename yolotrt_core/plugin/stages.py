@@ -217,11 +217,11 @@ class QuantizingPass(Protocol):
 
 
 class Calibrator(Stage, Protocol):
-    """ONNX and pictures -> the range of each activation."""
+    """ONNX and images -> the range of each activation."""
 
     @property
     def needs_images(self) -> bool:
-        """Whether it looks at pictures; one that lacks the attribute does. Without, `batches` is empty."""
+        """Whether it looks at images; one that lacks the attribute does. Without, `batches` is empty."""
 
     def calibrate(
         self,

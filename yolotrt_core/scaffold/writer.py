@@ -32,7 +32,7 @@ _USE: Mapping[Kind, str] = {
     "    yolotrt detect --weights example.bin sample",
     "pass": "    yolotrt build --precision fp16                 # runs in every build, here of the embedded model\n"
     "    yolotrt build --precision fp16 --$flag-run off",
-    "calibrator": "    yolotrt build --precision int8 --calib-data PICTURES --calibrator $name",
+    "calibrator": "    yolotrt build --precision int8 --calib-data IMAGES --calibrator $name",
     "builder": "    yolotrt build --builder $name              # of the embedded model\n"
     "    yolotrt detect --builder $name sample",
     "postprocessor": "    yolotrt detect --weights MODEL.onnx --onnx-head $name --onnx-names NAMES.txt sample",

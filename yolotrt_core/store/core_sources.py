@@ -14,13 +14,13 @@ def _core(*names: str) -> tuple[str, ...]:
 
 # What the code of any stage may use without naming it.
 CONTRACT = _core("frames", "options", "serialization", "sessions", "stages", "types")
-# From the bytes of a picture to the network's input.
+# From the bytes of an image to the network's input.
 PIXELS = _core("calibration", "jpeg", "letterbox", "pictures", "types")
 STAGE = (*CONTRACT, *_core("handed_on", "pipeline", "plans", "ranges", "shapes", "work"))
 DETECTING = (
     *CONTRACT,
     *PIXELS,
-    *_core("detector", "inputs", "nms", "picture_processes", "picture_worker", "prefetch", "reading", "rect"),
+    *_core("detector", "inputs", "nms", "image_processes", "image_worker", "prefetch", "reading", "rect"),
 )
 PREDICTIONS = (*DETECTING, *_core("predictions"))
 GATE = (

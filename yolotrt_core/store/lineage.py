@@ -15,7 +15,7 @@ class Lineage:
 
     Attributes:
         inputs: input name to the lineage of the record that made it, or to the SHA-256 of a source
-            (a checkpoint, pictures) that no record made.
+            (a checkpoint, images) that no record made.
     """
 
     record: Record

@@ -19,7 +19,7 @@ from yolotrt_core.types import BuildRequest, OnnxModel
 
 
 class CalibratorContract(StageContract):
-    """A calibrator; runs on `small_model` and 12 pictures unless you give other fixtures."""
+    """A calibrator; runs on `small_model` and 12 images unless you give other fixtures."""
 
     kind = "calibrator"
 
@@ -28,15 +28,15 @@ class CalibratorContract(StageContract):
         return small_model(tmp_path / "model")
 
     @pytest.fixture
-    def pictures(self) -> NDArray[np.float32]:
-        """The pictures to calibrate on, float32 (n, 3, H, W) in 0..1."""
+    def images(self) -> NDArray[np.float32]:
+        """The images to calibrate on, float32 (n, 3, H, W) in 0..1."""
         return reference_images(12, 64, 64)
 
     def test_writes_ranges_of_tensors_that_are_there(
-        self, stage: Any, model: OnnxModel, pictures: Any, request_: BuildRequest, options: Any, out: Path
+        self, stage: Any, model: OnnxModel, images: Any, request_: BuildRequest, options: Any, out: Path
     ) -> None:
         onnx = pytest.importorskip("onnx", reason="this contract looks into an ONNX")
-        method = stage.calibrate(model, _batches(pictures), request_, options, out)
+        method = stage.calibrate(model, _batches(images), request_, options, out)
         ranges = read_ranges(out / RANGES_FILE).for_model(model.sha256)
         assert ranges.method == method
         graph = onnx.load(str(model.path)).graph
@@ -46,30 +46,30 @@ class CalibratorContract(StageContract):
         read = {node.input[0] for node in graph.node if node.op_type == "Conv"}
         assert read <= set(ranges.tensors), "what a convolution reads has no range, so it cannot be quantized"
 
-    def test_takes_each_picture_once_and_one_batch_at_a_time(
-        self, stage: Any, model: OnnxModel, pictures: Any, request_: BuildRequest, options: Any, out: Path
+    def test_takes_each_image_once_and_one_batch_at_a_time(
+        self, stage: Any, model: OnnxModel, images: Any, request_: BuildRequest, options: Any, out: Path
     ) -> None:
         taken = []
 
         def counted() -> Iterator[NDArray[np.float32]]:
-            for batch in _batches(pictures):
+            for batch in _batches(images):
                 taken.append(len(batch))
                 yield batch
 
         stage.calibrate(model, counted(), request_, options, out)
-        assert sum(taken) in (0, len(pictures))
+        assert sum(taken) in (0, len(images))
 
-    def test_equal_pictures_give_equal_ranges(
-        self, stage: Any, model: OnnxModel, pictures: Any, request_: BuildRequest, options: Any, out: Path
+    def test_equal_images_give_equal_ranges(
+        self, stage: Any, model: OnnxModel, images: Any, request_: BuildRequest, options: Any, out: Path
     ) -> None:
         written = []
         for name in ("first", "second"):
             (out / name).mkdir()
-            stage.calibrate(model, _batches(pictures), request_, options, out / name)
+            stage.calibrate(model, _batches(images), request_, options, out / name)
             written.append((out / name / RANGES_FILE).read_bytes())
         assert written[0] == written[1]
 
 
-def _batches(pictures: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
-    for first in range(0, len(pictures), 4):
-        yield pictures[first : first + 4]
+def _batches(images: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
+    for first in range(0, len(images), 4):
+        yield images[first : first + 4]

@@ -15,7 +15,7 @@ from yolotrt_core.types import Detections, Geometry, ModelSpec, Selection
 
 
 class PostprocessorContract(StageContract):
-    """A postprocessor; give the fixtures `spec` and `raw`, an answer of two pictures with some boxes in each."""
+    """A postprocessor; give the fixtures `spec` and `raw`, an answer of two images with some boxes in each."""
 
     kind = "postprocessor"
 
@@ -25,11 +25,11 @@ class PostprocessorContract(StageContract):
 
     @pytest.fixture
     def raw(self) -> Mapping[str, NDArray[Any]]:
-        raise NotImplementedError("return that network's answer to two pictures, by output name")
+        raise NotImplementedError("return that network's answer to two images, by output name")
 
     @pytest.fixture
     def geometry(self, spec: ModelSpec) -> list[Geometry]:
-        """Two pictures of other sizes, placed in the network's input by the letterbox."""
+        """Two images of other sizes, placed in the network's input by the letterbox."""
         from yolotrt_core.inference.letterbox import geometry
         from yolotrt_core.types import without_channels
 
@@ -70,7 +70,7 @@ class PostprocessorContract(StageContract):
             assert_readable(told.value)
 
     def assert_sound(self, found: Detections, placed: Geometry, spec: ModelSpec) -> None:
-        """Check dtypes, order and bounds of one picture's detections."""
+        """Check dtypes, order and bounds of one image's detections."""
         dtypes = [str(each.dtype) for each in (found.boxes, found.scores, found.class_ids)]
         assert dtypes == ["float32", "float32", "int64"]
         assert found.boxes.shape == (len(found), 4)

@@ -32,7 +32,7 @@ class Option:
     """One builder and precision, and what became of it.
 
     Attributes:
-        ms: of one picture, frames to boxes, in the run in which it was last compared; None if it was
+        ms: of one image, frames to boxes, in the run in which it was last compared; None if it was
             not timed. passed: whether the gate let it through; None if it was not built.
         note: the verdict, or why it was not built.
     """
@@ -111,9 +111,7 @@ def pick(settings: BuildSettings, *, store: Store, stages: Registry, force: bool
         options.append(replace(_option(best, ms), kept=len(trade.kept)))
     for option in options:
         if option.ms is not None:
-            _log.info(
-                "auto      %s %s: %.3f ms a picture; %s", option.builder, option.precision, option.ms, option.note
-            )
+            _log.info("auto      %s %s: %.3f ms an image; %s", option.builder, option.precision, option.ms, option.note)
     text = _answer(best, trade, ms)
     _log.info("auto      %s", text)
     return best, Pick(best.planned.builder.name, best.planned.request.precision, tuple(options), text, trade)
@@ -138,7 +136,7 @@ def _pairs(
 
 def _unfit(settings: BuildSettings, precision: Precision) -> str | None:
     if precision in _CALIBRATED and settings.calib_data is None and settings.calibrator is None:
-        return "there are no pictures to calibrate on (`--calib-data`)"
+        return "there are no images to calibrate on (`--calib-data`)"
     return None
 
 
@@ -179,7 +177,7 @@ def _note(made: Judged) -> str:
 
 def _answer(best: Judged, trade: Trade | None, ms: Mapping[str, float]) -> str:
     precision = best.planned.request.precision
-    what = f"{precision} of {best.planned.builder.name}, {ms[best.record.key]:.3f} ms a picture"
+    what = f"{precision} of {best.planned.builder.name}, {ms[best.record.key]:.3f} ms an image"
     if trade is not None:
         return f"{what}: {trade.text}"
     if best.planned.source.holds is not None:

@@ -33,7 +33,7 @@ def times_ms(engines: Sequence[Judged], *, store: Store, stages: Registry) -> di
     another machine or with any other option, are another run.
 
     Returns:
-        Key of the engine's record to milliseconds of one picture, the median.
+        Key of the engine's record to milliseconds of one image, the median.
     """
     # Not by the file: two builders may make the same one, and run it at different speeds.
     distinct = {e.record.key: e for e in engines}

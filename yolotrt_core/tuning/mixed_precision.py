@@ -31,7 +31,7 @@ class Tried:
 
     Attributes:
         kept: how many layers stay in fp16. loss: of mAP50-95 against fp32; low, high: its middle 95%, None for
-            too few pictures.
+            too few images.
         passed: whether it may be handed out. size: of the engine file in bytes. key: of its record.
     """
 
@@ -57,7 +57,7 @@ class Trade:
     Attributes:
         layers: how many layers the network has to quantize. kept: those left in fp16.
         tried: every candidate, by layers kept; the first is all quantized.
-        ms, ms_before: of one picture with the layers kept and with none, where the engine runs here.
+        ms, ms_before: of one image with the layers kept and with none, where the engine runs here.
     """
 
     precision: str
@@ -72,7 +72,7 @@ class Trade:
     def text(self) -> str:
         """One line for people."""
         first, chosen = self.tried[0], next(t for t in self.tried if t.kept == len(self.kept))
-        speed = f", {self.ms:.3f} ms a picture instead of {self.ms_before:.3f}" if self.ms and self.ms_before else ""
+        speed = f", {self.ms:.3f} ms an image instead of {self.ms_before:.3f}" if self.ms and self.ms_before else ""
         names = ", ".join(self.kept[:_NAMED]) + (f" and {len(self.kept) - _NAMED} more" if self.kept[_NAMED:] else "")
         return (
             f"{len(self.kept)} of {self.layers} layers stay in fp16 ({names}): a loss of mAP50-95 of "
@@ -145,7 +145,7 @@ def search(first: Judged, *, store: Store, stages: Registry) -> tuple[Judged, Tr
 def fewest(passes: Callable[[int], bool], count: int) -> int | None:
     """Find the least number from 1 to `count` - 1 that passes, with about 2 log2 questions.
 
-    Whether n passes is taken to say that what is over n passes too. On few pictures that is true only
+    Whether n passes is taken to say that what is over n passes too. On few images that is true only
     nearly: what is returned did pass, and one less did not.
     """
     low, high = 0, 1

@@ -1,7 +1,7 @@
 """What it costs to quantize each layer alone: the order in which layers are given back to floating point.
 
 Each layer in turn is quantized in an otherwise float32 network, which runs on a few of the
-calibration pictures; never on pictures that an engine is judged on. Each layer's figures are an
+calibration images; never on images that an engine is judged on. Each layer's figures are an
 artifact of their own, so that an interrupted measurement goes on where it stopped.
 """
 
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Self
 from yolotrt_core.build import executor
 from yolotrt_core.build.output_checks import check_pass
 from yolotrt_core.build.step import PARITY_BUILDER, Output, Plan, Step
-from yolotrt_core.calibration.images import CalibrationData, choose, digest_of_pictures
+from yolotrt_core.calibration.images import CalibrationData, choose, digest_of_images
 from yolotrt_core.calibration.ranges import read_ranges
 from yolotrt_core.console.progress import progress
 from yolotrt_core.errors import StageError, UsageError
@@ -28,7 +28,7 @@ from yolotrt_core.evaluation.agreement import agree
 from yolotrt_core.export.model_source import sample_path
 from yolotrt_core.files.digest import sha256_of
 from yolotrt_core.inference.detector import Detector
-from yolotrt_core.media import images as pictures
+from yolotrt_core.media import images as images
 from yolotrt_core.plugin.call_guard import answering
 from yolotrt_core.plugin.given_options import Settings
 from yolotrt_core.plugin.options import key_material, option
@@ -57,7 +57,7 @@ _SELECTION = Selection(conf=0.05)
 class SensitivityOptions:
     """How the layers are measured, and whether a build gives them back."""
 
-    images: int = option(8, help="How many of the calibration pictures each layer is measured on", minimum=1)
+    images: int = option(8, help="How many of the calibration images each layer is measured on", minimum=1)
     search: bool = option(
         True, help="Leave the layers that suffer most in fp16 where an int8 or fp8 engine loses more than --max-drop"
     )
@@ -85,12 +85,12 @@ class Sensitivity:
     """The layers of a network, the most damaged first.
 
     Attributes:
-        precision: `int8` or `fp8`. pictures: how many were run. from_cache: whether nothing was run.
+        precision: `int8` or `fp8`. images: how many were run. from_cache: whether nothing was run.
     """
 
     precision: str
     layers: tuple[LayerDamage, ...]
-    pictures: int
+    images: int
     from_cache: bool
 
 
@@ -106,7 +106,7 @@ def measure(
 
     Args:
         planned: a plan of precision int8 or fp8; its steps up to the lowering are run if they must.
-        calibration: pictures for a plan whose calibrator looks at none; the bundled one stands in for them.
+        calibration: images for a plan whose calibrator looks at none; the bundled one stands in for them.
 
     Raises:
         UsageError: a precision without layers to choose from, or a network that is quantized already.
@@ -121,7 +121,7 @@ def measure(
     before = replace(planned, steps=planned.steps[: planned.steps.index(lowering)])
     results = {r.step.label: r.record for r in executor.run(before, store, stages)}
     options = settings.resolve(SensitivityOptions, "sensitivity")
-    files = _pictures(planned, calibration)[: options.images]
+    files = _images(planned, calibration)[: options.images]
     case = _Case(planned, lowering, results, files, settings, store, stages)
     with tempfile.TemporaryDirectory(prefix="yolotrt-") as folder:
         names = case.layers(Path(folder))
@@ -209,7 +209,7 @@ class _Reference:
 
 @dataclass(slots=True)
 class _Case:
-    """One network, its ranges, and the pictures its layers are measured on."""
+    """One network, its ranges, and the images its layers are measured on."""
 
     planned: Plan
     lowering: Step
@@ -244,7 +244,7 @@ class _Case:
             inputs={
                 "onnx": self._digest("onnx"),
                 "ranges": self._digest("ranges"),
-                "pictures": digest_of_pictures([sha256_of(f) for f in self.files]),
+                "pictures": digest_of_images([sha256_of(f) for f in self.files]),
             },
             tools=self.lowering.tools,
             core_sha256=core_digest(core_sources.SENSITIVITY),
@@ -322,23 +322,23 @@ class _Case:
         return Detector(session, post, self.settings.resolve(post.stage.Options, post.name))
 
 
-def _pictures(planned: Plan, calibration: CalibrationData | None) -> Sequence[Path]:
-    if planned.pictures is not None:
-        return planned.pictures.files
+def _images(planned: Plan, calibration: CalibrationData | None) -> Sequence[Path]:
+    if planned.images is not None:
+        return planned.images.files
     if calibration is not None:
         return choose(calibration).files
-    _log.warning("layers are measured on the bundled picture only; pass others with `--calib-data`")
+    _log.warning("layers are measured on the bundled image only; pass others with `--calib-data`")
     return [sample_path()]
 
 
 def _frames(files: Sequence[Path]) -> list[NDArray[np.uint8]]:
-    """Read pictures, leaving out those that cannot be read: calibration has complained of them already."""
+    """Read images, leaving out those that cannot be read: calibration has complained of them already."""
     frames = []
     for file in files:
         try:
-            frames.append(pictures.read(file))
+            frames.append(images.read(file))
         except UsageError as err:
             _log.debug("%s; skipped", err)
     if not frames:
-        raise StageError("none of the pictures for sensitivity can be read", hint="raise `--sensitivity-images`")
+        raise StageError("none of the images for sensitivity can be read", hint="raise `--sensitivity-images`")
     return frames

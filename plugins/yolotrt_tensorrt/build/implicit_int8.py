@@ -115,7 +115,7 @@ def cache_for(library: Library, calibration: Calibration, onnx_sha256: str, algo
 
 
 class Feed:
-    """What every calibrator answers TensorRT: batches from pictures, and a cache to read or to keep.
+    """What every calibrator answers TensorRT: batches from images, and a cache to read or to keep.
 
     Attributes:
         written: the cache TensorRT wrote, None until then.
@@ -132,10 +132,10 @@ class Feed:
 
         Args:
             batches: float32 network inputs of any batch; None where a cache says it all.
-            upload: puts a batch on the GPU. batch: how many pictures TensorRT gets at once.
-            cache: an earlier cache; TensorRT asks for no picture if it accepts it.
+            upload: puts a batch on the GPU. batch: how many images TensorRT gets at once.
+            cache: an earlier cache; TensorRT asks for no image if it accepts it.
         """
-        self._pictures: Iterator[NDArray[np.float32]] = (picture for b in batches or () for picture in b)
+        self._images: Iterator[NDArray[np.float32]] = (image for b in batches or () for image in b)
         self._upload, self._batch, self._cache = upload, batch, cache
         self.written: bytes | None = None
 
@@ -148,7 +148,7 @@ class Feed:
 
         if self._upload is None or len(names) != 1:
             return None
-        taken = list(itertools.islice(self._pictures, self._batch))
+        taken = list(itertools.islice(self._images, self._batch))
         if len(taken) < self._batch:
             return None
         return [self._upload(np.ascontiguousarray(np.stack(taken)))]

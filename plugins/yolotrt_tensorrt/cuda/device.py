@@ -280,7 +280,7 @@ class PinnedPool:
             self._free[size].append(memory)
 
     def free_idle(self) -> None:
-        """Free what is not lent: pictures of many sizes leave memory of each."""
+        """Free what is not lent: images of many sizes leave memory of each."""
         for idle in list(self._free.values()):
             idle.clear()
 

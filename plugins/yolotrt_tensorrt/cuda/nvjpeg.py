@@ -34,7 +34,7 @@ class NvJpegError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where a picture goes: device address of its first pixel, and bytes of a row."""
+    """Where an image goes: device address of its first pixel, and bytes of a row."""
 
     address: int
     pitch: int
@@ -69,7 +69,7 @@ class NvJpeg:
         return State(state)
 
     def decode(self, state: State, files: Sequence[tuple[int, int]], targets: Sequence[Target], stream: int) -> None:
-        """Put the decoding of a batch on a stream; the pictures are there when it is done.
+        """Put the decoding of a batch on a stream; the images are there when it is done.
 
         Args:
             files: host address and bytes of each JPEG file, which must stay there until then.

@@ -48,7 +48,7 @@ FOUND = np.dtype([("x1", "f4"), ("y1", "f4"), ("x2", "f4"), ("y2", "f4"), ("scor
 SUMMARY = np.dtype([("candidates", "u4"), ("kept", "u4"), ("overflow", "u4"), ("reserved", "u4")])
 BOX_BYTES, GROUP_BYTES, KEY_BYTES = 16, 4, 8
 
-# Above this share of a picture's rows it is faster to send all in one piece.
+# Above this share of an image's rows it is faster to send all in one piece.
 _MOST_PACKED = 0.7
 _FRAME = struct.Struct("<Q8i2d3f3i")
 _REQUEST = struct.Struct("<ifd4i")
@@ -87,7 +87,7 @@ def _halved(height: int, width: int, fit_height: int, fit_width: int) -> bool:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RowSubset:
-    """The rows of a picture that its letterbox reads, where they are few: the others need not travel.
+    """The rows of an image that its letterbox reads, where they are few: the others need not travel.
 
     Attributes:
         index: int (fit_height * packed,), `packed` (1 or 2) consecutive ones for each resized row.
@@ -103,7 +103,7 @@ class RowSubset:
 
 @functools.lru_cache(maxsize=1024)
 def rows_read(shape: tuple[int, ...], target: tuple[int, int]) -> RowSubset | None:
-    """Say which rows of a BGR picture the letterbox reads; None if most of them, or of another format."""
+    """Say which rows of a BGR image the letterbox reads; None if most of them, or of another format."""
     if len(shape) != 3:
         return None
     height, width = shape[:2]
@@ -124,7 +124,7 @@ def rows_read(shape: tuple[int, ...], target: tuple[int, int]) -> RowSubset | No
 
 
 def frame_bytes(shape: tuple[int, ...], address: int, target: tuple[int, int], packed: int = 0) -> bytes:
-    """Return the FRAME of a picture.
+    """Return the FRAME of an image.
 
     Args:
         shape: of the uint8 array: (H, W, 3) for BGR, (H * 3 / 2, W) for NV12. address: where its rows begin

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from yolotrt_core.inference.frame_checks import is_picture, refuse_frame
+from yolotrt_core.inference.frame_checks import is_image, refuse_frame
 from yolotrt_core.media.frames import Frame, Nv12Frame
 from yolotrt_core.media.prefetch import processors
 from yolotrt_tensorrt.cuda.device import DeviceMemory, Gpu, PinnedPool, is_pinned
@@ -200,13 +200,13 @@ def check_frames(frames: Sequence[Frame], first: int = 0) -> list[NDArray[np.uin
         first: number of the first of them, for messages.
 
     Raises:
-        UsageError: one is no picture; says what was found.
+        UsageError: one is no image; says what was found.
     """
     taken: list[NDArray[np.uint8] | DeviceImage] = []
     for number, frame in enumerate(frames, first):
         if isinstance(frame, Nv12Frame):
             taken.append(frame.planes)
-        elif isinstance(frame, DeviceImage) or is_picture(frame):
+        elif isinstance(frame, DeviceImage) or is_image(frame):
             taken.append(frame)
         else:
             refuse_frame(number, frame)

@@ -1,7 +1,7 @@
 """JPEG files decoded by the GPU's own hardware, where nvJPEG is installed (extra `nvjpeg`) and the GPU has it.
 
 Its pixels are OpenCV's, of rare colour samplings within one step. What it is not sure to decode as OpenCV would
-(another format, a progressive, turned or broken picture) is left to OpenCV.
+(another format, a progressive, turned or broken image) is left to OpenCV.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_MEMORY_STEP = 1 << 20  # pictures of like size share their memory
+_MEMORY_STEP = 1 << 20  # images of like size share their memory
 
 
 class DeviceImage:
-    """A BGR picture in device memory, rows without gaps; its memory is used again once nobody holds it.
+    """A BGR image in device memory, rows without gaps; its memory is used again once nobody holds it.
 
     Attributes:
         shape: (H, W, 3). address: of its first pixel on the device.
@@ -103,7 +103,7 @@ class JpegDecoder:
             files: their contents.
 
         Returns:
-            For each its picture, or None where OpenCV should have a try.
+            For each its image, or None where OpenCV should have a try.
 
         Raises:
             UsageError: after `close`.
@@ -127,30 +127,30 @@ class JpegDecoder:
             return decoded
         with self._gpu.current():
             try:
-                pictures = [self._room_for(*size) for _, size in chosen]
-                self._decode([files[i] for i, _ in chosen], pictures)
+                images = [self._room_for(*size) for _, size in chosen]
+                self._decode([files[i] for i, _ in chosen], images)
             except (NvJpegError, MemoryError, self._gpu.cuda.Error) as err:  # OpenCV says what is wrong with a file
-                _log.debug("nvJPEG left %d pictures: %s", len(chosen), err)
+                _log.debug("nvJPEG left %d images: %s", len(chosen), err)
                 # One file it cannot bear may be the reason.
                 return [self._decoded([f])[0] for f in files] if len(chosen) > 1 else decoded
-        for (index, _), picture in zip(chosen, pictures, strict=True):
-            decoded[index] = picture
+        for (index, _), image in zip(chosen, images, strict=True):
+            decoded[index] = image
         return decoded
 
-    def _decode(self, files: Sequence[bytes], pictures: Sequence[DeviceImage]) -> None:
+    def _decode(self, files: Sequence[bytes], images: Sequence[DeviceImage]) -> None:
         try:
             worker = self._idle.pop()
         except IndexError:
             worker = _Worker(self._gpu, self._pool, self._codec)
         try:
-            worker.decode(files, [Target(p.address, 3 * p.shape[1]) for p in pictures])
+            worker.decode(files, [Target(p.address, 3 * p.shape[1]) for p in images])
         except BaseException:  # raised again: in what state it leaves the library's is not said
             worker.close()
             raise
         self._idle.append(worker)
 
     def _room_for(self, height: int, width: int) -> DeviceImage:
-        """Return a picture whose pixels are to come; allocating on the device stops all that runs there."""
+        """Return an image whose pixels are to come; allocating on the device stops all that runs there."""
         size = -(-3 * height * width // _MEMORY_STEP) * _MEMORY_STEP
         try:
             memory = self._free[size].pop()
@@ -162,26 +162,26 @@ class JpegDecoder:
                 memory = DeviceMemory(self._gpu, size)
         return DeviceImage(self, memory, (height, width, 3))
 
-    def download(self, picture: DeviceImage) -> NDArray[np.uint8]:
-        """Return a picture's pixels in page-locked memory."""
-        host = self._pool.array(picture.shape)
+    def download(self, image: DeviceImage) -> NDArray[np.uint8]:
+        """Return an image's pixels in page-locked memory."""
+        host = self._pool.array(image.shape)
         with self._gpu.current():
-            self._gpu.cuda.memcpy_dtoh(host, picture.address)
+            self._gpu.cuda.memcpy_dtoh(host, image.address)
         return host
 
     def take_back(self, memory: DeviceMemory) -> None:
-        """Keep a picture's memory for the next one; after `close` it goes with its last holder."""
+        """Keep an image's memory for the next one; after `close` it goes with its last holder."""
         if not self._closed:
             self._free[memory.size].append(memory)
 
     def free_idle(self) -> None:
-        """Free memory that no picture has: pictures of many sizes leave some of each."""
+        """Free memory that no image has: images of many sizes leave some of each."""
         with self._gpu.current():
             for idle in list(self._free.values()):
                 idle.clear()
 
     def close(self) -> None:
-        """Wait for pictures under way, then free workers and memory that nobody holds."""
+        """Wait for images under way, then free workers and memory that nobody holds."""
         with self._changed:
             self._closed = True
             self._changed.wait_for(lambda: not self._running)

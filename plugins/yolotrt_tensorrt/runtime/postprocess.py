@@ -123,7 +123,7 @@ class Decoding:
             self.enqueue_download(stream)
             stream.synchronize()
             found = self._read(images, max_det)
-            if self._capacity < self._most:  # the next picture of this source will be as crowded
+            if self._capacity < self._most:  # the next image of this source will be as crowded
                 self._set_capacity(min(self._most, _power_of_two(int(counts.max()))))
             return found
         return self._read(images, max_det)

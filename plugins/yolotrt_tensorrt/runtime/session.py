@@ -105,7 +105,7 @@ class EngineSession:
         """Start on at most one batch of frames; they must stay as they are until the result is there.
 
         Raises:
-            UsageError: too many frames for one batch, or one that is no picture.
+            UsageError: too many frames for one batch, or one that is no image.
         """
         return self._start(check_frames(frames), program, selection)
 

@@ -22,7 +22,7 @@ def _brute(values: np.ndarray, width: float) -> np.ndarray:
 
 @pytest.fixture
 def activations() -> list[np.ndarray]:
-    """SiLU-like values whose reach grows from picture to picture, so that bins must widen."""
+    """SiLU-like values whose reach grows from image to image, so that bins must widen."""
     random = np.random.default_rng(0)
     made = []
     for reach in (0.01, 3.0, 1.0, 900.0):
@@ -46,7 +46,7 @@ def test_the_counts_are_numpys(activations: list[np.ndarray]) -> None:
 def test_order_does_not_matter(activations: list[np.ndarray]) -> None:
     forward, backward = Histogram(), Histogram()
     forward.observe(activations[0])
-    backward.observe(activations[0])  # the first picture sets the width
+    backward.observe(activations[0])  # the first image sets the width
     for values in activations[1:]:
         forward.observe(values)
     for values in activations[:0:-1]:

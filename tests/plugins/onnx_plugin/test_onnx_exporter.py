@@ -54,7 +54,7 @@ def answer(model: Any, images: NDArray[Any], output: str = "output0") -> NDArray
     return np.asarray(session.run([output], {session.get_inputs()[0].name: images})[0])
 
 
-def pictures(batch: int = 1, size: int = 64) -> NDArray[np.float32]:
+def sample_images(batch: int = 1, size: int = 64) -> NDArray[np.float32]:
     return np.random.default_rng(3).random((batch, 3, size, size), dtype=np.float32)
 
 
@@ -79,7 +79,7 @@ def test_a_file_in_our_layout_keeps_its_nodes(toy_yolo: Make, tmp_path: Path) ->
     assert list(model.graph.node) == list(toy.graph.node)
     assert (spec.labels, spec.strides, spec.head) == (("a", "b", "c"), (4,), "yolov5")
     assert spec.outputs[0].shape == (1, ROWS, WIDTH)
-    np.testing.assert_array_equal(answer(model, pictures()), answer(toy, pictures()))
+    np.testing.assert_array_equal(answer(model, sample_images()), answer(toy, sample_images()))
     with np.load(tmp_path / "reference.npz", allow_pickle=False) as stored:
         np.testing.assert_array_equal(stored["output0"], answer(toy, stored["images"]))
     props = {p.key: p.value for p in model.metadata_props}
@@ -156,14 +156,14 @@ def test_other_dress_same_network(dress: Callable[[Any], Any], pixels: float, to
     spec = export(dress(toy_yolo()), tmp_path)
     assert spec.inputs[0].dtype == spec.outputs[0].dtype == "float32"
     assert spec.inputs[0].shape == (1, 3, 64, 64)
-    want, have = answer(toy_yolo(), pictures()), answer(exported(tmp_path), pictures())
+    want, have = answer(toy_yolo(), sample_images()), answer(exported(tmp_path), sample_images())
     assert have.dtype == np.float32
     assert np.abs(have - want).max() <= pixels
 
 
 def test_what_is_declared_must_hold(toy_yolo: Make, tmp_path: Path) -> None:
     export(_like_tensorflow(toy_yolo()), tmp_path, rows="cell", units="normalised", strides="4")
-    assert np.abs(answer(exported(tmp_path), pictures()) - answer(toy_yolo(), pictures())).max() <= 1e-4
+    assert np.abs(answer(exported(tmp_path), sample_images()) - answer(toy_yolo(), sample_images())).max() <= 1e-4
     assert "with rows anchor" in refused(_like_tensorflow(toy_yolo()), tmp_path, rows="anchor").message
     assert "--onnx-strides" in refused(toy_yolo(), tmp_path, strides="four").message
 
@@ -176,7 +176,7 @@ def test_free_dimensions(toy_yolo: Make, tmp_path: Path) -> None:
     spec = export(toy, tmp_path, dataclasses.replace(REQUEST, dynamic=True))
     assert spec.inputs[0].shape == ("batch", 3, "height", "width")
     assert spec.outputs[0].shape == ("batch", "rows", WIDTH)
-    for images in (pictures(3), pictures(1, 96)):
+    for images in (sample_images(3), sample_images(1, 96)):
         np.testing.assert_array_equal(answer(exported(tmp_path), images), answer(toy, images))
     toy.graph.input[0].type.tensor_type.shape.dim[2].dim_value = 64
     toy.graph.input[0].type.tensor_type.shape.dim[3].dim_value = 64
@@ -233,7 +233,7 @@ def _value(name: str, shape: list[int], dtype: int = TensorProto.FLOAT) -> Any:
     return helper.make_tensor_value_info(name, dtype, shape)
 
 
-def test_what_is_no_picture_in_or_no_boxes_out(toy_yolo: Make, tmp_path: Path) -> None:
+def test_what_is_no_image_in_or_no_boxes_out(toy_yolo: Make, tmp_path: Path) -> None:
     classifier = _model(
         [helper.make_node("GlobalAveragePool", ["x"], ["pooled"]), helper.make_node("Flatten", ["pooled"], ["y"])],
         [_value("x", [1, 3, 64, 64])],
@@ -243,14 +243,14 @@ def test_what_is_no_picture_in_or_no_boxes_out(toy_yolo: Make, tmp_path: Path) -
     for shape, dtype in (([1, 3, 64], TensorProto.FLOAT), ([1, 3, 64, 64], TensorProto.UINT8), ([1, 4, 64, 64], 1)):
         wrong = _model([helper.make_node("Identity", ["x"], ["y"])], [_value("x", shape, dtype)],
                        [_value("y", shape, dtype)])  # fmt: skip
-        assert "expected one input, float pictures" in refused(wrong, tmp_path).message
+        assert "expected one input, float images" in refused(wrong, tmp_path).message
     two = toy_yolo()
     two.graph.node.append(helper.make_node("Identity", ["output0"], ["again"]))
     two.graph.output.append(_value("again", [1, ROWS, WIDTH]))
     assert refused(two, tmp_path).hint == "choose it with `--onnx-output NAME`"
     assert "no output `none`" in refused(two, tmp_path, output="none").message
     export(two, tmp_path, output="again")
-    np.testing.assert_array_equal(answer(exported(tmp_path), pictures()), answer(toy_yolo(), pictures()))
+    np.testing.assert_array_equal(answer(exported(tmp_path), sample_images()), answer(toy_yolo(), sample_images()))
     raw = toy_yolo()
     raw.graph.node.append(helper.make_node("Exp", ["output0"], ["undecoded"]))
     raw.graph.output[0].CopyFrom(_value("undecoded", [1, ROWS, WIDTH]))
@@ -274,7 +274,7 @@ def test_another_head_needs_its_name(toy_yolo: Make, tmp_path: Path) -> None:
     assert (spec.head, spec.strides, len(spec.labels)) == ("yolov8", (16,), 4)
     assert spec.outputs[0].shape == (1, WIDTH, ROWS)
     np.testing.assert_array_equal(
-        answer(exported(tmp_path), pictures()), answer(toy_yolo(), pictures()).transpose(0, 2, 1)
+        answer(exported(tmp_path), sample_images()), answer(toy_yolo(), sample_images()).transpose(0, 2, 1)
     )
     helper.set_model_props(named, {"names": ""})
     assert "does not name its classes" in refused(named, tmp_path, head="yolov8").message

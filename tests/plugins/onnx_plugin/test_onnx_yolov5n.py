@@ -1,4 +1,4 @@
-"""The passes on the official YOLOv5n and a COCO picture, against upstream's own raw output."""
+"""The passes on the official YOLOv5n and a COCO image, against upstream's own raw output."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def lower(simplified: OnnxModel, tmp_path_factory: pytest.TempPathFactory) -> Lo
 
 @pytest.fixture(scope="module")
 def upstream(data: Path) -> tuple[np.ndarray, np.ndarray]:
-    """The first validation picture as network input, and upstream's raw output for it."""
+    """The first validation image as network input, and upstream's raw output for it."""
     frame = cv2.imread(str(data / "coco" / "images" / "val" / "000000000139.jpg"))
     with np.load(data / "reference" / "yolov5n_raw_000000000139.npz") as arrays:
         return preprocess([frame], (640, 640))[0], arrays["output0"].reshape(25200, 85).astype(np.float64)

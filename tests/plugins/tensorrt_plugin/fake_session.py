@@ -1,4 +1,4 @@
-"""A session on the stand-in GPU, whose network finds boxes that depend on the picture, and what the CPU makes of it."""
+"""A session on the stand-in GPU, whose network finds boxes that depend on the image, and what the CPU makes of it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ SPEC = ModelSpec(
 
 
 def network(images: np.ndarray) -> np.ndarray:
-    """Boxes that depend on the picture: where they lie and how sure they are."""
+    """Boxes that depend on the image: where they lie and how sure they are."""
     if layout_of(images.shape) == "nhwc":
         images = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
     rng = np.random.default_rng(0)
@@ -81,7 +81,7 @@ class Opened:
         assert loaded == [layout]
 
 
-def pictures(count: int, seed: int = 0) -> list[np.ndarray]:
+def sample_images(count: int, seed: int = 0) -> list[np.ndarray]:
     rng = np.random.default_rng(seed)
     sizes = rng.integers(5, 60, (count, 2))
     return [rng.integers(0, 256, (h, w, 3), dtype=np.uint8) for h, w in sizes]

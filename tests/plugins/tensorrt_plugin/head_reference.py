@@ -20,7 +20,7 @@ class Result:
 
 
 def reference(raw: np.ndarray, shape: tuple[int, int], target: tuple[int, int], chosen: Selection) -> Result:
-    """Decode one image's raw output (rows, 5 + classes); shape is the source picture's (height, width)."""
+    """Decode one image's raw output (rows, 5 + classes); shape is the source image's (height, width)."""
     f32 = np.float32
     raw = raw.astype(f32)
     candidates = []

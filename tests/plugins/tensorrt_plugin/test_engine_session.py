@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 import pytest
 from fake_gpu import FakeCuda
-from fake_session import CHOSEN, CLASSES, PROGRAM, SIDE, Opened, expected, network, pictures, same
+from fake_session import CHOSEN, CLASSES, PROGRAM, SIDE, Opened, expected, network, same, sample_images
 from kernel_emulation import Emulated, compiled
 
 from yolotrt_core.errors import StageError, UsageError
@@ -44,7 +44,7 @@ def test_it_is_a_session_that_detects(opened: Opened) -> None:
 
 @pytest.mark.parametrize("count", [0, 1, 2, 5])
 def test_any_number_of_frames_gives_what_the_cpu_path_gives(opened: Opened, count: int) -> None:
-    frames = pictures(count)
+    frames = sample_images(count)
     wanted = expected(frames) if frames else []
     assert not frames or any(len(w.scores) for w in wanted)
     same(opened.session.detect(frames, PROGRAM, CHOSEN), wanted)
@@ -52,7 +52,7 @@ def test_any_number_of_frames_gives_what_the_cpu_path_gives(opened: Opened, coun
 
 def test_the_engine_computes_on_streams_of_the_slots_own(opened: Opened) -> None:
     """Streams that TensorRT makes itself are blocking ones, see `FakeCuda.Stream`."""
-    opened.session.detect(pictures(9), PROGRAM, CHOSEN)
+    opened.session.detect(sample_images(9), PROGRAM, CHOSEN)
     handles = [handle for context in opened.plan.made for handle in context.aux]
     assert len(opened.plan.made) > 1
     assert len(set(handles)) == len(handles) == 2 * len(opened.plan.made)
@@ -68,14 +68,14 @@ def test_kernels_are_loaded_once_however_many_threads_ask(opened: Opened, monkey
 
     monkeypatch.setattr(session, "load_kernels", slowly)
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda seed: opened.session.detect(pictures(1, seed), PROGRAM, CHOSEN), range(4)))
+        list(pool.map(lambda seed: opened.session.detect(sample_images(1, seed), PROGRAM, CHOSEN), range(4)))
     assert len(loads) == 1
 
 
 def test_pinned_frames_are_filled_in_place_and_strided_ones_copied(opened: Opened) -> None:
     (frame,) = opened.session.pinned_frames(1, (40, 30, 3))
-    frame[:] = pictures(1)[0][0, 0]
-    strided = pictures(1, seed=4)[0][::-1, ::2]
+    frame[:] = sample_images(1)[0][0, 0]
+    strided = sample_images(1, seed=4)[0][::-1, ::2]
     same(opened.session.detect([frame, strided], PROGRAM, CHOSEN), expected([frame, strided.copy()]))
 
 
@@ -91,7 +91,7 @@ def test_big_frames_travel_without_the_rows_nobody_reads(opened: Opened, size: t
 
 
 def test_pinned_memory_is_lent_again_only_when_nobody_holds_it(opened: Opened) -> None:
-    session, frames = opened.session, pictures(4)
+    session, frames = opened.session, sample_images(4)
     wanted = expected(frames)
     for frame in frames:
         copy = session.pinned_copy(frame)
@@ -125,7 +125,7 @@ def test_nv12_is_what_is_said_to_be_it(opened: Opened) -> None:
 
 
 def test_infer_gives_the_raw_output(opened: Opened) -> None:
-    images, _ = preprocess(pictures(2), (SIDE, SIDE))
+    images, _ = preprocess(sample_images(2), (SIDE, SIDE))
     np.testing.assert_array_equal(opened.session.infer(images)["output0"], network(images))
 
 
@@ -135,13 +135,13 @@ def test_wrong_input_is_refused_in_words(opened: Opened) -> None:
     with pytest.raises(UsageError, match="expected float32 images"):
         opened.session.infer(np.zeros((2, 3, SIDE, SIDE)))  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="frame 1: expected uint8"):
-        opened.session.detect([pictures(1)[0], np.zeros((4, 4))], PROGRAM, CHOSEN)  # type: ignore[list-item]
+        opened.session.detect([sample_images(1)[0], np.zeros((4, 4))], PROGRAM, CHOSEN)  # type: ignore[list-item]
     with pytest.raises(UsageError, match="expected an output `other`"):
-        opened.session.detect(pictures(1), DeviceProgram("other", CLASSES, ""), CHOSEN)
+        opened.session.detect(sample_images(1), DeviceProgram("other", CLASSES, ""), CHOSEN)
 
 
 def test_a_stream_yields_what_came_before_its_failure(opened: Opened) -> None:
-    frames = pictures(3)
+    frames = sample_images(3)
 
     def broken() -> Iterator[np.ndarray]:
         yield from frames
@@ -161,7 +161,7 @@ def test_a_stream_yields_what_came_before_its_failure(opened: Opened) -> None:
 
 
 def test_detecting_inside_a_stream_and_two_streams_at_once_do_not_block(opened: Opened) -> None:
-    frames = pictures(7)
+    frames = sample_images(7)
     wanted = expected(frames)
     session = opened.session
     streams = (session.stream(frames, PROGRAM, CHOSEN), session.stream(frames, PROGRAM, CHOSEN))
@@ -171,7 +171,7 @@ def test_detecting_inside_a_stream_and_two_streams_at_once_do_not_block(opened: 
 
 
 def test_eight_threads_share_one_session(opened: Opened) -> None:
-    sets = [pictures(3, seed) for seed in range(8)]
+    sets = [sample_images(3, seed) for seed in range(8)]
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda frames: opened.session.detect(frames, PROGRAM, CHOSEN), sets))
     for frames, ours in zip(sets, found, strict=True):
@@ -180,7 +180,7 @@ def test_eight_threads_share_one_session(opened: Opened) -> None:
 
 @pytest.mark.parametrize("method", ["infer", "detect", "time_steps", "time_engine"])
 def test_a_failing_request_reaches_its_caller_and_leaves_the_rest_working(opened: Opened, method: str) -> None:
-    session, frames = opened.session, pictures(2)
+    session, frames = opened.session, sample_images(2)
     requests: dict[str, Callable[[], object]] = {
         "infer": lambda: session.infer(preprocess(frames, (SIDE, SIDE))[0]),
         "detect": lambda: session.detect(frames, PROGRAM, CHOSEN),
@@ -199,7 +199,7 @@ def test_a_gpu_that_is_full_when_boxes_are_fetched_says_so(opened: Opened, monke
     def refuse(*_: object) -> list[Detections]:
         raise MemoryError
 
-    frames = pictures(2)
+    frames = sample_images(2)
     with monkeypatch.context() as patch:
         patch.setattr(Decoding, "collect", refuse)
         with pytest.raises(StageError, match="out of GPU memory on Fake GPU: a batch of 2 needs"):
@@ -216,7 +216,7 @@ def test_closing_waits_for_a_thread_that_infers(opened: Opened) -> None:
         return network(images)
 
     opened.plan.network = slow
-    images, _ = preprocess(pictures(2), (SIDE, SIDE))
+    images, _ = preprocess(sample_images(2), (SIDE, SIDE))
     with ThreadPoolExecutor(2) as pool:
         inferring = pool.submit(opened.session.infer, images)
         assert inside.wait(10)
@@ -234,20 +234,20 @@ def test_a_full_gpu_names_the_batch_that_fits(emulated: Emulated, monkeypatch: p
     opened = Opened(emulated, monkeypatch, batch=32)
     opened.cuda.limit = opened.cuda.live + (3 << 20)
     with pytest.raises(StageError, match=r"out of GPU memory on Fake GPU: a batch of 32 needs") as refused:
-        opened.session.detect(pictures(32), PROGRAM, CHOSEN)
+        opened.session.detect(sample_images(32), PROGRAM, CHOSEN)
     assert refused.value.hint is not None
     assert "would fit" in refused.value.hint
     fits = int(refused.value.hint.split("batch of ")[1].split(" ")[0])
     assert 1 <= fits <= 3
     opened.cuda.limit = 1 << 40
-    frames = pictures(3)
+    frames = sample_images(3)
     same(opened.session.detect(frames, PROGRAM, CHOSEN), expected(frames))
     opened.session.close()
 
 
 def test_a_dynamic_engine_runs_each_batch_at_its_own_size(emulated: Emulated, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = Opened(emulated, monkeypatch, batch=-1)
-    frames = pictures(6)
+    frames = sample_images(6)
     same(opened.session.detect(frames, PROGRAM, CHOSEN), expected(frames))
     for count in (1, 3):
         images, _ = preprocess(frames[:count], (SIDE, SIDE))
@@ -263,7 +263,7 @@ def test_an_engine_with_channels_last_gives_the_same_boxes(
     batch: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened = Opened(compiled("float32", tmp_path, "nhwc"), monkeypatch, batch, "nhwc")
-    frames = pictures(5)
+    frames = sample_images(5)
     same(opened.session.detect(frames, PROGRAM, CHOSEN), expected(frames))
     images, _ = preprocess(frames[:2], (SIDE, SIDE), layout="nhwc")
     np.testing.assert_array_equal(opened.session.infer(images)["output0"], network(images))
@@ -276,7 +276,7 @@ def test_an_engine_with_channels_last_gives_the_same_boxes(
 
 
 def test_memory_is_flat_and_the_jit_cache_kept_once(opened: Opened) -> None:
-    frames = pictures(2)
+    frames = sample_images(2)
     opened.session.detect(frames * 2, PROGRAM, CHOSEN)
     before, saved = opened.cuda.live, opened.plan.saved
     for _ in range(20):
@@ -289,16 +289,16 @@ def test_no_thread_is_left_and_a_closed_session_says_so(emulated: Emulated, monk
     before = threading.active_count()
     opened = Opened(emulated, monkeypatch)
     with opened.session as session:
-        session.detect(pictures(2), PROGRAM, CHOSEN)
+        session.detect(sample_images(2), PROGRAM, CHOSEN)
     assert threading.active_count() == before
     with pytest.raises(UsageError, match="closed"):
-        session.detect(pictures(1), PROGRAM, CHOSEN)
+        session.detect(sample_images(1), PROGRAM, CHOSEN)
 
 
 def test_a_closed_session_goes_with_its_last_holder(emulated: Emulated, monkeypatch: pytest.MonkeyPatch) -> None:
     """Left to the garbage collector, its events would be freed on any thread, where pycuda cannot."""
     opened = Opened(emulated, monkeypatch)
-    opened.session.detect(pictures(5), PROGRAM, CHOSEN)
+    opened.session.detect(sample_images(5), PROGRAM, CHOSEN)
     opened.session.close()
     gone = weakref.ref(opened.session)
     gc.disable()

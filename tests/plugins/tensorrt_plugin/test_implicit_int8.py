@@ -113,7 +113,7 @@ def test_flags_and_held_types(constraints: str) -> None:
     ("algorithm", "base"), [("entropy2", "IInt8EntropyCalibrator2"), ("minmax", "IInt8MinMaxCalibrator")]
 )
 def test_batches_are_full_and_in_order(algorithm: Any, base: str) -> None:
-    pictures = np.arange(7, dtype=np.float32).reshape(7, 1, 1, 1)
+    images = np.arange(7, dtype=np.float32).reshape(7, 1, 1, 1)
     uploaded: list[np.ndarray] = []
 
     def upload(batch: np.ndarray) -> int:
@@ -121,7 +121,7 @@ def test_batches_are_full_and_in_order(algorithm: Any, base: str) -> None:
         uploaded.append(batch.copy())
         return 4096
 
-    feed = implicit_int8.Feed(iter([pictures[:2], pictures[2:7]]), upload, batch=3)
+    feed = implicit_int8.Feed(iter([images[:2], images[2:7]]), upload, batch=3)
     library = _Library()
     made = implicit_int8.engine_calibrator(library, algorithm, feed)
     assert isinstance(made, getattr(library.trt, base))
@@ -129,7 +129,7 @@ def test_batches_are_full_and_in_order(algorithm: Any, base: str) -> None:
     assert made.get_batch_size() == 3
     assert made.get_batch(["images"]) == [4096]
     assert made.get_batch(["images"]) == [4096]
-    assert made.get_batch(["images"]) is None  # one picture is left: not a batch
+    assert made.get_batch(["images"]) is None  # one image is left: not a batch
     assert [b.ravel().tolist() for b in uploaded] == [[0, 1, 2], [3, 4, 5]]
     assert made.read_calibration_cache() is None
     made.write_calibration_cache(memoryview(b"TRT-100300-EntropyCalibration2\n"))

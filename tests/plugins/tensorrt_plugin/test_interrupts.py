@@ -14,7 +14,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from fake_session import CHOSEN, PROGRAM, SIDE, Opened, expected, network, pictures, same
+from fake_session import CHOSEN, PROGRAM, SIDE, Opened, expected, network, same, sample_images
 from kernel_emulation import Emulated
 from test_jpeg_decoder import FakeLibrary
 
@@ -56,7 +56,7 @@ def once(patch: pytest.MonkeyPatch, owner: Any, name: str) -> None:
 def test_an_interrupted_batch_leaves_a_session_that_is_right(
     opened: Opened, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str
 ) -> None:
-    frames = pictures(2)
+    frames = sample_images(2)
     wanted = expected(frames)
     for _ in range(3):  # recorded from the second time on
         same(opened.session.detect(frames, PROGRAM, CHOSEN), wanted)
@@ -110,7 +110,7 @@ def test_an_interrupt_anywhere_in_a_request_loses_no_slot(
     opened: Opened, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     monkeypatch.setattr(postprocess, "_FIRST_CAPACITY", 64)
-    session, frames = opened.session, pictures(2)
+    session, frames = opened.session, sample_images(2)
     wanted = expected(frames)
     images = preprocess(frames, (SIDE, SIDE))[0]
     requests: dict[str, Callable[[], object]] = {
@@ -132,7 +132,7 @@ def test_an_interrupt_anywhere_in_a_request_loses_no_slot(
 
 def test_an_interrupt_while_a_slot_is_made_loses_none(emulated: Emulated, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a session of two, of which another thread has the first."""
-    images = preprocess(pictures(2), (SIDE, SIDE))[0]
+    images = preprocess(sample_images(2), (SIDE, SIDE))[0]
     at, going_on = 0, True
     while going_on:
         opened = Opened(emulated, monkeypatch, in_flight=2)
@@ -164,7 +164,7 @@ def test_memory_that_the_host_cannot_lock_is_not_told_as_the_gpus(
     def refuse(size: int, dtype: Any) -> Any:
         raise opened.cuda.MemoryError("cuMemHostAlloc failed: out of memory")
 
-    frames = pictures(2)
+    frames = sample_images(2)
     with monkeypatch.context() as patch:
         patch.setattr(opened.cuda, "pagelocked_empty", refuse)
         with pytest.raises(StageError, match=r"gives no 0\.2 MiB of page-locked host memory: cuMemHostAlloc") as told:
@@ -197,8 +197,8 @@ def test_a_pinned_copy_is_of_the_kind_it_was_made_from(opened: Opened, monkeypat
 def test_no_error_is_its_own_cause(opened: Opened, failure: Exception) -> None:
     opened.plan.fails = failure
     requests: tuple[Callable[[], object], ...] = (
-        lambda: opened.session.infer(preprocess(pictures(2), (SIDE, SIDE))[0]),
-        lambda: opened.session.detect(pictures(2), PROGRAM, CHOSEN),
+        lambda: opened.session.infer(preprocess(sample_images(2), (SIDE, SIDE))[0]),
+        lambda: opened.session.detect(sample_images(2), PROGRAM, CHOSEN),
     )
     for request in requests:
         with pytest.raises(type(failure)) as raised:
@@ -209,7 +209,7 @@ def test_no_error_is_its_own_cause(opened: Opened, failure: Exception) -> None:
 
 
 def test_a_stream_yields_what_came_before_a_frame_that_is_none(opened: Opened) -> None:
-    frames = pictures(4)
+    frames = sample_images(4)
     found = []
     with pytest.raises(UsageError, match="frame 4: expected uint8"):
         for one in opened.session.stream([*frames, np.zeros((4, 4))], PROGRAM, CHOSEN):  # type: ignore[list-item]
@@ -218,7 +218,7 @@ def test_a_stream_yields_what_came_before_a_frame_that_is_none(opened: Opened) -
 
 
 def test_classes_may_be_a_list_and_change(opened: Opened) -> None:
-    frames, classes = pictures(2), [0]
+    frames, classes = sample_images(2), [0]
     chosen = Selection(conf=0.05, max_det=20, classes=classes)  # type: ignore[arg-type]
     for classes[0] in (0, 2, 1):
         ids = {int(i) for found in opened.session.detect(frames, PROGRAM, chosen) for i in found.class_ids}
@@ -228,7 +228,7 @@ def test_classes_may_be_a_list_and_change(opened: Opened) -> None:
 @pytest.mark.parametrize("multi_label", [False, True])
 @pytest.mark.parametrize("most", [10**6, 2**31, 10**30])
 def test_more_detections_than_can_be_take_no_memory(opened: Opened, most: int, multi_label: bool) -> None:
-    frames = pictures(2)
+    frames = sample_images(2)
     few = Selection(conf=0.001, max_det=1000, multi_label=multi_label)
     wanted = opened.session.detect(frames, PROGRAM, few)
     live = opened.cuda.live
@@ -244,13 +244,13 @@ def test_idle_memory_goes_before_anything_fails(opened: Opened, monkeypatch: pyt
     opened.cuda.limit = opened.cuda.live + (12 << 20)
     for side in range(600, 1500, 100):  # 1 to 6 MB each, and nobody keeps any
         content = cv2.imencode(".jpg", np.full((side, side, 3), 9, np.uint8))[1].tobytes()
-        (picture,) = session.decode([content])
-        assert picture is not None
-        del picture
+        (image,) = session.decode([content])
+        assert image is not None
+        del image
     wide, wider = (Nv12Frame(np.zeros((3000, width), np.uint8)) for width in (3000, 6000))  # uploaded whole
     with pytest.raises(StageError, match="out of GPU memory"):
         session.detect([wider], PROGRAM, CHOSEN)
-    assert len(session.detect([wide], PROGRAM, CHOSEN)) == 1, "what idle pictures had was freed"
+    assert len(session.detect([wide], PROGRAM, CHOSEN)) == 1, "what idle images had was freed"
 
 
 def test_a_closed_session_has_no_graph(opened: Opened) -> None:

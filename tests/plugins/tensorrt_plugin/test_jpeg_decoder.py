@@ -92,10 +92,10 @@ def test_only_whole_baseline_jpegs_are_decoded(gpu: Gpu) -> None:
     files = [file(20, 30), b"junk", file(8, 9), file(20, 30)[:-2], file(8, 8, cv2.IMWRITE_JPEG_PROGRESSIVE, 1)]
     decoded = decoder.decode(files)
     assert [d.shape if d else None for d in decoded] == [(20, 30, 3), None, (8, 9, 3), None, None]
-    for content, picture in zip(files, decoded, strict=True):
-        if picture is not None:
+    for content, image in zip(files, decoded, strict=True):
+        if image is not None:
             expected = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
-            np.testing.assert_array_equal(picture.to_host(), expected)
+            np.testing.assert_array_equal(image.to_host(), expected)
     assert decoder.decode([b"junk"]) == [None]
     assert library.batches == [2]
     decoder.close()
@@ -176,7 +176,7 @@ def test_a_closed_decoder_says_so(gpu: Gpu) -> None:
     assert library.live == 0
 
 
-def test_closing_waits_for_pictures_under_way(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_closing_waits_for_images_under_way(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
     library, decoding, go_on = FakeLibrary(), threading.Event(), threading.Event()
     whole = library.nvjpegDecodeBatched
 
@@ -189,14 +189,14 @@ def test_closing_waits_for_pictures_under_way(gpu: Gpu, monkeypatch: pytest.Monk
     monkeypatch.setattr(library, "nvjpegDecodeBatched", slowly)
     decoder = JpegDecoder(gpu, PinnedPool(gpu), NvJpeg(library))
     with ThreadPoolExecutor(2) as pool:
-        pictures = pool.submit(decoder.decode, [file(20, 30)])
+        images = pool.submit(decoder.decode, [file(20, 30)])
         assert decoding.wait(30)
         closed = pool.submit(decoder.close)
         with pytest.raises(TimeoutError):
             closed.result(0.2)
         go_on.set()
         closed.result(30)
-        assert [p is None for p in pictures.result(30)] == [False]
+        assert [p is None for p in images.result(30)] == [False]
     assert library.live == 0
 
 

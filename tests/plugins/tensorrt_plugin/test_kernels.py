@@ -55,12 +55,12 @@ def test_letterbox_is_the_cpus_bit_for_bit(emulated: Emulated) -> None:
     dtype = emulated.dtype
     rng = np.random.default_rng(3)
     target = (64, 64)
-    pictures = [rng.integers(0, 256, (*shape, 3), dtype=np.uint8) for shape in SHAPES]
-    block = frames_block([p.shape for p in pictures], pictures, target)
-    request = np.frombuffer(device_structs.request_bytes(len(pictures), Selection()), np.uint8)
-    out = np.full((len(pictures), 3, *target), 7, dtype)
-    emulated.launch("letterbox", grid(len(pictures), target), request, block, out, *target)
-    expected, _ = preprocess(pictures, target)
+    images = [rng.integers(0, 256, (*shape, 3), dtype=np.uint8) for shape in SHAPES]
+    block = frames_block([p.shape for p in images], images, target)
+    request = np.frombuffer(device_structs.request_bytes(len(images), Selection()), np.uint8)
+    out = np.full((len(images), 3, *target), 7, dtype)
+    emulated.launch("letterbox", grid(len(images), target), request, block, out, *target)
+    expected, _ = preprocess(images, target)
     np.testing.assert_array_equal(out, expected.astype(dtype))
 
 
@@ -68,12 +68,12 @@ def test_letterbox_is_the_cpus_bit_for_bit(emulated: Emulated) -> None:
 def test_letterbox_into_channels_last_is_the_cpus(dtype: str, tmp_path: Path) -> None:
     emulated = compiled(dtype, tmp_path, "nhwc")
     target = (32, 96)
-    pictures = [np.random.default_rng(3).integers(0, 256, (*shape, 3), dtype=np.uint8) for shape in SHAPES]
-    block = frames_block([p.shape for p in pictures], pictures, target)
-    request = np.frombuffer(device_structs.request_bytes(len(pictures), Selection()), np.uint8)
-    out = np.full((len(pictures), *target, 3), 7, dtype)
-    emulated.launch("letterbox", grid(len(pictures), target), request, block, out, *target)
-    expected, _ = preprocess(pictures, target, layout="nhwc")
+    images = [np.random.default_rng(3).integers(0, 256, (*shape, 3), dtype=np.uint8) for shape in SHAPES]
+    block = frames_block([p.shape for p in images], images, target)
+    request = np.frombuffer(device_structs.request_bytes(len(images), Selection()), np.uint8)
+    out = np.full((len(images), *target, 3), 7, dtype)
+    emulated.launch("letterbox", grid(len(images), target), request, block, out, *target)
+    expected, _ = preprocess(images, target, layout="nhwc")
     np.testing.assert_array_equal(out, expected.astype(dtype))
 
 
@@ -94,8 +94,8 @@ def test_nv12_is_opencvs_conversion_then_the_letterbox(emulated: Emulated) -> No
 
 def test_images_beyond_the_request_are_left_alone(emulated: Emulated) -> None:
     dtype = emulated.dtype
-    picture = np.zeros((8, 8, 3), np.uint8)
-    block = frames_block([picture.shape] * 2, [picture] * 2, (32, 32))
+    image = np.zeros((8, 8, 3), np.uint8)
+    block = frames_block([image.shape] * 2, [image] * 2, (32, 32))
     request = np.frombuffer(device_structs.request_bytes(1, Selection()), np.uint8)
     out = np.full((2, 3, 32, 32), 7, dtype)
     emulated.launch("letterbox", grid(2, (32, 32)), request, block, out, 32, 32)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fake_gpu import FakeCuda, FakeGraph
-from fake_session import CHOSEN, PROGRAM, Opened, expected, pictures, same
+from fake_session import CHOSEN, PROGRAM, Opened, expected, same, sample_images
 from kernel_emulation import Emulated
 
 from yolotrt_core.errors import StageError
@@ -30,7 +30,7 @@ def test_every_batch_is_described_to_the_kernels_as_it_is(emulated: Emulated, mo
 def test_a_recording_that_fails_is_tried_again_and_given_up_in_the_end(
     emulated: Emulated, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    frames = pictures(1)
+    frames = sample_images(1)
     wanted = expected(frames)
     for failure in (StageError("CUDA graph: CUDA_ERROR_STREAM_CAPTURE_INVALIDATED"), FakeCuda.Error("capturing")):
         with Opened(emulated, monkeypatch, in_flight=1).session as session:
@@ -54,7 +54,7 @@ def test_a_recording_that_fails_is_tried_again_and_given_up_in_the_end(
 
 
 def test_nothing_is_recorded_while_a_slot_is_made(emulated: Emulated, monkeypatch: pytest.MonkeyPatch) -> None:
-    frames = pictures(1)
+    frames = sample_images(1)
     wanted = expected(frames)
     opened = Opened(emulated, monkeypatch, in_flight=1)
     made = FakeGraph.made

@@ -32,7 +32,7 @@ def _tensorflow() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def models(_tensorflow: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the network in each format, for one picture at a time and (`batched`) for any number."""
+    """A folder with the network in each format, for one image at a time and (`batched`) for any number."""
     import keras_yolo
 
     folder = tmp_path_factory.mktemp("keras")

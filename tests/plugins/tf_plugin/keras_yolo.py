@@ -66,8 +66,8 @@ def _decode(x: Any, stride: int, anchors: list[tuple[int, int]], units: str, ord
     return layers.Reshape((count * cells * cells, WIDTH))(rows)
 
 
-def picture(batch: int = 1, size: int = SIZE, seed: int = 0) -> np.ndarray:
-    """Return random smooth NHWC pictures, float32 in 0..1."""
+def sample_image(batch: int = 1, size: int = SIZE, seed: int = 0) -> np.ndarray:
+    """Return random smooth NHWC images, float32 in 0..1."""
     random = np.random.default_rng(seed)
     coarse = random.random((batch, size // 8, size // 8, 3), dtype=np.float32)
     return np.clip(coarse.repeat(8, 1).repeat(8, 2) + random.normal(0, 0.05, (batch, size, size, 3)), 0, 1).astype("f4")
@@ -94,7 +94,7 @@ def lite(saved_model: Path, kind: str = "fp32") -> bytes:
     if kind == "fp16":
         converter.target_spec.supported_types = [tf.float16]
     if kind in ("int8", "uint8io"):
-        converter.representative_dataset = lambda: ([picture(seed=s)] for s in range(20))
+        converter.representative_dataset = lambda: ([sample_image(seed=s)] for s in range(20))
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
     if kind == "uint8io":
         converter.inference_input_type = converter.inference_output_type = tf.uint8

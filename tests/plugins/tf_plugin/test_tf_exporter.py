@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from keras_yolo import CLASSES, ROWS, SIZE, picture
+from keras_yolo import CLASSES, ROWS, SIZE, sample_image
 from numpy.typing import NDArray
 
 from yolotrt_core.errors import StageError, UsageError, YolotrtError
@@ -44,8 +44,8 @@ def run(out: Path, images: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.asarray(session.run(["output0"], {"images": images})[0])
 
 
-def pictures(batch: int = 1, seed: int = 9) -> NDArray[np.float32]:
-    return np.ascontiguousarray(picture(batch, seed=seed).transpose(0, 3, 1, 2))
+def sample_images(batch: int = 1, seed: int = 9) -> NDArray[np.float32]:
+    return np.ascontiguousarray(sample_image(batch, seed=seed).transpose(0, 3, 1, 2))
 
 
 def reference(out: Path) -> Mapping[str, NDArray[Any]]:
@@ -56,7 +56,7 @@ def reference(out: Path) -> Mapping[str, NDArray[Any]]:
 @pytest.mark.parametrize("file", FILES)
 def test_every_format_computes_what_tensorflow_does(file: str, models: Path, expected: Answer, tmp_path: Path) -> None:
     spec = export(models / file, tmp_path)
-    images = pictures()
+    images = sample_images()
     want = expected(images)
     assert np.ptp(want[..., 5:]) > 0.2  # the answers differ enough to notice a mix-up
     assert np.abs(run(tmp_path, images) - want).max() <= 1e-4
@@ -88,11 +88,11 @@ def test_half_precision_weights_compute_what_tensorflow_lite_does(
 @pytest.mark.parametrize("file", ["batched_saved_model", "batched.keras", "batched.pb", *FILES])
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_batches(file: str, dynamic: bool, models: Path, expected: Answer, tmp_path: Path) -> None:
-    """Also models that were saved for one picture at a time."""
+    """Also models that were saved for one image at a time."""
     spec = export(models / file, tmp_path, dataclasses.replace(REQUEST, batch=3, dynamic=dynamic))
     assert spec.inputs[0].shape[0] == ("batch" if dynamic else 3)
     for batch in (1, 3, 5) if dynamic else (3,):
-        images = pictures(batch)
+        images = sample_images(batch)
         assert np.abs(run(tmp_path, images) - expected(images)).max() <= 1e-4
 
 
@@ -105,7 +105,7 @@ def test_every_layout_becomes_ours(units: str, order: str, expected: Answer, tmp
     export(tmp_path / "m.keras", tmp_path / "found")
     export(tmp_path / "m.keras", tmp_path / "told", rows=order, units=units, strides="8,16")
     for out in ("found", "told"):
-        images = pictures()
+        images = sample_images()
         assert np.abs(run(tmp_path / out, images) - expected(images)).max() <= 1e-4
     assert (tmp_path / "found" / "model.onnx").read_bytes() == (tmp_path / "told" / "model.onnx").read_bytes()
     wrong = {"anchor": "cell", "cell": "anchor"}[order]
@@ -225,7 +225,7 @@ def _refused(path: Path, out: Path, request: BuildRequest = REQUEST, **options: 
 def test_another_size_is_refused_with_the_one_to_ask_for(models: Path, tmp_path: Path) -> None:
     for file in FILES:
         err = _refused(models / file, tmp_path, dataclasses.replace(REQUEST, height=96, width=128))
-        assert "made for pictures of 64 x 64 pixels, and 96 x 128 was asked for" in err.message
+        assert "made for images of 64 x 64 pixels, and 96 x 128 was asked for" in err.message
         assert err.hint == "pass `--imgsz 64,64`"
 
 

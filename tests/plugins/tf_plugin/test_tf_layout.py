@@ -1,4 +1,4 @@
-"""`--tf-layout nhwc`: pictures go in as TensorFlow has them, and nothing else changes."""
+"""`--tf-layout nhwc`: images go in as TensorFlow has them, and nothing else changes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from keras_yolo import ROWS, SIZE, picture
+from keras_yolo import ROWS, SIZE, sample_image
 from numpy.typing import NDArray
 
 from yolotrt_core.api import Detector, build
@@ -47,7 +47,7 @@ def transposed(out: Path) -> list[str]:
 
 @pytest.mark.parametrize("file", FILES)
 @pytest.mark.parametrize("dynamic", [False, True])
-def test_every_format_takes_pictures_as_tensorflow_does(
+def test_every_format_takes_images_as_tensorflow_does(
     file: str, dynamic: bool, models: Path, expected: Answer, tmp_path: Path
 ) -> None:
     request = dataclasses.replace(REQUEST, dynamic=dynamic)
@@ -59,7 +59,7 @@ def test_every_format_takes_pictures_as_tensorflow_does(
     entry = onnx.load(tmp_path / "nhwc" / "model.onnx").graph.input[0].type.tensor_type.shape.dim
     assert tuple(d.dim_param or d.dim_value for d in entry) == spec.inputs[0].shape
     for count in (1, 3) if dynamic else (1,):
-        images = picture(count)
+        images = sample_image(count)
         want = expected(images.transpose(0, 3, 1, 2))
         assert np.abs(run(tmp_path / "nhwc", images) - want).max() <= 1e-4
     export(models / file, tmp_path / "nchw", request)
@@ -84,7 +84,7 @@ def frames(tmp_path: Path) -> Path:
     folder = tmp_path / "frames"
     folder.mkdir()
     for seed in range(6):
-        pixels = (picture(size=SIZE + 8 * seed, seed=seed)[0] * 255).astype(np.uint8)
+        pixels = (sample_image(size=SIZE + 8 * seed, seed=seed)[0] * 255).astype(np.uint8)
         cv2.imwrite(str(folder / f"{seed}.png"), pixels[: SIZE - 8 * (seed % 3)])
     return folder
 
@@ -96,7 +96,7 @@ def test_boxes_and_ranges_are_those_of_the_other_layout(
 ) -> None:
     """Calibration, its Q/DQ graph, the gate, the detector and a second intake as ONNX."""
     chosen = Selection(conf=0.01, iou=0.6, multi_label=True)
-    pictures = [cv2.imread(str(file)) for file in sorted(frames.iterdir())]
+    images = [cv2.imread(str(file)) for file in sorted(frames.iterdir())]
     found, ranges, engines = {}, {}, {}
     for layout in ("nchw", "nhwc"):
         store = Store(tmp_path / f"store_{layout}")
@@ -114,7 +114,7 @@ def test_boxes_and_ranges_are_those_of_the_other_layout(
         assert engine.spec.model.layout == layout
         engines[layout] = engine.path
         with Detector.open(engine=engine.path, store=store) as detector:
-            found[layout] = detector.detect(pictures, chosen)
+            found[layout] = detector.detect(images, chosen)
         for result in engine.steps:
             if "ranges.json" in result.record.outputs:
                 store.copy_out(result.record.outputs["ranges.json"].sha256, tmp_path / "ranges.json")
@@ -134,6 +134,6 @@ def test_boxes_and_ranges_are_those_of_the_other_layout(
     onnx_file = engines["nhwc"]
     again = build(onnx_file, precision="fp32", builder="onnxruntime", store=tmp_path / "again", out=tmp_path / "third")
     with Detector.open(engine=again.path, store=tmp_path / "again") as detector:
-        for ours, theirs in zip(detector.detect(pictures, chosen), found["nchw"], strict=True):
+        for ours, theirs in zip(detector.detect(images, chosen), found["nchw"], strict=True):
             np.testing.assert_allclose(ours.boxes, theirs.boxes, atol=1e-3)
             np.testing.assert_array_equal(ours.class_ids, theirs.class_ids)

@@ -49,7 +49,7 @@ def plugin(guide: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_commands_of_the_guide_make_an_engine_and_find_objects(guide: str, plugin: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="a real engine needs TensorRT-RTX (extra `rtx`)")
-    pytest.importorskip("cv2", reason="detect reads pictures (extra `opencv`)")
+    pytest.importorskip("cv2", reason="detect reads images (extra `opencv`)")
     commands = shown_commands(guide)
     assert len(commands) < 10
     assert commands[2] == ["pip", "install", "-e", "'.[test]'"]
@@ -128,6 +128,6 @@ except StageError as err:
     print(err.message, err.hint, sep="|")
 """
     told = _run([sys.executable, "-c", code], plugin, plugin).stdout
-    assert told.startswith("the network does not take pictures (1, 3, 128, 128): ")
+    assert told.startswith("the network does not take images (1, 3, 128, 128): ")
     assert told.endswith("|see `--imgsz` and `--batch`\n")
     assert told.count("\n") == 1

@@ -1,4 +1,4 @@
-"""Upstream's own TensorFlow exports of YOLOv5n against the checkpoint they came from, on 64 COCO pictures."""
+"""Upstream's own TensorFlow exports of YOLOv5n against the checkpoint they came from, on 64 COCO images."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FEW, MANY = Selection(), Selection(conf=0.001, iou=0.6, multi_label=True)
 
 
 def _detected(weights: Path, data: Path, folder: Path, layout: Layout) -> Found:
-    """Return what an fp32 engine of this model finds, as `few` and `many` for each picture in order."""
+    """Return what an fp32 engine of this model finds, as `few` and `many` for each image in order."""
     stages, store = Registry.discover(), Store(folder / "store")
     engine = build(
         weights,
@@ -42,8 +42,8 @@ def _detected(weights: Path, data: Path, folder: Path, layout: Layout) -> Found:
     spec, decode = engine.spec.model, stages.postprocessor("yolov5").stage
     builder = stages.get("builder", "onnxruntime").stage
     with builder.open(engine.path, engine.spec, builder.Options(), store.side_cache()) as session:
-        for picture in sorted((data / "coco" / "images" / "val").glob("*.jpg")):
-            images, geometry = preprocess([cv2.imread(str(picture))], (640, 640), layout=layout)
+        for image in sorted((data / "coco" / "images" / "val").glob("*.jpg")):
+            images, geometry = preprocess([cv2.imread(str(image))], (640, 640), layout=layout)
             raw = session.infer(images)
             for name, selection in (("few", FEW), ("many", MANY)):
                 found[name].extend(decode.decode(raw, spec, geometry, selection, decode.Options()))
@@ -61,10 +61,10 @@ def found(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, 
 @pytest.fixture(scope="module")
 def upstream(data: Path) -> Mapping[str, list[NDArray[np.float32]]]:
     """What upstream's own code finds with the checkpoint: rows x1 y1 x2 y2 score class."""
-    pictures = sorted(p.stem for p in (data / "coco" / "images" / "val").glob("*.jpg"))
+    images = sorted(p.stem for p in (data / "coco" / "images" / "val").glob("*.jpg"))
     with np.load(data / "reference" / "yolov5n_detections_val.npz") as arrays:
         return {
-            name: [np.asarray(arrays[f"{picture}/{key}"]) for picture in pictures]
+            name: [np.asarray(arrays[f"{image}/{key}"]) for image in images]
             for name, key in (("few", "c25"), ("many", "c001"))
         }
 
@@ -98,7 +98,7 @@ def test_the_saved_model_finds_what_the_checkpoint_does(
 def test_half_precision_weights_find_what_they_find_in_tensorflow_lite(
     data: Path, found: Mapping[str, Found], upstream: Mapping[str, list[NDArray[np.float32]]]
 ) -> None:
-    """Rounding the weights moves boxes by less than a pixel, but swaps near-equal candidates on a few pictures.
+    """Rounding the weights moves boxes by less than a pixel, but swaps near-equal candidates on a few images.
 
     There TensorFlow Lite itself must find what we do, and upstream's box must be among its candidates, behind
     the one that won, or behind the threshold, by at most 0.001 in its score.
@@ -111,7 +111,7 @@ def test_half_precision_weights_find_what_they_find_in_tensorflow_lite(
     apart = [_farthest(ours, theirs) for ours, theirs in zip(few, upstream["few"], strict=True)]
     other = [index for index, pixels in enumerate(apart) if pixels > 1.0]
     worst = max(pixels for pixels in apart if pixels <= 1.0)
-    print(f"{64 - len(other)} pictures with the same boxes within {worst:.3f} pixels")
+    print(f"{64 - len(other)} images with the same boxes within {worst:.3f} pixels")
     assert len(other) <= 3
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -128,9 +128,9 @@ def test_half_precision_weights_find_what_they_find_in_tensorflow_lite(
         tuple(map(str, range(80))),
         (8, 16, 32),
     )
-    pictures = sorted((data / "coco" / "images" / "val").glob("*.jpg"))
+    images = sorted((data / "coco" / "images" / "val").glob("*.jpg"))
     for index in other:
-        images, geometry = preprocess([cv2.imread(str(pictures[index]))], (640, 640))
+        images, geometry = preprocess([cv2.imread(str(images[index]))], (640, 640))
         lite.set_tensor(lite.get_input_details()[0]["index"], np.ascontiguousarray(images.transpose(0, 2, 3, 1)))
         lite.invoke()
         raw = rows.to_project(lite.get_tensor(lite.get_output_details()[0]["index"]), 640, 640)
@@ -179,12 +179,12 @@ def test_the_same_accuracy_as_the_checkpoint(
     name: str, data: Path, found: Mapping[str, Found], upstream: Mapping[str, list[NDArray[np.float32]]]
 ) -> None:
     labels = [f"class{i}" for i in range(80)]
-    pictures = read(data / "coco" / "images" / "val", labels).pictures
+    images = read(data / "coco" / "images" / "val", labels).images
     truth = []
-    for picture in pictures:
-        height, width = cv2.imread(str(picture.path)).shape[:2]
-        boxes = picture.xywh(height, width)
-        truth.append(Truth(boxes, picture.class_ids, np.zeros(len(boxes), bool), height, width))
+    for image in images:
+        height, width = cv2.imread(str(image.path)).shape[:2]
+        boxes = image.xywh(height, width)
+        truth.append(Truth(boxes, image.class_ids, np.zeros(len(boxes), bool), height, width))
     checkpoint = [
         Detections(rows[:, :4].astype(np.float32), rows[:, 4].astype(np.float32), rows[:, 5].astype(np.int64))
         for rows in upstream["many"]

@@ -122,7 +122,7 @@ def test_training_gives_raw_maps_with_gradients(config: Any) -> None:
 
 
 def test_objectness_starts_rare() -> None:
-    """Eight objects in a picture of 640 pixels, spread over its cells, before any training."""
+    """Eight objects in an image of 640 pixels, spread over its cells, before any training."""
     network = Network(official(0.33, 0.25))
     for head, stride in zip(network.detect.m, network.stride, strict=True):
         bias = head.bias.view(3, -1)[:, 4].detach()

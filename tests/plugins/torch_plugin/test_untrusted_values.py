@@ -173,8 +173,8 @@ def _config(lines: list[Any], **changes: Any) -> dict[str, Any]:
         (_config([[-1, MOST_REPEATS, "C3", [8]]] * 400, depth_multiple=1), f"more than {MOST_MODULES} modules"),
         (_config([[-1, 1, "Conv", [60_000, 99]]] * 2, width_multiple=1), "modules or 4294967296 parameters"),
         (_config([[-1, 1, "Conv", [60_000]]], width_multiple=100), "has 6000000 channels, expected at most 65536"),
-        (_config([[-1, 1, "Conv", [8, 1, 60_000]]] * 400), "shrinks or enlarges the picture more than 65536 times"),
-        (_config([[-1, 1, "nn.Upsample", [None, 60_000, "nearest"]]] * 400), "shrinks or enlarges the picture"),
+        (_config([[-1, 1, "Conv", [8, 1, 60_000]]] * 400), "shrinks or enlarges the image more than 65536 times"),
+        (_config([[-1, 1, "nn.Upsample", [None, 60_000, "nearest"]]] * 400), "shrinks or enlarges the image"),
     ],
     ids=["anchors", "classes", "repeats", "modules", "parameters", "channels", "shrinking", "enlarging"],
 )

@@ -1,4 +1,4 @@
-"""From 64 pictures to boxes against what upstream found on them, and against exact suppression.
+"""From 64 images to boxes against what upstream found on them, and against exact suppression.
 
 Upstream's boxes were made with ultralytics/yolov5 at commit 5081342f0 (see the data's README). The
 raw output here comes from our exporter and onnxruntime.
@@ -29,8 +29,8 @@ EVALUATION = Selection(conf=0.001, iou=0.6, multi_label=True, max_det=300)
 UPSTREAM_OFFSET = 7680.0  # utils/general.py, non_max_suppression: max_wh
 
 
-class Picture(NamedTuple):
-    """One picture's results; `rows` are the raw rows of which some class can pass either threshold."""
+class Image(NamedTuple):
+    """One image's results; `rows` are the raw rows of which some class can pass either threshold."""
 
     name: str
     rows: np.ndarray
@@ -40,7 +40,7 @@ class Picture(NamedTuple):
 
 
 @pytest.fixture(scope="session")
-def pictures(data: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Picture]:
+def images(data: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Image]:
     out = tmp_path_factory.mktemp("yolov5n")
     weights = data / "weights" / "yolov5n.pt"
     source = ModelSource(weights, hashlib.sha256(weights.read_bytes()).hexdigest(), "yolov5n")
@@ -55,7 +55,7 @@ def pictures(data: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Pictu
             stage.decode({"output0": output}, spec, placed, selection, stage.Options())[0]
             for selection in (USUAL, EVALUATION)
         )
-        results.append(Picture(path.stem, output[0][output[0, :, 4] > 0.001], placed[0], usual, evaluation))
+        results.append(Image(path.stem, output[0][output[0, :, 4] > 0.001], placed[0], usual, evaluation))
     assert len(results) == 64
     return results
 
@@ -87,14 +87,14 @@ def detections(found: list[Candidate], geometry: Geometry, max_det: int) -> Dete
 
 
 def test_the_usual_settings_give_upstreams_boxes_in_its_order(
-    pictures: list[Picture], upstream: dict[str, np.ndarray]
+    images: list[Image], upstream: dict[str, np.ndarray]
 ) -> None:
     total = 0
-    for picture in pictures:
-        expected = upstream[f"{picture.name}/c25"]
-        assert picture.usual.class_ids.tolist() == expected[:, 5].tolist(), picture.name
-        np.testing.assert_allclose(picture.usual.boxes, expected[:, :4], rtol=0, atol=0.01)
-        np.testing.assert_allclose(picture.usual.scores, expected[:, 4], rtol=0, atol=1e-5)
+    for image in images:
+        expected = upstream[f"{image.name}/c25"]
+        assert image.usual.class_ids.tolist() == expected[:, 5].tolist(), image.name
+        np.testing.assert_allclose(image.usual.boxes, expected[:, :4], rtol=0, atol=0.01)
+        np.testing.assert_allclose(image.usual.scores, expected[:, 4], rtol=0, atol=1e-5)
         total += len(expected)
     assert total == 315
 
@@ -117,33 +117,33 @@ def with_near_ties_in_upstreams_order(
 
 
 def test_evaluation_settings_give_upstreams_boxes_but_for_its_class_offset(
-    pictures: list[Picture], upstream: dict[str, np.ndarray]
+    images: list[Image], upstream: dict[str, np.ndarray]
 ) -> None:
     total, missed = 0, {}
-    for picture in pictures:
-        expected = upstream[f"{picture.name}/c001"]
+    for image in images:
+        expected = upstream[f"{image.name}/c001"]
         total += len(expected)
-        if missing := unmatched(expected, picture.evaluation):
-            missed[picture.name] = len(missing)
-            found = candidates(picture.rows, EVALUATION)
-            tied = with_near_ties_in_upstreams_order(found, missing, picture.geometry)
+        if missing := unmatched(expected, image.evaluation):
+            missed[image.name] = len(missing)
+            found = candidates(image.rows, EVALUATION)
+            tied = with_near_ties_in_upstreams_order(found, missing, image.geometry)
             # The same candidates, suppressed with upstream's class offset in float32, have these rows; if
             # not, then where scores or an overlap and 0.6 are as close as the runtimes' raw outputs.
             for order, near in ((found, 0.0), (tied, 0.0), (found, 2e-5), (found, -2e-5)):
                 if missing:
                     selection = dataclasses.replace(EVALUATION, iou=EVALUATION.iou + near)
                     shown = kept(order, selection, UPSTREAM_OFFSET)
-                    missing = unmatched(np.array(missing), detections(shown, picture.geometry, selection.max_det))
-            assert not missing, picture.name
+                    missing = unmatched(np.array(missing), detections(shown, image.geometry, selection.max_det))
+            assert not missing, image.name
     assert total == 14_978
     assert sum(missed.values()) <= 0.002 * total, missed
 
 
-def test_suppression_is_exact_on_every_picture(pictures: list[Picture]) -> None:
-    for picture in pictures:
-        for selection, found in ((USUAL, picture.usual), (EVALUATION, picture.evaluation)):
-            exact = kept(candidates(picture.rows, selection), selection)
-            expected = detections(exact, picture.geometry, selection.max_det)
+def test_suppression_is_exact_on_every_image(images: list[Image]) -> None:
+    for image in images:
+        for selection, found in ((USUAL, image.usual), (EVALUATION, image.evaluation)):
+            exact = kept(candidates(image.rows, selection), selection)
+            expected = detections(exact, image.geometry, selection.max_det)
             np.testing.assert_array_equal(found.boxes, expected.boxes)
             np.testing.assert_array_equal(found.scores, expected.scores)
             np.testing.assert_array_equal(found.class_ids, expected.class_ids)

@@ -15,12 +15,10 @@ def decode(raw, spec, geometry, selection):
     if not fits or (isinstance(boxes, int) and output.shape[2] != boxes):
         found = ", ".join(f"`{name}` {values.dtype} {values.shape}" for name, values in raw.items())
         raise UsageError(f"expected `output0`, float (images, {height}, {boxes}), found {found}")
-    return [
-        _picture(each.astype(np.float32).T, placed, selection) for each, placed in zip(output, geometry, strict=True)
-    ]
+    return [_image(each.astype(np.float32).T, placed, selection) for each, placed in zip(output, geometry, strict=True)]
 
 
-def _picture(rows, placed, selection):
+def _image(rows, placed, selection):
     scores = rows[:, 4:]
     if selection.multi_label:
         index, classes = np.nonzero(scores > selection.conf)

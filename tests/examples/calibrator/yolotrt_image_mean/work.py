@@ -1,4 +1,4 @@
-"""Run the network on each picture and look at what its convolutions read."""
+"""Run the network on each image and look at what its convolutions read."""
 
 import numpy as np
 import onnx
@@ -18,11 +18,11 @@ def calibrate(model, batches, out):
     session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
     largest = []
     for batch in batches:
-        for picture in batch:
-            feed = np.repeat(picture[None], model.spec.inputs[0].shape[0], axis=0)
+        for frame in batch:
+            feed = np.repeat(frame[None], model.spec.inputs[0].shape[0], axis=0)
             found = dict(zip(inner, session.run(inner, {image: feed}), strict=True)) | {image: feed}
             largest.append([float(np.abs(found[name]).max()) for name in read])
     if not largest:
-        raise UsageError("no picture to calibrate on", hint="pass a folder with `--calib-data`")
+        raise UsageError("no image to calibrate on", hint="pass a folder with `--calib-data`")
     tensors = dict(zip(read, np.maximum(np.mean(largest, axis=0), 1e-6).tolist(), strict=True))
-    write_ranges(out / RANGES_FILE, Ranges(onnx_sha256=model.sha256, method="picture_mean", tensors=tensors))
+    write_ranges(out / RANGES_FILE, Ranges(onnx_sha256=model.sha256, method="image_mean", tensors=tensors))

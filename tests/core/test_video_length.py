@@ -1,4 +1,4 @@
-"""What containers say of their own length, by films that OpenCV writes and by headers put together by hand."""
+"""What containers say of their own length, by videos that OpenCV writes and by headers put together by hand."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ from yolotrt_core.media.video_integrity import missing_bytes
         ("h.ts", "mp4v"),
     ],
 )
-def test_a_film_knows_what_was_cut_off(name: str, codec: str, tmp_path: Path) -> None:
-    film = tmp_path / name
-    writer = cv2.VideoWriter(str(film), cv2.VideoWriter.fourcc(*codec), 10, (128, 96))
+def test_a_video_knows_what_was_cut_off(name: str, codec: str, tmp_path: Path) -> None:
+    video = tmp_path / name
+    writer = cv2.VideoWriter(str(video), cv2.VideoWriter.fourcc(*codec), 10, (128, 96))
     if not writer.isOpened():
-        pytest.skip(f"this OpenCV writes no {codec} into {film.suffix}")
+        pytest.skip(f"this OpenCV writes no {codec} into {video.suffix}")
     rng = np.random.default_rng(0)
     for _ in range(30):
         writer.write(rng.integers(0, 256, (96, 128, 3), np.uint8))
     writer.release()
-    whole = film.read_bytes()
-    assert missing_bytes(film) == 0
+    whole = video.read_bytes()
+    assert missing_bytes(video) == 0
     for share in (0.05, 0.5, 0.9):
         kept = int(len(whole) * share)
-        film.write_bytes(whole[:kept])
-        missing = missing_bytes(film)
-        if film.suffix == ".ts":  # packets, and no word of how many
+        video.write_bytes(whole[:kept])
+        missing = missing_bytes(video)
+        if video.suffix == ".ts":  # packets, and no word of how many
             assert missing == 0
-        elif film.suffix in (".mp4", ".mov", ".wmv"):  # what came behind the pictures is gone with its own length
+        elif video.suffix in (".mp4", ".mov", ".wmv"):  # what came behind the images is gone with its own length
             assert 0 < missing <= len(whole) - kept
         else:
             assert missing == len(whole) - kept
@@ -73,6 +73,6 @@ _EBML = bytes.fromhex("1a45dfa3 84 00000000 18538067")
     ],
 )
 def test_headers(content: bytes, missing: int, tmp_path: Path) -> None:
-    film = tmp_path / "film"
-    film.write_bytes(content)
-    assert missing_bytes(film) == missing
+    video = tmp_path / "video"
+    video.write_bytes(content)
+    assert missing_bytes(video) == missing

@@ -1,4 +1,4 @@
-"""Processes that read pictures: the same as reading them here, whatever happens to them."""
+"""Processes that read images: the same as reading them here, whatever happens to them."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from picture_files import assert_as_read_here, memory_of
+from image_files import assert_as_read_here, memory_of
 
 from yolotrt_core.errors import StageError, UsageError
 from yolotrt_core.media import images
-from yolotrt_core.media.decode_pool import PictureProcesses, region_bytes
+from yolotrt_core.media.decode_pool import ImageProcesses, region_bytes
 from yolotrt_core.media.frames import HostBuffer
 
 
@@ -23,15 +23,15 @@ def children(of: int) -> list[int]:
     return [int(pid) for pid in Path(f"/proc/{of}/task/{of}/children").read_text().split()]
 
 
-def test_pictures_and_errors_are_those_read_here_twice_over(files: list[Path]) -> None:
-    with PictureProcesses(3, 1 << 16) as processes:
+def test_images_and_errors_are_those_read_here_twice_over(files: list[Path]) -> None:
+    with ImageProcesses(3, 1 << 16) as processes:
         for _ in range(2):
             found = [one if isinstance(one, UsageError) else one.copy() for one in processes.read(files)]
             assert_as_read_here(found, files)
     assert sum(isinstance(one, UsageError) for one in found) == 2
 
 
-def test_their_pictures_lie_in_locked_memory_which_is_unlocked_last(files: list[Path]) -> None:
+def test_their_images_lie_in_locked_memory_which_is_unlocked_last(files: list[Path]) -> None:
     events: list[str] = []
 
     class Lock:
@@ -41,7 +41,7 @@ def test_their_pictures_lie_in_locked_memory_which_is_unlocked_last(files: list[
         def __del__(self) -> None:
             events.append("unlocked")
 
-    with PictureProcesses(2, 1 << 16, Lock) as processes:
+    with ImageProcesses(2, 1 << 16, Lock) as processes:
         kept = next(frame for frame in processes.read(files[:8]) if isinstance(frame, np.ndarray))
         base = memory_of(kept)
         assert isinstance(base, HostBuffer)
@@ -56,26 +56,26 @@ def test_their_pictures_lie_in_locked_memory_which_is_unlocked_last(files: list[
     assert events == ["unlocked"]
 
 
-def test_whoever_keeps_every_picture_gets_every_picture(files: list[Path]) -> None:
+def test_whoever_keeps_every_image_gets_every_image(files: list[Path]) -> None:
     many = files * 8
-    with PictureProcesses(2, 1 << 16) as processes:
+    with ImageProcesses(2, 1 << 16) as processes:
         kept = list(processes.read(many))  # more than there is shared memory for
     assert_as_read_here(kept, many)
     shared = sum(isinstance(memory_of(one), HostBuffer) for one in kept if isinstance(one, np.ndarray))
     assert 0 < shared < len(kept) - 16
 
 
-def test_pictures_too_big_for_their_region_come_all_the_same(files: list[Path]) -> None:
-    with PictureProcesses(2, 8192) as processes:  # one of eight fits
+def test_images_too_big_for_their_region_come_all_the_same(files: list[Path]) -> None:
+    with ImageProcesses(2, 8192) as processes:  # one of eight fits
         assert_as_read_here(
             [one if isinstance(one, UsageError) else one.copy() for one in processes.read(files)], files
         )
 
 
-def test_killed_processes_lose_no_picture(files: list[Path], caplog: pytest.LogCaptureFixture) -> None:
+def test_killed_processes_lose_no_image(files: list[Path], caplog: pytest.LogCaptureFixture) -> None:
     many = files * 20
     found = []
-    with PictureProcesses(3, 1 << 16) as processes:
+    with ImageProcesses(3, 1 << 16) as processes:
         root = processes.process_id
         for index, one in enumerate(processes.read(many)):
             found.append(one if isinstance(one, UsageError) else one.copy())
@@ -85,15 +85,15 @@ def test_killed_processes_lose_no_picture(files: list[Path], caplog: pytest.LogC
     assert [r.levelno for r in caplog.records if "ended early" in r.message] == [logging.WARNING]
 
 
-def test_processes_that_never_start_lose_no_picture(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_that_never_start_lose_no_image(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.executable", "/bin/false")
-    with PictureProcesses(2, 1 << 16) as processes:
+    with ImageProcesses(2, 1 << 16) as processes:
         assert_as_read_here(list(processes.read(files)), files)
 
 
 def test_nothing_is_left_after_an_early_end(files: list[Path]) -> None:
     before = len(list(Path("/proc/self/fd").iterdir()))
-    with PictureProcesses(3, 1 << 16) as processes:
+    with ImageProcesses(3, 1 << 16) as processes:
         root = processes.process_id
         for index, frame in enumerate(processes.read(files * 20)):  # noqa: B007 - the frame is let go of below
             if index == 30:
@@ -115,10 +115,10 @@ def test_nothing_is_left_where_memory_cannot_be_locked_or_nothing_started(monkey
 
     before = len(list(Path("/proc/self/fd").iterdir()))
     with pytest.raises(StageError, match="no room"):
-        PictureProcesses(2, 1 << 16, refuse)
+        ImageProcesses(2, 1 << 16, refuse)
     monkeypatch.setattr("sys.executable", "/nowhere/python")
     with pytest.raises(OSError, match="/nowhere/python"):
-        PictureProcesses(2, 1 << 16)
+        ImageProcesses(2, 1 << 16)
     gc.collect()
     assert len(list(Path("/proc/self/fd").iterdir())) == before
 

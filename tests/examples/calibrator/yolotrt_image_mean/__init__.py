@@ -1,4 +1,4 @@
-"""Calibrator `picture_mean`: each picture's largest magnitude, averaged, so that one odd picture decides little."""
+"""Calibrator `image_mean`: each image's largest magnitude, averaged, so that one odd image decides little."""
 
 from yolotrt_core.plugin.dependencies import tool_versions, tools_available
 from yolotrt_core.plugin.hookspecs import hookimpl
@@ -8,10 +8,10 @@ YOLOTRT_API = 1
 TOOLS = ("onnx", "onnxruntime")
 
 
-class PictureMeanCalibrator:
-    name = "picture_mean"
+class ImageMeanCalibrator:
+    name = "image_mean"
     stage_version = 1
-    sources = ("yolotrt_picture_mean.work",)
+    sources = ("yolotrt_image_mean.work",)
     Options = NoOptions
     needs_images = True
 
@@ -22,7 +22,7 @@ class PictureMeanCalibrator:
         return tool_versions(TOOLS)
 
     def calibrate(self, model, batches, request, options, out):
-        from yolotrt_picture_mean import work
+        from yolotrt_image_mean import work
 
         work.calibrate(model, batches, out)
         return self.name
@@ -30,4 +30,4 @@ class PictureMeanCalibrator:
 
 @hookimpl
 def yolotrt_calibrators():
-    return (PictureMeanCalibrator(),)
+    return (ImageMeanCalibrator(),)

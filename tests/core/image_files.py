@@ -27,7 +27,7 @@ def write_files(folder: Path) -> list[Path]:
 
 
 def assert_as_read_here(found: list[np.ndarray | UsageError], files: list[Path]) -> None:
-    """Compare pictures and errors with what reading each file by itself gives."""
+    """Compare images and errors with what reading each file by itself gives."""
     assert len(found) == len(files)
     for one, file in zip(found, files, strict=True):
         expected = images.attempt(file)

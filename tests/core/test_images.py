@@ -1,4 +1,4 @@
-"""Finding and reading pictures and videos."""
+"""Finding and reading images and videos."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_find(folder: Path) -> None:
     assert inputs.find_inputs(str(folder / "c.bmp")) == [folder / "c.bmp"]
     for wrong, words in {
         str(folder / "none.png"): "there is no file or folder",
-        str(folder / "notes.txt"): "is no picture or video by its ending",
+        str(folder / "notes.txt"): "is no image or video by its ending",
         str(folder / "*.gif"): "matches the pattern",
     }.items():
         with pytest.raises(UsageError, match=words):
@@ -66,12 +66,12 @@ def test_exif_orientation_is_followed(tmp_path: Path) -> None:
     assert images.read(tmp_path / "turned.jpg").shape == (40, 20, 3)
 
 
-@pytest.mark.parametrize(("content", "words"), [(b"", "is an empty file"), (b"junk", "not a picture OpenCV can read")])
+@pytest.mark.parametrize(("content", "words"), [(b"", "is an empty file"), (b"junk", "not an image OpenCV can read")])
 def test_unreadable(tmp_path: Path, content: bytes, words: str, capfd: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "x.jpg").write_bytes(content)
     with pytest.raises(UsageError, match=words):
         images.read(tmp_path / "x.jpg")
-    with pytest.raises(UsageError, match="cannot read the picture"):
+    with pytest.raises(UsageError, match="cannot read the image"):
         images.read(tmp_path / "gone.jpg")
     assert capfd.readouterr().err == ""
 
@@ -121,7 +121,7 @@ def test_video_frames_come_one_by_one(tmp_path: Path) -> None:
 
 
 class Memory:
-    """Room for pictures; remembers what it gave."""
+    """Room for images; remembers what it gave."""
 
     def __init__(self) -> None:
         self.given: list[np.ndarray] = []
@@ -158,7 +158,7 @@ def test_a_turned_or_broken_jpeg_is_read_as_without_room(tmp_path: Path) -> None
     np.testing.assert_array_equal(frame, images.read(path))
     assert frame is room.given[-1]
     (tmp_path / "bad.jpg").write_bytes(plain[:30])
-    with pytest.raises(UsageError, match="is not a picture OpenCV can read"):
+    with pytest.raises(UsageError, match="is not an image OpenCV can read"):
         images.read(tmp_path / "bad.jpg", Memory())
 
 
@@ -212,7 +212,7 @@ def test_no_error_tells_a_password(monkeypatch: pytest.MonkeyPatch) -> None:
         ("rtsp://cam/user=admin&password=secret&channel=1", "rtsp://cam/user=***&password=***&channel=1"),
         ("rtsp://cam/Token=secret/1", "rtsp://cam/Token=***/1"),
         ("http://cam/door=1", "http://cam/door=1"),
-        ("pictures/key=1.jpg", "pictures/key=1.jpg"),
+        ("images/key=1.jpg", "images/key=1.jpg"),
     ],
 )
 def test_secrets_of_an_address_are_not_shown(address: str, shown: str) -> None:
