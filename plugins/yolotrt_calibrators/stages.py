@@ -25,12 +25,7 @@ class _Calibrator:
 
     name: ClassVar[str]
     stage_version: ClassVar[int] = 1
-    sources: ClassVar[tuple[str, ...]] = (
-        "yolotrt_calibrators.activation_runner",
-        "yolotrt_calibrators.collectors",
-        "yolotrt_calibrators.histogram",
-        "yolotrt_calibrators.thresholds",
-    )
+    sources: ClassVar[tuple[str, ...]] = ("yolotrt_calibrators",)
     Options: ClassVar[type] = CollectOptions
     needs_images: ClassVar[bool] = True
 
@@ -83,11 +78,7 @@ class Import(_Calibrator):
     """Ranges that were found before or elsewhere."""
 
     name = "import"
-    sources = (
-        "yolotrt_calibrators.activation_runner",
-        "yolotrt_calibrators.import_ranges",
-        "yolotrt_core.calibration.tensorrt_cache",
-    )
+    sources: ClassVar[tuple[str, ...]] = ("yolotrt_calibrators",)
     Options = ImportOptions
     needs_images = False
 

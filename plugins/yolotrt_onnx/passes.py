@@ -16,7 +16,7 @@ class SimplifyPass(OnnxPass):
     """Removes what an exporter left behind, with onnxsim or onnxslim."""
 
     name = "simplify"
-    sources: ClassVar[tuple[str, ...]] = ("yolotrt_onnx.graph", "yolotrt_onnx.simplify")
+    sources: ClassVar[tuple[str, ...]] = ("yolotrt_onnx",)
     Options: ClassVar[type] = SimplifyOptions
     order = 10
 
@@ -45,7 +45,7 @@ class Fp32Pass(OnnxPass):
     """Single precision that survives TF32 tensor cores; see `tf32_split.py`."""
 
     name = "fp32"
-    sources: ClassVar[tuple[str, ...]] = ("yolotrt_onnx.graph", "yolotrt_onnx.tf32_split")
+    sources: ClassVar[tuple[str, ...]] = ("yolotrt_onnx",)
     Options: ClassVar[type] = Fp32Options
 
     def applies(self, request: BuildRequest, options: Fp32Options) -> bool:
@@ -65,11 +65,7 @@ class Fp16Pass(OnnxPass):
     """Half precision as a strongly typed graph."""
 
     name = "fp16"
-    sources: ClassVar[tuple[str, ...]] = (
-        "yolotrt_onnx.graph",
-        "yolotrt_onnx.precision_cast",
-        "yolotrt_onnx.lower_precision",
-    )
+    sources: ClassVar[tuple[str, ...]] = ("yolotrt_onnx",)
     Options: ClassVar[type] = Fp16Options
 
     def apply(
@@ -87,7 +83,7 @@ class Bf16Pass(OnnxPass):
     """
 
     name = "bf16"
-    sources: ClassVar[tuple[str, ...]] = Fp16Pass.sources
+    sources: ClassVar[tuple[str, ...]] = ("yolotrt_onnx",)
     Options: ClassVar[type] = NoOptions
 
     def apply(
@@ -102,13 +98,7 @@ class Int8Pass(OnnxPass):
     """Symmetric int8 by Q/DQ nodes at the convolutions, from calibrated ranges."""
 
     name = "int8"
-    sources: ClassVar[tuple[str, ...]] = (
-        "yolotrt_onnx.graph",
-        "yolotrt_onnx.precision_cast",
-        "yolotrt_onnx.qdq_insertion",
-        "yolotrt_onnx.source_precision",
-        "yolotrt_onnx.quantize",
-    )
+    sources: ClassVar[tuple[str, ...]] = ("yolotrt_onnx",)
     Options: ClassVar[type] = Int8Options
     needs_calibration = True
     tools: ClassVar[tuple[str, ...]] = ("onnx", "numpy")

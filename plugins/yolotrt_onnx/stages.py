@@ -18,17 +18,7 @@ class OnnxExporter:
 
     name: ClassVar[str] = "onnx"
     stage_version: ClassVar[int] = 1
-    sources: ClassVar[tuple[str, ...]] = (
-        "yolotrt_onnx.exporter",
-        "yolotrt_onnx.graph_edits",
-        "yolotrt_onnx.graph",
-        "yolotrt_onnx.source_precision",
-        "yolotrt_core.inference.input_shapes",
-        "yolotrt_core.datasets.class_names",
-        "yolotrt_core.export.onnx_normalize",
-        "yolotrt_core.export.reference_input",
-        "yolotrt_core.export.output_layout",
-    )
+    sources: ClassVar[tuple[str, ...]] = ("yolotrt_onnx",)
     Options: ClassVar[type] = OnnxSourceOptions
 
     def available(self) -> Availability:

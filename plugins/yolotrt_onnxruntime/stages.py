@@ -23,11 +23,7 @@ class OnnxRuntimeBuilder:
     name: ClassVar[str] = "onnxruntime"
     stage_version: ClassVar[int] = 1
     sources: ClassVar[tuple[str, ...]] = ("yolotrt_onnxruntime.builder",)
-    session_sources: ClassVar[tuple[str, ...]] = (
-        *sources,
-        "yolotrt_onnxruntime.session",
-        "yolotrt_core.inference.input_shapes",
-    )
+    session_sources: ClassVar[tuple[str, ...]] = ("yolotrt_onnxruntime", "yolotrt_core.inference.input_shapes")
     Options: ClassVar[type] = OnnxRuntimeOptions
     engine_file: ClassVar[str] = ONNX_FILE
     # bf16 is missing: the CPU provider (1.20 to 1.32) has no bfloat16 convolution.

@@ -15,11 +15,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-_SOURCES = (
-    "yolotrt_tensorrt.cuda.driver",
-    "yolotrt_tensorrt.discovery",
-    "yolotrt_tensorrt.library",
-)
+_SHARED = ("yolotrt_tensorrt.discovery", "yolotrt_tensorrt.library", "yolotrt_tensorrt.options")
+_SHAPES = "yolotrt_core.inference.input_shapes"
 
 
 class TensorRTBuilder:
@@ -27,39 +24,8 @@ class TensorRTBuilder:
 
     name = BUILDER_NAME
     stage_version = 1
-    sources = (
-        *_SOURCES,
-        "yolotrt_tensorrt.options",
-        "yolotrt_tensorrt.build.builder",
-        "yolotrt_tensorrt.build.implicit_int8",
-        "yolotrt_tensorrt.build.build_log",
-        "yolotrt_tensorrt.build.profiles",
-        "yolotrt_tensorrt.build.compute_capability",
-        "yolotrt_core.calibration.tensorrt_cache",
-        "yolotrt_core.inference.input_shapes",
-    )
-    session_sources = (
-        *_SOURCES,
-        "yolotrt_tensorrt.runtime.postprocess",
-        "yolotrt_tensorrt.cuda.device",
-        "yolotrt_tensorrt.cuda.graph",
-        "yolotrt_tensorrt.runtime.jpeg_decoder",
-        "yolotrt_tensorrt.runtime.slot",
-        "yolotrt_tensorrt.runtime.slot_pool",
-        "yolotrt_tensorrt.runtime.device_structs",
-        "yolotrt_tensorrt.cuda.nvjpeg",
-        "yolotrt_tensorrt.runtime.loaded_engine",
-        "yolotrt_tensorrt.cuda.kernels_loader",
-        "yolotrt_tensorrt.runtime.session",
-        "yolotrt_tensorrt.runtime.frame_upload",
-        "yolotrt_tensorrt/cuda/kernels/letterbox.cu",
-        "yolotrt_tensorrt/cuda/kernels/prelude.cuh",
-        "yolotrt_tensorrt/cuda/kernels/suppress.cu",
-        "yolotrt_core.inference.frame_checks",
-        "yolotrt_core.media.jpeg_header",
-        "yolotrt_core.inference.letterbox",
-        "yolotrt_core.media.prefetch",
-    )
+    sources = (*_SHARED, "yolotrt_tensorrt.build", _SHAPES)
+    session_sources = (*_SHARED, "yolotrt_tensorrt.runtime", "yolotrt_tensorrt.cuda", _SHAPES)
     Options = TensorRTOptions
     engine_file = ENGINE_FILE
     precisions: frozenset[Precision] = frozenset(PRECISIONS)
@@ -131,13 +97,7 @@ class TensorRTCalibrator:
 
     name = "trt"
     stage_version = 1
-    sources = (
-        *_SOURCES,
-        "yolotrt_tensorrt.build.calibrator",
-        "yolotrt_tensorrt.cuda.device",
-        "yolotrt_tensorrt.build.implicit_int8",
-        "yolotrt_core.calibration.tensorrt_cache",
-    )
+    sources = (*_SHARED, "yolotrt_tensorrt.build", "yolotrt_tensorrt.cuda")
     Options = TensorRTCalibratorOptions
     needs_images = True
 

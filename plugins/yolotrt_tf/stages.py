@@ -22,20 +22,7 @@ class TfExporter:
 
     name: ClassVar[str] = "tf"
     stage_version: ClassVar[int] = 1
-    sources: ClassVar[tuple[str, ...]] = (
-        "yolotrt_tf.onnx_conversion",
-        "yolotrt_tf.exporter",
-        "yolotrt_tf.formats",
-        "yolotrt_tf.onnx_edits",
-        "yolotrt_tf.keras_allowlist",
-        "yolotrt_tf.class_names",
-        "yolotrt_tf.loaders",
-        "yolotrt_tf.operator_allowlist",
-        "yolotrt_core.datasets.class_names",
-        "yolotrt_core.export.onnx_normalize",
-        "yolotrt_core.export.reference_input",
-        "yolotrt_core.export.output_layout",
-    )
+    sources: ClassVar[tuple[str, ...]] = ("yolotrt_tf",)
     Options: ClassVar[type] = TfOptions
 
     def available(self) -> Availability:

@@ -20,24 +20,7 @@ class TorchExporter:
 
     name: ClassVar[str] = "torch"
     stage_version: ClassVar[int] = 2
-    sources: ClassVar[tuple[str, ...]] = (
-        "yolotrt_core.datasets.class_names",
-        "yolotrt_core.export.reference_input",
-        "yolotrt_core.console.text",
-        "yolotrt_torch.checkpoint_archive",
-        "yolotrt_torch.checkpoint",
-        "yolotrt_torch.exporter",
-        "yolotrt_torch.untrusted_values",
-        "yolotrt_torch.yolov5_layers",
-        "yolotrt_torch.yolov5_model",
-        "yolotrt_torch.model_builder",
-        "yolotrt_torch.pickle_reader",
-    )
-    session_sources: ClassVar[tuple[str, ...]] = (
-        *sources,
-        "yolotrt_torch.session",
-        "yolotrt_core.inference.input_shapes",
-    )
+    sources: ClassVar[tuple[str, ...]] = ("yolotrt_torch",)
     Options: ClassVar[type] = TorchOptions
 
     def available(self) -> Availability:

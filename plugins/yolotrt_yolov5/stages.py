@@ -18,12 +18,7 @@ class Yolov5Postprocessor:
 
     name: ClassVar[str] = "yolov5"
     stage_version: ClassVar[int] = 1
-    sources: ClassVar[tuple[str, ...]] = (
-        "yolotrt_yolov5.decode",
-        "yolotrt_yolov5.device_program",
-        "yolotrt_yolov5/head.cu",
-        "yolotrt_yolov5.onnxruntime_nms",
-    )
+    sources: ClassVar[tuple[str, ...]] = ("yolotrt_yolov5",)
     Options: ClassVar[type] = NoOptions
     heads: ClassVar[frozenset[str]] = frozenset({"yolov5"})
 

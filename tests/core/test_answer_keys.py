@@ -16,7 +16,7 @@ from yolotrt_core.evaluation.predictions import predict
 from yolotrt_core.plugin.given_options import GivenOptions
 from yolotrt_core.plugin.options import option
 from yolotrt_core.plugin.registry import Registry
-from yolotrt_core.store.code_digest import source_digest
+from yolotrt_core.store.code_digest import code_digest
 from yolotrt_core.store.store import Store
 from yolotrt_core.tuning import sensitivity, validated_build
 from yolotrt_core.tuning.engine_timing import times_ms
@@ -45,7 +45,7 @@ def edit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str]
 
     def write(module: str, text: str) -> None:
         (tmp_path / f"{module}.py").write_text(text)
-        source_digest.cache_clear()
+        code_digest.cache_clear()
 
     return write
 

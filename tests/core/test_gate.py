@@ -24,7 +24,7 @@ from yolotrt_core.evaluation.predictions import predict
 from yolotrt_core.plugin.options import option
 from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.plugin.stages import ONNX_FILE, Availability
-from yolotrt_core.store.code_digest import source_digest
+from yolotrt_core.store.code_digest import code_digest
 from yolotrt_core.store.store import Store
 from yolotrt_core.types import Detections, Selection
 
@@ -196,7 +196,7 @@ def test_an_edited_postprocessor_is_judged_anew(
     verdicts = []
     for text in ("a = 1\n", "a = 2\n", "a = 1\n"):
         module.write_text(text)
-        source_digest.cache_clear()
+        code_digest.cache_clear()
         head = _Thresholded()
         head.sources = ("decoding_of_the_test",)
         verdicts.append(_build(_decoded(head), store, tmp_path, eval_data=images / "images").verdict)

@@ -21,9 +21,9 @@ from yolotrt_core.console.progress import progress
 from yolotrt_core.errors import StageError, YolotrtError
 from yolotrt_core.plugin import options
 from yolotrt_core.plugin.registry import Registry
-from yolotrt_core.store import core_sources
+from yolotrt_core.store import code_digest
 from yolotrt_core.store.action import Action, Record
-from yolotrt_core.store.core_sources import core_digest
+from yolotrt_core.store.code_digest import core_digest
 from yolotrt_core.store.errors import DamagedArtifactError, MissingArtifactError
 from yolotrt_core.store.names import STAGE_LOG
 from yolotrt_core.store.store import Store
@@ -121,7 +121,7 @@ def _action(step: Step, done: Mapping[str, Record]) -> Action:
         options=options.key_material(step.options, step.prefix),
         inputs=inputs,
         tools=step.tools,
-        core_sha256=core_digest(core_sources.STAGE),
+        core_sha256=core_digest(code_digest.STAGE),
     )
 
 

@@ -17,8 +17,8 @@ from yolotrt_core.errors import UsageError
 from yolotrt_core.files.digest import sha256_of
 from yolotrt_core.inference.letterbox import preprocess
 from yolotrt_core.media import images
-from yolotrt_core.store import core_sources
-from yolotrt_core.store.core_sources import core_digest
+from yolotrt_core.store import code_digest
+from yolotrt_core.store.code_digest import core_digest
 from yolotrt_core.types import Json, Layout, Precision
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def digest_of_images(sha256s: Sequence[str]) -> str:
     That is whatever changes a pixel: our own code, and OpenCV, which decodes and resizes. The size is in the key of
     what takes the images.
     """
-    parts = [*sha256s, core_digest(core_sources.PIXELS), images.opencv_version()]
+    parts = [*sha256s, core_digest(code_digest.PIXELS), images.opencv_version()]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 

@@ -33,9 +33,9 @@ from yolotrt_core.plugin.registered import Registered
 from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.plugin.stages import ONNX_FILE
 from yolotrt_core.serialization import from_json
-from yolotrt_core.store import core_sources
+from yolotrt_core.store import code_digest
 from yolotrt_core.store.action import Action
-from yolotrt_core.store.core_sources import core_digest
+from yolotrt_core.store.code_digest import core_digest
 from yolotrt_core.store.store import Store
 from yolotrt_core.types import EngineSpec, Json, ModelSpec, Selection
 
@@ -179,7 +179,7 @@ def judge(
             **({"labels": labelled.digest} if labelled else {}),
         },
         tools=tool_versions(("numpy", "faster_coco_eval")) if labelled else {},
-        core_sha256=core_digest(core_sources.GATE),
+        core_sha256=core_digest(code_digest.GATE),
     )
 
     def make(folder: Path) -> Mapping[str, Json]:

@@ -18,9 +18,9 @@ from yolotrt_core.inference.image_loader import read_ahead
 from yolotrt_core.inference.rect_detector import RectDetector
 from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.serialization import to_json
-from yolotrt_core.store import core_sources
+from yolotrt_core.store import code_digest
 from yolotrt_core.store.action import Action, Record
-from yolotrt_core.store.core_sources import core_digest
+from yolotrt_core.store.code_digest import core_digest
 from yolotrt_core.store.store import Store
 from yolotrt_core.types import Detections, Json, Selection
 
@@ -83,7 +83,7 @@ def predict(
             "pictures": digest_of_images([sha256_of(f) for f in files]),
         },
         tools=spec.tools,
-        core_sha256=core_digest(core_sources.PREDICTIONS),
+        core_sha256=core_digest(code_digest.PREDICTIONS),
     )
 
     def make(folder: Path) -> Mapping[str, Json]:

@@ -11,7 +11,7 @@ from yolotrt_core.plugin.options import OptionField, key_material
 from yolotrt_core.plugin.stages import Availability, PlacedBuilder
 from yolotrt_core.serialization import to_json
 from yolotrt_core.store.action import PluginIdentity
-from yolotrt_core.store.code_digest import source_digest
+from yolotrt_core.store.code_digest import code_digest
 from yolotrt_core.types import Json
 
 Kind = Literal["exporter", "pass", "calibrator", "builder", "postprocessor"]
@@ -74,7 +74,7 @@ class Registered:
 
     def identity_of(self, sources: Sequence[str]) -> PluginIdentity:
         """Return the stage's identity with the text of these sources."""
-        digest = source_digest(tuple(sources), f"stage `{self.name}` of `{self.dist}`")
+        digest = code_digest(tuple(sources), f"stage `{self.name}` of `{self.dist}`")
         return PluginIdentity(self.name, self.dist, int(self.stage.stage_version), digest)
 
     def cache_key_material(self, options: Any, *, timed: bool = False) -> dict[str, Json]:

@@ -4,9 +4,8 @@ Rules that hold for every stage:
 - Constructing a stage, reading its attributes and calling `available` or `fingerprint` imports no
   framework: heavy imports happen inside the method that does the work.
 - Work methods write only under `out` and import their tool themselves.
-- `sources` names every module that the *work* runs through, the stage's own and helpers of the core that
-  `core_sources.STAGE` lacks, since an edit there must rebuild; command line and display code stay out. A file
-  that the work reads is named `package/folder/file`.
+- `sources` names the packages and modules that the *work* runs through, as a rule the plugin's own package: an edit
+  there must rebuild. What the core contributes to every stage is in the key already (`code_digest.STAGE`).
 - `stage_version` is raised by the author when the output changes for another reason.
 """
 

@@ -1,44 +1,70 @@
-"""What tells one state of a stage's code from another, for cache keys: the text of its modules and data files."""
+"""Digests of code for cache keys: the text of whole packages, read without importing them."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
 import importlib.util
+from collections.abc import Iterator
 from pathlib import Path
 
 from yolotrt_core.errors import PluginError
 
+# Packages of the core that each kind of result depends on. Command line, console, store and plugin registry are in
+# none of them: an edit there rebuilds nothing.
+PIXELS = ("types", "media", "inference", "calibration")  # from the bytes of an image to the network's input
+STAGE = ("types", "serialization", "datasets", "export", "calibration", "build")
+PREDICTIONS = (*PIXELS, "evaluation")
+GATE = (*PREDICTIONS, "datasets")
+SENSITIVITY = (*PREDICTIONS, "build", "tuning")
+TIMING = (*PIXELS, "benchmark", "tuning")
 
+
+def core_digest(packages: tuple[str, ...]) -> str:
+    """Return the SHA-256 over packages of the core, one of the tuples above."""
+    return code_digest(tuple(f"yolotrt_core.{name}" for name in packages), "the core")
+
+
+# Cached for the process, since its modules stay as they were imported: the text of a later edit is not what runs.
 @functools.cache
-def source_digest(sources: tuple[str, ...], owner: str) -> str:
-    """Return the SHA-256 over the text of what is named, without importing it.
+def code_digest(sources: tuple[str, ...], owner: str) -> str:
+    """Return the SHA-256 over the text of modules, of packages with all that they contain, and of single files.
 
     Args:
-        sources: dotted names of modules, and files inside a package as `package/folder/file`.
+        sources: dotted names of packages or modules, and files as `package/folder/file`.
         owner: names in errors whose sources they are.
 
     Raises:
-        PluginError: a module or file does not exist.
+        PluginError: one of them does not exist.
     """
     digest = hashlib.sha256()
-    for name in sorted(sources):
-        file = source_file(name)
-        if file is None:
+    for name in sorted(set(sources)):
+        files = list(_files_of(name))
+        if not files:
             kind = "file" if "/" in name else "module"
             raise PluginError(f"{owner} names the {kind} `{name}` in its sources, which does not exist")
-        digest.update(name.encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
+        for path, file in files:
+            digest.update(path.encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
     return digest.hexdigest()
 
 
-def source_file(name: str) -> Path | None:
-    """Return the file of a module, or of `package/folder/file`, without importing it; None if there is none."""
+def _files_of(name: str) -> Iterator[tuple[str, Path]]:
+    """Yield each file of a source with its path below the source; nothing is imported."""
     package, _, inside = name.partition("/")
     try:
         spec = importlib.util.find_spec(package)
     except ModuleNotFoundError:
         spec = None
     if spec is None or spec.origin is None:
-        return None
-    file = Path(spec.origin).parent / inside if inside else Path(spec.origin)
-    return file if file.is_file() else None
+        return
+    origin = Path(spec.origin)
+    if inside:
+        file = origin.parent / inside
+        if file.is_file():
+            yield name, file
+    elif spec.submodule_search_locations is None:
+        yield name, origin
+    else:
+        for file in sorted(origin.parent.rglob("*")):
+            if file.is_file() and "__pycache__" not in file.parts:
+                yield f"{name}/{file.relative_to(origin.parent).as_posix()}", file

@@ -14,9 +14,9 @@ from yolotrt_core.media.images import opencv_version
 from yolotrt_core.plugin.given_options import GivenOptions
 from yolotrt_core.plugin.registered import OWN_DIST
 from yolotrt_core.plugin.registry import Registry
-from yolotrt_core.store import core_sources
+from yolotrt_core.store import code_digest
 from yolotrt_core.store.action import Action, PluginIdentity, canonical_json
-from yolotrt_core.store.core_sources import core_digest
+from yolotrt_core.store.code_digest import core_digest
 from yolotrt_core.store.store import Store
 from yolotrt_core.tuning.validated_build import Judged, open_engine, spec_of
 from yolotrt_core.types import Json
@@ -43,7 +43,7 @@ def times_ms(engines: Sequence[Judged], *, store: Store, stages: Registry) -> di
     gpu = machine["gpu"] if isinstance(machine["gpu"], dict) else {}
     action = Action(
         stage="timing",
-        plugin=PluginIdentity("timing", OWN_DIST, 1, core_digest(core_sources.TIMING)),
+        plugin=PluginIdentity("timing", OWN_DIST, 1, core_digest(code_digest.TIMING)),
         request={
             "frame": list(_FRAME),
             "repeats": _REPEATS,
@@ -56,7 +56,7 @@ def times_ms(engines: Sequence[Judged], *, store: Store, stages: Registry) -> di
             "processor": str(machine["processor"]),
             **{k: str(v) for k, v in gpu.items() if k in ("name", "driver_version")},
         },
-        core_sha256=core_digest(core_sources.TIMING),
+        core_sha256=core_digest(code_digest.TIMING),
     )
 
     def measure(folder: Path) -> Mapping[str, Json]:

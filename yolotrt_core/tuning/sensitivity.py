@@ -36,9 +36,9 @@ from yolotrt_core.plugin.registered import Registered
 from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.plugin.stages import ONNX_FILE, RANGES_FILE, QuantizingPass, Session
 from yolotrt_core.serialization import from_json, to_json
-from yolotrt_core.store import core_sources
+from yolotrt_core.store import code_digest
 from yolotrt_core.store.action import Action, Record
-from yolotrt_core.store.core_sources import core_digest
+from yolotrt_core.store.code_digest import core_digest
 from yolotrt_core.store.store import Store
 from yolotrt_core.types import Calibration, Detections, EngineSpec, Json, ModelSpec, OnnxModel, Selection
 
@@ -247,7 +247,7 @@ class _Case:
                 "pictures": digest_of_images([sha256_of(f) for f in self.files]),
             },
             tools=self.lowering.tools,
-            core_sha256=core_digest(core_sources.SENSITIVITY),
+            core_sha256=core_digest(code_digest.SENSITIVITY),
         )
 
         def make(folder: Path) -> Mapping[str, Json]:
