@@ -175,14 +175,16 @@ class Detector(EngineDetector):
         engine: str | Path | None = None,
         store: str | Path | Store | None = None,
         stages: Registry | None = None,
-        **settings: Any,
+        settings: BuildSettings | None = None,
+        **fields: Any,
     ) -> Detector:
         """Open an engine file, or build one for a model first (found in the store after the first time).
 
         Args:
             weights: as for `build`. engine: an engine file with its spec beside it, instead.
             store: artifact store or its folder. stages: plugins; default all installed.
-            settings: further fields of `BuildSettings`, e.g. `precision="fp32"`, `imgsz=(480, 640)`.
+            settings: what to build, `weights` included.
+            fields: or further fields of `BuildSettings`, e.g. `precision="fp32"`, `imgsz=(480, 640)`.
                 Without `builder` the first one that can run here is taken.
 
         Raises:
@@ -191,15 +193,15 @@ class Detector(EngineDetector):
         """
         stages = stages or Registry.discover()
         opened = open_store(store)
-        given = GivenOptions(settings.get("flags", {}), settings.get("recipe", {}))
+        wanted = settings or BuildSettings(weights=weights, **fields)
+        given = GivenOptions(wanted.flags, wanted.recipe)
         if engine is not None:
-            if weights is not None:
+            if wanted.weights is not None:
                 raise UsageError("`weights` and `engine` exclude each other", hint="an engine holds its model already")
             path = user_path(engine)
             spec = read_engine_spec(path)
             builder = stages.usable("builder", spec.builder)
         else:
-            wanted = BuildSettings(weights=weights, **settings)
             if wanted.precision != AUTO:  # which looks at all that can run
                 builder = (
                     stages.usable("builder", wanted.builder) if wanted.builder else stages.default_builder(to_run=True)

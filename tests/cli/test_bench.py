@@ -48,8 +48,8 @@ def test_two_engines_side_by_side(run: Run, warm: Path) -> None:
     ("arguments", "words"),
     [
         (("--frame", "big"), "`--frame` expects HEIGHTxWIDTH"),
-        (("--repeats", "0"), "`--repeats` expects a whole number of at least 1"),
-        (("--batches", "1,x"), "`--batches` expects a whole number"),
+        (("--repeats", "0"), "`--repeats` expects a whole number, at least 1"),
+        (("--batches", "1,x"), "`--batches` expects whole numbers of at least 1"),
         (("--batches", "1", "--engine", "x.engine"), "`--batches` builds static engines"),
         (("--engine", "x.engine"), "no engine file `x.engine`"),
     ],

@@ -256,16 +256,16 @@ def test_a_store_that_is_not_there_is_not_an_empty_one(run: Run, warm: Path, tmp
     arguments = [f"artifacts.{task}", *(["abc"] if task == "show" else [])]
     ran = run(*arguments, "--store", "mistyped", store=warm / "store")
     assert ran.code == 5
-    assert "`--store` expects an artifact store, but `" in ran.err
-    assert "mistyped` is none: there is no such folder" in ran.err
+    assert "`--store` expects an artifact store, found `" in ran.err
+    assert "mistyped`: the folder does not exist" in ran.err
     assert ran.out == ""
     (tmp_path / "file").touch()
-    assert "file` is none: it is a file" in run(*arguments, "--store", str(tmp_path / "file")).err
+    assert "file`: it is a file" in run(*arguments, "--store", str(tmp_path / "file")).err
     (tmp_path / "folder").mkdir()
     ran = run(*arguments, store=tmp_path / "folder")
     assert ran.code == 5
     assert "YOLOTRT_STORE expects an artifact store" in ran.err
-    assert "the folder holds none" in ran.err
+    assert "the folder is not a store" in ran.err
     assert list((tmp_path / "folder").iterdir()) == []
     if task == "show":
         ran = run(*arguments, store=warm / "store")

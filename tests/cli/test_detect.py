@@ -138,7 +138,7 @@ def test_of_many_files_the_sum_is_shown(run: Run, warm: Path, tmp_path: Path) ->
     assert [re.split(r" {2,}", row) for row in rows] == [[n, str(101 * k), "101"] for n, k in one.most_common()]
     assert last == f"{101 * one.total()} objects in 101 files; written to detections"
     ran = run(*common, "--max-det", "1", str(pics), store=warm / "store")
-    assert f"101 objects in 101 files, {101 * (one.total() - 1)} more cut off by --max-det" in ran.out
+    assert f"101 objects in 101 files, {101 * (one.total() - 1)} more dropped by --max-det" in ran.out
     ran = run(*common, "--conf", "1", str(pics), store=warm / "store")
     assert ran.out == "0 objects in 101 files; written to detections\n"
     (pics / "100.jpg").unlink()
@@ -153,7 +153,7 @@ def test_a_video_of_many_classes_is_told_in_a_few_words() -> None:
     assert words.startswith("3 frames: 100 kind0, 99 kind1, ")
     assert words.endswith(", 92 kind8, 5 more classes")
     _, words, _ = detect._row(Summary(Path("x.jpg"), Path("out"), Counter({2: 1, 1: 3}), 4, None), labels)
-    assert words == "3 kind1, 1 kind2 (4 more cut off by --max-det)"
+    assert words == "3 kind1, 1 kind2 (4 more dropped by --max-det)"
 
 
 def test_classes_by_name(run: Run, warm: Path) -> None:
@@ -179,7 +179,7 @@ def test_classes_that_are_none(run: Run, warm: Path, tmp_path: Path) -> None:
         return ran.err[ran.err.index("error: ") :]
 
     for classes in ("", ",", "0,,1"):
-        expected = "error: `--classes` expects class ids or names, as 0,2 or person,dog"
+        expected = "error: `--classes` expects class ids or names, for example 0,2 or person,dog"
         assert refused(classes).splitlines()[0] == f"{expected}, found `{classes}`"
     told = refused("Bolts")
     assert "`--classes` names `Bolts`, which the model does not have" in told
@@ -190,7 +190,7 @@ def test_classes_that_are_none(run: Run, warm: Path, tmp_path: Path) -> None:
 
 def test_coco_says_what_it_is(run: Run, warm: Path) -> None:
     told = " ".join(run("detect", "--help").out.split())
-    assert "coco: category_id is the model's class index" in told
+    assert "coco: category_id is the class index of the model" in told
     common = ("detect", "sample", "--builder", "onnxruntime", "--format", "coco", "--json", "--show-timing")
     printed = json.loads(run(*common, store=warm / "store").out)
     assert {tuple(entry) for entry in printed} == {("image_id", "category_id", "bbox", "score")}
@@ -238,7 +238,7 @@ def test_what_was_found_until_a_signal_is_kept(
     running.send_signal(number)
     printed, err = running.communicate(timeout=60)
     assert running.returncode == code, err
-    assert "stopped before the end: what was found until then is in `detections`" in err
+    assert "stopped before the end: partial results written to `detections`" in err
     assert err.splitlines()[-1].startswith("cancelled")
     assert "Traceback" not in err
     images = json.loads(printed)["images"]

@@ -49,7 +49,7 @@ def test_its_own_labels_are_found_again(run: Run, warm: Path, labelled: Path) ->
     ("arguments", "told"),
     [
         (("--bootstrap", "0"), None),
-        ((), "no interval can be told from 1 image: it takes at least 6"),
+        ((), "no confidence interval: only 1 image: it takes at least 6"),
     ],
 )
 def test_no_interval_is_printed_where_there_is_none(
@@ -69,11 +69,11 @@ def test_few_resamples_of_enough_images_tell_nothing(run: Run, warm: Path, label
     arguments = ("--data", str(labelled), *_FP32, "--against", "fp16", "--bootstrap")
     ran = run("evaluate", *arguments, "1", store=warm / "store")
     assert ran.code == 0, ran.err
-    told = "whether the difference in mAP50-95 is more than noise cannot be told from 1 resample: it takes at least 100"
+    told = "the difference in mAP50-95 was not tested for significance: only 1 resample: it takes at least 100"
     assert ran.out.splitlines()[-1] == told
     enough = run("evaluate", *arguments, "100", store=warm / "store")
     assert "95%" in enough.out
-    assert "cannot be told" not in enough.out
+    assert "not tested" not in enough.out
 
 
 def test_two_precisions_are_compared(run: Run, warm: Path, labelled: Path) -> None:
@@ -86,7 +86,7 @@ def test_two_precisions_are_compared(run: Run, warm: Path, labelled: Path) -> No
     assert document["against"]["engine"]["precision"] == "fp32"
     assert abs(document["against"]["difference"]["map50"]["value"]) < 0.05
     table = run("evaluate", *arguments, store=warm / "store")
-    assert "cannot be told from 1 image: it takes at least 6" in table.out
+    assert "not tested for significance: only 1 image: it takes at least 6" in table.out
     assert "distinguishable" not in table.out
     assert document["against"]["difference"]["more_than_noise"] is None
 
@@ -99,8 +99,8 @@ def test_a_half_precision_source_has_no_float32_engine_to_compare_with(
     for against in ("fp32", "int8"):
         ran = run("evaluate", "--data", str(labelled), *common, "--against", against, store=warm / "store")
         assert ran.code == 2
-        assert f"`--against {against}` needs a float32 model, found that `half.onnx` holds fp16 already" in ran.err
-        assert "name the engine file here" in ran.err
+        assert f"`--against {against}` needs a float32 model, but `half.onnx` is already fp16" in ran.err
+        assert "pass the engine file here" in ran.err
     run("build", *_FP32, "--out", "full", store=warm / "store")
     engine = next((tmp_path / "here" / "full").glob("*.onnx"))
     ran = run("evaluate", "--data", str(labelled), *common, "--against", str(engine), store=warm / "store")
@@ -132,11 +132,11 @@ def test_images_at_their_own_shape(run: Run, warm: Path, labelled: Path) -> None
     [
         ((), "`evaluate` needs labelled images"),
         (("--data", "nowhere"), "there is no data set `nowhere`"),
-        (("--data", ".", "--part", "half"), "`--part` expects train, val or test, found `half`"),
+        (("--data", ".", "--part", "half"), "`--part` expects `train`, `val` or `test`, found `half`"),
         (("--data", ".", "--bootstrap", "x"), "`--bootstrap` expects a whole number"),
         (
             ("--data", ".", "--bootstrap", "100000000"),
-            "a whole number of at least 0 and at most 100000",
+            "a whole number, at least 0 and at most 100000",
         ),
         (("--data", ".", "--against", "fp32", "--bootstrap", "0"), "`--against` needs resamples"),
         (("--data", ".", "--engine", "none.onnx"), "there is no engine file `none.onnx`"),

@@ -56,7 +56,11 @@ def test_ranges_and_cache_go_out_and_come_back(run: Run, warm: Path, images: Pat
         (("build", *_INT8, "--calib-data", "."), 2, "no image in `.`"),
         (("build", *_INT8, "--calib-data", ".", "--calib-images", "0"), 2, "`--calib-images` expects a whole number"),
         (("build", *_INT8, "--calibrator", "import"), 2, "calibrator `import` needs a file"),
-        (("build", *_INT8, "--calib-data", ".", "--max-drop", "2"), 2, "`--max-drop` expects a number from 0 to 1"),
+        (
+            ("build", *_INT8, "--calib-data", ".", "--max-drop", "2"),
+            2,
+            "`--max-drop` expects a number, at least 0 and at most 1",
+        ),
         (("build", *_INT8, "--calib-data", ".", "--int8-stem", "maybe"), 2, "`--int8-stem` expects `on` or `off`"),
     ],
 )

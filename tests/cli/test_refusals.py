@@ -15,26 +15,26 @@ from .conftest import Run
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (("build", "--precision", "fp12"), 2, "unknown precision `fp12`"),
+        (("build", "--precision", "fp12"), 2, "`--precision` expects `fp32`, `fp16`"),
         (("build", "--weights", "missing.pt"), 2, "missing.pt"),
         (("build", "--builder", "tensort"), 3, "no builder named `tensort`"),
         (("build", "--exporter", "nope"), 3, "no exporter named `nope`"),
         (("build", "--tensorrt-workspace", "much"), 2, "`--tensorrt-workspace` expects a whole number of MiB"),
         (("build", "--imgsz", "641"), 2, "multiples of 32, found 641"),
         (("build", "--imgsz", "big"), 2, "`--imgsz` expects a side or height,width"),
-        (("build", "--batch", "0"), 2, "`--batch` expects a whole number of at least 1"),
-        (("build", "--dynamic", "maybe"), 2, "`--dynamic` expects on or off"),
+        (("build", "--batch", "0"), 2, "`--batch` expects a whole number, at least 1"),
+        (("build", "--dynamic", "maybe"), 2, "`--dynamic` expects `on` or `off`"),
         (("build", "--profile", "1x320x320"), 2, "`--profile` expects MIN:OPT:MAX"),
         (("build", "--dynamic", "off", "--profile", "1x32x32:1x32x32:1x32x32"), 2, "needs a dynamic engine"),
         (("build", "--recipe", "missing.toml"), 2, "cannot read the recipe"),
         (("detect", "missing.jpg"), 2, "there is no file or folder `missing.jpg`"),
-        (("detect", "--conf", "1.5", "sample"), 2, "`--conf` expects a number from 0 to 1"),
-        (("detect", "--format", "xml", "sample"), 2, "`--format` expects json, coco or yolo"),
-        (("detect", "--engine", "x.engine", "--precision", "fp32", "sample"), 2, "`--precision` says how to build"),
+        (("detect", "--conf", "1.5", "sample"), 2, "`--conf` expects a number, at least 0 and at most 1"),
+        (("detect", "--format", "xml", "sample"), 2, "`--format` expects `json`, `coco` or `yolo`"),
+        (("detect", "--engine", "x.engine", "--precision", "fp32", "sample"), 2, "`--precision` sets how to build"),
         (("detect", "--engine", "missing.engine", "sample"), 2, "no engine file `missing.engine`"),
-        (("detect", "--max-frames", "3", "sample"), 2, "`--max-frames` ends a video or live source"),
+        (("detect", "--max-frames", "3", "sample"), 2, "`--max-frames` is for a video or live source"),
         (("artifacts.gc", "--keep-days", "soon"), 2, "`--keep-days` expects a number of days"),
-        (("artifacts.export", "--kind", "plan", "--out", "x"), 2, "`--kind` expects onnx, ranges"),
+        (("artifacts.export", "--kind", "plan", "--out", "x"), 2, "`--kind` expects `onnx`, `ranges`"),
     ],
 )
 def test_one_clear_line(run: Run, tmp_path: Path, arguments: tuple[str, ...], code: int, words: str) -> None:
@@ -56,7 +56,7 @@ def test_one_clear_line(run: Run, tmp_path: Path, arguments: tuple[str, ...], co
         ("[tensorrt]\nworkspce = 1", "unknown name `workspce` in table `[tensorrt]`"),
         ("[tensorrt]\nworkspace = 'x'", "`tensorrt.workspace` expects"),
         ("build = 3", "is not a table"),
-        ("[build", "is not TOML"),
+        ("[build", "is not valid TOML"),
     ],
 )
 def test_a_bad_recipe(run: Run, tmp_path: Path, recipe: str, words: str) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from fake_stages import FakeBuilder, FakeExporter, FakePass, fake_plugin
-from yolotrt_core.cli.build import _CORE_OPTIONS
+from yolotrt_core.cli.build_options import CORE_OPTIONS
 from yolotrt_core.errors import PluginError, UsageError
 from yolotrt_core.plugin.declaration_checks import RESERVED
 from yolotrt_core.plugin.hookspecs import hookimpl
@@ -263,7 +263,7 @@ def test_a_name_of_the_core_is_refused(name: str) -> None:
 
 
 def test_every_recipe_table_of_the_commands_is_reserved() -> None:
-    assert {"build", "detect", *_CORE_OPTIONS} <= RESERVED
+    assert {"build", "detect", *CORE_OPTIONS} <= RESERVED
 
 
 def test_a_name_of_another_kind_s_stage_is_refused() -> None:

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
         ["ruff", "check", "."],
         ["ruff", "format", "--check", "."],
         ["mypy"],
-        ["cogapp", "-P", "--check", "--diff", "plugins/README.md"],
+        ["cogapp", "-P", "--check", "--diff", "plugins/README.md", "yolotrt_core/cli/README.md"],
     ],
     ids=lambda c: " ".join(c[:2]),
 )
@@ -37,7 +37,13 @@ def test_ci_runs_exactly_what_readme_says() -> None:
 def test_no_sentence_of_the_readme_lies_about_files() -> None:
     import re
 
-    for name in ("README.md", "plugins/README.md", "artifacts/README.md", "tests/bench/README.md"):
+    for name in (
+        "README.md",
+        "plugins/README.md",
+        "yolotrt_core/cli/README.md",
+        "artifacts/README.md",
+        "tests/bench/README.md",
+    ):
         text = (ROOT / name).read_text()
         for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", text):
             assert ((ROOT / name).parent / target).exists(), f"{name} links to {target}, which is not there"

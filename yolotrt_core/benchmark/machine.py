@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import resource
-import shutil
-import subprocess
 from typing import TYPE_CHECKING
 
 from yolotrt_core.types import Json
+
+if TYPE_CHECKING:
+    pass
+import shutil
+import subprocess
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from yolotrt_core.benchmark.machine import query_gpus
 
 if TYPE_CHECKING:
     pass
@@ -20,17 +27,9 @@ def machine_facts() -> dict[str, Json]:
         "processor": _processor(),
         "gpu": None,
     }
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return facts
     fields = ("name", "driver_version", "clocks.sm", "clocks.mem", "memory.used", "temperature.gpu")
-    command = [program, f"--query-gpu={','.join(fields)}", "--format=csv,noheader"]
-    try:
-        asked = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return facts
-    first = asked.stdout.splitlines()[0].split(", ") if asked.stdout else []
-    facts["gpu"] = dict(zip((f.replace(".", "_") for f in fields), first, strict=False))
+    for values in query_gpus(fields)[:1]:
+        facts["gpu"] = dict(zip((f.replace(".", "_") for f in fields), values, strict=False))
     return facts
 
 
@@ -40,3 +39,16 @@ def _processor() -> str:
             return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
     except OSError:
         return "unknown"
+
+
+def query_gpus(fields: Sequence[str]) -> list[list[str]]:
+    """Return these fields of every GPU by nvidia-smi, which comes with the driver; without a GPU or driver nothing."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return []
+    command = [program, f"--query-gpu={','.join(fields)}", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return [line.split(", ") for line in done.stdout.splitlines() if line.strip()]

@@ -16,8 +16,9 @@ from yolotrt_core.console.text import nearest
 from yolotrt_core.datasets import reader
 from yolotrt_core.errors import UsageError
 from yolotrt_core.export.model_source import resolve_source
-from yolotrt_core.inference.input_shapes import profile_text
+from yolotrt_core.inference.input_shapes import IMAGE_SIZE, PROFILE, profile_text
 from yolotrt_core.plugin.given_options import GivenOptions
+from yolotrt_core.plugin.options import MANY, option
 from yolotrt_core.plugin.registered import Registered
 from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.plugin.stages import FixedSizeExporter, LoweredSource, SizedExporter
@@ -32,48 +33,81 @@ _log = logging.getLogger(__name__)
 
 AUTO: Literal["auto"] = "auto"
 
+# Titles of groups of options in help.
+CALIBRATION = "Calibration"
+
+ACCURACY_GATE = "Accuracy gate"
+
 STRIDE = 32  # every YOLOv5 needs multiples of it; P6 models need 64, which their exporter checks
 
 MOST_PIXELS = 8192  # per side: exports of dynamic size are made to serve up to this
 
 DEFAULT_SIZE = (640, 640)
 
+_IMAGE_SIZE = replace(IMAGE_SIZE, hint=f"each from {STRIDE} to {MOST_PIXELS}, a multiple of {STRIDE}")
+
 DEFAULT_PRECISION: Precision = "fp16"
 
 
 @dataclass(frozen=True, slots=True)
 class BuildSettings:
-    """Everything a user can say about a build; the fields are the flags of `build`.
+    """Everything a user can say about a build: the flags of `build` and the keys of recipe table [build].
 
     Attributes:
-        weights: file, folder, known name, or None for the embedded model.
-        precision: one of types.PRECISIONS, or `auto` for the fastest that runs here and passes the gate; None: fp16,
-            or what the model holds already.
-        imgsz: (height, width) in pixels, one number for a square, or None for the model's own, else 640.
-        batch: images per inference of a static engine, or the optimum of a dynamic one.
-        dynamic: batch, height and width may vary within `profiles` (made up if none is given).
-        builder, exporter, calibrator: plugin names; None chooses.
-        calib_data: images to calibrate int8 and fp8 on: a folder, or a data set YAML (its `train`).
-        calib_images: how many of them at most. calib_seed: which, if there are more.
-        eval_data: images to judge the engine on, see `gate`. max_drop: largest loss of mAP50-95.
+        imgsz: (height, width), one number for a square, or None. profiles: made up for a dynamic engine without any.
         flags, recipe: stage options, see `plans.GivenOptions`.
     """
 
-    weights: str | Path | None = None
-    precision: Precision | Literal["auto"] | None = None
-    imgsz: tuple[int, int] | int | None = None
-    batch: int = 1
-    dynamic: bool = False
-    profiles: tuple[ShapeRange, ...] = ()
-    builder: str | None = None
-    exporter: str | None = None
-    calibrator: str | None = None
-    calib_data: str | Path | None = None
-    calib_images: int = DEFAULT_IMAGES
-    calib_seed: int = 0
-    eval_data: str | Path | None = None
-    max_drop: float | None = None
-    offline: bool = False
+    weights: str | Path | None = option(
+        None, common=True, metavar="FILE|NAME", default_text="the embedded model",
+        help="Model: a checkpoint, an ONNX file, a SavedModel folder, or a known name",
+    )  # fmt: skip
+    precision: Precision | Literal["auto"] | None = option(
+        None, common=True, metavar="TYPE", default_text="fp16, or that of the source ONNX",
+        help="Engine precision; auto: the fastest, of all builders, that passes the accuracy gate",
+    )  # fmt: skip
+    imgsz: tuple[int, int] | int | None = option(
+        None, common=True, format=_IMAGE_SIZE, default_text="the model's own, else 640",
+        help="Network input in pixels: 640, or height,width, e.g. 480,640",
+    )  # fmt: skip
+    batch: int = option(1, common=True, minimum=1, maximum=MANY, help="Images per inference")
+    dynamic: bool = option(False, common=True, help="Let batch, height and width vary within the profiles")
+    profiles: tuple[ShapeRange, ...] = option(
+        (), format=PROFILE, name="profile", repeatable=True, default_text="batch 1 to 8, half to full size",
+        help="Shapes of a dynamic engine, each BATCHxHEIGHTxWIDTH; repeatable, implies --dynamic on",
+    )  # fmt: skip
+    builder: str | None = option(
+        None, common=True, metavar="NAME", default_text="tensorrt if its library is installed, else onnxruntime",
+        help="Builder plugin",
+    )  # fmt: skip
+    exporter: str | None = option(
+        None, metavar="NAME", default_text="the one that recognises the model", help="Exporter plugin"
+    )
+    calibrator: str | None = option(
+        None, group=CALIBRATION, metavar="NAME", default_text="percentile for int8, minmax for fp8",
+        help="Calibrator plugin, for int8 and fp8",
+    )  # fmt: skip
+    calib_data: str | Path | None = option(
+        None, group=CALIBRATION, common=True, metavar="DIR|FILE", default_text="none",
+        help="Calibration images: a folder, or a data set YAML, whose `train` part is used",
+    )  # fmt: skip
+    calib_images: int = option(
+        DEFAULT_IMAGES, group=CALIBRATION, minimum=1, maximum=MANY, help="Maximum number of calibration images"
+    )
+    calib_seed: int = option(
+        0, group=CALIBRATION, minimum=0, maximum=MANY, help="Seed of the choice of calibration images if there are more"
+    )
+    eval_data: str | Path | None = option(
+        None, group=ACCURACY_GATE, common=True, metavar="DIR|FILE",
+        default_text="the calibration images, else the bundled one",
+        help="Images that engines are validated on: a folder, data set YAML or COCO JSON",
+    )  # fmt: skip
+    max_drop: float | None = option(
+        None, group=ACCURACY_GATE, minimum=0, maximum=1, default_text="0.005",
+        help="Maximum loss of mAP50-95 against fp32 on labelled --eval-data; if given, int8 and fp8 engines keep the "
+        "fewest layers in fp16 that meet it",
+    )  # fmt: skip
+    offline: bool = option(False, switch=True, help="Never use the network")
     flags: Mapping[str, Mapping[str, str | None]] = field(default_factory=dict)
     recipe: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 

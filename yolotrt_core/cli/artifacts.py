@@ -1,4 +1,4 @@
-"""`artifacts.*`: look into the store, explain it, check it, clean it, take things out."""
+"""`artifacts.*`: list, show, explain, verify, repair, clean up and export the content of the store."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import invoke
 
@@ -17,16 +18,14 @@ from yolotrt_core.build.settings import plan_build
 from yolotrt_core.build.step import ENGINE_SPEC_FILE
 from yolotrt_core.calibration.ranges import ranges_from_json
 from yolotrt_core.calibration.tensorrt_cache import CALIBRATORS, cache_from_ranges, version_number
-from yolotrt_core.cli import build
+from yolotrt_core.cli.build_options import RecipeSettings, StoreSettings, build_groups, build_settings
 from yolotrt_core.cli.tables import print_table
-from yolotrt_core.cli.tasks import Flag, Given, make_task, stage_flags
-from yolotrt_core.console.text import counted, nearest
+from yolotrt_core.cli.task_factory import Given, json_option, make_task
 from yolotrt_core.errors import ArtifactError, UsageError
 from yolotrt_core.files.atomic import refuse_unwritable
 from yolotrt_core.files.digest import sha256_of
-from yolotrt_core.files.paths import user_path
 from yolotrt_core.inference.engine_file import hand_out
-from yolotrt_core.plugin.registered import KINDS
+from yolotrt_core.plugin.options import option, resolve_settings
 from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.plugin.stages import ONNX_FILE, RANGES_FILE
 from yolotrt_core.serialization import to_json
@@ -41,116 +40,137 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_STORE = next(f for f in build.SETTINGS if f.name == "store")
-_JSON = Flag("json", "Print one JSON document, see yolotrt_core/schemas/artifacts.json", switch=True)
-_KEY = Flag("key", "First digits of a key, or a name, as `artifacts.list` shows them", positional=True)
 _COLUMNS = ("key", "stage", "plugin", "made", "seconds", "MB")
-_KINDS = ("onnx", "ranges", "cache", "engine")
+
+S = TypeVar("S")
 
 
-def collection(stages: Registry) -> invoke.Collection:
+@dataclass(frozen=True, eq=False, repr=False)
+class ListSettings(StoreSettings):
+    """Which store, and how to print."""
+
+    json: bool = json_option("artifacts")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ShowSettings(ListSettings):
+    """Which artifact to show."""
+
+    key: str = option("", positional=True, help="First digits of a key, or a name, as `artifacts.list` shows them")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class GcSettings(ListSettings):
+    """What to remove."""
+
+    keep_days: float = option(30.0, unit="days", default_text="30", help="Keep artifacts newer than this")
+    dry_run: bool = option(False, switch=True, help="Dry run: only report what would be removed")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ExplainSettings(RecipeSettings):
+    """What to explain."""
+
+    material: bool = option(False, switch=True, common=True, help="Print the full material of each key")
+    json: bool = json_option("artifacts")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ExportSettings(RecipeSettings):
+    """What to copy, and where."""
+
+    kind: Literal["onnx", "ranges", "cache", "engine"] | None = option(
+        None, common=True, default_text="required",
+        help="What to copy; onnx: the graph that the engine is built from, cache: the ranges as a TensorRT 8 or 10 "
+        "calibration cache",
+    )  # fmt: skip
+    cache_version: str | None = option(
+        None, default_text="none", metavar="VERSION",
+        help="TensorRT version that will read the cache, for example 10.3.0; it ignores caches of other versions",
+    )  # fmt: skip
+    cache_algorithm: Literal["entropy2", "minmax"] = option(
+        "entropy2", help="Calibrator class that will read the cache"
+    )
+    out: Path | None = option(None, common=True, metavar="DIR", default_text="required", help="Folder to copy to")
+    json: bool = json_option("artifacts")
+
+
+def collection(registry: Registry) -> invoke.Collection:
     """Make the `artifacts` tasks."""
-    chosen = [*build.SETTINGS, *build.PARITY_FLAGS, *stage_flags(stages, KINDS)]
+
+    def simple(name: str, summary: str, settings: type[S], work: Callable[[S], None]) -> Any:
+        return make_task(name, summary, [settings], lambda given: work(resolve_settings(settings, given)))
+
+    def with_build(
+        name: str, summary: str, settings: type[RecipeSettings], work: Callable[[Registry, Given], None]
+    ) -> Any:
+        return make_task(name, summary, build_groups(registry, settings), lambda given: work(registry, given))
+
     made = invoke.Collection("artifacts")
+    explains = "Explain for each stage of a build whether it would run, and how it differs from the nearest artifact."
     tasks = (
-        make_task("artifacts.list", "List what the store holds.", (_STORE, _JSON), _list),
-        make_task(
-            "artifacts.show",
-            "Show one artifact and where it comes from, back to the model.",
-            (_KEY, _STORE, _JSON),
-            _show,
-        ),
-        make_task(
-            "artifacts.explain",
-            "Say for each stage of a build whether it would run, and what differs from the nearest artifact.",
-            (*chosen, Flag("material", "Print all that enters each key", switch=True), _JSON),
-            lambda given: _explain(stages, given),
-        ),
-        make_task(
-            "artifacts.verify",
-            "Read everything in the store and compare it with its digests.",
-            (_STORE, _JSON),
-            _verify,
-        ),
-        make_task(
+        simple("artifacts.list", "List the artifacts in the store.", ListSettings, _list),
+        simple("artifacts.show", "Show one artifact and its lineage, back to the model.", ShowSettings, _show),
+        with_build("artifacts.explain", explains, ExplainSettings, _explain),
+        simple("artifacts.verify", "Verify the digests of everything in the store.", ListSettings, _verify),
+        simple(
             "artifacts.repair",
-            "Delete what `verify` finds damaged; refuses while something builds.",
-            (_STORE, _JSON),
+            "Delete the corrupted entries that `verify` finds; refused during a build.",
+            ListSettings,
             _repair,
         ),
-        make_task(
+        simple(
             "artifacts.gc",
-            "Delete what no named engine and nothing young needs.",
-            (
-                Flag("keep_days", "Keep what is younger, in days (default 30)"),
-                Flag("dry_run", "Only say what would go", switch=True),
-                _STORE,
-                _JSON,
-            ),
+            "Remove artifacts not referenced by a named engine or a recent build.",
+            GcSettings,
             _gc,
         ),
-        make_task(
-            "artifacts.export",
-            "Copy what a build of these settings made out of the store.",
-            (
-                *chosen,
-                Flag(
-                    "kind",
-                    "onnx|ranges|cache|engine: what to copy; onnx is the graph the engine is built from, cache the "
-                    "ranges as a TensorRT 8 or 10 calibration cache",
-                ),
-                Flag("cache_version", "The TensorRT that will read the cache, as 10.3.0: it ignores another's"),
-                Flag("cache_algorithm", "entropy2|minmax: the calibrator class that will read it (default entropy2)"),
-                Flag("out", "Folder to copy to"),
-                _JSON,
-            ),
-            lambda given: _export(stages, given),
-        ),
+        with_build("artifacts.export", "Copy an artifact of a build out of the store.", ExportSettings, _export),
     )
     for task in tasks:
         made.add_task(task)
     return made
 
 
-def _opened(given: Given) -> Store:
-    return open_store(build.path_from_text(given["store"]))
-
-
-def _existing(given: Given) -> Store:
-    """Open the store to look into; one that was named must be there, or a misspelt path would look like an empty one.
+def _existing(settings: ListSettings) -> Store:
+    """Open the store for reading; a named one must exist, or a misspelt path would look like an empty store.
 
     Raises:
-        ArtifactError: there is no store in the folder that was named.
+        ArtifactError: the named folder does not contain a store.
     """
-    store = _opened(given)
-    named = "`--store`" if given["store"] else STORE_VARIABLE if os.environ.get(STORE_VARIABLE) else None
+    store = open_store(settings.store)
+    named = "`--store`" if settings.store else STORE_VARIABLE if os.environ.get(STORE_VARIABLE) else None
     with reporting(store.root):
         if named is None or store.exists():
             return store
         root = store.root
         what = (
-            "the folder holds none" if root.is_dir() else "it is a file" if root.exists() else "there is no such folder"
+            "the folder is not a store"
+            if root.is_dir()
+            else "it is a file"
+            if root.exists()
+            else "the folder does not exist"
         )
     raise ArtifactError(
-        f"{named} expects an artifact store, but `{store.root}` is none: {what}",
-        hint="correct the path; the first `build` with it would make the store there",
+        f"{named} expects an artifact store, found `{store.root}`: {what}",
+        hint="correct the path; the first `build` with it creates the store",
     )
 
 
-def _list(given: Given) -> None:
-    store = _existing(given)
+def _list(settings: ListSettings) -> None:
+    store = _existing(settings)
     names: dict[str, list[str]] = {}
     for name, key in store.refs().items():
         names.setdefault(key, []).append(name)
     records = sorted(store.records(), key=lambda r: r.created)
-    if given["json"]:
+    if settings.json:
         shown = [{**_summary(r), "names": list(names.get(r.key, []))} for r in records]
         print(json.dumps({"schema": 1, "artifacts": shown}, indent=2))
         return
     if not sys.stdout.isatty():
         print_table((*_COLUMNS, "name"), [(*_cells(r), " ".join(names.get(r.key, []))) for r in records])
         return
-    # Names are long and an artifact can have many: beside all the rest they would leave no room on a screen.
+    # Names are long and an artifact can have many: in one table they would not fit on a screen.
     print_table(_COLUMNS, map(_cells, records), whole=_COLUMNS)
     print()
     named = [(r.short_key, name) for r in records for name in names.get(r.key, [])]
@@ -164,14 +184,14 @@ def _cells(record: Record) -> tuple[str, ...]:
 
 
 def _time(record: Record) -> str:
-    """Return when a record was made as people write it, UTC: 2026-11-25 00:21:39."""
+    """Format the creation time of a record, UTC: 2026-11-25 00:21:39."""
     return record.created[:19].replace("T", " ")
 
 
-def _show(given: Given) -> None:
-    store = _existing(given)
-    lineage = store.lineage(store.resolve(given["key"]))
-    if given["json"]:
+def _show(settings: ShowSettings) -> None:
+    store = _existing(settings)
+    lineage = store.lineage(store.resolve(settings.key))
+    if settings.json:
         print(json.dumps({"schema": 1, **_lineage_json(lineage)}, indent=2))
         return
     record = lineage.record
@@ -210,26 +230,27 @@ def _lineage_json(lineage: Lineage) -> dict[str, Json]:
     return {"record": shown, "inputs": inputs}
 
 
-def _explain(stages: Registry, given: Given) -> None:
-    store = _opened(given)
-    planned = plan_build(build.build_settings(stages, given), store=store, stages=stages)
+def _explain(registry: Registry, given: Given) -> None:
+    asked = resolve_settings(ExplainSettings, given)
+    store = open_store(asked.store)
+    planned = plan_build(build_settings(registry, given), store=store, stages=registry)
     steps: list[dict[str, Json]] = []
     for step, action, record in executor.walk(planned, store):
         entry: dict[str, Json] = {"step": step.label, "plugin": step.identity.name, "outcome": "found"}
         if action is None:
-            entry |= {"outcome": "unknown", "reason": "an earlier stage would run first, so its key is not known yet"}
+            entry |= {"outcome": "unknown", "reason": "depends on a stage that would run first"}
         else:
             entry["key"] = action.key
-            if given["material"]:
+            if asked.material:
                 entry["material"] = action.material()
             if record is None:
                 near = store.nearest(action)
                 entry["outcome"] = "would run"
-                entry["reason"] = "never run in this store" if near is None else f"differs from {near[0].short_key}"
+                entry["reason"] = "not in this store" if near is None else f"differs from {near[0].short_key}"
                 differences = near[1] if near else ()
                 entry["differences"] = [{"part": d.path, "stored": d.found, "wanted": d.wanted} for d in differences]
         steps.append(entry)
-    if given["json"]:
+    if asked.json:
         print(json.dumps({"schema": 1, "steps": steps}, indent=2))
         return
     rows = [
@@ -249,34 +270,31 @@ def _explain(stages: Registry, given: Given) -> None:
             print(f"\n{s['step']}:\n{json.dumps(s['material'], indent=2)}")
 
 
-def _verify(given: Given) -> None:
-    report = _existing(given).verify()
-    _print_report(given, report)
+def _verify(settings: ListSettings) -> None:
+    report = _existing(settings).verify()
+    _print_report(settings, report)
     if not report.ok:
         raise ArtifactError(
-            "the store is damaged", hint="`artifacts.repair` deletes what is; the next build makes it again"
+            "the store is corrupted",
+            hint="`artifacts.repair` deletes the corrupted entries; the next build rebuilds them",
         )
 
 
-def _repair(given: Given) -> None:
-    report = _existing(given).repair()
-    _print_report(given, report)
-    if report.damage and not given["json"]:
-        print(f"\ndeleted {counted(len(report.damage), 'damaged thing')}; the next build makes again what it needs")
+def _repair(settings: ListSettings) -> None:
+    report = _existing(settings).repair()
+    _print_report(settings, report)
+    if report.damage and not settings.json:
+        entries = "entry" if len(report.damage) == 1 else "entries"
+        print(f"\ndeleted {len(report.damage)} corrupted {entries}; the next build rebuilds what it needs")
 
 
-def _gc(given: Given) -> None:
-    text = given["keep_days"] or "30"
-    try:
-        days = float(text)
-    except ValueError:
-        raise UsageError(f"`--keep-days` expects a number of days, found `{text}`") from None
-    report = _existing(given).gc(days, given["dry_run"])
-    _print_report(given, report, report.records)
+def _gc(settings: GcSettings) -> None:
+    report = _existing(settings).gc(settings.keep_days, settings.dry_run)
+    _print_report(settings, report, report.records)
 
 
-def _print_report(given: Given, report: Any, gone: Sequence[Record] | None = None) -> None:
-    """Print what `verify`, `repair` or `gc` found.
+def _print_report(settings: ListSettings, report: Any, gone: Sequence[Record] | None = None) -> None:
+    """Print the report of `verify`, `repair` or `gc`.
 
     Args:
         gone: the records of gc's report.
@@ -285,7 +303,7 @@ def _print_report(given: Given, report: Any, gone: Sequence[Record] | None = Non
     assert isinstance(shown, dict)
     if gone is not None:
         shown["records"] = [_summary(record) for record in gone]
-    if given["json"]:
+    if settings.json:
         print(json.dumps({"schema": 1, **shown}, indent=2))
         return
     print_table(("", ""), [(name.replace("_", " "), _report_cell(name, value)) for name, value in shown.items()])
@@ -307,26 +325,22 @@ def _report_cell(name: str, value: Json) -> str:
     return f"{_megabytes(value)} MB" if name == "size" and isinstance(value, int) else str(value)
 
 
-def _export(stages: Registry, given: Given) -> None:
-    kind, folder = given["kind"], given["out"]
+def _export(registry: Registry, given: Given) -> None:
+    asked = resolve_settings(ExportSettings, given)
+    kind, folder = asked.kind, asked.out
     if kind is None:
-        raise UsageError("`--kind` is needed: what to copy", hint="pass `--kind onnx`, `ranges`, `cache` or `engine`")
-    if kind not in _KINDS:
-        raise UsageError(
-            f"`--kind` expects onnx, ranges, cache or engine, found `{kind}`", hint=nearest(str(kind), _KINDS)
-        )
-    if not folder:
-        raise UsageError("`--out` is needed: the folder to copy to")
-    refuse_unwritable(user_path(folder))
-    store = _opened(given)
-    settings = build.build_settings(stages, given)
-    planned = plan_build(settings, store=store, stages=stages)
+        raise UsageError("`--kind` is required", hint="pass `--kind onnx`, `ranges`, `cache` or `engine`")
+    if folder is None:
+        raise UsageError("`--out` is required: the folder to copy to")
+    refuse_unwritable(folder)
+    store = open_store(asked.store)
+    planned = plan_build(build_settings(registry, given), store=store, stages=registry)
     walked = list(executor.walk(planned, store))
     missing = [step.label for step, _, record in walked if record is None]
     if missing:
         raise UsageError(
-            f"a build of these settings is not in the store: stage `{missing[0]}` has not run",
-            hint="run `build` with the same settings first; `artifacts.explain` says what differs",
+            f"a build with these settings is not in the store: stage `{missing[0]}` has not run",
+            hint="run `build` with the same settings first; `artifacts.explain` shows the difference",
         )
     found_in = {"ranges": RANGES_FILE, "cache": RANGES_FILE, "engine": planned.builder.stage.engine_file}
     wanted = found_in.get(kind, ONNX_FILE)
@@ -334,41 +348,37 @@ def _export(stages: Registry, given: Given) -> None:
     kinds = made_by.get(kind, ("exporter", "pass"))
     made = [record for step, _, record in walked if record and step.kind in kinds and wanted in record.outputs]
     if not made:
-        raise UsageError(f"a build of these settings has no {kind}", hint=f"precision is {planned.request.precision}")
+        raise UsageError(f"a build with these settings has no {kind}", hint=f"precision is {planned.request.precision}")
     record = made[-1]
-    target = user_path(folder) / f"{planned.source.name}-{planned.request.precision}{Path(wanted).suffix}"
+    target = folder / f"{planned.source.name}-{planned.request.precision}{Path(wanted).suffix}"
     if kind == "ranges":
         target = target.with_name(f"{planned.source.name}-ranges.json")
     if kind == "cache":
         target = target.with_name(f"{planned.source.name}.cache")
     if target.is_file() and (kind == "cache" or sha256_of(target) != record.outputs[wanted].sha256):
-        _log.warning("replaces `%s`", target)
+        _log.warning("overwriting `%s`", target)
     if kind == "cache":
-        _write_cache(store, record, target, given)
+        _write_cache(store, record, target, asked)
     else:
         hand_out(store, record.outputs[wanted].sha256, target)
     if kind == "engine":
         spec = record.outputs[ENGINE_SPEC_FILE].sha256
         hand_out(store, spec, target.with_name(target.name + ".json"))
-    if given["json"]:
+    if asked.json:
         print(json.dumps({"schema": 1, "kind": kind, "path": str(target), "key": record.key}, indent=2))
     else:
         print(target)
 
 
-def _write_cache(store: Store, record: Record, target: Path, given: Given) -> None:
-    """Write the ranges of a record as the text that TensorRT's calibrators read."""
-    version, algorithm = given["cache_version"], given["cache_algorithm"] or "entropy2"
-    if not version:
+def _write_cache(store: Store, record: Record, target: Path, asked: ExportSettings) -> None:
+    """Write the ranges of a record as a TensorRT calibration cache."""
+    if not asked.cache_version:
         raise UsageError(
             "`--kind cache` needs `--cache-version`: TensorRT ignores a cache of another release",
-            hint="pass the version of the TensorRT that will read it, as 10.3.0",
+            hint="pass the TensorRT version that will read it, for example 10.3.0",
         )
-    if algorithm not in CALIBRATORS:
-        known = ", ".join(CALIBRATORS)
-        raise UsageError(f"`--cache-algorithm` expects one of {known}, found `{algorithm}`")
     ranges = ranges_from_json(json.loads(store.read(record.outputs[RANGES_FILE].sha256)), RANGES_FILE)
-    text = cache_from_ranges(ranges.tensors, version_number(version), CALIBRATORS[algorithm])
+    text = cache_from_ranges(ranges.tensors, version_number(asked.cache_version), CALIBRATORS[asked.cache_algorithm])
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(text, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""`bench`: how fast an engine is on this machine, alone or beside another."""
+"""`bench`: speed of an engine on this machine, alone or compared with another."""
 
 from __future__ import annotations
 
@@ -7,82 +7,105 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from yolotrt_core.api import Detector
 from yolotrt_core.benchmark.machine import machine_facts
 from yolotrt_core.benchmark.throughput import Candidate, Speed, measure_speed, measure_streams
-from yolotrt_core.cli import build
+from yolotrt_core.cli.build_options import RecipeSettings, build_groups, build_settings, refuse_build_flags
 from yolotrt_core.cli.tables import print_table
-from yolotrt_core.cli.tasks import Flag, Given, make_task, stage_flags
+from yolotrt_core.cli.task_factory import Given, json_option, make_task
 from yolotrt_core.errors import UsageError
 from yolotrt_core.files.paths import user_path
 from yolotrt_core.inference.engine_file import read_engine_spec
-from yolotrt_core.plugin.registered import KINDS
+from yolotrt_core.plugin.options import MANY, Format, option, resolve_settings
 from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.serialization import to_json
 from yolotrt_core.store.location import open_store
 from yolotrt_core.types import EngineSpec, Json
 
-_OWN = (
-    Flag("engine", "Engine file made by `build`, instead of --weights"),
-    Flag("against", "A second engine file, timed in turn with the first"),
-    Flag(
-        "batches", "Batch sizes, as 1,8,32: each a static engine of --weights (default: --batch, or the engine's own)"
-    ),
-    Flag("frame", "Size of the host frames in pixels, as HEIGHTxWIDTH (default 480x640)"),
-    Flag("repeats", "Calls timed for each figure (default 100)"),
-    Flag("json", "Print one JSON document, see yolotrt_core/schemas/bench.json", switch=True),
-)
-RESERVED = tuple("--" + f.name.replace("_", "-") for f in _OWN)
+
+def _batches(value: Any) -> tuple[int, ...]:
+    sizes = tuple(dict.fromkeys(int(n) for n in str(value).split(",") if n.strip()))
+    if not all(1 <= size <= MANY for size in sizes):
+        raise ValueError
+    return sizes
 
 
-def task(stages: Registry) -> Any:
+def _frame_size(value: Any) -> tuple[int, int]:
+    found = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", str(value))
+    if found is None:
+        raise ValueError
+    return int(found[1]), int(found[2])
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class BenchSettings(RecipeSettings):
+    """Everything a user can say about a benchmark."""
+
+    engine: str | None = option(
+        None, common=True, metavar="FILE", default_text="from --weights", help="Engine file of `build`"
+    )
+    against: str | None = option(
+        None, common=True, metavar="FILE", default_text="none",
+        help="Engine file to compare with; both are timed in one interleaved run",
+    )  # fmt: skip
+    batches: tuple[int, ...] = option(
+        (), common=True, default_text="--batch, or that of the engine",
+        help="Batch sizes, each timed on a static engine built from --weights",
+        format=Format("LIST", "whole numbers of at least 1, for example 1,8,32", _batches),
+    )  # fmt: skip
+    frame: tuple[int, int] = option(
+        (480, 640), common=True, default_text="480x640", help="Size of the host frames in pixels",
+        format=Format("HEIGHTxWIDTH", "HEIGHTxWIDTH in pixels, for example 1080x1920", _frame_size),
+    )  # fmt: skip
+    repeats: int = option(100, common=True, minimum=1, maximum=MANY, help="Calls timed for each figure")
+    json: bool = json_option("bench")
+
+
+def task(registry: Registry) -> Any:
     """Make the `bench` task."""
     summary = (
         "Time an engine alone and from host frames to boxes; compare two in one shuffled run.\n\n"
         "Example: bench --weights yolov5n.pt --batches 1,8,32"
     )
-    flags = [*_OWN, *build.RUN_SETTINGS, *build.PARITY_FLAGS, *stage_flags(stages, KINDS)]
-    return make_task("bench", summary, flags, lambda given: _bench(stages, given))
+    groups = build_groups(registry, BenchSettings, run=True)
+    return make_task("bench", summary, groups, lambda given: _bench(registry, given))
 
 
-def _bench(stages: Registry, given: Given) -> None:
-    build.refuse_build_flags(given)
-    settings = build.build_settings(stages, given)
-    # Timing says nothing about accuracy, and judging it would only make one wait.
+def _bench(registry: Registry, given: Given) -> None:
+    refuse_build_flags(given)
+    settings = build_settings(registry, given)
+    # Timing needs no accuracy, and the gate would only take time.
     settings = replace(settings, flags={**settings.flags, "gate": {"check": "off"}})
-    size = _frame_size(given["frame"] or "480x640")
-    repeats = build.whole_number("--repeats", given["repeats"] or 100)
-    if given["against"]:
-        read_engine_spec(user_path(given["against"]))  # before anything is built to be timed beside it
-    store = open_store(build.path_from_text(given["store"]))
-    batches = _batches(given["batches"])
-    if batches and (given["engine"] or settings.dynamic):
-        raise UsageError("`--batches` builds static engines, so it goes with `--weights` and without `--dynamic`")
+    asked = resolve_settings(BenchSettings, given)
+    if asked.against:
+        read_engine_spec(user_path(asked.against))  # before anything is built to be timed beside it
+    store = open_store(asked.store)
+    if asked.batches and (asked.engine or settings.dynamic):
+        raise UsageError("`--batches` builds static engines: it needs `--weights`, without `--dynamic`")
     with contextlib.ExitStack() as stack:
 
         def opened(engine: str | None, batch: int | None) -> Detector:
             wanted = settings if batch is None else replace(settings, batch=batch)
-            chosen = {f: getattr(wanted, f) for f in wanted.__slots__ if f != "weights"}
-            weights = None if engine else wanted.weights
-            return stack.enter_context(Detector.open(weights, engine=engine, store=store, stages=stages, **chosen))
+            wanted = replace(wanted, weights=None) if engine else wanted
+            return stack.enter_context(Detector.open(engine=engine, store=store, stages=registry, settings=wanted))
 
-        candidates = [_candidate(f"batch {b}", opened(None, b)) for b in batches]
+        candidates = [_candidate(f"batch {b}", opened(None, b)) for b in asked.batches]
         if not candidates:
-            name = given["engine"] or settings.weights or "embedded model"
-            candidates = [_candidate(str(name), opened(given["engine"], None))]
-        if given["against"]:
-            candidates.append(_candidate(f"{given['against']} (against)", opened(given["against"], None)))
-        speeds = measure_speed(candidates, size, repeats)
-        streams = measure_streams(candidates, size)
+            name = asked.engine or settings.weights or "embedded model"
+            candidates = [_candidate(str(name), opened(asked.engine, None))]
+        if asked.against:
+            candidates.append(_candidate(f"{asked.against} (against)", opened(asked.against, None)))
+        speeds = measure_speed(candidates, asked.frame, asked.repeats)
+        streams = measure_streams(candidates, asked.frame)
         engines = {c.name: c.detector.spec for c in candidates}
         facts = machine_facts()
-    if given["json"]:
-        print(json.dumps(document(speeds, streams, engines, facts, size), indent=2))
+    if asked.json:
+        print(json.dumps(document(speeds, streams, engines, facts, asked.frame), indent=2))
     else:
-        _report(speeds, streams, engines, facts, size)
+        _report(speeds, streams, engines, facts, asked.frame)
 
 
 def document(
@@ -92,10 +115,10 @@ def document(
     facts: dict[str, Json],
     size: tuple[int, int],
 ) -> Json:
-    """Return what `bench --json` prints; its form is in yolotrt_core/schemas/bench.json.
+    """Return what `bench --json` prints, as described in yolotrt_core/schemas/bench.json.
 
     Args:
-        streams: frames a second of each where they keep coming. engines: the specs. size: (height, width) of frames.
+        streams: frames per second of each in a continuous stream. engines: the specs. size: (height, width) of frames.
     """
     return {
         "schema": 1,
@@ -165,15 +188,3 @@ def _candidate(name: str, detector: Detector) -> Candidate:
     shape = detector.spec.model.inputs[0].shape
     batch = profiles[0].opt[0] if profiles else int(shape[0])
     return Candidate(name, detector, batch)
-
-
-def _batches(text: str | None) -> list[int]:
-    words = [w.strip() for w in (text or "").split(",") if w.strip()]
-    return [build.whole_number("--batches", w) for w in dict.fromkeys(words)]
-
-
-def _frame_size(text: str) -> tuple[int, int]:
-    found = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", text)
-    if found is None:
-        raise UsageError(f"`--frame` expects HEIGHTxWIDTH in pixels, as 1080x1920, found `{text}`")
-    return int(found[1]), int(found[2])

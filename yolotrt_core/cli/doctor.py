@@ -1,26 +1,28 @@
-"""`doctor`: what this machine can do, and what would make it do more."""
+"""`doctor`: available backends and missing dependencies of this machine."""
 
 from __future__ import annotations
 
 import json
 import platform
-import re
-import shutil
-import subprocess
 import sys
+from dataclasses import dataclass
 from importlib import metadata
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from yolotrt_core.benchmark.machine import query_gpus
 from yolotrt_core.cli.tables import print_table
-from yolotrt_core.cli.tasks import Flag, Given, make_task
+from yolotrt_core.cli.task_factory import Given, json_option, make_task
 from yolotrt_core.plugin.diagnostics import health, runs_here
+from yolotrt_core.plugin.options import resolve_settings
 from yolotrt_core.plugin.registered import OWN_DIST
 from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.store.location import default_store
 from yolotrt_core.types import Json
 
-_REQUIREMENT = re.compile(r"^([A-Za-z0-9._-]+)\s*(?:\[[^\]]*\])?\s*([^;]*?)\s*(?:;.*extra == ['\"]([\w-]+)['\"].*)?$")
-# What a missing extra costs; the extra's name is pyproject.toml's.
+if TYPE_CHECKING:
+    from packaging.requirements import Requirement
+
+# What an extra of pyproject.toml is required for.
 _DISABLES = {
     "": "everything",
     "torch": "exporting .pt checkpoints, parity checks, engines that run on the CPU",
@@ -32,8 +34,6 @@ _DISABLES = {
     "nvjpeg": "decoding JPEG files on a GPU",
     "eval": "mAP figures",
 }
-
-
 # Distributions that install the same module.
 _OTHERS = {
     "opencv-python-headless": ("opencv-python", "opencv-contrib-python"),
@@ -42,24 +42,30 @@ _OTHERS = {
 }
 
 
-def task(stages: Registry) -> Any:
+@dataclass(frozen=True, eq=False, repr=False)
+class DoctorSettings:
+    """How `doctor` reports."""
+
+    json: bool = json_option("doctor")
+
+
+def task(registry: Registry) -> Any:
     """Make the `doctor` task."""
-    flags = (Flag("json", "Print one JSON document, see yolotrt_core/schemas/doctor.json", switch=True),)
 
     def body(given: Given) -> None:
-        report = document(stages)
-        if given["json"]:
+        report = document(registry)
+        if resolve_settings(DoctorSettings, given).json:
             print(json.dumps(report, indent=2))
         else:
             _print(report)
 
-    return make_task("doctor", "Say what this machine can do, and what each missing piece disables.", flags, body)
+    return make_task("doctor", "Show available backends and missing dependencies.", [DoctorSettings], body)
 
 
-def document(stages: Registry) -> dict[str, Any]:
-    """Return what `doctor --json` prints; its form is in yolotrt_core/schemas/doctor.json."""
+def document(registry: Registry) -> dict[str, Any]:
+    """Return what `doctor --json` prints, as described in yolotrt_core/schemas/doctor.json."""
     builders: list[Json] = []
-    for found in stages.builders():
+    for found in registry.builders():
         builds, runs = health(found), runs_here(found)
         tools = dict(found.stage.fingerprint(found.stage.Options())) if builds.ok else {}
         builders.append(
@@ -81,37 +87,32 @@ def document(stages: Registry) -> dict[str, Any]:
         "gpus": _gpus(),
         "builders": builders,
         "packages": _packages(),
-        "broken_plugins": [{"plugin": b.plugin, "distribution": b.dist, "error": b.error} for b in stages.broken],
+        "broken_plugins": [{"plugin": b.plugin, "distribution": b.dist, "error": b.error} for b in registry.broken],
     }
 
 
 def _gpus() -> list[Json]:
-    """Ask nvidia-smi, which comes with every NVIDIA driver; no GPU or no driver is an empty list."""
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return []
-    query = "--query-gpu=name,driver_version,compute_cap,memory.total"
-    try:
-        asked = subprocess.run(
-            [program, query, "--format=csv,noheader"], capture_output=True, text=True, timeout=20, check=True
-        )
-    except (OSError, subprocess.SubprocessError):
-        return []
-    fields = ("name", "driver", "compute_capability", "memory")
-    lines = [line.split(", ") for line in asked.stdout.splitlines() if line.strip()]
-    return [dict(zip(fields, values, strict=False)) for values in lines]
+    fields = {"name": "name", "driver": "driver_version", "compute_capability": "compute_cap", "memory": "memory.total"}
+    return [dict(zip(fields, values, strict=False)) for values in query_gpus(tuple(fields.values()))]
+
+
+def _is_of(requirement: Requirement, extra: str) -> bool:
+    """Return whether a requirement is of this extra, the empty one being always installed."""
+    marker = requirement.marker
+    if marker is None or "extra" not in str(marker):
+        return not extra
+    return bool(extra) and marker.evaluate({"extra": extra})
 
 
 def _packages() -> list[Json]:
-    """List what the distribution's metadata asks for, by extra, with what is installed."""
+    """List the requirements of the distribution by extra, with the installed versions."""
+    from packaging.requirements import Requirement
+
     found: list[Json] = []
-    for text in metadata.requires(OWN_DIST) or []:
-        parsed = _REQUIREMENT.match(text)
-        if parsed is None:
-            continue
-        name, wanted, extra = parsed[1], parsed[2], parsed[3] or ""
-        if name == OWN_DIST or extra == "dev" or extra not in _DISABLES:
-            continue
+    requirements = map(Requirement, metadata.requires(OWN_DIST) or [])
+    needed = [(r, extra) for r in requirements if r.name != OWN_DIST for extra in _DISABLES if _is_of(r, extra)]
+    for requirement, extra in needed:
+        name = requirement.name
         try:
             version: str | None = metadata.version(name)
         except metadata.PackageNotFoundError:
@@ -120,7 +121,7 @@ def _packages() -> list[Json]:
         found.append(
             {
                 "package": name,
-                "wanted": wanted,
+                "wanted": str(requirement.specifier),
                 "installed": version,
                 "extra": extra,
                 "disables": None if version else _DISABLES[extra],
@@ -131,7 +132,7 @@ def _packages() -> list[Json]:
 
 
 def _other_version(name: str) -> str | None:
-    """Return the version of a package that serves as well, e.g. opencv-python."""
+    """Return the version of an equivalent package, e.g. opencv-python."""
     for other in _OTHERS.get(name, ()):
         try:
             return f"{metadata.version(other)} ({other})"
@@ -168,7 +169,7 @@ def _print(report: dict[str, Any]) -> None:
         lost.setdefault(p["package"], []).extend([p["disables"]] if p["disables"] else [])
     versions = {p["package"]: p["installed"] or "missing" for p in report["packages"]}
     packages = [(name, versions[name], "; ".join(dict.fromkeys(parts))) for name, parts in lost.items()]
-    print_table(("package", "version", "without it you lose"), packages)
+    print_table(("package", "version", "required for"), packages)
     commands = [command for b in report["builders"] for command in b["install"]]
     commands += [p["install"] for p in report["packages"] if p["install"]]
     if commands:

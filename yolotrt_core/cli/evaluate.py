@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from yolotrt_core.api import Detector
 from yolotrt_core.build.settings import BuildSettings, resolve_model
 from yolotrt_core.calibration.images import DEFAULT_CALIBRATOR
-from yolotrt_core.cli import build
-from yolotrt_core.cli.detect import selection_from
+from yolotrt_core.cli.build_options import RecipeSettings, build_groups, build_settings, refuse_build_flags
 from yolotrt_core.cli.tables import print_table
-from yolotrt_core.cli.tasks import Flag, Given, make_task, stage_flags
+from yolotrt_core.cli.task_factory import Given, json_option, make_task
 from yolotrt_core.console.text import counted, nearest
 from yolotrt_core.datasets import reader
 from yolotrt_core.errors import UsageError
@@ -23,95 +21,107 @@ from yolotrt_core.evaluation.evaluator import SELECTION, Comparison, Evaluation,
 from yolotrt_core.files.paths import existing_path, user_path
 from yolotrt_core.inference.engine_file import read_engine_spec
 from yolotrt_core.inference.rect_detector import RectDetector
-from yolotrt_core.plugin.registered import KINDS
+from yolotrt_core.plugin.options import MANY, option, resolve_settings
 from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.serialization import to_json
 from yolotrt_core.store.location import open_store
 from yolotrt_core.store.store import Store
-from yolotrt_core.types import PRECISIONS, Json
+from yolotrt_core.types import PRECISIONS, Json, Selection
 
-_OWN = (
-    Flag("data", "Labelled images: a folder in YOLO layout, a data set YAML, or a COCO JSON file"),
-    Flag("part", "train|val|test: which part of a data set YAML (default val)"),
-    Flag("engine", "Engine file made by `build`, instead of --weights"),
-    Flag("rect", "on|off: each image at its own shape, where the engine accepts any (--dynamic on; default off)"),
-    Flag("framework", "Judge the model in its own framework, without an engine", switch=True),
-    Flag("against", f"Compare with this: an engine file, or {'|'.join(PRECISIONS)} of the same model"),
-    Flag("conf", "Least score, 0 to 1 (default 0.001)"),
-    Flag("iou", "Overlap over which the lower-scored box goes, 0 to 1 (default 0.6)"),
-    Flag("multi_label", "on|off: a box may count for several classes (default on)"),
-    Flag("max_det", "Most detections for one image (default 300)"),
-    Flag("bootstrap", "Resamples of the images for the 95% intervals, 100 or more, or 0 for none (default 200)"),
-    Flag("seed", "Which resamples (default 0)"),
-    Flag("json", "Print one JSON document, see yolotrt_core/schemas/evaluate.json", switch=True),
-)
-RESERVED = tuple("--" + f.name.replace("_", "-") for f in _OWN)
-_MOST_RESAMPLES = 100_000  # far more than move the fourth digit of an interval, and hours of work already
-_PARTS: tuple[reader.Part, ...] = ("train", "val", "test")
+_MOST_RESAMPLES = 100_000  # far more than change the fourth digit of an interval, and hours of work already
 
 
-def task(stages: Registry) -> Any:
+@dataclass(frozen=True, eq=False, repr=False)
+class EvaluateSettings(RecipeSettings):
+    """Everything a user can say about an evaluation."""
+
+    data: str | None = option(
+        None, common=True, metavar="DIR|FILE", default_text="none",
+        help="Labelled images: a folder in YOLO layout, a data set YAML, or a COCO JSON file",
+    )  # fmt: skip
+    part: Literal["train", "val", "test"] = option("val", common=True, help="Part of a data set YAML")
+    engine: str | None = option(
+        None, common=True, metavar="FILE", default_text="from --weights", help="Engine file of `build`"
+    )
+    rect: bool = option(False, help="Evaluate each image at its own shape; needs a dynamic-shape engine")
+    framework: bool = option(False, switch=True, help="Evaluate the original framework model")
+    against: str | None = option(
+        None, common=True, metavar="FILE|TYPE", default_text="none",
+        help=f"Engine file to compare with, or {'|'.join(PRECISIONS)} of the same model",
+    )  # fmt: skip
+    conf: float = option(SELECTION.conf, minimum=0, maximum=1, help="Confidence threshold")
+    iou: float = option(SELECTION.iou, minimum=0, maximum=1, help="IoU threshold for NMS")
+    multi_label: bool = option(SELECTION.multi_label, help="Multi-label NMS")
+    max_det: int = option(SELECTION.max_det, minimum=1, maximum=MANY, help="Maximum detections per image")
+    bootstrap: int = option(
+        200, minimum=0, maximum=_MOST_RESAMPLES, help="Resamples for the 95% intervals: 100 or more, or 0 for none"
+    )
+    seed: int = option(0, minimum=0, maximum=MANY, help="Seed of the resamples")
+    json: bool = json_option("evaluate")
+
+    @property
+    def selection(self) -> Selection:
+        """The thresholds."""
+        return Selection(conf=self.conf, iou=self.iou, multi_label=self.multi_label, max_det=self.max_det)
+
+
+def task(registry: Registry) -> Any:
     """Make the `evaluate` task."""
     summary = (
-        "Judge an engine by mAP on labelled images, with intervals; compare two engines.\n\n"
-        "Runs an engine file, or builds one for a model with the first builder that can run here.\n\n"
-        "Example: evaluate --weights yolov5n.pt --precision int8 --calib-data train/ --data coco.yaml --against fp32"
+        "Evaluate the mAP of an engine on labelled images, with intervals; compare two engines.\n\n"
+        "Runs an engine file, or builds one with the first builder that can run here.\n\n"
+        "Example: evaluate --weights yolov5n.pt --data coco.yaml --against fp32"
     )
-    flags = [*_OWN, *build.RUN_SETTINGS, *build.PARITY_FLAGS, *stage_flags(stages, KINDS)]
-    return make_task("evaluate", summary, flags, lambda given: _evaluate(stages, given))
+    groups = build_groups(registry, EvaluateSettings, run=True)
+    return make_task("evaluate", summary, groups, lambda given: _evaluate(registry, given))
 
 
-def _evaluate(stages: Registry, given: Given) -> None:
-    if not given["data"]:
+def _evaluate(registry: Registry, given: Given) -> None:
+    asked = resolve_settings(EvaluateSettings, given)
+    if not asked.data:
         raise UsageError("`evaluate` needs labelled images", hint="pass `--data DIR_OR_YAML`")
-    part = given["part"] or "val"
-    if part not in _PARTS:
-        raise UsageError(f"`--part` expects train, val or test, found `{part}`")
-    build.refuse_build_flags(given)
-    settings = build.build_settings(stages, given)
-    # Judging is what this command is for: a second judge before it would only hide the figures.
+    refuse_build_flags(given)
+    settings = build_settings(registry, given)
+    # The gate would evaluate the engine a second time, and could hide the figures.
     settings = replace(settings, flags={**settings.flags, "gate": {"check": "off"}})
-    store = open_store(build.path_from_text(given["store"]))
-    bootstrap = Bootstrap(
-        build.whole_number("--bootstrap", given["bootstrap"] or 200, least=0, most=_MOST_RESAMPLES),
-        build.whole_number("--seed", given["seed"] or 0, least=0),
-    )
-    if given["against"] and not bootstrap.resamples:
+    store = open_store(asked.store)
+    bootstrap = Bootstrap(asked.bootstrap, asked.seed)
+    if asked.against and not bootstrap.resamples:
         raise UsageError(
-            "`--against` needs resamples to tell a difference from noise, found `--bootstrap 0`",
-            hint="leave out `--bootstrap`, or evaluate each engine by itself",
+            "`--against` needs resamples to test for a significant difference, found `--bootstrap 0`",
+            hint="leave out `--bootstrap`, or evaluate each engine separately",
         )
-    if given["engine"]:
-        if given["framework"]:
-            raise UsageError("`--framework` needs `--weights`: an engine holds no model of a framework")
-        read_engine_spec(user_path(given["engine"]))
-    reader.check(given["data"], part)
-    _refuse_rival(stages, settings, given)
+    if asked.engine:
+        if asked.framework:
+            raise UsageError("`--framework` needs `--weights`: an engine does not contain the framework model")
+        read_engine_spec(user_path(asked.engine))
+    reader.check(asked.data, asked.part)
+    _check_against(registry, settings, asked)
     with contextlib.ExitStack() as stack:
-        if given["framework"]:
-            first = stack.enter_context(open_framework(settings, stages))
+        if asked.framework:
+            first = stack.enter_context(open_framework(settings, registry))
         else:
-            first = stack.enter_context(_open(settings, given["engine"], store, stages))
-        data = reader.read(given["data"], first.labels, part)
-        judge = Judge(data, store, stages, _selection(given), bootstrap)
-        rect = build.switch("--rect", given["rect"] or "off")
-        result = judge.evaluate(RectDetector(first) if rect else first)
+            opened = Detector.open(engine=asked.engine, store=store, stages=registry, settings=settings)
+            first = stack.enter_context(opened)
+        data = reader.read(asked.data, first.labels, asked.part)
+        judge = Judge(data, store, registry, asked.selection, bootstrap)
+        result = judge.evaluate(RectDetector(first) if asked.rect else first)
         rival = comparison = None
-        if given["against"]:
-            second = stack.enter_context(_open_rival(settings, given, store, stages))
+        if asked.against:
+            second = stack.enter_context(_open_against(settings, asked.against, store, registry))
             if second.labels != first.labels:
-                raise UsageError("the two engines have different classes: nothing to compare")
-            rival = judge.evaluate(RectDetector(second) if rect else second)
+                raise UsageError("the two engines have different classes and cannot be compared")
+            rival = judge.evaluate(RectDetector(second) if asked.rect else second)
             comparison = judge.compare(rival, result)
-    if given["json"]:
+    if asked.json:
         print(json.dumps(document(judge, result, rival, comparison), indent=2))
     else:
         _report(judge, result, rival, comparison)
 
 
-def _refuse_rival(stages: Registry, settings: BuildSettings, given: Given) -> None:
-    """Check what is to be compared before the first engine is built."""
-    wanted = given["against"]
+def _check_against(registry: Registry, settings: BuildSettings, asked: EvaluateSettings) -> None:
+    """Check `--against` before the first engine is built."""
+    wanted = asked.against
     if not wanted:
         return
     if wanted not in PRECISIONS:
@@ -124,40 +134,30 @@ def _refuse_rival(stages: Registry, settings: BuildSettings, given: Given) -> No
             )
         read_engine_spec(path)
         return
-    if given["engine"]:
+    if asked.engine:
         raise UsageError(f"`--against {wanted}` needs `--weights`: an engine cannot be built from an engine")
-    _, source = resolve_model(settings, stages)
+    _, source = resolve_model(settings, registry)
     if source.holds not in (None, wanted):
         raise UsageError(
-            f"`--against {wanted}` needs a float32 model, found that `{source.path.name}` holds {source.holds} already",
-            hint=f"build the float32 model it was made from with `--precision {wanted}`, and name the engine file here",
+            f"`--against {wanted}` needs a float32 model, but `{source.path.name}` is already {source.holds}",
+            hint=f"build its float32 model with `--precision {wanted}`, and pass the engine file here",
         )
     if wanted in DEFAULT_CALIBRATOR and settings.calib_data is None and settings.calibrator is None:
         raise UsageError(
-            f"`--against {wanted}` needs images to calibrate on, but `--calib-data` was not given",
+            f"`--against {wanted}` needs calibration images, but `--calib-data` was not given",
             hint="pass `--calib-data DIR`",
         )
 
 
-def _selection(given: Mapping[str, Any]) -> Any:
-    defaults = {"conf": SELECTION.conf, "iou": SELECTION.iou, "multi_label": "on", "max_det": SELECTION.max_det}
-    return selection_from({k: given[k] if given.get(k) is not None else v for k, v in defaults.items()})
-
-
-def _open(settings: BuildSettings, engine: str | None, store: Store, stages: Registry) -> Detector:
-    chosen = {f: getattr(settings, f) for f in settings.__slots__ if f != "weights"}
-    return Detector.open(settings.weights, engine=engine, store=store, stages=stages, **chosen)
-
-
-def _open_rival(settings: BuildSettings, given: Given, store: Store, stages: Registry) -> Detector:
-    wanted = given["against"]
-    if wanted not in PRECISIONS:
-        return _open(replace(settings, weights=None), wanted, store, stages)
-    return _open(replace(settings, precision=wanted), None, store, stages)
+def _open_against(settings: BuildSettings, wanted: str, store: Store, registry: Registry) -> Detector:
+    if wanted in PRECISIONS:
+        return Detector.open(store=store, stages=registry, settings=replace(settings, precision=wanted))
+    settings = replace(settings, weights=None)
+    return Detector.open(engine=wanted, store=store, stages=registry, settings=settings)
 
 
 def document(judge: Judge, result: Evaluation, rival: Evaluation | None, comparison: Comparison | None) -> Json:
-    """Return what `evaluate --json` prints; its form is in yolotrt_core/schemas/evaluate.json."""
+    """Return what `evaluate --json` prints, as described in yolotrt_core/schemas/evaluate.json."""
     against: Json = None
     if rival is not None and comparison is not None:
         against = {
@@ -206,17 +206,17 @@ def _report(judge: Judge, result: Evaluation, rival: Evaluation | None, comparis
         shown.append(_row("difference", comparison.map50, comparison.map50_95, sign="+"))
     around = () if result.map50.low is None else ("95%",)
     print_table(("engine", "mAP50", *around, "mAP50-95", *around), shown)
-    skipped = f", {len(result.skipped)} unreadable left out" if result.skipped else ""
-    print(f"\n{counted(result.images, 'picture')}, {counted(result.boxes, 'box')}{skipped}")
+    skipped = f", {len(result.skipped)} unreadable skipped" if result.skipped else ""
+    print(f"\n{counted(result.images, 'image')}, {counted(result.boxes, 'box')}{skipped}")
     too_few = judge.bootstrap.shortfall(result.images)
     if comparison is None:
-        if too_few and judge.bootstrap.resamples:  # without any they were not wanted
-            print(f"no interval can be told from {too_few}")
+        if too_few and judge.bootstrap.resamples:  # without any they were not asked for
+            print(f"no confidence interval: only {too_few}")
     elif too_few:
-        print(f"whether the difference in mAP50-95 is more than noise cannot be told from {too_few}")
+        print(f"the difference in mAP50-95 was not tested for significance: only {too_few}")
     else:
-        verdict = "more than noise" if comparison.more_than_noise else "not distinguishable from noise"
-        print(f"the difference in mAP50-95 is {verdict} on these images")
+        result_of_test = "statistically significant" if comparison.more_than_noise else "not statistically significant"
+        print(f"the difference in mAP50-95 is {result_of_test} on these images")
 
 
 def _row(name: str, *figures: Interval, sign: str = "") -> tuple[str, ...]:

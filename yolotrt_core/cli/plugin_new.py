@@ -1,43 +1,51 @@
-"""`plugin.new`: start a plugin of one's own."""
+"""`plugin.new`: create a plugin from a template."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
+
 import invoke
 
-from yolotrt_core.cli.tasks import Flag, Given, make_task
+from yolotrt_core.cli.task_factory import Given, make_task
 from yolotrt_core.errors import UsageError
-from yolotrt_core.files.paths import user_path
-from yolotrt_core.plugin.registered import KINDS
+from yolotrt_core.plugin.options import option, resolve_settings
+from yolotrt_core.plugin.registered import KINDS, Kind
 from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.scaffold.writer import write_plugin
 
 
-def collection(stages: Registry) -> invoke.Collection:
+@dataclass(frozen=True, eq=False, repr=False)
+class PluginSettings:
+    """Name, kind and place of a new plugin."""
+
+    name: str = option("", positional=True, help="Name of the stage, used for `--exporter NAME` and its flags")
+    kind: Kind | None = option(None, help="Kind of the stage", default_text="required")
+    out: Path = option(Path(), metavar="DIR", default_text="the current one", help="Folder for the plugin")
+
+
+def collection(registry: Registry) -> invoke.Collection:
     """Make the `plugin` tasks."""
     made = invoke.Collection("plugin")
     summary = (
-        "Write a new plugin: a small package with a working stage, its options, tests and README.\n\n"
+        "Create a plugin: a small package with a working stage, its options, tests and README.\n\n"
         "Example: plugin.new polish --kind pass"
-    )
-    flags = (
-        Flag("name", "Name of the stage, as `--exporter NAME` or its flags will have it", positional=True),
-        Flag("kind", "|".join(KINDS)),
-        Flag("out", "Folder to put it in (default: the current one)"),
     )
 
     def body(given: Given) -> None:
-        kind, name = given["kind"], given["name"]
+        asked = resolve_settings(PluginSettings, given)
+        kind, name = asked.kind, asked.name
         if kind is None:
             raise UsageError("`plugin.new` needs the kind of stage", hint=f"pass `--kind {'|'.join(KINDS)}`")
-        for other, named in stages.stages.items():  # flags and recipe tables are by name, whatever the kind
+        for other, named in registry.stages.items():  # flags and recipe tables are named by stage, not by kind
             if name in named:
                 raise UsageError(
                     f"there is already {'an' if other == 'exporter' else 'a'} {other} named `{name}`, "
                     f"of `{named[name].dist}`",
                     hint="choose another name",
                 )
-        folder = write_plugin(name, kind, user_path(given["out"] or "."))
+        folder = write_plugin(name, kind, asked.out)
         print(folder)
 
-    made.add_task(make_task("plugin.new", summary, flags, body))
+    made.add_task(make_task("plugin.new", summary, [PluginSettings], body))
     return made

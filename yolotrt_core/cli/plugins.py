@@ -1,41 +1,50 @@
-"""`plugins`: what is installed, with its options, and what is broken."""
+"""`plugins`: installed stages with their options, and broken plugins."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from typing import Any
 
 from yolotrt_core.cli.tables import print_table
-from yolotrt_core.cli.tasks import Flag, Given, make_task, option_help
+from yolotrt_core.cli.task_factory import Given, json_option, make_task
 from yolotrt_core.plugin.diagnostics import health
+from yolotrt_core.plugin.options import option, resolve_settings
 from yolotrt_core.plugin.registered import Registered
 from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.types import Json
 
 
-def task(stages: Registry) -> Any:
+@dataclass(frozen=True, eq=False, repr=False)
+class PluginsSettings:
+    """What `plugins` prints."""
+
+    options: bool = option(False, switch=True, help="List the options of every stage too")
+    json: bool = json_option("plugins")
+
+
+def task(registry: Registry) -> Any:
     """Make the `plugins` task."""
-    flags = (
-        Flag("options", "List the options of every stage too", switch=True),
-        Flag("json", "Print one JSON document, see yolotrt_core/schemas/plugins.json", switch=True),
-    )
 
     def body(given: Given) -> None:
-        if given["json"]:
-            print(json.dumps(document(stages), indent=2))
+        asked = resolve_settings(PluginsSettings, given)
+        if asked.json:
+            print(json.dumps(document(registry), indent=2))
         else:
-            _print(stages, given["options"])
+            _print(registry, asked.options)
 
-    return make_task("plugins", "List installed stages, their versions and options, and broken plugins.", flags, body)
+    summary = "List installed stages, their versions and options, and broken plugins."
+    return make_task("plugins", summary, [PluginsSettings], body)
 
 
-def document(stages: Registry) -> Json:
-    """Return what `plugins --json` prints; its form is in yolotrt_core/schemas/plugins.json."""
+def document(registry: Registry) -> Json:
+    """Return what `plugins --json` prints, as described in yolotrt_core/schemas/plugins.json."""
     return {
         "schema": 1,
-        "stages": [_stage(found) for named in stages.stages.values() for found in named.values()],
+        "stages": [_stage(found) for named in registry.stages.values() for found in named.values()],
         "broken": [
-            {"plugin": b.plugin, "distribution": b.dist, "version": b.version, "error": b.error} for b in stages.broken
+            {"plugin": b.plugin, "distribution": b.dist, "version": b.version, "error": b.error}
+            for b in registry.broken
         ],
     }
 
@@ -50,12 +59,12 @@ def _stage(found: Registered) -> dict[str, Json]:
         "available": can.ok,
         "reason": can.reason,
         "install": can.install,
-        "options": [{"flag": o.flag, "help": option_help(o)} for o in found.options],
+        "options": [{"flag": o.flag, "help": o.description} for o in found.options],
     }
 
 
-def _print(stages: Registry, with_options: bool) -> None:
-    found = [r for named in stages.stages.values() for r in named.values()]
+def _print(registry: Registry, with_options: bool) -> None:
+    found = [r for named in registry.stages.values() for r in named.values()]
     rows = []
     for r in found:
         can = health(r)
@@ -63,8 +72,8 @@ def _print(stages: Registry, with_options: bool) -> None:
     print_table(("kind", "name", "distribution", "usable here"), rows)
     if with_options:
         print()
-        print_table(("option", "meaning"), [(o.flag, option_help(o)) for r in found for o in r.options])
-    if stages.broken:
+        print_table(("option", "meaning"), [(o.usage, o.description) for r in found for o in r.options])
+    if registry.broken:
         print()
-        broken = [(b.plugin, f"{b.dist} {b.version}", b.error) for b in stages.broken]
+        broken = [(b.plugin, f"{b.dist} {b.version}", b.error) for b in registry.broken]
         print_table(("broken plugin", "distribution", "error"), broken)

@@ -1,67 +1,71 @@
-"""`sensitivity`: what quantizing each layer of a model alone costs, the worst first."""
+"""`sensitivity`: error of quantizing each layer of a model alone, worst first."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from yolotrt_core.build.settings import AUTO, calibration_data, plan_build
 from yolotrt_core.calibration.images import DEFAULT_CALIBRATOR
-from yolotrt_core.cli import build
-from yolotrt_core.cli.streams import can_show
+from yolotrt_core.cli.build_options import RecipeSettings, build_groups, build_settings
+from yolotrt_core.cli.stdio import can_show
 from yolotrt_core.cli.tables import print_table
-from yolotrt_core.cli.tasks import Flag, Given, make_task, stage_flags
+from yolotrt_core.cli.task_factory import Given, json_option, make_task
 from yolotrt_core.console.text import counted
 from yolotrt_core.errors import UsageError
 from yolotrt_core.plugin.given_options import GivenOptions
-from yolotrt_core.plugin.registered import KINDS
+from yolotrt_core.plugin.options import option, resolve_settings
 from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.serialization import to_json
 from yolotrt_core.store.location import open_store
 from yolotrt_core.tuning.sensitivity import Sensitivity, measure
 from yolotrt_core.types import Json, Precision
 
-_OWN = (
-    Flag("plot", "Also draw the errors into this file, .svg, .png or .pdf (needs matplotlib)"),
-    Flag("json", "Print one JSON document, see yolotrt_core/schemas/sensitivity.json", switch=True),
-)
-RESERVED = tuple("--" + f.name.replace("_", "-") for f in _OWN)
 _BAR = 24
 _SUGGESTED = 4
 
 
-def task(stages: Registry) -> Any:
+@dataclass(frozen=True, eq=False, repr=False)
+class SensitivitySettings(RecipeSettings):
+    """What `sensitivity` does with the figures."""
+
+    plot: Path | None = option(
+        None, common=True, default_text="none", help="Plot of the errors, .svg, .png or .pdf; needs matplotlib"
+    )
+    json: bool = json_option("sensitivity")
+
+
+def task(registry: Registry) -> Any:
     """Make the `sensitivity` task."""
     summary = (
-        "Rank a model's layers by the damage of quantizing each alone; the worst first.\n\n"
+        "Rank the layers of a model by the error of quantizing each alone, worst first.\n\n"
         "Each layer is measured in a float32 network on a few of the calibration images. "
-        "The precision is int8 unless fp8 is asked for.\n\n"
+        "The precision is int8 unless fp8 is given.\n\n"
         "Example: sensitivity --weights yolov5n.pt --calib-data train/"
     )
-    flags = [*_OWN, *build.SETTINGS, *build.PARITY_FLAGS, *stage_flags(stages, KINDS)]
-    return make_task("sensitivity", summary, flags, lambda given: _sensitivity(stages, given))
+    groups = build_groups(registry, SensitivitySettings)
+    return make_task("sensitivity", summary, groups, lambda given: _sensitivity(registry, given))
 
 
-def _sensitivity(stages: Registry, given: Given) -> None:
-    settings = build.build_settings(stages, given)
-    asked = settings.precision
-    precision: Precision = "int8" if asked is None or asked == AUTO else asked
+def _sensitivity(registry: Registry, given: Given) -> None:
+    settings, asked = build_settings(registry, given), resolve_settings(SensitivitySettings, given)
+    precision: Precision = settings.precision if settings.precision not in (None, AUTO) else "int8"
     settings = replace(settings, precision=precision)
-    plot = build.path_from_text(given["plot"])
+    plot = asked.plot
     if plot is not None and plot.suffix not in (".svg", ".png", ".pdf"):
-        raise UsageError(f"`--plot` expects a file that ends in .svg, .png or .pdf, found `{plot.name}`")
+        raise UsageError(f"`--plot` expects a file with the suffix .svg, .png or .pdf, found `{plot.name}`")
     usual = DEFAULT_CALIBRATOR.get(precision)
     if usual is not None and settings.calib_data is None and settings.calibrator is None:
         raise UsageError(
             f"calibrator `{usual}` needs images, but `--calib-data` was not given", hint="pass `--calib-data DIR`"
         )
-    store = open_store(build.path_from_text(given["store"]))
-    planned = plan_build(settings, store=store, stages=stages)
+    store = open_store(asked.store)
+    planned = plan_build(settings, store=store, stages=registry)
     options = GivenOptions(settings.flags, settings.recipe)
-    found = measure(planned, options, store=store, stages=stages, calibration=calibration_data(settings))
-    if given["json"]:
+    found = measure(planned, options, store=store, stages=registry, calibration=calibration_data(settings))
+    if asked.json:
         print(json.dumps(document(found), indent=2))
     else:
         _report(found)
@@ -70,7 +74,7 @@ def _sensitivity(stages: Registry, given: Given) -> None:
 
 
 def document(found: Sensitivity) -> Json:
-    """Return what `sensitivity --json` prints; its form is in yolotrt_core/schemas/sensitivity.json."""
+    """Return what `sensitivity --json` prints, as described in yolotrt_core/schemas/sensitivity.json."""
     return {
         "schema": 1,
         "precision": found.precision,
@@ -97,12 +101,12 @@ def _report(found: Sensitivity) -> None:
     ]
     print_table(("", "layer", "output error", "", "boxes in common", "score drift"), rows)
     worst = ",".join(d.layer for d in found.layers[:_SUGGESTED])
-    print(f"\n{len(found.layers)} layers, each alone in {found.precision}, on {counted(found.images, 'picture')}")
+    print(f"\n{len(found.layers)} layers, each alone in {found.precision}, on {counted(found.images, 'image')}")
     print(f"keep the worst in fp16 with --{found.precision}-keep {worst}")
-    print("or let a build find how many it takes: --max-drop 0.002 with labelled --eval-data")
+    print("or let a build find how many are needed: --max-drop 0.002 with labelled --eval-data")
 
 
 def _draw(found: Sensitivity, path: Path, model: str) -> None:
     from yolotrt_core.cli.sensitivity_plot import draw
 
-    draw(found, path, f"{model}: each layer alone in {found.precision}, {counted(found.images, 'picture')}")
+    draw(found, path, f"{model}: each layer alone in {found.precision}, {counted(found.images, 'image')}")

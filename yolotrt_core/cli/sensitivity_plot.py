@@ -1,4 +1,4 @@
-"""Draws the damage of each layer as bars, with matplotlib where it is installed."""
+"""Plot of the sensitivity of each layer, by matplotlib where it is installed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _INCHES_PER_LAYER = 0.18
 
 
 def draw(found: Sensitivity, path: Path, title: str) -> None:
-    """Write a bar for each layer, the worst on top; the format is that of the file's ending.
+    """Write a bar for each layer, the worst on top, in the format of the file's suffix.
 
     Raises:
         PluginError: matplotlib is not installed. ArtifactError: the file cannot be written.
@@ -20,7 +20,7 @@ def draw(found: Sensitivity, path: Path, title: str) -> None:
         from matplotlib.figure import Figure
     except ImportError as err:
         raise PluginError(
-            "drawing needs matplotlib", hint="pip install 'yolotrt-core[plot]', or leave out `--plot`"
+            "plotting needs matplotlib", hint="pip install 'yolotrt-core[plot]', or leave out `--plot`"
         ) from err
     names = [d.layer for d in found.layers]
     figure = Figure(figsize=(9, 1.5 + _INCHES_PER_LAYER * len(names)), layout="constrained")
@@ -31,7 +31,7 @@ def draw(found: Sensitivity, path: Path, title: str) -> None:
     errors.tick_params(axis="y", labelsize=7)
     errors.set_xlabel("relative error of the raw output")
     boxes.barh(names, [1 - d.agreement for d in found.layers], color="#cc6633")
-    boxes.set_xlabel("share of boxes not in common")
+    boxes.set_xlabel("share of unmatched boxes")
     figure.suptitle(title, fontsize=10)
     try:
         figure.savefig(path)

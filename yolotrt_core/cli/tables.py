@@ -1,4 +1,4 @@
-"""Tables on standard output, by rich; plain and unwrapped where it is no terminal."""
+"""Tables on standard output, by rich; plain and unwrapped unless it is a terminal."""
 
 from __future__ import annotations
 
@@ -16,11 +16,10 @@ def print_table(
 ) -> None:
     """Print rows under headings.
 
-    Piped output is as wide as its content, without spaces at the ends of lines: a script or a reader
-    with `less -S` gets whole cells.
+    Piped output is as wide as its content, without spaces at the ends of lines: a script or `less -S` gets whole cells.
 
     Args:
-        whole: columns that a terminal that is too narrow must not break; others fold.
+        whole: columns that a narrow terminal must not break; others fold.
     """
     from rich.console import Console
     from rich.table import Table

@@ -1,11 +1,13 @@
-"""Which batches an engine accepts, the same for every runner."""
+"""Input shapes: which ones an engine accepts, the same for every runner, and how users write them."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from yolotrt_core.errors import UsageError
+from yolotrt_core.plugin.options import Format
 from yolotrt_core.types import EngineSpec, ShapeRange, without_channels
 
 if TYPE_CHECKING:
@@ -69,3 +71,27 @@ def _within(size: tuple[int, int, int], profile: ShapeRange) -> bool:
 
 def _range(profile: ShapeRange) -> str:
     return f"{'x'.join(map(str, profile.min))} to {'x'.join(map(str, profile.max))}"
+
+
+def _size(value: Any) -> tuple[int, int]:
+    text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+    sides = re.fullmatch(r"(\d{1,6})(?:,(\d{1,6}))?", text.replace(" ", ""))
+    if sides is None:
+        raise ValueError
+    return int(sides[1]), int(sides[2] or sides[1])
+
+
+def _profile(value: Any) -> ShapeRange:
+    shape = r"(\d{1,6})x(\d{1,6})x(\d{1,6})"
+    found = re.fullmatch(f"{shape}:{shape}:{shape}", str(value))
+    if found is None:
+        raise ValueError
+    n = [int(g) for g in found.groups()]
+    return ShapeRange((n[0], n[1], n[2]), (n[3], n[4], n[5]), (n[6], n[7], n[8]))
+
+
+# (height, width); a recipe may give a number or a list.
+IMAGE_SIZE = Format("SIZE", "a side or height,width in pixels, for example 640 or 480,640", _size)
+PROFILE = Format(
+    "MIN:OPT:MAX", "MIN:OPT:MAX, each BATCHxHEIGHTxWIDTH", _profile, hint="for example 1x320x320:4x640x640:8x640x640"
+)

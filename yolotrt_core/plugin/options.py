@@ -1,13 +1,14 @@
-"""Stage options: declared once as a dataclass, given as flags or recipe keys, hashed into keys."""
+"""Options of stages and commands: one declaration gives flags, recipe keys, parsing, defaults, help and cache keys."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import math
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -21,9 +22,32 @@ O = TypeVar("O")  # noqa: E741 - an options dataclass
 
 _METADATA = "yolotrt"
 _SCALARS = (bool, int, float, str, Path)
-# Words that users may switch with.
-ON_OFF = {**dict.fromkeys(("on", "true", "yes", "1"), True), **dict.fromkeys(("off", "false", "no", "0"), False)}
-_MOST = 2**63 - 1  # in a whole number: what stages pass it on to holds 64 bits
+_ON_OFF = {**dict.fromkeys(("on", "true", "yes", "1"), True), **dict.fromkeys(("off", "false", "no", "0"), False)}
+_MAXIMUM = 2**63 - 1  # of a whole number: what stages pass it on to holds 64 bits
+MANY = 999_999_999  # maximum of a count, larger than any sensible one: help and errors do not name it
+_TYPES: Mapping[Any, tuple[str, str]] = {
+    int: ("INT", "a whole number"),
+    float: ("FLOAT", "a number"),
+    str: ("TEXT", "a text"),
+    Path: ("FILE", "a path"),
+}
+_WIDEST_CHOICES = 16  # characters of choices that help shows in place of a type
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """The notation of a value that is neither of a plain type nor one of several choices.
+
+    Attributes:
+        metavar: its placeholder in help. expects: its description in errors.
+        read: converts the text of a flag or the value of a recipe; raises ValueError.
+        hint: what else an error says.
+    """
+
+    metavar: str
+    expects: str
+    read: Callable[[Any], Any]
+    hint: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,40 +55,88 @@ class OptionField:
     """One option as users meet it.
 
     Attributes:
-        name: field and recipe key. flag: e.g. `--tensorrt-workspace`. type: one of bool, int,
-            float, str, Path, or a Literal of strings; `optional` where None is allowed too.
-        default, help, unit: as declared. minimum, maximum: inclusive bounds of a number, or None.
-        in_key: whether a change of it is a different artifact.
+        attribute: field of the dataclass. name: recipe key. flag: e.g. `--tensorrt-workspace`.
+        type: one of bool, int, float, str, Path, a Literal of strings or a Format; `optional` where
+            None is allowed too. default: of the field.
+        others: as declared, see `option`.
     """
 
+    attribute: str
     name: str
     flag: str
     type: Any
     optional: bool
     default: Any
     help: str
-    unit: str | None
-    minimum: float | None
-    maximum: float | None
-    in_key: bool
+    unit: str | None = None
+    minimum: float | None = None
+    maximum: float | None = None
+    in_key: bool = True
+    in_recipe: bool = True
+    common: bool = False
+    switch: bool = False
+    repeatable: bool = False
+    positional: bool = False
+    group: str | None = None
+    metavar: str | None = None
+    default_text: str | None = None
+
+    @property
+    def argument(self) -> str:
+        """The flag as a Python name."""
+        return self.flag.removeprefix("--").replace("-", "_")
 
     @property
     def choices(self) -> tuple[str, ...]:
-        """The allowed words of a Literal, of a bool `on` and `off`, else empty."""
-        if typing.get_origin(self.type) is Literal:
+        """The allowed values of a Literal, of a bool `on` and `off`, else empty."""
+        if _is_literal(self.type):
             return typing.get_args(self.type)
         return ("on", "off") if self.type is bool else ()
 
     @property
     def expects(self) -> str:
-        """What a value must look like, in words for an error or a help text."""
+        """Description of a valid value, for an error."""
+        if isinstance(self.type, Format):
+            return self.type.expects
         if self.choices:
-            return " or ".join(f"`{c}`" for c in self.choices)
-        kind = {int: "a whole number", float: "a number", str: "a text", Path: "a path"}[self.type]
-        named = (("at least", self.minimum), ("at most", self.maximum))
+            *others, last = (f"`{c}`" for c in self.choices)
+            return f"{', '.join(others)} or {last}" if others else last
+        named = (("at least", self.minimum), ("at most", None if self.maximum == MANY else self.maximum))
         bounds = [f"{words} {bound:.12g}" for words, bound in named if bound is not None]
         unit = f" of {self.unit}" if self.unit else ""
-        return kind + unit + (", " + " and ".join(bounds) if bounds else "")
+        return _TYPES[self.type][1] + unit + (", " + " and ".join(bounds) if bounds else "")
+
+    @property
+    def usage(self) -> str:
+        """The flag with the type of its value, e.g. `--tensorrt-workspace INT`."""
+        if self.positional:
+            return self.metavar or self.name.upper()
+        if self.switch:
+            return self.flag
+        listed = "|".join(self.choices)
+        shown = listed if listed and len(listed) <= _WIDEST_CHOICES else "NAME"
+        if not self.choices:
+            shown = self.type.metavar if isinstance(self.type, Format) else _TYPES[self.type][0]
+        return f"{self.flag} {self.metavar or shown}"
+
+    @property
+    def shown_default(self) -> str:
+        """The default as a user would write it."""
+        if self.default_text is not None or self.default is None:
+            return self.default_text or "automatic"
+        if isinstance(self.default, bool):
+            return "on" if self.default else "off"
+        return f"{self.default} {self.unit}" if self.unit else str(self.default)
+
+    @property
+    def description(self) -> str:
+        """Help text with unit, default, and the choices that `usage` does not show."""
+        if self.positional or self.switch:
+            return self.help
+        listed = "|".join(self.choices)
+        choices = f"{listed}; " if len(listed) > _WIDEST_CHOICES else ""
+        in_unit = f", in {self.unit}" if self.unit and self.default is None else ""
+        return f"{self.help}{in_unit} ({choices}default: {self.shown_default})"
 
 
 def option(
@@ -75,8 +147,18 @@ def option(
     minimum: float | None = None,
     maximum: float | None = None,
     in_key: bool = True,
+    in_recipe: bool = True,
+    common: bool = False,
+    switch: bool = False,
+    repeatable: bool = False,
+    positional: bool = False,
+    group: str | None = None,
+    name: str | None = None,
+    metavar: str | None = None,
+    default_text: str | None = None,
+    format: Format | None = None,
 ) -> Any:
-    """Declare one field of a stage's options dataclass.
+    """Declare one field of an options dataclass of a stage, or of the settings of a command.
 
     Args:
         default: value when neither flag nor recipe gives one; its type must fit the annotation.
@@ -84,28 +166,25 @@ def option(
         unit: unit of a number, shown in help, e.g. "MiB".
         minimum, maximum: inclusive bounds of a number.
         in_key: False only for what cannot change a single byte of the stage's output.
+        in_recipe: False for what a recipe cannot set. common: whether the first screen of help shows it.
+        switch: the flag takes no value. repeatable: it may be given several times; the value is a tuple.
+        positional: has no flag. group: title in help other than the one of the whole dataclass.
+        name: recipe key and flag other than the field's name.
+        metavar: placeholder of the value in help, e.g. "DIR", other than the one made from the type.
+        default_text: the default in help, where `default` alone does not explain it.
+        format: how the value is written if its type is another than those of `OptionField.type`.
     """
-    return dataclasses.field(
-        default=default,
-        metadata={
-            _METADATA: {
-                "help": help,
-                "unit": unit,
-                "minimum": minimum,
-                "maximum": maximum,
-                "in_key": in_key,
-            }
-        },
-    )
+    declared = dict(locals())
+    return dataclasses.field(default=declared.pop("default"), metadata={_METADATA: declared})
 
 
 @dataclass(frozen=True, slots=True)
 class NoOptions:
-    """For a stage that has nothing to set."""
+    """Options of a stage that has none."""
 
 
 def option_fields(options: type, prefix: str) -> tuple[OptionField, ...]:
-    """List a stage's options, refusing a declaration that users could not be served with.
+    """List a stage's options; refuse an unusable declaration.
 
     Args:
         options: a frozen dataclass whose fields all come from `option()`.
@@ -117,27 +196,35 @@ def option_fields(options: type, prefix: str) -> tuple[OptionField, ...]:
     where = f"options `{options.__name__}` of stage `{prefix}`"
     if not dataclasses.is_dataclass(options) or not options.__dataclass_params__.frozen:  # type: ignore[attr-defined]
         raise PluginError(f"{where} are not a frozen dataclass")
+    for field in dataclasses.fields(options):
+        if not field.metadata.get(_METADATA, {}).get("help"):
+            raise PluginError(f"field `{field.name}` of {where} is not declared with `option(default, help=...)`")
+    return _declared(options, where, f"{prefix}-")
+
+
+def setting_fields(settings: type) -> tuple[OptionField, ...]:
+    """List the options of a command's settings: flags without a prefix; fields not made by `option()` are left out."""
+    return _declared(settings, f"settings `{settings.__name__}`", "")
+
+
+@functools.cache
+def _declared(options: type, where: str, prefix: str) -> tuple[OptionField, ...]:
     hints = typing.get_type_hints(options)
     found = []
     for field in dataclasses.fields(options):
-        declared = field.metadata.get(_METADATA)
-        if declared is None or not declared["help"]:
-            raise PluginError(f"field `{field.name}` of {where} is not declared with `option(default, help=...)`")
-        kind, optional = _plain_type(hints[field.name])
-        is_words = typing.get_origin(kind) is Literal and all(isinstance(a, str) for a in typing.get_args(kind))
-        if kind not in _SCALARS and not is_words:
+        if _METADATA not in field.metadata:
+            continue
+        declared = dict(field.metadata[_METADATA])
+        format, name = declared.pop("format"), declared.pop("name") or field.name
+        kind, optional = (format, True) if format else _plain_type(hints[field.name])
+        are_texts = _is_literal(kind) and all(isinstance(a, str) for a in typing.get_args(kind))
+        if kind not in _SCALARS and not are_texts and not format:
             raise PluginError(
                 f"field `{field.name}` of {where} has type `{hints[field.name]}`",
                 hint="use bool, int, float, str, pathlib.Path, a Literal of strings, or one of these `| None`",
             )
-        made = OptionField(
-            name=field.name,
-            flag=f"--{prefix}-{field.name}".replace("_", "-"),
-            type=kind,
-            optional=optional,
-            default=field.default,
-            **declared,
-        )
+        flag = f"--{prefix}{name}".replace("_", "-")
+        made = OptionField(field.name, name, flag, kind, optional, field.default, **declared)
         if not _fits(made):
             raise PluginError(
                 f"field `{field.name}` of {where} expects {made.expects}, its default is `{made.default}`"
@@ -147,8 +234,8 @@ def option_fields(options: type, prefix: str) -> tuple[OptionField, ...]:
 
 
 def _fits(field: OptionField) -> bool:
-    """Say whether an option's default is what a user may give."""
-    if field.default is None:
+    """Return whether an option's default is what a user may give."""
+    if field.default is None or isinstance(field.type, Format):
         return field.optional
     if field.choices and field.type is not bool:
         return field.default in field.choices
@@ -178,15 +265,44 @@ def resolve(
     Raises:
         UsageError: a value of another kind or out of bounds, or a recipe key that does not exist.
     """
-    fields = {f.name: f for f in option_fields(options, prefix)}
-    refuse_unknown(recipe or {}, list(fields), f"in table `[{prefix}]` of the recipe")
-    values: dict[str, Any] = {}
-    for name, field in fields.items():
-        if flags and flags.get(name) is not None:
-            values[name] = parse(field, flags[name], field.flag)
-        elif recipe and name in recipe:
-            values[name] = parse(field, recipe[name], f"{prefix}.{name}")
+    values = _values(option_fields(options, prefix), prefix, flags or {}, recipe or {})
     return options(**values)
+
+
+def resolve_settings(
+    settings: type[O],
+    given: Mapping[str, Any],
+    table: str = "",
+    recipe: Mapping[str, Any] | None = None,
+    /,
+    **others: Any,
+) -> O:
+    """Make a command's settings: a flag wins over the recipe, the recipe over the default.
+
+    Args:
+        settings: the command's dataclass. given: option name to the text after the flag, True of a switch, a list of
+            texts of a repeatable flag; None, False or an empty list where it was not given.
+        table: name of its table in a recipe, recipe: that table; keys may have dashes.
+        others: fields that are no options.
+
+    Raises:
+        UsageError: as for `resolve`.
+    """
+    keys = {key.replace("-", "_"): value for key, value in (recipe or {}).items()}
+    return settings(**_values(setting_fields(settings), table, given, keys), **others)
+
+
+def _values(
+    fields: Sequence[OptionField], table: str, flags: Mapping[str, Any], recipe: Mapping[str, Any]
+) -> dict[str, Any]:
+    refuse_unknown(recipe, [f.name for f in fields if f.in_recipe], f"in table `[{table}]` of the recipe")
+    values: dict[str, Any] = {}
+    for field in fields:
+        if flags.get(field.name) not in (None, False, []):
+            values[field.attribute] = parse(field, flags[field.name], field.flag)
+        elif field.name in recipe:
+            values[field.attribute] = parse(field, recipe[field.name], f"{table}.{field.name}")
+    return values
 
 
 def parse(field: OptionField, value: Any, where: str) -> Any:
@@ -196,40 +312,55 @@ def parse(field: OptionField, value: Any, where: str) -> Any:
         where: how the user wrote it (`--tensorrt-workspace`, `tensorrt.workspace`), for the error.
 
     Raises:
-        UsageError: it is not of that type, not one of the words, or out of bounds.
+        UsageError: it is not of that type, not one of the choices, or out of bounds.
     """
+    if field.repeatable:
+        return tuple(_parse_one(field, one, where) for one in (value if isinstance(value, list) else [value]))
+    return _parse_one(field, value, where)
+
+
+def _parse_one(field: OptionField, value: Any, where: str) -> Any:
     refusal = UsageError(f"`{where}` expects {field.expects}, found `{value}`")
-    parsed: Any
-    if field.choices and field.type is not bool:
-        if value not in field.choices:
+    if isinstance(field.type, Format):
+        try:
+            return field.type.read(value)
+        except ValueError:
+            refusal.hint = field.type.hint
+            raise refusal from None
+    if field.choices:
+        chosen = _ON_OFF.get(str(value).lower()) if field.type is bool else value
+        if chosen is None or (field.type is not bool and value not in field.choices):
+            close = nearest(str(value), field.choices)
+            refusal.hint = close if close.startswith("did you mean") else None
             raise refusal
-        return value
-    if field.type is bool:
-        word = ON_OFF.get(str(value).lower())
-        if word is None:
-            raise refusal
-        return word
+        return chosen
     if isinstance(value, bool):
         raise refusal
     if field.type in (int, float):
-        try:
-            parsed = field.type(value)
-            is_finite = math.isfinite(parsed)
-        except (TypeError, ValueError, OverflowError):  # OverflowError: an infinite int, an int that no float can hold
-            raise refusal from None
-        if not is_finite or (isinstance(value, float) and parsed != value):
-            raise refusal
-        if field.type is int and abs(parsed) > _MOST:
-            refusal.hint = f"the largest whole number is {_MOST}"
-            raise refusal
-        if field.minimum is not None and parsed < field.minimum:
-            raise refusal
-        if field.maximum is not None and parsed > field.maximum:
-            raise refusal
-        return parsed
+        return _number(field, value, refusal)
     if not isinstance(value, (str, Path)):
         raise refusal
     return user_path(value) if field.type is Path else str(value)
+
+
+def _number(field: OptionField, value: Any, refusal: UsageError) -> int | float:
+    parsed: int | float
+    try:
+        parsed = field.type(value)
+        is_finite = math.isfinite(parsed)
+    except (TypeError, ValueError, OverflowError):  # OverflowError: an infinite int, an int that no float can hold
+        raise refusal from None
+    if not is_finite or (isinstance(value, float) and parsed != value):
+        raise refusal
+    most = field.maximum if field.maximum is not None else _MAXIMUM
+    if field.type is int and abs(parsed) > most:
+        refusal.hint = f"the largest whole number is {most:.0f}" if most in (MANY, _MAXIMUM) else None
+        raise refusal
+    if field.minimum is not None and parsed < field.minimum:
+        raise refusal
+    if field.maximum is not None and parsed > field.maximum:
+        raise refusal
+    return parsed
 
 
 def key_material(options: Any, prefix: str, *, every: bool = False) -> dict[str, Json]:
@@ -245,7 +376,7 @@ def key_material(options: Any, prefix: str, *, every: bool = False) -> dict[str,
     for field in option_fields(type(options), prefix):
         if not (field.in_key or every):
             continue
-        value = getattr(options, field.name)
+        value = getattr(options, field.attribute)
         if value is not None and field.type is Path:
             try:
                 value = hashlib.sha256(Path(value).read_bytes()).hexdigest()
@@ -259,16 +390,24 @@ def key_material(options: Any, prefix: str, *, every: bool = False) -> dict[str,
 
 
 def refuse_unknown(given: Mapping[str, Any], known: Sequence[str], where: str) -> None:
-    """Raise a UsageError that names the nearest known words if `given` has an unknown key."""
+    """Raise a UsageError that names the nearest known names if `given` has an unknown key."""
     for name in given:
         if name not in known:
             raise UsageError(f"unknown name `{name}` {where}", hint=nearest(name, known))
 
 
+def _is_literal(kind: Any) -> bool:
+    return typing.get_origin(kind) is Literal
+
+
 def _plain_type(hint: Any) -> tuple[Any, bool]:
-    """Split `T | None` into T and True."""
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        rest = [a for a in typing.get_args(hint) if a is not type(None)]
-        if len(rest) == 1:
-            return rest[0], True
-    return hint, False
+    """Split `T | None` into T and True; several Literals become one, and what may be a Path is a text."""
+    if typing.get_origin(hint) not in (typing.Union, types.UnionType):
+        return hint, False
+    parts = [a for a in typing.get_args(hint) if a is not type(None)]
+    optional = len(parts) < len(typing.get_args(hint))
+    if len(parts) == 1:
+        return parts[0], optional
+    if all(map(_is_literal, parts)):
+        return Literal[tuple(a for p in parts for a in typing.get_args(p))], optional
+    return (str, optional) if set(parts) == {str, Path} else (hint, False)

@@ -1,4 +1,4 @@
-"""Standard streams as a shell may hand them over: closed, full, or of an encoding that lacks characters."""
+"""Standard streams that may be closed, full, or of an encoding that lacks characters."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _NAMES = ("stdin", "stdout", "stderr")
 
 
 def prepare() -> None:
-    """Make standard streams safe to use: a closed one leads nowhere, no character ends a command.
+    """Make standard streams safe to use: a closed one becomes /dev/null, no character raises.
 
     Python leaves None in place of a stream that was closed, and its number free for the next file
     that is opened, into which native libraries would then print.
@@ -27,7 +27,7 @@ def prepare() -> None:
         if getattr(sys, name) is None:
             _open_nowhere(number)
             _replace(name, open(os.devnull, "r" if number == 0 else "w", encoding="utf-8"))  # noqa: SIM115, PTH123
-    if type(sys.stdout) is io.TextIOWrapper and sys.stdout is sys.__stdout__:  # not what a test or a notebook put there
+    if type(sys.stdout) is io.TextIOWrapper and sys.stdout is sys.__stdout__:  # not replaced by a test or a notebook
         output = _Output(sys.stdout)
         _replace("stdout", output)
         atexit.register(_end, output)
@@ -35,18 +35,18 @@ def prepare() -> None:
 
 def _replace(name: str, stream: TextIO) -> None:
     setattr(sys, name, stream)
-    setattr(sys, f"__{name}__", stream)  # logging of a stage's output goes back to this one
+    setattr(sys, f"__{name}__", stream)  # a stage's output is restored to this one
 
 
 class ReaderGoneError(invoke.Exit, BrokenPipeError):
-    """The reader of standard output has seen enough; an Exit, since `invoke` shows all else with a traceback."""
+    """Standard output was closed by its reader (SIGPIPE); an Exit, since `invoke` shows all else with a traceback."""
 
     def __init__(self) -> None:
-        super().__init__(code=141)  # as a shell reports whoever is ended by SIGPIPE
+        super().__init__(code=141)  # as a shell reports a process ended by SIGPIPE
 
 
 class _Output(io.TextIOWrapper):
-    """Standard output whose failure to write is an error for users, and which has a stand-in for every character."""
+    """Standard output whose failure to write is an error for users, and which replaces what it cannot encode."""
 
     refusal: invoke.Exit | None = None  # how the program is to end once a write has failed
 
@@ -79,16 +79,16 @@ class _Output(io.TextIOWrapper):
             raise self.refusal from None
         except OSError as err:
             give_up()
-            if self.refusal is None:  # said here: Python drops what its own flush raises as a program ends
+            if self.refusal is None:  # reported here: Python drops what its own flush raises as a program ends
                 reason = (err.strerror or str(err)).lower()
                 sys.stderr.write(f"error: cannot write to standard output: {reason}\n")
-                sys.stderr.write("hint: make room, or send it somewhere else\n")
+                sys.stderr.write("hint: free some space, or redirect it elsewhere\n")
             self.refusal = invoke.Exit(code=ArtifactError.exit_code)
             raise self.refusal from err
 
 
 def _end(output: _Output) -> None:
-    """Write what `invoke` itself has printed outside of any task, which nothing of ours runs after."""
+    """Write what `invoke` itself has printed outside of any task."""
     with contextlib.suppress(invoke.Exit):
         output.flush()
     if output.refusal is not None:
@@ -107,7 +107,7 @@ def _open_nowhere(number: int) -> None:
 
 
 def can_show(text: str) -> bool:
-    """Say whether standard output's encoding has every character of `text`."""
+    """Return whether standard output's encoding has every character of `text`."""
     try:
         text.encode(sys.stdout.encoding or "ascii")
     except (UnicodeEncodeError, LookupError):
@@ -116,12 +116,12 @@ def can_show(text: str) -> bool:
 
 
 def give_up() -> None:
-    """Drop what standard output did not take, or Python would complain once more as it ends."""
+    """Drop what standard output did not take, or Python reports the error again at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def finish(run: Callable[[], None]) -> NoReturn:
-    """Run a program to its end and exit as it wants to, with a message if standard output fails.
+    """Run a program and exit with its code, with a message if standard output fails.
 
     invoke's own help texts and lists are printed outside of any task.
     """
@@ -129,8 +129,8 @@ def finish(run: Callable[[], None]) -> NoReturn:
     try:
         try:
             run()
-        except SystemExit as wanted:
-            code = wanted.code
+        except SystemExit as ended:
+            code = ended.code
         sys.stdout.flush()
     except invoke.Exit as refused:
         if refused.message:

@@ -1,0 +1,98 @@
+"""The two programs: the tasks for `invoke`, and `yolotrt` around the same tasks."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import invoke
+
+
+def namespace(arguments: Sequence[str] | None = None) -> invoke.Collection:
+    """Make all tasks, with the options of every installed plugin as flags.
+
+    Args:
+        arguments: the command line, to be checked before invoke parses it; None: of this process, if it is ours.
+    """
+    import invoke
+
+    # invoke turns bytecode caching off for everything imported later, which would compile our
+    # modules anew for every command of an editable install.
+    sys.dont_write_bytecode = bool(os.environ.get("PYTHONDONTWRITEBYTECODE"))
+    from yolotrt_core.cli import stdio
+
+    stdio.prepare()
+    from yolotrt_core.cli import (
+        argument_checks,
+        artifacts,
+        bench,
+        build,
+        build_options,
+        detect,
+        doctor,
+        evaluate,
+        plugin_new,
+        plugins,
+        sensitivity,
+    )
+    from yolotrt_core.plugin.options import setting_fields
+    from yolotrt_core.plugin.registry import Registry
+
+    own: list[type] = [build.BuildOutput, detect.DetectSettings, evaluate.EvaluateSettings]
+    own += [sensitivity.SensitivitySettings, bench.BenchSettings]
+    reserved = [field.flag for settings in own for field in setting_fields(settings)]
+    registry = Registry.discover(reserved_flags=[*build_options.reserved_flags(), *reserved])
+    top = invoke.Collection("yolotrt")
+    for command in (build, detect, evaluate, sensitivity, bench):
+        top.add_task(command.task(registry))
+    top.add_collection(artifacts.collection(registry))
+    top.add_task(plugins.task(registry))
+    top.add_collection(plugin_new.collection(registry))
+    top.add_task(doctor.task(registry))
+    given = argument_checks.own_arguments() if arguments is None else arguments
+    argument_checks.check_arguments(top, given, registry.broken_words)
+    return top
+
+
+def program(arguments: Sequence[str] | None = None) -> invoke.Program:
+    """Make the `yolotrt` program around the tasks; `arguments` as for `namespace`."""
+    import importlib.metadata
+
+    import invoke
+
+    from yolotrt_core.cli.task_factory import print_help
+
+    class Config(invoke.Config):
+        """invoke's settings without its files: a user's `~/.invoke.yaml` is for other tasks."""
+
+        def load_base_conf_files(self) -> None:
+            return
+
+    class Program(invoke.Program):
+        """invoke's program with our help of a task."""
+
+        def print_task_help(self, name: str) -> None:
+            print_help(name, self.collection[name])
+
+    return Program(
+        namespace=namespace(arguments),
+        name="yolotrt",
+        binary="yolotrt",
+        version=importlib.metadata.version("yolotrt-core"),
+        config_class=Config,
+    )
+
+
+def main() -> None:
+    """Run the `yolotrt` command."""
+    try:
+        from yolotrt_core.cli import stdio
+
+        stdio.prepare()
+        stdio.finish(lambda: program(sys.argv[1:]).run())
+    except KeyboardInterrupt:  # before a task could begin
+        sys.stderr.write("cancelled\n")
+        sys.exit(130)
