@@ -14,8 +14,6 @@ import subprocess
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from yolotrt_core.benchmark.machine import query_gpus
-
 if TYPE_CHECKING:
     pass
 
