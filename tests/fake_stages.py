@@ -177,15 +177,15 @@ class FakePostprocessor(FakeStage):
 
 def fake_plugin(name: str = "fake", **brought: Sequence[Any]) -> Any:
     """Return a plugin object with the stages above; `passes=[Mine()]` and the like take the place of a kind's."""
-    stages: dict[str, Sequence[Any]] = {
+    registry: dict[str, Sequence[Any]] = {
         "exporters": [FakeExporter()],
         "passes": [FakePass()],
         "calibrators": [],
         "builders": [FakeBuilder()],
         "postprocessors": [FakePostprocessor()],
     }
-    assert brought.keys() <= stages.keys()
-    stages |= brought
+    assert brought.keys() <= registry.keys()
+    registry |= brought
 
     class Plugin:
         YOLOTRT_API = API_VERSION
@@ -193,26 +193,26 @@ def fake_plugin(name: str = "fake", **brought: Sequence[Any]) -> Any:
 
         @hookimpl
         def yolotrt_exporters(self) -> Sequence[Any]:
-            return stages["exporters"]
+            return registry["exporters"]
 
         @hookimpl
         def yolotrt_passes(self) -> Sequence[Any]:
-            return stages["passes"]
+            return registry["passes"]
 
         @hookimpl
         def yolotrt_calibrators(self) -> Sequence[Any]:
-            return stages["calibrators"]
+            return registry["calibrators"]
 
         @hookimpl
         def yolotrt_builders(self) -> Sequence[Any]:
-            return stages["builders"]
+            return registry["builders"]
 
         @hookimpl
         def yolotrt_postprocessors(self) -> Sequence[Any]:
-            return stages["postprocessors"]
+            return registry["postprocessors"]
 
         @hookimpl
         def yolotrt_select_exporter(self, source: ModelSource) -> str | None:
-            return stages["exporters"][0].name if source.path.suffix == ".txt" else None
+            return registry["exporters"][0].name if source.path.suffix == ".txt" else None
 
     return Plugin()

@@ -79,7 +79,7 @@ def build(
     out: str | Path | None = None,
     store: str | Path | Store | None = None,
     force: bool = False,
-    stages: Registry | None = None,
+    registry: Registry | None = None,
     **settings: Any,
 ) -> Engine:
     """Build an engine and put it, with its spec, in a folder.
@@ -91,7 +91,7 @@ def build(
         out: folder for the engine; default `./engines/NAME-PRECISION/`.
         store: artifact store or its folder; default see `default_store`.
         force: run every stage again.
-        stages: plugins to use; default all that are installed.
+        registry: plugins to use; default all that are installed.
         settings: further fields of `BuildSettings`.
 
     Returns:
@@ -102,11 +102,13 @@ def build(
     """
     wanted = BuildSettings(weights=weights, precision=precision, **settings)
     folder = None if out is None else user_path(out)
-    return build_engine(wanted, store=open_store(store), stages=stages or Registry.discover(), out=folder, force=force)
+    return build_engine(
+        wanted, store=open_store(store), registry=registry or Registry.discover(), out=folder, force=force
+    )
 
 
 def build_engine(
-    settings: BuildSettings, *, store: Store, stages: Registry, out: Path | None = None, force: bool = False
+    settings: BuildSettings, *, store: Store, registry: Registry, out: Path | None = None, force: bool = False
 ) -> Engine:
     """Do what `build` says, for callers that hold settings, store and plugins already."""
     # What opens engines may build them first, and most builds need no search.
@@ -118,10 +120,10 @@ def build_engine(
     if settings.precision == AUTO:
         from yolotrt_core.tuning import auto_precision
 
-        made, pick = auto_precision.pick(settings, store=store, stages=stages, force=force)
+        made, pick = auto_precision.pick(settings, store=store, registry=registry, force=force)
         trade = pick.trade
     else:
-        made = validated_build.make(settings, store=store, stages=stages, force=force, is_asked_for=True)
+        made = validated_build.make(settings, store=store, registry=registry, force=force, is_asked_for=True)
     builder, precision = made.planned.builder, made.planned.request.precision
     name = f"{made.planned.source.name}-{precision}"
     refused = f"{name}-{builder.name}-refused"
@@ -130,7 +132,7 @@ def build_engine(
 
         store.set_ref(refused, made.record.key)
         if mixed_precision.wanted(made):
-            made, trade = mixed_precision.search(made, store=store, stages=stages)
+            made, trade = mixed_precision.search(made, store=store, registry=registry)
     last = made.record
     accuracy_gate.refuse(made.verdict, precision, last.key)
     folder = out if out is not None else Path("engines") / name
@@ -174,7 +176,7 @@ class Detector(EngineDetector):
         *,
         engine: str | Path | None = None,
         store: str | Path | Store | None = None,
-        stages: Registry | None = None,
+        registry: Registry | None = None,
         settings: BuildSettings | None = None,
         **fields: Any,
     ) -> Detector:
@@ -182,7 +184,7 @@ class Detector(EngineDetector):
 
         Args:
             weights: as for `build`. engine: an engine file with its spec beside it, instead.
-            store: artifact store or its folder. stages: plugins; default all installed.
+            store: artifact store or its folder. registry: plugins; default all installed.
             settings: what to build, `weights` included.
             fields: or further fields of `BuildSettings`, e.g. `precision="fp32"`, `imgsz=(480, 640)`.
                 Without `builder` the first one that can run here is taken.
@@ -191,7 +193,7 @@ class Detector(EngineDetector):
             UsageError: both or neither can be meant, or the engine file is unusable.
             StageError: the engine does not run on this machine.
         """
-        stages = stages or Registry.discover()
+        registry = registry or Registry.discover()
         opened = open_store(store)
         wanted = settings or BuildSettings(weights=weights, **fields)
         given = GivenOptions(wanted.flags, wanted.recipe)
@@ -200,17 +202,19 @@ class Detector(EngineDetector):
                 raise UsageError("`weights` and `engine` exclude each other", hint="an engine holds its model already")
             path = user_path(engine)
             spec = read_engine_spec(path)
-            builder = stages.usable("builder", spec.builder)
+            builder = registry.usable("builder", spec.builder)
         else:
             if wanted.precision != AUTO:  # which looks at all that can run
                 builder = (
-                    stages.usable("builder", wanted.builder) if wanted.builder else stages.default_builder(to_run=True)
+                    registry.usable("builder", wanted.builder)
+                    if wanted.builder
+                    else registry.default_builder(to_run=True)
                 )
                 refuse_unavailable(builder, builder.stage.runnable())
                 wanted = dataclasses.replace(wanted, builder=builder.name)
             with tempfile.TemporaryDirectory(prefix="yolotrt-") as folder:
-                built = build_engine(wanted, store=opened, stages=stages, out=Path(folder))
-                builder = stages.usable("builder", built.spec.builder)
-                return cls.load(built.path, built.spec, builder, given, store=opened, stages=stages)
+                built = build_engine(wanted, store=opened, registry=registry, out=Path(folder))
+                builder = registry.usable("builder", built.spec.builder)
+                return cls.load(built.path, built.spec, builder, given, store=opened, registry=registry)
         refuse_unavailable(builder, builder.stage.runnable())
-        return cls.load(path, spec, builder, given, store=opened, stages=stages)
+        return cls.load(path, spec, builder, given, store=opened, registry=registry)

@@ -51,13 +51,13 @@ def main() -> None:
     parser.add_argument("--store", type=Path)
     parser.add_argument("--only", default="", help="rows that contain this text")
     asked = parser.parse_args()
-    stages, store = Registry.discover(), open_store(asked.store)
+    registry, store = Registry.discover(), open_store(asked.store)
 
     def evaluate(precision: str, calibrator: str, flags: dict[str, dict[str, str]]) -> tuple[Judge, Evaluation]:
         with Detector.open(
             asked.weights,
             store=store,
-            stages=stages,
+            registry=registry,
             precision=precision,
             builder="onnxruntime",
             calibrator=calibrator or None,
@@ -65,7 +65,7 @@ def main() -> None:
             flags={**flags, "gate": {"check": "off"}},
         ) as detector:
             data = reader.read(asked.data, detector.labels, asked.part)
-            judge = Judge(data, store, stages, bootstrap=Bootstrap(200))
+            judge = Judge(data, store, registry, bootstrap=Bootstrap(200))
             return judge, judge.evaluate(detector)
 
     judge, fp32 = evaluate("fp32", "", {})

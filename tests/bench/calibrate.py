@@ -99,7 +99,7 @@ def _export(weights: Path, folder: Path) -> Path:
     from yolotrt_core.store.location import open_store
 
     settings = BuildSettings(weights=weights, precision="fp32", imgsz=SIZE, builder="onnxruntime")
-    return build_engine(settings, store=open_store(folder / "store"), stages=Registry.discover(), out=folder).path
+    return build_engine(settings, store=open_store(folder / "store"), registry=Registry.discover(), out=folder).path
 
 
 def main() -> None:

@@ -189,12 +189,12 @@ def test_show_by_name_and_what_is_ambiguous(run: Run, warm: Path) -> None:
 
 
 def test_a_prefix_of_several_keys_names_some(run: Run, tmp_path: Path) -> None:
-    stages = Registry.of(fake_plugin())
+    registry = Registry.of(fake_plugin())
     weights, folder = tmp_path / "model.txt", tmp_path / "store"
     for factor in range(22):  # 4 artifacts each: of 16 first digits one must stand before more than 4 keys
         weights.write_text(f"2 {factor + 1}")
         wanted = BuildSettings(weights=weights, imgsz=(32, 64), precision="fp16")
-        build_engine(wanted, store=Store(folder), stages=stages, out=tmp_path / "out")
+        build_engine(wanted, store=Store(folder), registry=registry, out=tmp_path / "out")
     keys = [a["key"] for a in json.loads(run("artifacts.list", "--json", store=folder).out)["artifacts"]]
     count, digit = max((sum(key.startswith(digit) for key in keys), digit) for digit in "0123456789abcdef")
     assert count > 4

@@ -18,22 +18,22 @@ FLAGS = dict.fromkeys((*NAMES, *(f.name for f in setting_fields(detect.DetectSet
 
 
 @pytest.fixture(scope="module")
-def stages() -> Registry:
+def registry() -> Registry:
     return Registry.discover()
 
 
-def _settings(stages: Registry, folder: Path, recipe: str, **given: Any) -> BuildSettings:
+def _settings(registry: Registry, folder: Path, recipe: str, **given: Any) -> BuildSettings:
     path = folder / "recipe.toml"
     path.write_text(recipe)
-    return build_options.build_settings(stages, {**FLAGS, "recipe": str(path), **given})
+    return build_options.build_settings(registry, {**FLAGS, "recipe": str(path), **given})
 
 
 @pytest.mark.parametrize("value", ["5", "true", "0.5", "[]", "['fp16']", "{}", "1979-05-27"])
 @pytest.mark.parametrize("name", NAMES)
-def test_a_value_of_another_type_is_refused_or_taken(stages: Registry, tmp_path: Path, name: str, value: str) -> None:
+def test_a_value_of_another_type_is_refused_or_taken(registry: Registry, tmp_path: Path, name: str, value: str) -> None:
     """No value of a recipe ends in a traceback, and none is passed over in silence."""
     try:
-        settings = _settings(stages, tmp_path, f"[build]\n{name} = {value}")
+        settings = _settings(registry, tmp_path, f"[build]\n{name} = {value}")
     except UsageError as err:
         assert name.replace("_", "-") in err.message.replace("_", "-")
         assert "expects" in err.message
@@ -58,14 +58,14 @@ def test_a_value_of_another_type_is_refused_or_taken(stages: Registry, tmp_path:
         (f"imgsz = {'[' * 3000}", "is nested too deeply"),
     ],
 )
-def test_what_is_refused(stages: Registry, tmp_path: Path, recipe: str, words: str) -> None:
+def test_what_is_refused(registry: Registry, tmp_path: Path, recipe: str, words: str) -> None:
     with pytest.raises(UsageError) as raised:
-        _settings(stages, tmp_path, f"[build]\n{recipe}")
+        _settings(registry, tmp_path, f"[build]\n{recipe}")
     assert words in raised.value.message
 
 
-def test_switches_may_be_words(stages: Registry, tmp_path: Path) -> None:
-    settings = _settings(stages, tmp_path, "[build]\noffline = 'off'\ndynamic = 'on'")
+def test_switches_may_be_words(registry: Registry, tmp_path: Path) -> None:
+    settings = _settings(registry, tmp_path, "[build]\noffline = 'off'\ndynamic = 'on'")
     assert (settings.offline, settings.dynamic) == (False, True)
 
 
@@ -74,8 +74,8 @@ def test_switches_may_be_words(stages: Registry, tmp_path: Path) -> None:
     ["conf = []", "conf = true", "iou = 'x'", "multi-label = []", "agnostic = 5", "max_det = []", "max_frames = 0",
      "classes = []", "format = ['json']", "annotate = 1.5", "show-timing = true"],
 )  # fmt: skip
-def test_a_bad_value_of_detect(stages: Registry, tmp_path: Path, line: str) -> None:
+def test_a_bad_value_of_detect(registry: Registry, tmp_path: Path, line: str) -> None:
     path = tmp_path / "recipe.toml"
     path.write_text(f"[detect]\n{line}")
     with pytest.raises(UsageError, match=line.split()[0].replace("-", "_") + "`"):
-        detect._detect(stages, {**FLAGS, "recipe": str(path), "path": "sample"})
+        detect._detect(registry, {**FLAGS, "recipe": str(path), "path": "sample"})

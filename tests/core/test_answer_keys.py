@@ -76,47 +76,47 @@ class Hasty(WideBox):
     Options = Looking
 
 
-def _made(settings: BuildSettings, store: Store, stages: Registry) -> tuple[Judged, Found]:
+def _made(settings: BuildSettings, store: Store, registry: Registry) -> tuple[Judged, Found]:
     """Build, judge and predict; say what was found in the store."""
-    made = validated_build.make(settings, store=store, stages=stages)
+    made = validated_build.make(settings, store=store, registry=registry)
     found = {result.step.label: result.from_cache for result in made.results}
     assert made.verdict is not None
     found["gate"] = made.verdict.from_cache
-    planned = plan_build(settings, store=store, stages=stages)
+    planned = plan_build(settings, store=store, registry=registry)
     given = GivenOptions(settings.flags, settings.recipe)
-    found["sensitivity"] = sensitivity.measure(planned, given, store=store, stages=stages).from_cache
+    found["sensitivity"] = sensitivity.measure(planned, given, store=store, registry=registry).from_cache
     return made, found
 
 
-def _predicted(made: Judged, store: Store, stages: Registry, tmp_path: Path, images: Path) -> bool:
+def _predicted(made: Judged, store: Store, registry: Registry, tmp_path: Path, images: Path) -> bool:
     files = sorted((images / "images").iterdir())
-    with validated_build.open_engine(made, tmp_path, store=store, stages=stages) as detector:
-        return predict(detector, files, Selection(conf=0.1), store=store, stages=stages).from_cache
+    with validated_build.open_engine(made, tmp_path, store=store, registry=registry) as detector:
+        return predict(detector, files, Selection(conf=0.1), store=store, registry=registry).from_cache
 
 
 def test_an_edit_of_what_runs_an_engine_answers_anew_and_rebuilds_nothing(
     store: Store, tmp_path: Path, settings: BuildSettings, edit: Callable[[str, str], None]
 ) -> None:
-    stages = layered_stages(own=Apart())
+    registry = layered_stages(own=Apart())
     edit("making_of_the_test", "a = 1\n")
     edit("running_of_the_test", "a = 1\n")
     for text in ("a = 1\n", "a = 2\n"):
         edit("running_of_the_test", text)
-        made, found = _made(settings, store, stages)
+        made, found = _made(settings, store, registry)
         answers = ("parity", "gate", "sensitivity")
         if text == "a = 1\n":
             assert not any(found.values())
         else:
             assert found == {label: label not in answers for label in found}
-        assert not _predicted(made, store, stages, tmp_path, tmp_path / "set")
-        assert _predicted(made, store, stages, tmp_path, tmp_path / "set")
+        assert not _predicted(made, store, registry, tmp_path, tmp_path / "set")
+        assert _predicted(made, store, registry, tmp_path, tmp_path / "set")
     built = RUNS["build"]
     edit("making_of_the_test", "a = 2\n")
-    made, found = _made(settings, store, stages)
+    made, found = _made(settings, store, registry)
     assert not found["build"]
     assert RUNS["build"] == built + 1
     assert found["parity"] and found["gate"] and found["sensitivity"]  # of an engine of the same bytes
-    assert _predicted(made, store, stages, tmp_path, tmp_path / "set")
+    assert _predicted(made, store, registry, tmp_path, tmp_path / "set")
 
 
 def test_a_stage_that_does_not_tell_is_taken_to_run_by_its_sources(
@@ -137,20 +137,20 @@ def test_an_option_that_only_running_looks_at_is_answered_anew(
 ) -> None:
     edit("making_of_the_test", "")
     edit("running_of_the_test", "")
-    stages = layered_stages(own=Apart())
-    _made(settings, store, stages)
-    _, found = _made(replace(settings, flags={"onnxruntime": {"reach": "2"}}), store, stages)
+    registry = layered_stages(own=Apart())
+    _made(settings, store, registry)
+    _, found = _made(replace(settings, flags={"onnxruntime": {"reach": "2"}}), store, registry)
     assert not found["gate"] and not found["sensitivity"]
-    _, found = _made(replace(settings, flags={"onnxruntime": {"threads": "2"}}), store, stages)
+    _, found = _made(replace(settings, flags={"onnxruntime": {"threads": "2"}}), store, registry)
     assert all(found.values())  # what cannot change a byte of the answer
 
 
 def test_a_model_in_its_own_framework_tells_what_runs_it(tmp_path: Path) -> None:
     from yolotrt_core.export.model_source import default_model_path
 
-    stages = Registry.discover()
-    with open_framework(BuildSettings(weights=default_model_path(), imgsz=SIZE), stages) as detector:
-        exporter = stages.get("exporter", "torch")
+    registry = Registry.discover()
+    with open_framework(BuildSettings(weights=default_model_path(), imgsz=SIZE), registry) as detector:
+        exporter = registry.get("exporter", "torch")
         code = detector.opened_by["code"]
         assert isinstance(code, dict)
         assert code["source_sha256"] == exporter.session_identity.source_sha256 != exporter.identity.source_sha256
@@ -185,15 +185,15 @@ def test_a_speed_is_of_every_option_the_batch_and_the_place(
     edit("making_of_the_test", "")
     edit("running_of_the_test", "")
     builder = Placed()
-    stages = layered_stages(own=builder, head=Hasty())
-    made = validated_build.make(settings, store=store, stages=stages)
-    first = times_ms([made], store=store, stages=stages)
+    registry = layered_stages(own=builder, head=Hasty())
+    made = validated_build.make(settings, store=store, registry=registry)
+    first = times_ms([made], store=store, registry=registry)
     builder.gpu = changed.pop("gpu", builder.gpu)
     batch = changed.pop("batch", settings.batch)
     request = replace(made.planned.request, batch=batch)
     again = replace(made, settings=replace(settings, **changed), planned=replace(made.planned, request=request))
     before = len(runs)
-    second = times_ms([again], store=store, stages=stages)
+    second = times_ms([again], store=store, registry=registry)
     assert (len(runs) > before) == measured
     assert second.keys() == first.keys()
     assert measured or second == first

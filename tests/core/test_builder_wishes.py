@@ -26,9 +26,9 @@ def run(store: Store, tmp_path: Path) -> Build:
     weights = tmp_path / "model.txt"
     weights.write_text("2 3")
 
-    def call(stages: Registry, precision: Any = "fp16", **settings: Any) -> Engine:
+    def call(registry: Registry, precision: Any = "fp16", **settings: Any) -> Engine:
         wanted = BuildSettings(weights=weights, imgsz=(32, 64), precision=precision, **settings)
-        return build_engine(wanted, store=store, stages=stages, out=tmp_path / "out")
+        return build_engine(wanted, store=store, registry=registry, out=tmp_path / "out")
 
     return call
 

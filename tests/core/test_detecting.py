@@ -32,8 +32,8 @@ def test_before_the_first_frame_nothing_is_left(name: str, store: Store, tmp_pat
         writer.release()
     else:
         assert cv2.imwrite(str(source), frame)
-    stages = Registry.of(fake_plugin())
-    with Detector.open(weights, store=store, stages=stages, imgsz=(32, 64)) as detector, progress("") as bar:
+    registry = Registry.of(fake_plugin())
+    with Detector.open(weights, store=store, registry=registry, imgsz=(32, 64)) as detector, progress("") as bar:
         for asked in (True, False):
             run = DetectionRun(detector, Selection(), "json", Names([source], out, "json"))
             interrupt = Interrupt()

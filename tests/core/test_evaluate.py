@@ -25,7 +25,7 @@ from yolotrt_core.types import BuildRequest, Detections, EngineSpec, ModelSource
 
 
 @pytest.fixture(scope="module")
-def stages() -> Registry:
+def registry() -> Registry:
     return Registry.discover()
 
 
@@ -37,16 +37,16 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
 
 
 @pytest.fixture(scope="module")
-def detector(data: Path, stages: Registry, store: Store) -> Iterator[Detector]:
+def detector(data: Path, registry: Registry, store: Store) -> Iterator[Detector]:
     weights = data / "weights" / "yolov5n.pt"
-    with Detector.open(weights, store=store, stages=stages, precision="fp32", builder="onnxruntime") as opened:
+    with Detector.open(weights, store=store, registry=registry, precision="fp32", builder="onnxruntime") as opened:
         yield opened
 
 
 @pytest.mark.slow
-def test_fp32_has_the_known_accuracy(data: Path, detector: Detector, stages: Registry, store: Store) -> None:
+def test_fp32_has_the_known_accuracy(data: Path, detector: Detector, registry: Registry, store: Store) -> None:
     """0.5004 / 0.3357: onnxruntime, upstream's letterbox and thresholds, pycocotools 2.0.11."""
-    judge = Judge(reader.read(data / "coco", detector.labels), store, stages, bootstrap=Bootstrap(0))
+    judge = Judge(reader.read(data / "coco", detector.labels), store, registry, bootstrap=Bootstrap(0))
     result = judge.evaluate(detector)
     assert (result.images, result.boxes) == (64, 440)
     assert result.map50.value == pytest.approx(0.5004, abs=0.0005)
@@ -57,11 +57,11 @@ def test_fp32_has_the_known_accuracy(data: Path, detector: Detector, stages: Reg
 
 
 @pytest.mark.slow
-def test_the_torch_model_has_it_too(data: Path, stages: Registry, store: Store) -> None:
+def test_the_torch_model_has_it_too(data: Path, registry: Registry, store: Store) -> None:
     settings = BuildSettings(weights=data / "weights" / "yolov5n.pt", imgsz=(640, 640))
-    with open_framework(settings, stages) as model:
+    with open_framework(settings, registry) as model:
         assert model.spec.builder == "torch"
-        judge = Judge(reader.read(data / "coco", model.labels), store, stages, bootstrap=Bootstrap(0))
+        judge = Judge(reader.read(data / "coco", model.labels), store, registry, bootstrap=Bootstrap(0))
         result = judge.evaluate(model)
     assert result.map50.value == pytest.approx(0.5004, abs=0.0005)
     assert result.map50_95.value == pytest.approx(0.3357, abs=0.0005)
@@ -75,25 +75,25 @@ def test_a_framework_runs_a_model_at_the_size_that_its_engine_would_have(store: 
         def open_source(self, source: ModelSource, request: BuildRequest, options: Any) -> FakeSession:
             return FakeSession(1.0, EngineSpec(image_spec(request, "fake"), "fp32", "text", {}))
 
-    stages = Registry.of(fake_plugin(exporters=[Own()]))
+    registry = Registry.of(fake_plugin(exporters=[Own()]))
     weights = tmp_path / "model.txt"
     weights.write_text("2")
     settings = BuildSettings(weights=weights)
-    planned = plan_build(settings, store=store, stages=stages).request
+    planned = plan_build(settings, store=store, registry=registry).request
     assert (planned.height, planned.width) == (64, 96)
-    assert open_framework(settings, stages).input_size == (64, 96)
-    assert open_framework(replace(settings, imgsz=(32, 32)), stages).input_size == (32, 32)
+    assert open_framework(settings, registry).input_size == (64, 96)
+    assert open_framework(replace(settings, imgsz=(32, 32)), registry).input_size == (32, 32)
 
 
 def test_predictions_come_back_bit_for_bit(
-    data: Path, detector: Detector, stages: Registry, store: Store, tmp_path: Path
+    data: Path, detector: Detector, registry: Registry, store: Store, tmp_path: Path
 ) -> None:
     files = sorted((data / "coco" / "images" / "val").iterdir())[:3]
     broken = tmp_path / "broken.jpg"
     broken.write_bytes(b"no image")
     listed = [*files, *files[:2], broken, *files[:2], *files]
-    first = predict(detector, listed, SELECTION, store=store, stages=stages)
-    again = predict(detector, listed, SELECTION, store=store, stages=stages)
+    first = predict(detector, listed, SELECTION, store=store, registry=registry)
+    again = predict(detector, listed, SELECTION, store=store, registry=registry)
     assert (first.from_cache, again.from_cache) == (False, True)
     assert [i for i, f in enumerate(first.found) if f is None] == [5]
     direct = detector.detect([cv2.imread(str(f)) for f in files], SELECTION)
@@ -106,10 +106,10 @@ def test_predictions_come_back_bit_for_bit(
 
 
 def test_too_many_unreadable_images(
-    data: Path, detector: Detector, stages: Registry, store: Store, tmp_path: Path
+    data: Path, detector: Detector, registry: Registry, store: Store, tmp_path: Path
 ) -> None:
     broken = tmp_path / "broken.jpg"
     broken.write_bytes(b"no image")
     good = sorted((data / "coco" / "images" / "val").iterdir())[0]
     with pytest.raises(UsageError, match="1 of 2 images cannot be read"):
-        predict(detector, [good, broken], SELECTION, store=store, stages=stages)
+        predict(detector, [good, broken], SELECTION, store=store, registry=registry)

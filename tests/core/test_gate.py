@@ -120,11 +120,11 @@ def images(tmp_path: Path) -> Path:
     return tmp_path / "set"
 
 
-def _build(stages: Registry, store: Store, tmp_path: Path, precision: str = "fp16", **settings: Any) -> Engine:
+def _build(registry: Registry, store: Store, tmp_path: Path, precision: str = "fp16", **settings: Any) -> Engine:
     weights = tmp_path / "model.txt"
     weights.write_text("1 1")
     wanted = BuildSettings(weights=weights, imgsz=(32, 64), precision=precision, **settings)  # type: ignore[arg-type]
-    return build_engine(wanted, store=store, stages=stages, out=tmp_path / "out")
+    return build_engine(wanted, store=store, registry=registry, out=tmp_path / "out")
 
 
 def test_a_faithful_engine_is_handed_out_with_its_verdict(store: Store, tmp_path: Path) -> None:
@@ -239,10 +239,10 @@ def test_predictions_are_of_one_postprocessor_and_its_options(store: Store, tmp_
         (Other(), {"otherhead": {"share": "0.5"}}),
         (_Thresholded(), {}),
     ):
-        stages = _decoded(head)
+        registry = _decoded(head)
         settings: dict[str, Any] = {"precision": "fp32", "imgsz": (32, 64), "flags": flags}
-        with Detector.open(weights, store=store, stages=stages, **settings) as detector:
-            made = predict(detector, files, Selection(), store=store, stages=stages)
+        with Detector.open(weights, store=store, registry=registry, **settings) as detector:
+            made = predict(detector, files, Selection(), store=store, registry=registry)
         assert made.from_cache == (made.record.key in keys)
         keys.append(made.record.key)
     assert len(set(keys)) == 3
@@ -287,8 +287,8 @@ def test_fp32_is_not_judged(store: Store, tmp_path: Path) -> None:
 
 
 def test_an_engine_that_cannot_run_here_is_judged_by_its_graph(store: Store, tmp_path: Path, images: Path) -> None:
-    stages = _stages(0.99, _Elsewhere())
-    engine = _build(stages, store, tmp_path, builder="elsewhere")
+    registry = _stages(0.99, _Elsewhere())
+    engine = _build(registry, store, tmp_path, builder="elsewhere")
     assert engine.verdict is not None
     assert engine.verdict.facts["ran"] == "its typed ONNX in onnxruntime"
     with pytest.raises(GateError, match="run as its typed ONNX in onnxruntime"):
@@ -328,9 +328,11 @@ def test_changed_images_are_judged_anew(
 
 
 def test_the_hint_of_a_refusal_names_images_where_there_were_none(store: Store, tmp_path: Path, images: Path) -> None:
-    stages = Registry.of(fake_plugin(passes=[_Lossy(0.5)]))  # any score counts, so a single box can differ by too much
+    registry = Registry.of(
+        fake_plugin(passes=[_Lossy(0.5)])
+    )  # any score counts, so a single box can differ by too much
     for given, told in (({}, True), ({"eval_data": images / "images"}, False)):
         with pytest.raises(GateError) as refused:
-            _build(stages, store, tmp_path, **given)
+            _build(registry, store, tmp_path, **given)
         assert ("images of your own with `--eval-data`" in str(refused.value.hint)) == told
         assert "`--gate-check off`" in str(refused.value.hint)

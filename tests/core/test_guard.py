@@ -92,7 +92,7 @@ def _build(stages: Registry, store: Store, tmp_path: Path, **settings: Any) -> E
     weights = tmp_path / "model.txt"
     weights.write_text("2 3")
     wanted = BuildSettings(weights=weights, imgsz=(32, 64), **settings)
-    return build_engine(wanted, store=store, stages=stages, out=tmp_path / "out")
+    return build_engine(wanted, store=store, registry=stages, out=tmp_path / "out")
 
 
 BOOM = RuntimeError("no luck")
@@ -177,7 +177,7 @@ def test_an_exporter_s_quick_answers(member: str, store: Store, tmp_path: Path) 
     weights.write_text("2 3")
     wanted = BuildSettings(weights=weights, exporter="bad")
     with pytest.raises(PluginError, match=f"`{member}` of exporter `bad` of `bad-dist` failed"):
-        build_engine(wanted, store=store, stages=stages, out=tmp_path / "out")
+        build_engine(wanted, store=store, registry=stages, out=tmp_path / "out")
 
 
 class _BadSession(FakeSession):
@@ -203,7 +203,7 @@ def test_an_engine_that_cannot_be_used(members: Mapping[str, Any], words: str, s
     weights.write_text("1 1")
     with pytest.raises(PluginError) as told:
         settings: dict[str, Any] = {"builder": "bad", "precision": "fp32", "imgsz": (32, 64)}
-        with Detector.open(weights, store=store, stages=stages, **settings) as detector:
+        with Detector.open(weights, store=store, registry=stages, **settings) as detector:
             detector.detect([np.zeros((32, 64, 3), np.uint8)])
     assert words in told.value.message
 
@@ -249,7 +249,7 @@ def test_a_postprocessor_that_cannot_decode(decode: Any, words: str, store: Stor
     stages = Registry.of(fake_plugin(postprocessors=[Bad()]))
     weights = tmp_path / "model.txt"
     weights.write_text("1 1")
-    detector = Detector.open(weights, store=store, stages=stages, precision="fp32", imgsz=(32, 64))
+    detector = Detector.open(weights, store=store, registry=stages, precision="fp32", imgsz=(32, 64))
     with detector, pytest.raises(PluginError) as told:
         detector.detect([np.zeros((32, 64, 3), np.uint8)])
     assert f"`decode` of postprocessor `bad` of `in-process` {words}" in told.value.message

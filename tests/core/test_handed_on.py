@@ -50,19 +50,19 @@ def _stages(builder: Any = None, **brought: Any) -> Registry:
     )
 
 
-def _build(stages: Registry, store: Store, tmp_path: Path, **settings: Any) -> Engine:
+def _build(registry: Registry, store: Store, tmp_path: Path, **settings: Any) -> Engine:
     weights = tmp_path / "model.txt"
     weights.write_text("2 3")
     wanted = BuildSettings(weights=weights, imgsz=(32, 64), **({"precision": "fp16"} | settings))
-    return build_engine(wanted, store=store, stages=stages, out=tmp_path / "out")
+    return build_engine(wanted, store=store, registry=registry, out=tmp_path / "out")
 
 
-def _refusal(stages: Registry, store: Store, tmp_path: Path, stage: str, **settings: Any) -> str:
+def _refusal(registry: Registry, store: Store, tmp_path: Path, stage: str, **settings: Any) -> str:
     """Build twice, for what failed must not be found the second time; return what is told."""
     told = []
     for _ in range(2):
         with pytest.raises(StageError) as caught:
-            _build(stages, store, tmp_path, **settings)
+            _build(registry, store, tmp_path, **settings)
         assert caught.value.stage == stage
         assert caught.value.hint == "this is a fault of the plugin: report it to the authors of `bad-dist`"
         told.append(caught.value.message)
@@ -150,8 +150,8 @@ def test_an_onnx_that_is_not_its_spec_s(held: Mapping[str, Any], words: str, sto
 
 @pytest.mark.parametrize("shape", [(1, 3, "rows", 64), ()])
 def test_an_output_may_be_left_open(shape: Any, store: Store, tmp_path: Path) -> None:
-    stages = _stages(_Reader(outputs=(replace(OUTPUT, shape=shape),)), exporters=[_Exporter()])
-    assert _build(stages, store, tmp_path, precision="fp32").path.is_file()
+    registry = _stages(_Reader(outputs=(replace(OUTPUT, shape=shape),)), exporters=[_Exporter()])
+    assert _build(registry, store, tmp_path, precision="fp32").path.is_file()
 
 
 def test_labels_that_do_not_fit_the_head(store: Store, tmp_path: Path) -> None:
@@ -260,6 +260,6 @@ class _Builder(FakeBuilder):
     ],
 )
 def test_a_builder_that_builds_nothing(builder: Any, words: str, store: Store, tmp_path: Path) -> None:
-    stages = _stages(exporters=[FakeExporter()], builders=[builder])
-    told = _refusal(stages, store, tmp_path, "build", builder="bad")
+    registry = _stages(exporters=[FakeExporter()], builders=[builder])
+    told = _refusal(registry, store, tmp_path, "build", builder="bad")
     assert told.startswith(f"builder `bad` of `bad-dist` {words}")

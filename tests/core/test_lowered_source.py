@@ -91,9 +91,9 @@ def run(store: Store, tmp_path: Path) -> Build:
     weights = tmp_path / "model.txt"
     weights.write_text("1 1")
 
-    def call(stages: Registry, **settings: Any) -> Engine:
+    def call(registry: Registry, **settings: Any) -> Engine:
         wanted = BuildSettings(weights=weights, imgsz=(32, 64), **settings)
-        return build_engine(wanted, store=store, stages=stages, out=tmp_path / "out")
+        return build_engine(wanted, store=store, registry=registry, out=tmp_path / "out")
 
     return call
 
@@ -133,9 +133,9 @@ def test_another_precision_is_refused(run: Build, asked: str) -> None:
 def test_a_type_that_exports_cannot_be_checked_in_is_refused_in_words(run: Build) -> None:
     before = RUNS["export"]
     for asked in (None, "bf16", "fp32", "auto"):
-        for stages in (_stages("bf16"), _stages("bf16", _Builder())):
+        for registry in (_stages("bf16"), _stages("bf16", _Builder())):
             with pytest.raises(UsageError) as told:
-                run(stages, precision=asked)
+                run(registry, precision=asked)
             assert str(told.value.message) == (
                 "`model.txt` holds bf16 already, and onnxruntime, by which every model is checked, cannot run that"
             )
@@ -219,8 +219,8 @@ def test_an_option_of_the_pass_that_has_nothing_to_do(run: Build, caplog: pytest
     class Halving(FakePass):
         Options = type(FakeBuilder.Options())
 
-    stages = Registry.of(fake_plugin(exporters=[_Holding("fp16")], passes=[Halving()]))
-    run(stages, flags={"halve": {"level": "5"}})
+    registry = Registry.of(fake_plugin(exporters=[_Holding("fp16")], passes=[Halving()]))
+    run(registry, flags={"halve": {"level": "5"}})
     assert "`--halve-level` has no effect: no stage `halve` runs in this build" in caplog.text
 
 

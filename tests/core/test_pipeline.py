@@ -24,7 +24,7 @@ from yolotrt_core.types import ShapeRange
 
 
 @pytest.fixture
-def stages() -> Registry:
+def registry() -> Registry:
     RUNS.clear()
     return Registry.of(fake_plugin())
 
@@ -36,19 +36,19 @@ def weights(tmp_path: Path) -> Path:
     return path
 
 
-def _build(weights: Path, store: Store, stages: Registry, tmp_path: Path, **settings: Any) -> Engine:
+def _build(weights: Path, store: Store, registry: Registry, tmp_path: Path, **settings: Any) -> Engine:
     settings = {"imgsz": (32, 64), "precision": "fp16", **settings}
     force = settings.pop("force", False)
     wanted = BuildSettings(weights=weights, **settings)
-    return build_engine(wanted, store=store, stages=stages, out=tmp_path / "out", force=force)
+    return build_engine(wanted, store=store, registry=registry, out=tmp_path / "out", force=force)
 
 
-def test_a_second_build_runs_no_stage(weights: Path, store: Store, stages: Registry, tmp_path: Path) -> None:
-    first = _build(weights, store, stages, tmp_path)
+def test_a_second_build_runs_no_stage(weights: Path, store: Store, registry: Registry, tmp_path: Path) -> None:
+    first = _build(weights, store, registry, tmp_path)
     assert RUNS == {"export": 1, "halve": 1, "build": 1}
     assert not first.from_cache
     assert [s.step.label for s in first.steps] == ["export", "parity", "halve", "build"]
-    second = _build(weights, store, stages, tmp_path)
+    second = _build(weights, store, registry, tmp_path)
     assert second.from_cache
     assert second.key == first.key
     assert RUNS == {"export": 1, "halve": 1, "build": 1}
@@ -58,37 +58,39 @@ def test_a_second_build_runs_no_stage(weights: Path, store: Store, stages: Regis
     assert spec.onnx_sha256 == first.steps[-1].action.inputs["onnx"]
 
 
-def test_precisions_share_the_export(weights: Path, store: Store, stages: Registry, tmp_path: Path) -> None:
-    _build(weights, store, stages, tmp_path, precision="fp16")
-    _build(weights, store, stages, tmp_path, precision="fp32")
+def test_precisions_share_the_export(weights: Path, store: Store, registry: Registry, tmp_path: Path) -> None:
+    _build(weights, store, registry, tmp_path, precision="fp16")
+    _build(weights, store, registry, tmp_path, precision="fp32")
     assert RUNS == {"export": 1, "halve": 1, "build": 2}
 
 
-def test_force_runs_all_again(weights: Path, store: Store, stages: Registry, tmp_path: Path) -> None:
-    _build(weights, store, stages, tmp_path)
-    again = _build(weights, store, stages, tmp_path, force=True)
+def test_force_runs_all_again(weights: Path, store: Store, registry: Registry, tmp_path: Path) -> None:
+    _build(weights, store, registry, tmp_path)
+    again = _build(weights, store, registry, tmp_path, force=True)
     assert not any(s.from_cache for s in again.steps)
     assert RUNS["export"] == 2
 
 
-def test_a_moved_model_is_the_same_model(weights: Path, store: Store, stages: Registry, tmp_path: Path) -> None:
-    first = _build(weights, store, stages, tmp_path)
+def test_a_moved_model_is_the_same_model(weights: Path, store: Store, registry: Registry, tmp_path: Path) -> None:
+    first = _build(weights, store, registry, tmp_path)
     moved = weights.rename(tmp_path / "other.txt")
-    assert _build(moved, store, stages, tmp_path).key == first.key
+    assert _build(moved, store, registry, tmp_path).key == first.key
     moved.write_text("2 4")
-    assert _build(moved, store, stages, tmp_path).key != first.key
+    assert _build(moved, store, registry, tmp_path).key != first.key
 
 
-def test_only_options_of_a_stage_change_its_key(weights: Path, store: Store, stages: Registry, tmp_path: Path) -> None:
-    _build(weights, store, stages, tmp_path)
-    _build(weights, store, stages, tmp_path, flags={"onnxruntime": {"level": "5"}})
+def test_only_options_of_a_stage_change_its_key(
+    weights: Path, store: Store, registry: Registry, tmp_path: Path
+) -> None:
+    _build(weights, store, registry, tmp_path)
+    _build(weights, store, registry, tmp_path, flags={"onnxruntime": {"level": "5"}})
     assert RUNS == {"export": 1, "halve": 1, "build": 2}
-    _build(weights, store, stages, tmp_path, imgsz=(64, 64))
+    _build(weights, store, registry, tmp_path, imgsz=(64, 64))
     assert RUNS["export"] == 2
 
 
-def test_one_number_is_a_square(weights: Path, store: Store, stages: Registry, tmp_path: Path) -> None:
-    engine = _build(weights, store, stages, tmp_path, imgsz=64)
+def test_one_number_is_a_square(weights: Path, store: Store, registry: Registry, tmp_path: Path) -> None:
+    engine = _build(weights, store, registry, tmp_path, imgsz=64)
     assert engine.spec.model.inputs[0].shape == (1, 3, 64, 64)
     for wrong, words in {
         100: "multiples of 32, found 100",
@@ -99,36 +101,36 @@ def test_one_number_is_a_square(weights: Path, store: Store, stages: Registry, t
         True: "found True",
     }.items():
         with pytest.raises(UsageError, match=words):
-            _build(weights, store, stages, tmp_path, imgsz=wrong)
+            _build(weights, store, registry, tmp_path, imgsz=wrong)
     for batch in ("2", 0, 1.5):
         with pytest.raises(UsageError, match="`--batch` expects a whole number of at least 1"):
-            _build(weights, store, stages, tmp_path, batch=batch)
+            _build(weights, store, registry, tmp_path, batch=batch)
 
 
-def test_an_engine_is_shown_in_a_line(weights: Path, store: Store, stages: Registry, tmp_path: Path) -> None:
-    engine = _build(weights, store, stages, tmp_path)
+def test_an_engine_is_shown_in_a_line(weights: Path, store: Store, registry: Registry, tmp_path: Path) -> None:
+    engine = _build(weights, store, registry, tmp_path)
     expected = f"builder='onnxruntime', precision='fp16', key='{engine.key}')"
     assert repr(engine) == f"Engine(path='{engine.path}', {expected}"
 
 
-def test_a_wrong_export_stops_at_parity(weights: Path, store: Store, stages: Registry, tmp_path: Path) -> None:
+def test_a_wrong_export_stops_at_parity(weights: Path, store: Store, registry: Registry, tmp_path: Path) -> None:
     with pytest.raises(StageError, match="output `output0` is off by relative L2") as caught:
-        _build(weights, store, stages, tmp_path, flags={"text": {"offset": "0.5"}})
+        _build(weights, store, registry, tmp_path, flags={"text": {"offset": "0.5"}})
     assert caught.value.stage == "parity"
     assert RUNS["build"] == 0
     # 6.5 instead of 6 is a relative error of exactly 1/12.
     assert "0.0833" in caught.value.message
     loose = {"text": {"offset": "0.5"}, "parity": {"tolerance": "0.1"}}
-    passed = _build(weights, store, stages, tmp_path, flags=loose)
+    passed = _build(weights, store, registry, tmp_path, flags=loose)
     facts = next(s.record.facts for s in passed.steps if s.step.label == "parity")
     assert facts["outputs"][0]["relative_l2"] == pytest.approx(1 / 12, rel=1e-5)
 
 
 def test_a_failed_stage_names_itself_and_its_log(
-    weights: Path, store: Store, stages: Registry, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    weights: Path, store: Store, registry: Registry, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(StageError, match="the tool said no") as caught:
-        _build(weights, store, stages, tmp_path, flags={"onnxruntime": {"fail": "on"}})
+        _build(weights, store, registry, tmp_path, flags={"onnxruntime": {"fail": "on"}})
     err = caught.value
     assert err.stage == "build"
     assert err.key is not None
@@ -137,22 +139,22 @@ def test_a_failed_stage_names_itself_and_its_log(
     assert "a tool that prints" in err.log.read_text()
     assert capfd.readouterr().out == ""
     assert not (tmp_path / "out").exists()
-    _build(weights, store, stages, tmp_path)
+    _build(weights, store, registry, tmp_path)
     assert RUNS["export"] == 1
 
 
-def test_a_bad_model_leaves_nothing(weights: Path, store: Store, stages: Registry, tmp_path: Path) -> None:
+def test_a_bad_model_leaves_nothing(weights: Path, store: Store, registry: Registry, tmp_path: Path) -> None:
     weights.write_text("two")
     with pytest.raises(UsageError, match="not a list of numbers"):
-        _build(weights, store, stages, tmp_path)
+        _build(weights, store, registry, tmp_path)
     assert list(store.records()) == []
     assert not list(store.work_folder.iterdir())
 
 
 def test_a_model_that_changes_while_it_is_read(
-    weights: Path, store: Store, stages: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    weights: Path, store: Store, registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    exporter = stages.get("exporter", "text").stage
+    exporter = registry.get("exporter", "text").stage
     original = exporter.export
 
     def export(*args: Any) -> Any:
@@ -162,14 +164,14 @@ def test_a_model_that_changes_while_it_is_read(
 
     monkeypatch.setattr(exporter, "export", export, raising=False)
     with pytest.raises(StageError, match="changed while"):
-        _build(weights, store, stages, tmp_path)
+        _build(weights, store, registry, tmp_path)
 
 
-def test_walk_says_what_would_run(weights: Path, store: Store, stages: Registry, tmp_path: Path) -> None:
-    _build(weights, store, stages, tmp_path, precision="fp32")
+def test_walk_says_what_would_run(weights: Path, store: Store, registry: Registry, tmp_path: Path) -> None:
+    _build(weights, store, registry, tmp_path, precision="fp32")
     from yolotrt_core.build.settings import plan_build
 
-    planned = plan_build(BuildSettings(weights=weights, imgsz=(32, 64)), store=store, stages=stages)
+    planned = plan_build(BuildSettings(weights=weights, imgsz=(32, 64)), store=store, registry=registry)
     seen = [
         (step.label, action is not None, record is not None) for step, action, record in executor.walk(planned, store)
     ]
@@ -182,16 +184,16 @@ def test_walk_says_what_would_run(weights: Path, store: Store, stages: Registry,
 
 
 def test_a_damaged_intermediate_is_made_again(
-    weights: Path, store: Store, stages: Registry, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    weights: Path, store: Store, registry: Registry, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    first = _build(weights, store, stages, tmp_path, precision="fp32")
+    first = _build(weights, store, registry, tmp_path, precision="fp32")
     onnx = first.steps[0].record.outputs["model.onnx"].sha256
     for file in store.cache_folder.rglob("*"):
         if file.is_file() and file.read_bytes() == b"6.0" and file.suffix != ".db":
             file.chmod(0o644)
             file.write_bytes(b"7.0")
     with caplog.at_level(logging.WARNING):
-        second = _build(weights, store, stages, tmp_path, precision="fp16")
+        second = _build(weights, store, registry, tmp_path, precision="fp16")
     assert json.loads(second.path.read_text()) == 6.0
     assert second.steps[0].record.outputs["model.onnx"].sha256 == onnx
     assert "damaged" in caplog.text or "making it again" in caplog.text
@@ -214,27 +216,27 @@ def test_a_damaged_intermediate_is_made_again(
 def test_refusals_come_before_any_work(
     weights: Path,
     store: Store,
-    stages: Registry,
+    registry: Registry,
     tmp_path: Path,
     settings: dict[str, Any],
     error: type[Exception],
     words: str,
 ) -> None:
     with pytest.raises(error, match=words):
-        _build(weights, store, stages, tmp_path, **settings)
+        _build(weights, store, registry, tmp_path, **settings)
     assert not RUNS
     assert not (tmp_path / "store").exists()
 
 
 def test_dynamic_gets_a_profile_and_exports_at_its_optimum(
-    weights: Path, store: Store, stages: Registry, tmp_path: Path
+    weights: Path, store: Store, registry: Registry, tmp_path: Path
 ) -> None:
-    built = _build(weights, store, stages, tmp_path, imgsz=(64, 96), dynamic=True, precision="fp32")
+    built = _build(weights, store, registry, tmp_path, imgsz=(64, 96), dynamic=True, precision="fp32")
     assert built.spec.profiles == (ShapeRange((1, 32, 32), (1, 64, 96), (8, 64, 96)),)
     _build(
         weights,
         store,
-        stages,
+        registry,
         tmp_path,
         precision="fp32",
         profiles=(ShapeRange((1, 32, 32), (1, 64, 96), (4, 128, 128)),),
@@ -252,17 +254,17 @@ def test_an_unavailable_builder_is_skipped_or_refused(weights: Path, store: Stor
         def available(self) -> Availability:
             return Availability(False, "its library is missing", "pip install it")
 
-    stages = Registry.of(fake_plugin(builders=[FakeBuilder(), Elsewhere()]))
-    assert _build(weights, store, stages, tmp_path).spec.builder == "onnxruntime"
+    registry = Registry.of(fake_plugin(builders=[FakeBuilder(), Elsewhere()]))
+    assert _build(weights, store, registry, tmp_path).spec.builder == "onnxruntime"
     with pytest.raises(PluginError, match="its library is missing") as caught:
-        _build(weights, store, stages, tmp_path, builder="elsewhere")
+        _build(weights, store, registry, tmp_path, builder="elsewhere")
     assert caught.value.hint == "pip install it"
 
 
 def test_threads_that_want_one_engine_build_it_once(
-    weights: Path, store: Store, stages: Registry, tmp_path: Path
+    weights: Path, store: Store, registry: Registry, tmp_path: Path
 ) -> None:
-    threads = [threading.Thread(target=_build, args=(weights, store, stages, tmp_path)) for _ in range(4)]
+    threads = [threading.Thread(target=_build, args=(weights, store, registry, tmp_path)) for _ in range(4)]
     for t in threads:
         t.start()
     for t in threads:
@@ -270,16 +272,16 @@ def test_threads_that_want_one_engine_build_it_once(
     assert RUNS == {"export": 1, "halve": 1, "build": 1}
 
 
-def test_an_output_folder_that_is_a_file(weights: Path, store: Store, stages: Registry, tmp_path: Path) -> None:
+def test_an_output_folder_that_is_a_file(weights: Path, store: Store, registry: Registry, tmp_path: Path) -> None:
     (tmp_path / "out").write_text("")
     with pytest.raises(ArtifactError, match="cannot write"):
-        _build(weights, store, stages, tmp_path)
+        _build(weights, store, registry, tmp_path)
 
 
 def test_an_engine_is_only_read_with_its_own_spec(
-    weights: Path, store: Store, stages: Registry, tmp_path: Path
+    weights: Path, store: Store, registry: Registry, tmp_path: Path
 ) -> None:
-    built = _build(weights, store, stages, tmp_path)
+    built = _build(weights, store, registry, tmp_path)
     sidecar = built.path.with_name(built.path.name + ".json")
     text = sidecar.read_text()
     built.path.write_text("7.0")
@@ -314,35 +316,35 @@ def test_an_engine_is_only_read_with_its_own_spec(
         read_engine_spec(tmp_path / "none")
 
 
-def test_detector_runs_what_was_built(weights: Path, store: Store, stages: Registry, tmp_path: Path) -> None:
+def test_detector_runs_what_was_built(weights: Path, store: Store, registry: Registry, tmp_path: Path) -> None:
     from yolotrt_core.api import Detector
 
     frame = np.full((32, 64, 3), 51, dtype=np.uint8)
-    with Detector.open(weights, store=store, stages=stages, imgsz=(32, 64), batch=2) as detector:
+    with Detector.open(weights, store=store, registry=registry, imgsz=(32, 64), batch=2) as detector:
         found = detector.detect([frame, frame, frame])
     # 51/255 = 0.2 everywhere, times the model's 2 * 3.
     assert [float(d.scores[0]) for d in found] == pytest.approx([1.2, 1.2, 1.2], rel=1e-6)
     assert found[0].boxes.tolist() == [[0, 0, 64, 32]]
     assert detector.frames == 3
     assert set(detector.seconds) == {"preprocess", "infer", "postprocess"}
-    built = _build(weights, store, stages, tmp_path)
-    with Detector.open(engine=built.path, store=store, stages=stages) as detector:
+    built = _build(weights, store, registry, tmp_path)
+    with Detector.open(engine=built.path, store=store, registry=registry) as detector:
         assert float(detector.detect([frame])[0].scores[0]) == pytest.approx(1.2, rel=1e-6)
         with pytest.raises(UsageError, match="uint8"):
             detector.detect([frame.astype(np.float32)])  # type: ignore[list-item]
     with pytest.raises(UsageError, match="exclude each other"):
-        Detector.open(weights, engine=built.path, store=store, stages=stages)
+        Detector.open(weights, engine=built.path, store=store, registry=registry)
 
 
 def test_a_stage_with_a_bug_is_a_stage_error_with_the_trace_in_its_log(
-    weights: Path, store: Store, stages: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    weights: Path, store: Store, registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def export(*args: Any) -> Any:
         raise ZeroDivisionError("nobody expected this")
 
-    monkeypatch.setattr(stages.get("exporter", "text").stage, "export", export, raising=False)
+    monkeypatch.setattr(registry.get("exporter", "text").stage, "export", export, raising=False)
     with pytest.raises(StageError, match="failed with ZeroDivisionError: nobody expected this") as caught:
-        _build(weights, store, stages, tmp_path)
+        _build(weights, store, registry, tmp_path)
     assert caught.value.log is not None
     assert "Traceback" in caught.value.log.read_text()
     assert caught.value.hint is not None

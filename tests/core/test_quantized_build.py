@@ -32,7 +32,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
 
 @pytest.fixture(scope="module")
 def build(data: Path, store: Store, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    stages = Registry.discover()
+    registry = Registry.discover()
 
     def run(**settings: Any) -> Engine:
         given = {
@@ -44,7 +44,7 @@ def build(data: Path, store: Store, tmp_path_factory: pytest.TempPathFactory) ->
             **settings,
         }
         out = tmp_path_factory.mktemp("engine")
-        return build_engine(BuildSettings(**given), store=store, stages=stages, out=out)
+        return build_engine(BuildSettings(**given), store=store, registry=registry, out=out)
 
     return run
 

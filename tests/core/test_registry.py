@@ -364,9 +364,9 @@ class _Elsewhere(FakeBuilder):
 
 
 def test_who_runs_an_engine_is_said_where_it_is_not_who_builds_it(caplog: pytest.LogCaptureFixture) -> None:
-    stages = Registry.of(fake_plugin(builders=[FakeBuilder(), _Elsewhere()]))
+    registry = Registry.of(fake_plugin(builders=[FakeBuilder(), _Elsewhere()]))
     with caplog.at_level(logging.INFO):
-        assert stages.default_builder(to_run=False).name == "elsewhere"
+        assert registry.default_builder(to_run=False).name == "elsewhere"
         assert caplog.text == ""
-        assert stages.default_builder(to_run=True).name == "onnxruntime"
+        assert registry.default_builder(to_run=True).name == "onnxruntime"
     assert "running with `onnxruntime`, not with `elsewhere`: no such device" in caplog.text

@@ -38,15 +38,15 @@ def _settings(tmp_path: Path, images: Path, **settings: Any) -> BuildSettings:
     return BuildSettings(weights=write_model(tmp_path, given.pop("shares", SHARES)), **given)
 
 
-def _build(stages: Registry, store: Store, settings: BuildSettings, out: Path) -> Engine:
-    return build_engine(settings, store=store, stages=stages, out=out / "out")
+def _build(registry: Registry, store: Store, settings: BuildSettings, out: Path) -> Engine:
+    return build_engine(settings, store=store, registry=registry, out=out / "out")
 
 
-def _measure(store: Store, settings: BuildSettings, stages: Registry | None = None) -> sensitivity.Sensitivity:
-    stages = stages or layered_stages()
-    planned = plan_build(settings, store=store, stages=stages)
+def _measure(store: Store, settings: BuildSettings, registry: Registry | None = None) -> sensitivity.Sensitivity:
+    registry = registry or layered_stages()
+    planned = plan_build(settings, store=store, registry=registry)
     options = GivenOptions(settings.flags, settings.recipe)
-    return sensitivity.measure(planned, options, store=store, stages=stages)
+    return sensitivity.measure(planned, options, store=store, registry=registry)
 
 
 def test_each_layer_is_charged_with_what_it_costs_alone(store: Store, tmp_path: Path, images: Path) -> None:
@@ -73,15 +73,15 @@ def test_nothing_is_measured_twice(store: Store, tmp_path: Path, images: Path) -
 
 
 def test_a_pass_that_fails_on_a_layer_is_named(store: Store, tmp_path: Path, images: Path) -> None:
-    stages = layered_stages()
+    registry = layered_stages()
 
     def fail(*given: Any) -> Any:
         raise RuntimeError("no luck")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stages.get("pass", "int8").stage, "apply", fail, raising=False)
+        patch.setattr(registry.get("pass", "int8").stage, "apply", fail, raising=False)
         with pytest.raises(PluginError, match="`apply` of pass `int8` of `in-process` failed with RuntimeError"):
-            _measure(store, _settings(tmp_path, images), stages)
+            _measure(store, _settings(tmp_path, images), registry)
 
 
 def test_layers_the_user_keeps_are_not_measured(store: Store, tmp_path: Path, images: Path) -> None:
@@ -212,9 +212,9 @@ class _Slower(LayeredBuilder):
 
 
 def test_auto_takes_the_fastest_that_passes(store: Store, tmp_path: Path, images: Path) -> None:
-    stages = layered_stages(_Slower())
+    registry = layered_stages(_Slower())
     settings = _settings(tmp_path, images, precision="auto", max_drop=0.35)
-    engine = _build(stages, store, settings, tmp_path)
+    engine = _build(registry, store, settings, tmp_path)
     assert engine.pick is not None
     assert (engine.spec.builder, engine.spec.precision, engine.trade) == ("onnxruntime", "int8", None)
     assert "the fastest that passed" in engine.pick.text
@@ -225,7 +225,7 @@ def test_auto_takes_the_fastest_that_passes(store: Store, tmp_path: Path, images
     assert tried["slower", "fp32"].ms > 2 * tried["onnxruntime", "fp32"].ms
     assert engine.path.name == "model-int8.bin"
     before = RUNS["build"]
-    again = _build(stages, store, settings, tmp_path)
+    again = _build(registry, store, settings, tmp_path)
     assert (again.pick, RUNS["build"]) == (engine.pick, before)
 
 
@@ -276,7 +276,7 @@ def test_auto_without_images_leaves_int8_out(store: Store, tmp_path: Path, image
 def test_a_detector_opens_what_auto_chose(store: Store, tmp_path: Path, images: Path) -> None:
     settings = _settings(tmp_path, images, precision="auto", max_drop=0.35)
     given = {f: getattr(settings, f) for f in settings.__slots__ if f != "weights"}
-    with Detector.open(settings.weights, store=store, stages=layered_stages(_Slower()), **given) as detector:
+    with Detector.open(settings.weights, store=store, registry=layered_stages(_Slower()), **given) as detector:
         assert (detector.spec.builder, detector.spec.precision) == ("onnxruntime", "int8")
         found = detector.detect([np.full((32, 64, 3), 255, np.uint8)])
     assert found[0].scores[0] == pytest.approx(1 - sum(SHARES.values()))
@@ -292,4 +292,4 @@ def test_auto_needs_the_gate(store: Store, tmp_path: Path, images: Path) -> None
     with pytest.raises(UsageError, match="`--precision auto` asks the gate"):
         _build(layered_stages(), store, settings, tmp_path)
     with pytest.raises(UsageError, match="precision `auto` is many builds"):
-        plan_build(settings, store=store, stages=layered_stages())
+        plan_build(settings, store=store, registry=layered_stages())

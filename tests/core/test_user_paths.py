@@ -94,11 +94,11 @@ def test_only_one_place_finds_home_folders() -> None:
 def test_python_programs_may_give_folders_as_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "model.txt").write_text("2 3")
-    stages = Registry.of(fake_plugin())
+    registry = Registry.of(fake_plugin())
     given = {"store": "~/store", "imgsz": (32, 64), "precision": "fp16"}
-    built = api.build("~/model.txt", out="~/out", stages=stages, **given)
+    built = api.build("~/model.txt", out="~/out", registry=registry, **given)
     assert built.path.parent == tmp_path / "out"
     assert built.path.is_file()
-    with Detector.open("~/model.txt", stages=stages, **given) as opened:
+    with Detector.open("~/model.txt", registry=registry, **given) as opened:
         assert opened.spec == built.spec
     assert (tmp_path / "store").is_dir()

@@ -96,7 +96,7 @@ class Built:
     """Two equal builds: what was made, the plugin, and how many calls it had after the first."""
 
     plugin: Everything
-    stages: Registry
+    registry: Registry
     weights: Path
     first: Engine
     second: Engine
@@ -109,12 +109,12 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Built]:
     weights = folder / "model.words"  # an ending that says nothing: the hook must
     weights.write_text("2 3")
     plugin, store = Everything(), Store(folder / "store")
-    stages = Registry.of(plugin)
+    registry = Registry.of(plugin)
     settings = BuildSettings(weights=weights, imgsz=(32, 64), precision="fp16")
-    first = build_engine(settings, store=store, stages=stages, out=folder / "first")
+    first = build_engine(settings, store=store, registry=registry, out=folder / "first")
     calls = len(plugin.calls)
-    second = build_engine(settings, store=store, stages=stages, out=folder / "second")
-    yield Built(plugin, stages, weights, first, second, calls)
+    second = build_engine(settings, store=store, registry=registry, out=folder / "second")
+    yield Built(plugin, registry, weights, first, second, calls)
     store.close()
 
 

@@ -15,7 +15,7 @@ from yolotrt_core.store.store import Store
 
 def _request_of(weights: Path, tmp_path: Path, **settings: object) -> tuple[tuple[int, int, int], ...]:
     wanted = BuildSettings(weights=weights, dynamic=True, builder="onnxruntime", **settings)  # type: ignore[arg-type]
-    (profile,) = plan_build(wanted, store=Store(tmp_path / "store"), stages=Registry.discover()).request.profiles
+    (profile,) = plan_build(wanted, store=Store(tmp_path / "store"), registry=Registry.discover()).request.profiles
     return profile.min, profile.opt, profile.max
 
 

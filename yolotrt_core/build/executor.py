@@ -66,7 +66,7 @@ def walk(steps: Plan, store: Store) -> Iterator[tuple[Step, Action | None, Recor
         yield step, action, record
 
 
-def run(steps: Plan, store: Store, stages: Registry, *, force: bool = False) -> list[StepResult]:
+def run(steps: Plan, store: Store, registry: Registry, *, force: bool = False) -> list[StepResult]:
     """Run the steps whose artifact is missing; with `force` all of them.
 
     Raises:
@@ -74,15 +74,15 @@ def run(steps: Plan, store: Store, stages: Registry, *, force: bool = False) -> 
         ArtifactError: the store cannot be used.
     """
     try:
-        return _run(steps, store, stages, force=force, verify=False)
+        return _run(steps, store, registry, force=force, verify=False)
     except (DamagedArtifactError, MissingArtifactError) as err:
         # Only what is handed out is read on a hit; a damaged intermediate shows when it is needed,
         # and another process's gc may take one between two steps.
         _log.warning("%s; making it again", err)
-        return _run(steps, store, stages, force=force, verify=True)
+        return _run(steps, store, registry, force=force, verify=True)
 
 
-def _run(steps: Plan, store: Store, stages: Registry, *, force: bool, verify: bool) -> list[StepResult]:
+def _run(steps: Plan, store: Store, registry: Registry, *, force: bool, verify: bool) -> list[StepResult]:
     done: dict[str, Record] = {}
     results = []
     for step in steps.steps:
@@ -94,10 +94,10 @@ def _run(steps: Plan, store: Store, stages: Registry, *, force: bool, verify: bo
                 functools.partial(_make, steps, step, action, store),
                 verify=verify or step is steps.steps[-1],
                 force=force,
-                on_start=functools.partial(_started, stages, running, f"{step.label} by {step.identity.name}"),
+                on_start=functools.partial(_started, registry, running, f"{step.label} by {step.identity.name}"),
             )
         seconds = time.perf_counter() - began
-        stages.notify("yolotrt_stage_finished", action=action, record=record, from_cache=from_cache, seconds=seconds)
+        registry.notify("yolotrt_stage_finished", action=action, record=record, from_cache=from_cache, seconds=seconds)
         outcome = "found" if from_cache else "built"
         _log.info("%-9s %-11s %s  %s  %.2f s", step.label, step.identity.name, outcome, action.key[:12], seconds)
         done[step.label] = record
@@ -105,8 +105,8 @@ def _run(steps: Plan, store: Store, stages: Registry, *, force: bool, verify: bo
     return results
 
 
-def _started(stages: Registry, running: contextlib.ExitStack, text: str, action: Action) -> None:
-    stages.notify("yolotrt_stage_started", action=action)
+def _started(registry: Registry, running: contextlib.ExitStack, text: str, action: Action) -> None:
+    registry.notify("yolotrt_stage_started", action=action)
     running.enter_context(progress(text))
 
 

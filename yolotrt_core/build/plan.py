@@ -44,7 +44,7 @@ class Choice:
 
 
 def plan(
-    stages: Registry,
+    registry: Registry,
     source: ModelSource,
     request: BuildRequest,
     choice: Choice = Choice(),
@@ -56,13 +56,13 @@ def plan(
         UsageError: unknown plugin, option or precision. PluginError: a stage lacks its tools.
         StageError: the builder says that it cannot build this request.
     """
-    refuse_unchecked(source, stages)
-    builder = stages.usable("builder", choice.builder) if choice.builder else stages.default_builder(to_run=False)
+    refuse_unchecked(source, registry)
+    builder = registry.usable("builder", choice.builder) if choice.builder else registry.default_builder(to_run=False)
     if request.precision not in builder.stage.precisions:
         known = ", ".join(sorted(builder.stage.precisions))
         raise UsageError(f"builder `{builder.name}` does not build {request.precision}", hint=f"it builds {known}")
     _refuse_conversion(source, request)
-    exporter = stages.usable("exporter", choice.exporter) if choice.exporter else stages.select_exporter(source)
+    exporter = registry.usable("exporter", choice.exporter) if choice.exporter else registry.select_exporter(source)
     registered.refuse_unavailable(exporter, exporter.stage.available())
     chosen_options = settings.resolve(builder.stage.Options, builder.name)
     builder.stage.preflight(request, chosen_options)
@@ -70,15 +70,17 @@ def plan(
         request = replace(request, exact_fp32=True)
     # Ranges reach an engine once: as Q/DQ nodes of a pass, or, where it asks for them, through the builder.
     takes_ranges = isinstance(builder.stage, RangesBuilder) and builder.stage.takes_ranges(request, chosen_options)
-    steps = list(_shared_steps(stages, source, request, exporter, settings))
-    passes = [r for r in stages.passes() if r.stage.order >= PRECISION_ORDER and _applies(stages, r, request, settings)]
+    steps = list(_shared_steps(registry, source, request, exporter, settings))
+    passes = [
+        r for r in registry.passes() if r.stage.order >= PRECISION_ORDER and _applies(registry, r, request, settings)
+    ]
     passes = [r for r in passes if not (takes_ranges and r.stage.needs_calibration)]
     chosen = None
     if source.holds is not None:  # nothing is left to set; a quantizing pass still says what becomes of the rest
         passes = [r for r in passes if r.stage.order > PRECISION_ORDER or r.stage.needs_calibration]
     calibrated = source.holds is None and (takes_ranges or any(found.stage.needs_calibration for found in passes))
     if calibrated:
-        calibrator = _calibrator(stages, request, choice)
+        calibrator = _calibrator(registry, request, choice)
         chosen = _images(calibrator, choice)
         steps.append(_calibrate_step(calibrator, settings, steps, chosen))
     typed = replace(request, profiles=())
@@ -94,7 +96,7 @@ def plan(
     return Plan(source, request, builder, tuple(steps), chosen)
 
 
-def refuse_unchecked(source: ModelSource, stages: Registry) -> None:
+def refuse_unchecked(source: ModelSource, registry: Registry) -> None:
     """Refuse a model of a type that what checks every export cannot compute in; Q/DQ nodes it can always run.
 
     Raises:
@@ -102,7 +104,7 @@ def refuse_unchecked(source: ModelSource, stages: Registry) -> None:
     """
     if source.holds not in parity.ROUNDED:
         return
-    runner = stages.usable("builder", PARITY_BUILDER)
+    runner = registry.usable("builder", PARITY_BUILDER)
     if source.holds not in runner.stage.precisions:
         raise UsageError(
             f"`{source.path.name}` holds {source.holds} already, and {runner.name}, by which every model is checked, "
@@ -123,25 +125,25 @@ def _refuse_conversion(source: ModelSource, request: BuildRequest) -> None:
 
 
 def _shared_steps(
-    stages: Registry, source: ModelSource, request: BuildRequest, exporter: Registered, settings: Settings
+    registry: Registry, source: ModelSource, request: BuildRequest, exporter: Registered, settings: Settings
 ) -> Iterator[Step]:
     """Yield the steps that all precisions have in common."""
     neutral = _neutral(request)
     shape = _shape_material(neutral)
     yield _step("export", exporter, settings, neutral, shape, {"source": source.sha256})
     onnx = "export"
-    for found in stages.passes():
-        if found.stage.order < PRECISION_ORDER and _applies(stages, found, neutral, settings):
+    for found in registry.passes():
+        if found.stage.order < PRECISION_ORDER and _applies(registry, found, neutral, settings):
             yield _step(found.name, found, settings, neutral, shape, _model_inputs(onnx))
             onnx = found.name
-    yield _parity_step(stages, settings, neutral, onnx, source.holds)
+    yield _parity_step(registry, settings, neutral, onnx, source.holds)
 
 
-def _calibrator(stages: Registry, request: BuildRequest, choice: Choice) -> Registered:
+def _calibrator(registry: Registry, request: BuildRequest, choice: Choice) -> Registered:
     name = choice.calibrator or DEFAULT_CALIBRATOR.get(request.precision)
     if name is None:
         raise UsageError(f"{request.precision} has no default calibrator", hint="name one with `--calibrator`")
-    return stages.usable("calibrator", name)
+    return registry.usable("calibrator", name)
 
 
 def _images(calibrator: Registered, choice: Choice) -> ChosenImages | None:
@@ -199,9 +201,9 @@ def _step(
 
 
 def _parity_step(
-    stages: Registry, settings: Settings, request: BuildRequest, onnx: str, holds: Precision | None
+    registry: Registry, settings: Settings, request: BuildRequest, onnx: str, holds: Precision | None
 ) -> Step:
-    runner = stages.usable("builder", PARITY_BUILDER)
+    runner = registry.usable("builder", PARITY_BUILDER)
     chosen = settings.resolve(parity.ParityOptions, "parity").of(holds)
     return Step(
         label="parity",
@@ -221,7 +223,7 @@ def _model_inputs(label: str) -> dict[str, Output | str]:
     return {"onnx": Output(label, ONNX_FILE), "spec": Output(label, SPEC_FILE)}
 
 
-def _applies(stages: Registry, found: Registered, request: BuildRequest, settings: Settings) -> bool:
+def _applies(registry: Registry, found: Registered, request: BuildRequest, settings: Settings) -> bool:
     """Ask a pass, leaving out one that fails unless the user has set an option of it."""
     chosen = settings.resolve(found.stage.Options, found.name)
     try:
@@ -229,7 +231,7 @@ def _applies(stages: Registry, found: Registered, request: BuildRequest, setting
     except PluginError as err:
         if chosen != found.stage.Options():
             raise
-        stages.pass_over(found, err)
+        registry.pass_over(found, err)
         return False
 
 

@@ -112,7 +112,7 @@ class BuildSettings:
     recipe: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
-def plan_build(settings: BuildSettings, *, store: Store, stages: Registry) -> Plan:
+def plan_build(settings: BuildSettings, *, store: Store, registry: Registry) -> Plan:
     """Resolve the model and say which stages a build of these settings has; runs none of them."""
     if settings.precision not in (None, *PRECISIONS, AUTO):  # before anything is fetched
         raise UsageError(
@@ -121,15 +121,15 @@ def plan_build(settings: BuildSettings, *, store: Store, stages: Registry) -> Pl
     calibration = calibration_data(settings)
     if calibration is not None:
         reader.refuse_missing(calibration.where, reader.IMAGES_HINT)
-    exporter, source = resolve_model(settings, stages)
+    exporter, source = resolve_model(settings, registry)
     if settings.precision is None and source.holds is not None:
         _log.info("`%s` holds %s already, so that is what is built", source.path.name, source.holds)
     request = build_request(settings, source, one_size=settings.dynamic and _is_of_one_size(exporter, source))
     choice = Choice(settings.exporter, settings.builder, settings.calibrator, calibration)
-    return plan.plan(stages, source, request, choice, GivenOptions(settings.flags, settings.recipe))
+    return plan.plan(registry, source, request, choice, GivenOptions(settings.flags, settings.recipe))
 
 
-def resolve_model(settings: BuildSettings, stages: Registry) -> tuple[Registered, ModelSource]:
+def resolve_model(settings: BuildSettings, registry: Registry) -> tuple[Registered, ModelSource]:
     """Find a model, and the exporter for it; the source says what precision it holds, and where no size was asked for
     the model's own.
 
@@ -137,7 +137,7 @@ def resolve_model(settings: BuildSettings, stages: Registry) -> tuple[Registered
         UsageError: there is no such model. PluginError: no exporter for it.
     """
     source = resolve_source(settings.weights, cache_dir=weights_cache(), offline=settings.offline)
-    exporter = stages.usable("exporter", settings.exporter) if settings.exporter else stages.select_exporter(source)
+    exporter = registry.usable("exporter", settings.exporter) if settings.exporter else registry.select_exporter(source)
     if settings.imgsz is None and source.imgsz is None:
         source = replace(source, imgsz=_native_size(exporter, source))
     if exporter.stage.available().ok and isinstance(exporter.stage, LoweredSource):

@@ -233,7 +233,7 @@ def _lineage_json(lineage: Lineage) -> dict[str, Json]:
 def _explain(registry: Registry, given: Given) -> None:
     asked = resolve_settings(ExplainSettings, given)
     store = open_store(asked.store)
-    planned = plan_build(build_settings(registry, given), store=store, stages=registry)
+    planned = plan_build(build_settings(registry, given), store=store, registry=registry)
     steps: list[dict[str, Json]] = []
     for step, action, record in executor.walk(planned, store):
         entry: dict[str, Json] = {"step": step.label, "plugin": step.identity.name, "outcome": "found"}
@@ -334,7 +334,7 @@ def _export(registry: Registry, given: Given) -> None:
         raise UsageError("`--out` is required: the folder to copy to")
     refuse_unwritable(folder)
     store = open_store(asked.store)
-    planned = plan_build(build_settings(registry, given), store=store, stages=registry)
+    planned = plan_build(build_settings(registry, given), store=store, registry=registry)
     walked = list(executor.walk(planned, store))
     missing = [step.label for step, _, record in walked if record is None]
     if missing:

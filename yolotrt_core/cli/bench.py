@@ -90,7 +90,7 @@ def _bench(registry: Registry, given: Given) -> None:
         def opened(engine: str | None, batch: int | None) -> Detector:
             wanted = settings if batch is None else replace(settings, batch=batch)
             wanted = replace(wanted, weights=None) if engine else wanted
-            return stack.enter_context(Detector.open(engine=engine, store=store, stages=registry, settings=wanted))
+            return stack.enter_context(Detector.open(engine=engine, store=store, registry=registry, settings=wanted))
 
         candidates = [_candidate(f"batch {b}", opened(None, b)) for b in asked.batches]
         if not candidates:

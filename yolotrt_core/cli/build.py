@@ -39,7 +39,7 @@ def task(registry: Registry) -> Any:
     def body(given: Given) -> None:
         asked = resolve_settings(BuildOutput, given)
         settings, store = build_settings(registry, given), open_store(asked.store)
-        engine = build_engine(settings, store=store, stages=registry, out=asked.out, force=asked.force)
+        engine = build_engine(settings, store=store, registry=registry, out=asked.out, force=asked.force)
         print(json.dumps(document(engine), indent=2) if asked.json else engine.path)
 
     return make_task("build", summary, build_groups(registry, BuildOutput), body)

@@ -131,7 +131,7 @@ def _detect(registry: Registry, given: Given) -> None:
     names.refuse_inputs(annotate=settings.annotate)
     refuse_unwritable(out)  # before anything is built
     store = open_store(settings.store)
-    with Detector.open(engine=settings.engine, store=store, stages=registry, settings=build) as detector:
+    with Detector.open(engine=settings.engine, store=store, registry=registry, settings=build) as detector:
         selection = replace(settings.selection, classes=class_ids(settings.classes, detector.labels))
         refuse_selection(selection, detector.labels)
         if paths:

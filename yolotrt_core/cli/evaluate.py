@@ -101,7 +101,7 @@ def _evaluate(registry: Registry, given: Given) -> None:
         if asked.framework:
             first = stack.enter_context(open_framework(settings, registry))
         else:
-            opened = Detector.open(engine=asked.engine, store=store, stages=registry, settings=settings)
+            opened = Detector.open(engine=asked.engine, store=store, registry=registry, settings=settings)
             first = stack.enter_context(opened)
         data = reader.read(asked.data, first.labels, asked.part)
         judge = Judge(data, store, registry, asked.selection, bootstrap)
@@ -151,9 +151,9 @@ def _check_against(registry: Registry, settings: BuildSettings, asked: EvaluateS
 
 def _open_against(settings: BuildSettings, wanted: str, store: Store, registry: Registry) -> Detector:
     if wanted in PRECISIONS:
-        return Detector.open(store=store, stages=registry, settings=replace(settings, precision=wanted))
+        return Detector.open(store=store, registry=registry, settings=replace(settings, precision=wanted))
     settings = replace(settings, weights=None)
-    return Detector.open(engine=wanted, store=store, stages=registry, settings=settings)
+    return Detector.open(engine=wanted, store=store, registry=registry, settings=settings)
 
 
 def document(judge: Judge, result: Evaluation, rival: Evaluation | None, comparison: Comparison | None) -> Json:

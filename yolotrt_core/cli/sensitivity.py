@@ -62,9 +62,9 @@ def _sensitivity(registry: Registry, given: Given) -> None:
             f"calibrator `{usual}` needs images, but `--calib-data` was not given", hint="pass `--calib-data DIR`"
         )
     store = open_store(asked.store)
-    planned = plan_build(settings, store=store, stages=registry)
+    planned = plan_build(settings, store=store, registry=registry)
     options = GivenOptions(settings.flags, settings.recipe)
-    found = measure(planned, options, store=store, stages=registry, calibration=calibration_data(settings))
+    found = measure(planned, options, store=store, registry=registry, calibration=calibration_data(settings))
     if asked.json:
         print(json.dumps(document(found), indent=2))
     else:

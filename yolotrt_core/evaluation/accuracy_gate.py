@@ -124,7 +124,13 @@ def refuse_limit(planned: Plan, data: GateData, settings: Settings) -> None:
 
 
 def judge(
-    planned: Plan, results: Sequence[StepResult], data: GateData, settings: Settings, *, store: Store, stages: Registry
+    planned: Plan,
+    results: Sequence[StepResult],
+    data: GateData,
+    settings: Settings,
+    *,
+    store: Store,
+    registry: Registry,
 ) -> Verdict | None:
     """Judge the engine of a build against the network it was made from: fp32, or what the model itself holds.
 
@@ -140,7 +146,7 @@ def judge(
     reference, typed = (_onnx_of(results, kind) for kind in ("parity", "builder"))
     if not options.check or reference is None or typed is None or planned.request.precision == "fp32":
         return None
-    runner = stages.usable("builder", PARITY_BUILDER)
+    runner = registry.usable("builder", PARITY_BUILDER)
     runnable = planned.builder.stage.runnable().ok
     is_given = planned.source.holds is not None and _same_onnx(reference, typed)
     if is_given and (not runnable or planned.builder.name == runner.name):
@@ -154,7 +160,7 @@ def judge(
     if not runnable and (reference is typed or planned.request.precision not in runner.stage.precisions):
         _log.warning("the %s engine was not checked: nothing here can run it", planned.request.precision)
         return None
-    case = _Case(planned, build, reference, typed, runner, runnable, settings, store, stages)
+    case = _Case(planned, build, reference, typed, runner, runnable, settings, store, registry)
     files, labelled, origin = _images(data, options, case.labels)
     limit = data.max_drop if data.max_drop is not None else DEFAULT_MAX_DROP
     action = Action(
@@ -241,7 +247,7 @@ class _Case:
     runnable: bool
     settings: Settings
     store: Store
-    stages: Registry
+    registry: Registry
 
     @property
     def ran(self) -> str:
@@ -261,7 +267,7 @@ class _Case:
         """What tells the postprocessors of both networks and their options from others."""
         told: dict[str, Json] = {}
         for head in (self._spec(made).head for made in (self.reference, self.typed)):
-            found = self.stages.postprocessor(head)
+            found = self.registry.postprocessor(head)
             told[head] = found.cache_key_material(self.settings.resolve(found.stage.Options, found.name))
         return told
 
@@ -299,7 +305,7 @@ class _Case:
         return from_json(ModelSpec, json.loads(self.store.read(made.record.outputs[SPEC_FILE].sha256)))
 
     def _detector(self, builder: Registered, path: Path, spec: EngineSpec) -> Detector:
-        return Detector.load(path, spec, builder, self.settings, store=self.store, stages=self.stages)
+        return Detector.load(path, spec, builder, self.settings, store=self.store, registry=self.registry)
 
 
 @dataclass(frozen=True, slots=True)
@@ -338,7 +344,7 @@ def _images(data: GateData, options: GateOptions, labels: Sequence[str]) -> tupl
 
 
 def _by_map(case: _Case, labelled: _Labelled, data: GateData) -> dict[str, Json]:
-    evaluator = Judge(labelled.data, case.store, case.stages, bootstrap=Bootstrap())
+    evaluator = Judge(labelled.data, case.store, case.registry, bootstrap=Bootstrap())
     with tempfile.TemporaryDirectory(prefix="yolotrt-") as folder:
         with case.open_reference(Path(folder)) as detector:
             reference = evaluator.evaluate(detector)
@@ -363,9 +369,9 @@ def _by_map(case: _Case, labelled: _Labelled, data: GateData) -> dict[str, Json]
 def _by_agreement(case: _Case, files: Sequence[Path], options: GateOptions) -> dict[str, Json]:
     with tempfile.TemporaryDirectory(prefix="yolotrt-") as folder:
         with case.open_reference(Path(folder)) as detector:
-            reference = predict(detector, files, _SELECTION, store=case.store, stages=case.stages)
+            reference = predict(detector, files, _SELECTION, store=case.store, registry=case.registry)
         with case.open_lowered(Path(folder)) as detector:
-            lowered = predict(detector, files, _SELECTION, store=case.store, stages=case.stages)
+            lowered = predict(detector, files, _SELECTION, store=case.store, registry=case.registry)
     expected = [d for d in reference.found if d is not None]
     found = [d for d in lowered.found if d is not None]
     agreement = agree(expected, found)

@@ -68,7 +68,7 @@ class Judge:
 
     data: DataSet
     store: Store
-    stages: Registry
+    registry: Registry
     selection: Selection = SELECTION
     bootstrap: Bootstrap = _BOOTSTRAP
 
@@ -80,7 +80,7 @@ class Judge:
             PluginError: the metric's library is not installed.
         """
         files = [p.path for p in self.data.images]
-        predicted = predict(detector, files, self.selection, store=self.store, stages=self.stages)
+        predicted = predict(detector, files, self.selection, store=self.store, registry=self.registry)
         truth, found = self._judged(predicted)
         scored = Scored(truth, found, detector.labels)
         map50, map50_95 = coco_map.intervals(scored, self.bootstrap)
@@ -117,13 +117,13 @@ class Judge:
         return truth, found
 
 
-def open_framework(settings: BuildSettings, stages: Registry) -> Detector:
+def open_framework(settings: BuildSettings, registry: Registry) -> Detector:
     """Open a model in its own framework, without any engine; with `settings.dynamic` for any shape.
 
     Raises:
         UsageError: its exporter cannot run it. PluginError: the framework is not installed.
     """
-    exporter, source = resolve_model(settings, stages)
+    exporter, source = resolve_model(settings, registry)
     refuse_unavailable(exporter, exporter.stage.available())
     request = build_request(replace(settings, precision="fp32"), source)
     if not isinstance(exporter.stage, SourceRunner):
@@ -133,6 +133,6 @@ def open_framework(settings: BuildSettings, stages: Registry) -> Detector:
     given = GivenOptions(settings.flags, settings.recipe)
     options = given.resolve(cast(Stage, exporter.stage).Options, exporter.name)
     session = exporter.stage.open_source(source, request, options)
-    head = stages.postprocessor(session.spec.model.head)
+    head = registry.postprocessor(session.spec.model.head)
     chosen = given.resolve(head.stage.Options, head.name)
     return Detector(session, head, chosen, exporter.session_key_material(options))

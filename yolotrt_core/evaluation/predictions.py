@@ -56,7 +56,7 @@ class Predictions:
 
 
 def predict(
-    detector: Detector | RectDetector, files: Sequence[Path], selection: Selection, *, store: Store, stages: Registry
+    detector: Detector | RectDetector, files: Sequence[Path], selection: Selection, *, store: Store, registry: Registry
 ) -> Predictions:
     """Run an engine on images, or take what the store holds of this engine, these images and thresholds.
 
@@ -65,7 +65,7 @@ def predict(
         StageError: the engine failed.
     """
     # A model run in its own framework names its exporter there.
-    runner = stages.stages["builder"].get(detector.spec.builder) or stages.get("exporter", detector.spec.builder)
+    runner = registry.stages["builder"].get(detector.spec.builder) or registry.get("exporter", detector.spec.builder)
     spec = detector.spec
     action = Action(
         stage="predict",

@@ -89,7 +89,14 @@ class Detector:
 
     @classmethod
     def load(
-        cls, engine: Path, spec: EngineSpec, builder: Registered, settings: Settings, *, store: Store, stages: Registry
+        cls,
+        engine: Path,
+        spec: EngineSpec,
+        builder: Registered,
+        settings: Settings,
+        *,
+        store: Store,
+        registry: Registry,
     ) -> Self:
         """Open an engine file that `builder` made.
 
@@ -99,7 +106,7 @@ class Detector:
         Raises:
             StageError: it does not run on this machine.
         """
-        postprocessor = stages.postprocessor(spec.model.head)
+        postprocessor = registry.postprocessor(spec.model.head)
         chosen = settings.resolve(postprocessor.stage.Options, postprocessor.name)
         options = settings.resolve(builder.stage.Options, builder.name)
         session = builder.stage.open(engine, spec, options, store.side_cache())

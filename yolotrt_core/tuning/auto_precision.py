@@ -61,7 +61,7 @@ class Pick:
     trade: Trade | None = None
 
 
-def pick(settings: BuildSettings, *, store: Store, stages: Registry, force: bool = False) -> tuple[Judged, Pick]:
+def pick(settings: BuildSettings, *, store: Store, registry: Registry, force: bool = False) -> tuple[Judged, Pick]:
     """Build, judge and time every precision on every builder that runs here, and choose.
 
     Args:
@@ -77,12 +77,12 @@ def pick(settings: BuildSettings, *, store: Store, stages: Registry, force: bool
             "`--precision auto` asks the gate what may be handed out, and it is off here",
             hint="`build` with it first, then name the file with `--engine`",
         )
-    source = resolve_model(settings, stages)[1]
-    refuse_unchecked(source, stages)
+    source = resolve_model(settings, registry)[1]
+    refuse_unchecked(source, registry)
     holds = source.holds
     made: list[Judged] = []
     skipped: list[Option] = []
-    pairs = list(_pairs(settings, stages, (holds,) if holds else PRECISIONS))
+    pairs = list(_pairs(settings, registry, (holds,) if holds else PRECISIONS))
     if not pairs:
         raise UsageError(f"the model holds {holds}, and no builder that runs here builds that", hint="see `doctor`")
     for builder, precision in pairs:
@@ -90,7 +90,7 @@ def pick(settings: BuildSettings, *, store: Store, stages: Registry, force: bool
         if reason is None:
             try:
                 wanted = replace(settings, builder=builder.name, precision=precision)
-                made.append(make(wanted, store=store, stages=stages, force=force))
+                made.append(make(wanted, store=store, registry=registry, force=force))
                 continue
             except (StageError, PluginError) as err:
                 reason = err.message
@@ -99,13 +99,13 @@ def pick(settings: BuildSettings, *, store: Store, stages: Registry, force: bool
     passing = [m for m in made if m.passed]
     if not passing:
         raise GateError("no engine passed the gate: " + "; ".join(_note(m) for m in made), hint="see the log above")
-    ms: Mapping[str, float] = times_ms(made, store=store, stages=stages)
+    ms: Mapping[str, float] = times_ms(made, store=store, registry=registry)
     best = _fastest(passing, ms)
     trade: Trade | None = None
     for failed in made:
         # Layers in fp16 do not make it faster, so one that is too slow already is not worth a search.
         if mixed_precision.wanted(failed) and ms[failed.record.key] < _FASTER * ms[best.record.key]:
-            best, trade, ms = _mend(failed, best, trade, ms, store=store, stages=stages)
+            best, trade, ms = _mend(failed, best, trade, ms, store=store, registry=registry)
     options = [*(_option(m, ms) for m in made), *skipped]
     if trade is not None:
         options.append(replace(_option(best, ms), kept=len(trade.kept)))
@@ -118,16 +118,16 @@ def pick(settings: BuildSettings, *, store: Store, stages: Registry, force: bool
 
 
 def _pairs(
-    settings: BuildSettings, stages: Registry, precisions: Sequence[Precision]
+    settings: BuildSettings, registry: Registry, precisions: Sequence[Precision]
 ) -> Iterator[tuple[Registered, Precision]]:
     """Yield what to try, the most precise first."""
     if settings.builder:
-        named = stages.usable("builder", settings.builder)
+        named = registry.usable("builder", settings.builder)
         refuse_unavailable(named, named.stage.runnable())
         builders = [named]
     else:
-        stages.default_builder(to_run=True)  # says for each builder why it cannot
-        builders = [b for b in stages.builders() if stages.able(b, to_run=True).ok]
+        registry.default_builder(to_run=True)  # says for each builder why it cannot
+        builders = [b for b in registry.builders() if registry.able(b, to_run=True).ok]
     for precision in precisions:
         for builder in builders:
             if precision in builder.stage.precisions:
@@ -141,15 +141,15 @@ def _unfit(settings: BuildSettings, precision: Precision) -> str | None:
 
 
 def _mend(
-    failed: Judged, best: Judged, trade: Trade | None, ms: Mapping[str, float], *, store: Store, stages: Registry
+    failed: Judged, best: Judged, trade: Trade | None, ms: Mapping[str, float], *, store: Store, registry: Registry
 ) -> tuple[Judged, Trade | None, Mapping[str, float]]:
     """Give layers of a failed engine back, and compare what comes out with the best so far."""
     try:
-        mended, found = mixed_precision.search(failed, store=store, stages=stages)
+        mended, found = mixed_precision.search(failed, store=store, registry=registry)
     except GateError as err:
         _log.info("auto      %s", err.message)
         return best, trade, ms
-    again = {**ms, **times_ms([best, mended], store=store, stages=stages)}
+    again = {**ms, **times_ms([best, mended], store=store, registry=registry)}
     if _fastest([best, mended], again) is mended:
         return mended, found, again
     return best, trade, again

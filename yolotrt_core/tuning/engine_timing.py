@@ -26,7 +26,7 @@ _FRAME = (480, 640)
 _REPEATS = 20
 
 
-def times_ms(engines: Sequence[Judged], *, store: Store, stages: Registry) -> dict[str, float]:
+def times_ms(engines: Sequence[Judged], *, store: Store, registry: Registry) -> dict[str, float]:
     """Time engines that run here in one shuffled run, from host frames to boxes.
 
     Only times of one run can be compared, so the run is what is kept: other engines, or these on
@@ -37,7 +37,7 @@ def times_ms(engines: Sequence[Judged], *, store: Store, stages: Registry) -> di
     """
     # Not by the file: two builders may make the same one, and run it at different speeds.
     distinct = {e.record.key: e for e in engines}
-    runs = {key: _run(made, store, stages) for key, made in distinct.items()}
+    runs = {key: _run(made, store, registry) for key, made in distinct.items()}
     names = {key: f"engine {n}" for n, key in enumerate(sorted(runs, key=lambda key: canonical_json(runs[key])))}
     machine = machine_facts()
     gpu = machine["gpu"] if isinstance(machine["gpu"], dict) else {}
@@ -64,7 +64,7 @@ def times_ms(engines: Sequence[Judged], *, store: Store, stages: Registry) -> di
             place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="yolotrt-")))
             candidates = []
             for key, made in distinct.items():
-                detector = stack.enter_context(open_engine(made, place, store=store, stages=stages))
+                detector = stack.enter_context(open_engine(made, place, store=store, registry=registry))
                 candidates.append(Candidate(names[key], detector, made.planned.request.batch))
             speeds = measure_speed(candidates, _FRAME, _REPEATS)
         facts: dict[str, Json] = {s.name: s.end_to_end.p50_ms / s.batch for s in speeds}
@@ -75,10 +75,10 @@ def times_ms(engines: Sequence[Judged], *, store: Store, stages: Registry) -> di
     return {key: float(str(record.facts[name])) for key, name in names.items()}
 
 
-def _run(made: Judged, store: Store, stages: Registry) -> dict[str, Json]:
+def _run(made: Judged, store: Store, registry: Registry) -> dict[str, Json]:
     """Return all that an engine's speed depends on beside the machine."""
     given, builder = GivenOptions(made.settings.flags, made.settings.recipe), made.planned.builder
-    head = stages.postprocessor(spec_of(made, store).model.head)
+    head = registry.postprocessor(spec_of(made, store).model.head)
     return {
         "engine": made.engine.sha256,
         "batch": made.planned.request.batch,

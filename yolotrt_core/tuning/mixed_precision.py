@@ -92,7 +92,7 @@ def wanted(made: Judged) -> bool:
     )
 
 
-def search(first: Judged, *, store: Store, stages: Registry) -> tuple[Judged, Trade]:
+def search(first: Judged, *, store: Store, registry: Registry) -> tuple[Judged, Trade]:
     """Find the fewest layers to leave in fp16.
 
     Args:
@@ -104,13 +104,13 @@ def search(first: Judged, *, store: Store, stages: Registry) -> tuple[Judged, Tr
     settings, precision = first.settings, first.planned.request.precision
     given = GivenOptions(settings.flags, settings.recipe)
     _log.info("mixed     %s; looking for the layers that cause it", first.verdict.text if first.verdict else "")
-    ranking = measure(first.planned, given, store=store, stages=stages, calibration=calibration_data(settings))
+    ranking = measure(first.planned, given, store=store, registry=registry, calibration=calibration_data(settings))
     order = [d.layer for d in ranking.layers]
     builds = {0: first}
 
     def passes(count: int) -> bool:
         if count not in builds:
-            builds[count] = make(_keeping(first, order[:count]), store=store, stages=stages)
+            builds[count] = make(_keeping(first, order[:count]), store=store, registry=registry)
             tried = _tried(count, builds[count])
             _log.info(
                 "mixed     %d of %d layers in fp16: a loss of %.4f, %s",
@@ -128,7 +128,7 @@ def search(first: Judged, *, store: Store, stages: Registry) -> tuple[Judged, Tr
     chosen = builds[count]
     ms: dict[str, float] = {}
     if chosen.planned.builder.stage.runnable().ok:
-        ms = times_ms([first, chosen], store=store, stages=stages)
+        ms = times_ms([first, chosen], store=store, registry=registry)
     trade = Trade(
         precision=precision,
         max_drop=float(settings.max_drop or 0),

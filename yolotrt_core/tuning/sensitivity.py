@@ -99,7 +99,7 @@ def measure(
     settings: Settings,
     *,
     store: Store,
-    stages: Registry,
+    registry: Registry,
     calibration: CalibrationData | None = None,
 ) -> Sensitivity:
     """Measure every layer that a build of this plan would quantize.
@@ -119,10 +119,10 @@ def measure(
             hint="int8 and fp8 by Q/DQ nodes have them",
         )
     before = replace(planned, steps=planned.steps[: planned.steps.index(lowering)])
-    results = {r.step.label: r.record for r in executor.run(before, store, stages)}
+    results = {r.step.label: r.record for r in executor.run(before, store, registry)}
     options = settings.resolve(SensitivityOptions, "sensitivity")
     files = _images(planned, calibration)[: options.images]
-    case = _Case(planned, lowering, results, files, settings, store, stages)
+    case = _Case(planned, lowering, results, files, settings, store, registry)
     with tempfile.TemporaryDirectory(prefix="yolotrt-") as folder:
         names = case.layers(Path(folder))
         if not names:
@@ -217,7 +217,7 @@ class _Case:
     files: Sequence[Path]
     settings: Settings
     store: Store
-    stages: Registry
+    registry: Registry
     _reference: _Reference | None = field(default=None)
 
     def layers(self, folder: Path) -> tuple[str, ...]:
@@ -230,7 +230,7 @@ class _Case:
         alone = replace(self.lowering.options, keep=",".join([*kept, *(n for n in names if n != name)]), base="fp32")
         runner = self._runner
         spec = self._spec
-        post = self.stages.postprocessor(spec.head)
+        post = self.registry.postprocessor(spec.head)
         action = Action(
             stage="sensitivity",
             plugin=self.lowering.identity,
@@ -293,7 +293,7 @@ class _Case:
 
     @property
     def _runner(self) -> Registered:
-        return self.stages.usable("builder", PARITY_BUILDER)
+        return self.registry.usable("builder", PARITY_BUILDER)
 
     @property
     def _spec(self) -> ModelSpec:
@@ -318,7 +318,7 @@ class _Case:
         return session
 
     def _detector(self, session: Session) -> Detector:
-        post = self.stages.postprocessor(session.spec.model.head)
+        post = self.registry.postprocessor(session.spec.model.head)
         return Detector(session, post, self.settings.resolve(post.stage.Options, post.name))
 
 

@@ -50,7 +50,7 @@ class Judged:
 
 
 def make(
-    settings: BuildSettings, *, store: Store, stages: Registry, force: bool = False, is_asked_for: bool = False
+    settings: BuildSettings, *, store: Store, registry: Registry, force: bool = False, is_asked_for: bool = False
 ) -> Judged:
     """Build and judge; what the store holds is not made again.
 
@@ -64,19 +64,19 @@ def make(
     data = accuracy_gate.GateData(settings.eval_data, settings.max_drop, calibration_data(settings))
     accuracy_gate.check(data, given)
     given.resolve(SensitivityOptions, "sensitivity")
-    planned = plan_build(settings, store=store, stages=stages)
+    planned = plan_build(settings, store=store, registry=registry)
     accuracy_gate.refuse_limit(planned, data, given)
     if is_asked_for:
-        _say_what_is_idle(planned, given, stages)
-    results = executor.run(planned, store, stages, force=force)
-    verdict = accuracy_gate.judge(planned, results, data, given, store=store, stages=stages)
+        _say_what_is_idle(planned, given, registry)
+    results = executor.run(planned, store, registry, force=force)
+    verdict = accuracy_gate.judge(planned, results, data, given, store=store, registry=registry)
     return Judged(settings, planned, tuple(results), verdict)
 
 
-def _say_what_is_idle(planned: Plan, given: GivenOptions, stages: Registry) -> None:
+def _say_what_is_idle(planned: Plan, given: GivenOptions, registry: Registry) -> None:
     """Warn of flags for stages that the build does not have; a recipe may serve many builds, so not of its keys."""
     running = {(step.kind, step.identity.name) for step in planned.steps}
-    for kind, named in stages.stages.items():
+    for kind, named in registry.stages.items():
         for name, flags in given.flags.items():
             # Boxes are decoded with any postprocessor, and the gate may run the ONNX where the engine cannot run.
             if kind == "postprocessor" or name not in named or (kind, name) in running or name == PARITY_BUILDER:
@@ -96,7 +96,7 @@ def spec_of(made: Judged, store: Store) -> EngineSpec:
     return from_json(EngineSpec, json.loads(store.read(made.record.outputs[ENGINE_SPEC_FILE].sha256)))
 
 
-def open_engine(made: Judged, folder: Path, *, store: Store, stages: Registry) -> Detector:
+def open_engine(made: Judged, folder: Path, *, store: Store, registry: Registry) -> Detector:
     """Open the engine from a copy in `folder`.
 
     Raises:
@@ -106,4 +106,4 @@ def open_engine(made: Judged, folder: Path, *, store: Store, stages: Registry) -
     given = GivenOptions(made.settings.flags, made.settings.recipe)
     path = folder / f"{made.record.key[:12]}-{stage.engine_file}"
     store.copy_out(made.engine.sha256, path)
-    return Detector.load(path, spec_of(made, store), made.planned.builder, given, store=store, stages=stages)
+    return Detector.load(path, spec_of(made, store), made.planned.builder, given, store=store, registry=registry)

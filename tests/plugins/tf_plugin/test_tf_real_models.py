@@ -28,7 +28,7 @@ FEW, MANY = Selection(), Selection(conf=0.001, iou=0.6, multi_label=True)
 
 def _detected(weights: Path, data: Path, folder: Path, layout: Layout) -> Found:
     """Return what an fp32 engine of this model finds, as `few` and `many` for each image in order."""
-    stages, store = Registry.discover(), Store(folder / "store")
+    registry, store = Registry.discover(), Store(folder / "store")
     engine = build(
         weights,
         precision="fp32",
@@ -39,8 +39,8 @@ def _detected(weights: Path, data: Path, folder: Path, layout: Layout) -> Found:
         out=folder / "out",
     )
     found: Found = {"few": [], "many": []}
-    spec, decode = engine.spec.model, stages.postprocessor("yolov5").stage
-    builder = stages.get("builder", "onnxruntime").stage
+    spec, decode = engine.spec.model, registry.postprocessor("yolov5").stage
+    builder = registry.get("builder", "onnxruntime").stage
     with builder.open(engine.path, engine.spec, builder.Options(), store.side_cache()) as session:
         for image in sorted((data / "coco" / "images" / "val").glob("*.jpg")):
             images, geometry = preprocess([cv2.imread(str(image))], (640, 640), layout=layout)
@@ -119,8 +119,8 @@ def test_half_precision_weights_find_what_they_find_in_tensorflow_lite(
 
         lite = tf.lite.Interpreter(str(data / "tf" / "yolov5n_fp16.tflite"))
     lite.allocate_tensors()
-    stages = Registry.discover()
-    decode = stages.postprocessor("yolov5").stage
+    registry = Registry.discover()
+    decode = registry.postprocessor("yolov5").stage
     rows = Rows((8, 16, 32), 3, "cell", "normalised")  # as the README of the test data has it
     spec = ModelSpec(
         (TensorSpec("images", "float32", (1, 3, 640, 640)),),
