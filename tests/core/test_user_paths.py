@@ -88,7 +88,7 @@ def test_only_one_place_finds_home_folders() -> None:
         for path in package.rglob("*.py")
         if any(word in path.read_text(encoding="utf-8") for word in ("expanduser", "Path.home"))
     }
-    assert found == {"user_paths.py"}
+    assert found == {"paths.py"}
 
 
 def test_python_programs_may_give_folders_as_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
