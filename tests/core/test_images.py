@@ -96,7 +96,8 @@ def test_an_unreadable_video_is_one_error_without_ffmpegs_own_words(tmp_path: Pa
     (tmp_path / "x.mp4").write_bytes(b"junk")
     code = (  # a process of its own, since FFmpeg's verbosity is fixed at its first use
         "import pathlib, sys\n"
-        "from yolotrt_core import errors, video\n"
+        "from yolotrt_core import errors\n"
+        "from yolotrt_core.media import video\n"
         "try:\n"
         "    with video.open_video(pathlib.Path(sys.argv[1])):\n"
         "        pass\n"

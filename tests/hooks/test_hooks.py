@@ -130,7 +130,7 @@ def test_it_is_called_with_all_its_arguments(built: Built, name: str) -> None:
 def test_a_stage_it_returns_is_the_one_of_the_registry(built: Built, kind: str) -> None:
     (call,) = built.plugin.calls_of(f"yolotrt_{PLURALS[kind]}")
     (stage,) = call.returned
-    (found,) = built.stages.stages[kind].values()
+    (found,) = built.registry.stages[kind].values()
     assert found.name == stage.name
     stage.mark = object()
     assert found.stage.mark is stage.mark  # a guard answers in its place

@@ -45,7 +45,7 @@ def read(where: str | Path, labels: Sequence[str], part: Part = "val", *, labels
     if not data.boxes and not labels_needed:
         return data
     if not data.boxes:
-        raise UsageError(f"no labels for the {counted(len(data.images), 'picture')} of `{where}`", hint=_LAYOUT_HINT)
+        raise UsageError(f"no labels for the {counted(len(data.images), 'image')} of `{where}`", hint=_LAYOUT_HINT)
     highest = max(int(p.class_ids.max()) for p in data.images if len(p.class_ids))
     if highest >= len(labels):
         raise UsageError(

@@ -200,7 +200,7 @@ class Bootstrap:
     def shortfall(self, images: int) -> str | None:
         """Say of what there is too little for an interval; None where there is enough."""
         if images < LEAST_IMAGES:
-            return f"{counted(images, 'picture')}: it takes at least {LEAST_IMAGES}"
+            return f"{counted(images, 'image')}: it takes at least {LEAST_IMAGES}"
         if self.resamples < LEAST_RESAMPLES:
             return f"{counted(self.resamples, 'resample')}: it takes at least {LEAST_RESAMPLES}"
         return None

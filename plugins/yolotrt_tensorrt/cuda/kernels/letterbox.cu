@@ -1,4 +1,4 @@
-// uint8 pictures of any size -> letterboxed, normalised RGB in the engine's input: planar, or interleaved
+// uint8 images of any size -> letterboxed, normalised RGB in the engine's input: planar, or interleaved
 // with CHANNELS_LAST defined.
 //
 // Bit for bit the CPU's letterbox: OpenCV 4.x/5.x `resize` INTER_LINEAR on uint8 (imgproc/src/resize.cpp:
