@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from yolotrt_core.build.executor import StepResult
-from yolotrt_core.build.settings import AUTO, BuildSettings
+from yolotrt_core.build.settings import AUTO, BuildSettings, resolve
 from yolotrt_core.build.step import ENGINE_SPEC_FILE
+from yolotrt_core.errors import UsageError
 from yolotrt_core.files.atomic import refuse_unwritable
 from yolotrt_core.files.paths import user_path
-from yolotrt_core.inference.engine_file import hand_out, spec_path
+from yolotrt_core.inference.detector import Detector as EngineDetector
+from yolotrt_core.inference.engine_file import export_file, read_engine_spec, spec_path
 from yolotrt_core.inference.input_shapes import shapes_text
+from yolotrt_core.plugin.given_options import GivenOptions
+from yolotrt_core.plugin.registered import refuse_unavailable
 from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.serialization import from_json
 from yolotrt_core.store.location import open_store
@@ -22,19 +28,9 @@ from yolotrt_core.store.store import Store
 from yolotrt_core.types import EngineSpec, Precision
 
 if TYPE_CHECKING:
-    from yolotrt_core.evaluation.accuracy_gate import Verdict
-    from yolotrt_core.tuning.auto_precision import Pick
-    from yolotrt_core.tuning.mixed_precision import Trade
-
-import dataclasses
-import tempfile
-from typing import TYPE_CHECKING
-
-from yolotrt_core.errors import UsageError
-from yolotrt_core.inference.detector import Detector as EngineDetector
-from yolotrt_core.inference.engine_file import read_engine_spec
-from yolotrt_core.plugin.given_options import GivenOptions
-from yolotrt_core.plugin.registered import refuse_unavailable
+    from yolotrt_core.evaluation.accuracy_gate import GateResult
+    from yolotrt_core.tuning.auto_precision import AutoPrecisionResult
+    from yolotrt_core.tuning.mixed_precision import MixedPrecisionResult
 
 _log = logging.getLogger(__name__)
 
@@ -46,18 +42,18 @@ class Engine:
     Attributes:
         path: the engine file; `<path>.json` beside it holds the spec. spec: what is in it.
         key: its key in the store. steps: every stage with its record and whether it ran.
-        verdict: what the gate found; None for what it does not judge (fp32, `gate.check` is off, or the model is
-            below fp32 already and nothing else was there to compare with).
-        trade: which layers stayed in fp16 to hold `max_drop`, or None. pick: how precision `auto` chose.
+        gate: result of the accuracy gate; None for what it does not look at (fp32, `gate.check` is off, or the model
+            is below fp32 already and nothing else was there to compare with).
+        mixed: which layers stayed in fp16 to hold `max_drop`, or None. auto: how precision `auto` chose, or None.
     """
 
     path: Path
     spec: EngineSpec
     key: str
     steps: tuple[StepResult, ...]
-    verdict: Verdict | None = None
-    trade: Trade | None = None
-    pick: Pick | None = None
+    gate: GateResult | None = None
+    mixed: MixedPrecisionResult | None = None
+    auto: AutoPrecisionResult | None = None
 
     def __repr__(self) -> str:
         """Name the engine; the spec and the steps would fill pages."""
@@ -116,46 +112,52 @@ def build_engine(
     from yolotrt_core.tuning import validated_build
 
     refuse_unwritable(out if out is not None else Path("engines"))
-    pick = trade = None
+    mixed = auto = None
     if settings.precision == AUTO:
         from yolotrt_core.tuning import auto_precision
 
-        made, pick = auto_precision.pick(settings, store=store, registry=registry, force=force)
-        trade = pick.trade
+        made, auto = auto_precision.select(settings, store=store, registry=registry, force=force)
+        mixed = auto.mixed
     else:
-        made = validated_build.make(settings, store=store, registry=registry, force=force, is_asked_for=True)
-    builder, precision = made.planned.builder, made.planned.request.precision
-    name = f"{made.planned.source.name}-{precision}"
+        validated_build.check_settings(settings)
+        resolved = resolve(settings, registry)
+        made = validated_build.build_and_validate(
+            resolved, store=store, registry=registry, force=force, is_asked_for=True
+        )
+    builder, precision = made.planned.resolved.builder, made.planned.request.precision
+    name = f"{made.planned.resolved.source.name}-{precision}"
     refused = f"{name}-{builder.name}-refused"
     if not made.passed:
         from yolotrt_core.tuning import mixed_precision
 
         store.set_ref(refused, made.record.key)
-        if mixed_precision.wanted(made):
-            made, trade = mixed_precision.search(made, store=store, registry=registry)
+        if mixed_precision.is_search_needed(made):
+            made, mixed = mixed_precision.search(made, store=store, registry=registry)
     last = made.record
-    accuracy_gate.refuse(made.verdict, precision, last.key)
+    accuracy_gate.refuse_failed(made.gate, precision, last.key)
     folder = out if out is not None else Path("engines") / name
     path = folder / f"{name}{Path(builder.stage.engine_file).suffix}"
     spec = from_json(EngineSpec, json.loads(store.read(last.outputs[ENGINE_SPEC_FILE].sha256)))
-    _say_what_goes(path, spec)
-    hand_out(store, made.engine.sha256, path)
-    hand_out(store, last.outputs[ENGINE_SPEC_FILE].sha256, spec_path(path))
+    _warn_of_replaced_engine(path, spec)
+    export_file(store, made.engine.sha256, path)
+    export_file(store, last.outputs[ENGINE_SPEC_FILE].sha256, spec_path(path))
     store.set_ref(f"{name}-{builder.name}", last.key)
     for check in (r for r in made.results if r.step.kind == "parity"):  # nothing is made from it, so gc would take it
         store.set_ref(f"{name}-{builder.name}-{check.step.label}", check.record.key)
-    if made.verdict is not None:
-        store.set_ref(f"{name}-{builder.name}-gate", made.verdict.key)
+    if made.gate is not None:
+        store.set_ref(f"{name}-{builder.name}-gate", made.gate.key)
     store.remove_ref(refused)
-    return Engine(path, spec, last.key, made.results, made.verdict, trade, pick)
+    return Engine(path, spec, last.key, made.results, made.gate, mixed, auto)
 
 
-def _say_what_goes(path: Path, spec: EngineSpec) -> None:
-    """Tell of another engine in the place of this one: whoever made it may still want it."""
+def _warn_of_replaced_engine(path: Path, spec: EngineSpec) -> None:
+    """Warn of another engine in the place of this one: its owner may still want it."""
     if not path.is_file():
         return
     try:
         before = from_json(EngineSpec, json.loads(spec_path(path).read_text(encoding="utf-8")))
+        if before == spec:
+            return
         shapes = shapes_text(before)
     except (OSError, ValueError, TypeError, LookupError, AttributeError):
         _log.warning("replaces `%s`, which has no spec of yolotrt beside it", path)

@@ -50,14 +50,12 @@ class ModelSource:
         name: short name for people and output folders, e.g. `yolov5n`.
         imgsz: (height, width) the model is best used at where the source is known to yolotrt,
             else None; an explicit `--imgsz` wins.
-        holds: the precision that the model itself is in already, else None: a float32 network.
     """
 
     path: Path
     sha256: str
     name: str
     imgsz: tuple[int, int] | None = None
-    holds: Precision | None = None
 
 
 @dataclass(frozen=True, slots=True)

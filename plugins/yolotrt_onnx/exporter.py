@@ -22,11 +22,11 @@ from yolotrt_core.export.onnx_normalize import arrange_rows
 from yolotrt_core.export.output_layout import Known, Rows, find_rows
 from yolotrt_core.export.reference_input import reference_images
 from yolotrt_core.inference.input_shapes import shape_text
-from yolotrt_core.plugin.stages import REFERENCE_FILE
-from yolotrt_core.types import BuildRequest, ModelSource, ModelSpec, Precision
+from yolotrt_core.plugin.stages import REFERENCE_FILE, SourceInfo
+from yolotrt_core.types import BuildRequest, ModelSource, ModelSpec
 from yolotrt_onnx.graph import save, tensor_specs
 from yolotrt_onnx.graph_edits import keep_output, make_float, rename
-from yolotrt_onnx.source_precision import has_bfloat16, held_precision
+from yolotrt_onnx.source_precision import has_bfloat16, source_precision
 
 if TYPE_CHECKING:
     from yolotrt_onnx.options import OnnxSourceOptions
@@ -61,7 +61,7 @@ def export(source: ModelSource, request: BuildRequest, options: OnnxSourceOption
     answer = _answer(model, image, output, images)
     rows = _rows(answer, request, options, image.is_free, _is_rounded(model))
     labels = _labels(model, source.path, answer, options)
-    held = held_precision(model)
+    precision = source_precision(model)
 
     keep_output(model, output)
     image.become_images(request)
@@ -71,40 +71,29 @@ def export(source: ModelSource, request: BuildRequest, options: OnnxSourceOption
     if rows is not None:
         arrange_rows(model, rows, size)
     spec = _spec(model, source, options, rows, labels)
-    spec = replace(spec, provenance={**spec.provenance, **({"source_precision": held} if held else {})})
+    spec = replace(spec, provenance={**spec.provenance, **({"source_precision": precision} if precision else {})})
     _finish(model, spec, request, source.path, out)
     given = answer if rows is None else rows.to_project(answer, *size)
     np.savez(out / REFERENCE_FILE, images=images, output0=given.astype(np.float32))
     return spec
 
 
-def native_size(path: Path) -> tuple[int, int] | None:
-    """Return (height, width) of the image input, else of `imgsz` in the metadata, else None."""
+def inspect(path: Path) -> SourceInfo:
+    """Return what a file says of itself, parsed once; nothing of a file that is no model, which `export` refuses."""
     try:
         model = onnx.load(str(path), load_external_data=False)
-        sizes = _Image(model).sizes
-    except Exception:  # noqa: BLE001 - `export` says what is wrong with the file; this is only a default
-        return None
+        precision = source_precision(model)
+    except Exception:  # noqa: BLE001 - `export` says what is wrong with the file
+        return SourceInfo()
+    try:
+        image = _Image(model)
+    except UsageError:
+        return SourceInfo(precision=precision)
+    _, height, width = image.sizes
     named = literal(_properties(model).get("imgsz"))
     if isinstance(named, list) and len(named) == 2 and all(isinstance(n, int) and n > 0 for n in named):
-        sizes = (sizes[0], sizes[1] or named[0], sizes[2] or named[1])
-    return (sizes[1], sizes[2]) if sizes[1] and sizes[2] else None
-
-
-def has_fixed_size(path: Path) -> bool:
-    """Say whether the image input has one height and width; no of what is no model."""
-    try:
-        return not _Image(onnx.load(str(path), load_external_data=False)).is_free
-    except Exception:  # noqa: BLE001 - as in `native_size`
-        return False
-
-
-def precision_of(path: Path) -> Precision | None:
-    """Return what `held_precision` finds in a file; None of what is no model."""
-    try:
-        return held_precision(onnx.load(str(path), load_external_data=False))
-    except Exception:  # noqa: BLE001 - as in `native_size`
-        return None
+        height, width = height or named[0], width or named[1]
+    return SourceInfo((height, width) if height and width else None, not image.is_free, precision)
 
 
 def _load(path: Path) -> ModelProto:

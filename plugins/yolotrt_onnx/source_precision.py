@@ -26,7 +26,7 @@ _NAMES: dict[int | None, Precision] = {
 }
 
 
-def held_precision(model: ModelProto) -> Precision | None:
+def source_precision(model: ModelProto) -> Precision | None:
     """Return the lowest precision of the convolutions and matrix products; None for a float32 network.
 
     Weights that are stored in half and cast to float32 count as float32. Read from weights, casts and Q/DQ nodes:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import ClassVar
 
 from yolotrt_core.plugin.dependencies import tools_available
-from yolotrt_core.plugin.stages import Availability
-from yolotrt_core.types import BuildRequest, ModelSource, ModelSpec, Precision
+from yolotrt_core.plugin.stages import Availability, SourceInfo
+from yolotrt_core.types import BuildRequest, ModelSource, ModelSpec
 from yolotrt_onnx.onnx_pass import versions
 from yolotrt_onnx.options import OnnxSourceOptions
 
@@ -32,20 +32,8 @@ class OnnxExporter:
 
         return exporter.export(source, request, options, out)
 
-    def native_size(self, source: ModelSource) -> tuple[int, int] | None:
-        """Return the (height, width) that the file fixes, or that its metadata names; None if neither."""
+    def inspect(self, source: ModelSource) -> SourceInfo:
+        """Return the size that the file fixes or its metadata names, and the lowest precision of its convolutions."""
         from yolotrt_onnx import exporter
 
-        return exporter.native_size(source.path)
-
-    def has_fixed_size(self, source: ModelSource) -> bool:
-        """Say whether the file fixes height and width."""
-        from yolotrt_onnx import exporter
-
-        return exporter.has_fixed_size(source.path)
-
-    def held_precision(self, source: ModelSource) -> Precision | None:
-        """Return the lowest precision of the file's convolutions; None where all are float32."""
-        from yolotrt_onnx import exporter
-
-        return exporter.precision_of(source.path)
+        return exporter.inspect(source.path)

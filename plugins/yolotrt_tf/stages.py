@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from yolotrt_core.plugin.dependencies import tools_available
-from yolotrt_core.plugin.stages import Availability
+from yolotrt_core.plugin.stages import Availability, SourceInfo
 from yolotrt_core.types import BuildRequest, ModelSource, ModelSpec
 from yolotrt_tf.options import TfOptions
 
@@ -39,9 +39,9 @@ class TfExporter:
                     continue
         return found
 
-    def has_fixed_size(self, source: ModelSource) -> bool:
-        """Say yes: whatever the model takes, its ONNX is written for the size that was asked for."""
-        return True
+    def inspect(self, source: ModelSource) -> SourceInfo:
+        """Return a fixed size: whatever the model takes, its ONNX is written for the size that was asked for."""
+        return SourceInfo(fixed_size=True)
 
     def export(self, source: ModelSource, request: BuildRequest, options: TfOptions, out: Path) -> ModelSpec:
         from yolotrt_tf import exporter

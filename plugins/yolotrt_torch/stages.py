@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from yolotrt_core.plugin.dependencies import tools_available
-from yolotrt_core.plugin.stages import Availability, Session
+from yolotrt_core.plugin.stages import Availability, Session, SourceInfo
 from yolotrt_core.types import BuildRequest, ModelSource, ModelSpec
 from yolotrt_torch.options import TorchOptions
 
@@ -29,6 +29,10 @@ class TorchExporter:
     def fingerprint(self, options: TorchOptions) -> Mapping[str, str]:
         tools = ("torch", "onnx", "onnxscript") if options.exporter == "dynamo" else ("torch", "onnx")
         return {tool: _version(tool) for tool in tools}
+
+    def inspect(self, source: ModelSource) -> SourceInfo:
+        """Return nothing: a checkpoint takes any size and is float32."""
+        return SourceInfo()
 
     def export(self, source: ModelSource, request: BuildRequest, options: TorchOptions, out: Path) -> ModelSpec:
         from yolotrt_torch import exporter

@@ -16,7 +16,7 @@ from pathlib import Path
 from yolotrt_core.api import Detector
 from yolotrt_core.datasets import reader
 from yolotrt_core.evaluation.coco_map import Bootstrap
-from yolotrt_core.evaluation.evaluator import Evaluation, Judge
+from yolotrt_core.evaluation.evaluator import Evaluation, Evaluator
 from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.store.location import open_store
 
@@ -53,7 +53,7 @@ def main() -> None:
     asked = parser.parse_args()
     registry, store = Registry.discover(), open_store(asked.store)
 
-    def evaluate(precision: str, calibrator: str, flags: dict[str, dict[str, str]]) -> tuple[Judge, Evaluation]:
+    def evaluate(precision: str, calibrator: str, flags: dict[str, dict[str, str]]) -> tuple[Evaluator, Evaluation]:
         with Detector.open(
             asked.weights,
             store=store,
@@ -65,7 +65,7 @@ def main() -> None:
             flags={**flags, "gate": {"check": "off"}},
         ) as detector:
             data = reader.read(asked.data, detector.labels, asked.part)
-            judge = Judge(data, store, registry, bootstrap=Bootstrap(200))
+            judge = Evaluator(data, store, registry, bootstrap=Bootstrap(200))
             return judge, judge.evaluate(detector)
 
     judge, fp32 = evaluate("fp32", "", {})

@@ -10,17 +10,16 @@ from typing import Any
 import pytest
 
 from fake_layers import RUNS, SIZE, LayeredBuilder, WideBox, layered_stages, write_images, write_model
-from yolotrt_core.build.settings import BuildSettings, plan_build
+from yolotrt_core.build.settings import BuildSettings, resolve
 from yolotrt_core.evaluation.evaluator import open_framework
 from yolotrt_core.evaluation.predictions import predict
-from yolotrt_core.plugin.given_options import GivenOptions
 from yolotrt_core.plugin.options import option
 from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.store.code_digest import code_digest
 from yolotrt_core.store.store import Store
 from yolotrt_core.tuning import sensitivity, validated_build
 from yolotrt_core.tuning.engine_timing import times_ms
-from yolotrt_core.tuning.validated_build import Judged
+from yolotrt_core.tuning.validated_build import ValidatedBuild
 from yolotrt_core.types import Selection
 
 # What an answer is kept of: label to whether it was found in the store.
@@ -76,19 +75,18 @@ class Hasty(WideBox):
     Options = Looking
 
 
-def _made(settings: BuildSettings, store: Store, registry: Registry) -> tuple[Judged, Found]:
+def _made(settings: BuildSettings, store: Store, registry: Registry) -> tuple[ValidatedBuild, Found]:
     """Build, judge and predict; say what was found in the store."""
-    made = validated_build.make(settings, store=store, registry=registry)
+    resolved = resolve(settings, registry)
+    made = validated_build.build_and_validate(resolved, store=store, registry=registry)
     found = {result.step.label: result.from_cache for result in made.results}
-    assert made.verdict is not None
-    found["gate"] = made.verdict.from_cache
-    planned = plan_build(settings, store=store, registry=registry)
-    given = GivenOptions(settings.flags, settings.recipe)
-    found["sensitivity"] = sensitivity.measure(planned, given, store=store, registry=registry).from_cache
+    assert made.gate is not None
+    found["gate"] = made.gate.from_cache
+    found["sensitivity"] = sensitivity.measure(made.planned, store=store, registry=registry).from_cache
     return made, found
 
 
-def _predicted(made: Judged, store: Store, registry: Registry, tmp_path: Path, images: Path) -> bool:
+def _predicted(made: ValidatedBuild, store: Store, registry: Registry, tmp_path: Path, images: Path) -> bool:
     files = sorted((images / "images").iterdir())
     with validated_build.open_engine(made, tmp_path, store=store, registry=registry) as detector:
         return predict(detector, files, Selection(conf=0.1), store=store, registry=registry).from_cache
@@ -186,12 +184,15 @@ def test_a_speed_is_of_every_option_the_batch_and_the_place(
     edit("running_of_the_test", "")
     builder = Placed()
     registry = layered_stages(own=builder, head=Hasty())
-    made = validated_build.make(settings, store=store, registry=registry)
+    resolved = resolve(settings, registry)
+    made = validated_build.build_and_validate(resolved, store=store, registry=registry)
     first = times_ms([made], store=store, registry=registry)
     builder.gpu = changed.pop("gpu", builder.gpu)
     batch = changed.pop("batch", settings.batch)
     request = replace(made.planned.request, batch=batch)
-    again = replace(made, settings=replace(settings, **changed), planned=replace(made.planned, request=request))
+    options = replace(settings, **changed).options
+    planned = replace(made.planned, request=request, resolved=replace(resolved, options=options))
+    again = replace(made, planned=planned)
     before = len(runs)
     second = times_ms([again], store=store, registry=registry)
     assert (len(runs) > before) == measured

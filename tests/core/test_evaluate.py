@@ -13,13 +13,14 @@ import pytest
 
 from fake_stages import FakeExporter, FakeSession, fake_plugin, image_spec
 from yolotrt_core.api import Detector
-from yolotrt_core.build.settings import BuildSettings, plan_build
+from yolotrt_core.build.settings import BuildSettings, resolve
 from yolotrt_core.datasets import reader
 from yolotrt_core.errors import UsageError
 from yolotrt_core.evaluation.coco_map import Bootstrap
-from yolotrt_core.evaluation.evaluator import SELECTION, Judge, open_framework
+from yolotrt_core.evaluation.evaluator import SELECTION, Evaluator, open_framework
 from yolotrt_core.evaluation.predictions import predict
 from yolotrt_core.plugin.registry import Registry
+from yolotrt_core.plugin.stages import SourceInfo
 from yolotrt_core.store.store import Store
 from yolotrt_core.types import BuildRequest, Detections, EngineSpec, ModelSource
 
@@ -46,7 +47,7 @@ def detector(data: Path, registry: Registry, store: Store) -> Iterator[Detector]
 @pytest.mark.slow
 def test_fp32_has_the_known_accuracy(data: Path, detector: Detector, registry: Registry, store: Store) -> None:
     """0.5004 / 0.3357: onnxruntime, upstream's letterbox and thresholds, pycocotools 2.0.11."""
-    judge = Judge(reader.read(data / "coco", detector.labels), store, registry, bootstrap=Bootstrap(0))
+    judge = Evaluator(reader.read(data / "coco", detector.labels), store, registry, bootstrap=Bootstrap(0))
     result = judge.evaluate(detector)
     assert (result.images, result.boxes) == (64, 440)
     assert result.map50.value == pytest.approx(0.5004, abs=0.0005)
@@ -61,7 +62,7 @@ def test_the_torch_model_has_it_too(data: Path, registry: Registry, store: Store
     settings = BuildSettings(weights=data / "weights" / "yolov5n.pt", imgsz=(640, 640))
     with open_framework(settings, registry) as model:
         assert model.spec.builder == "torch"
-        judge = Judge(reader.read(data / "coco", model.labels), store, registry, bootstrap=Bootstrap(0))
+        judge = Evaluator(reader.read(data / "coco", model.labels), store, registry, bootstrap=Bootstrap(0))
         result = judge.evaluate(model)
     assert result.map50.value == pytest.approx(0.5004, abs=0.0005)
     assert result.map50_95.value == pytest.approx(0.3357, abs=0.0005)
@@ -69,8 +70,8 @@ def test_the_torch_model_has_it_too(data: Path, registry: Registry, store: Store
 
 def test_a_framework_runs_a_model_at_the_size_that_its_engine_would_have(store: Store, tmp_path: Path) -> None:
     class Own(FakeExporter):
-        def native_size(self, source: ModelSource) -> tuple[int, int]:
-            return 64, 96
+        def inspect(self, source: ModelSource) -> SourceInfo:
+            return SourceInfo(imgsz=(64, 96))
 
         def open_source(self, source: ModelSource, request: BuildRequest, options: Any) -> FakeSession:
             return FakeSession(1.0, EngineSpec(image_spec(request, "fake"), "fp32", "text", {}))
@@ -79,7 +80,7 @@ def test_a_framework_runs_a_model_at_the_size_that_its_engine_would_have(store: 
     weights = tmp_path / "model.txt"
     weights.write_text("2")
     settings = BuildSettings(weights=weights)
-    planned = plan_build(settings, store=store, registry=registry).request
+    planned = resolve(settings, registry).request
     assert (planned.height, planned.width) == (64, 96)
     assert open_framework(settings, registry).input_size == (64, 96)
     assert open_framework(replace(settings, imgsz=(32, 32)), registry).input_size == (32, 32)

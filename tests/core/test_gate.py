@@ -129,13 +129,13 @@ def _build(registry: Registry, store: Store, tmp_path: Path, precision: str = "f
 
 def test_a_faithful_engine_is_handed_out_with_its_verdict(store: Store, tmp_path: Path) -> None:
     engine = _build(_stages(0.99), store, tmp_path)
-    assert engine.verdict is not None
-    assert engine.verdict.passed
-    assert engine.verdict.facts["pictures_from"] == "the bundled image"
-    assert engine.verdict.facts["ran"] == "the engine"
+    assert engine.gate is not None
+    assert engine.gate.passed
+    assert engine.gate.facts["pictures_from"] == "the bundled image"
+    assert engine.gate.facts["ran"] == "the engine"
     again = _build(_stages(0.99), store, tmp_path)
-    assert again.verdict is not None
-    assert (again.verdict.key, again.verdict.from_cache) == (engine.verdict.key, True)
+    assert again.gate is not None
+    assert (again.gate.key, again.gate.from_cache) == (engine.gate.key, True)
 
 
 def test_an_engine_that_finds_nothing_is_held_back_and_kept(store: Store, tmp_path: Path, images: Path) -> None:
@@ -157,31 +157,31 @@ def test_nothing_to_compare_is_said(
         assert cv2.imwrite(str(file), np.zeros((32, 64, 3), np.uint8))  # scores of nought on either side
     with caplog.at_level(logging.INFO):
         engine = _build(_stages(0.99), store, tmp_path, eval_data=images / "images")
-    assert engine.verdict is not None
-    assert engine.verdict.facts["compared"] == 0
-    assert "found nothing to compare: neither the engine nor fp32 has a box" in engine.verdict.text
-    assert "agreement" not in engine.verdict.text
+    assert engine.gate is not None
+    assert engine.gate.facts["compared"] == 0
+    assert "found nothing to compare: neither the engine nor fp32 has a box" in engine.gate.text
+    assert "agreement" not in engine.gate.text
     assert "the gate had 0 boxes to compare, which says little" in caplog.text
 
 
 def test_how_much_was_compared_is_in_the_record(store: Store, tmp_path: Path, images: Path) -> None:
     engine = _build(_stages(0.99), store, tmp_path, eval_data=images / "images")
-    assert engine.verdict is not None
-    assert engine.verdict.facts["compared"] == 8  # a box of either side on each of four images
-    assert "4 of 4 fp32 boxes found, 4 boxes in all" in engine.verdict.text
+    assert engine.gate is not None
+    assert engine.gate.facts["compared"] == 8  # a box of either side on each of four images
+    assert "4 of 4 fp32 boxes found, 4 boxes in all" in engine.gate.text
     one = _build(_stages(0.99), store, tmp_path)
-    assert one.verdict is not None
-    assert "1 of 1 fp32 box found, 1 box in all" in one.verdict.text
+    assert one.gate is not None
+    assert "1 of 1 fp32 box found, 1 box in all" in one.gate.text
 
 
 def test_an_engine_is_judged_again_on_another_gpu(store: Store, tmp_path: Path, images: Path) -> None:
     first = _build(_stages(0.99, own=_OnGpu("good")), store, tmp_path, eval_data=images / "images")
-    assert first.verdict is not None
+    assert first.gate is not None
     with pytest.raises(GateError, match="0 of 4 fp32 boxes found"):
         _build(_stages(0.99, own=_OnGpu("broken")), store, tmp_path, eval_data=images / "images")
     again = _build(_stages(0.99, own=_OnGpu("good")), store, tmp_path, eval_data=images / "images")
-    assert again.verdict is not None
-    assert (again.verdict.key, again.verdict.from_cache) == (first.verdict.key, True)
+    assert again.gate is not None
+    assert (again.gate.key, again.gate.from_cache) == (first.gate.key, True)
 
 
 def _decoded(postprocessor: Any) -> Registry:
@@ -199,7 +199,7 @@ def test_an_edited_postprocessor_is_judged_anew(
         code_digest.cache_clear()
         head = _Thresholded()
         head.sources = ("decoding_of_the_test",)
-        verdicts.append(_build(_decoded(head), store, tmp_path, eval_data=images / "images").verdict)
+        verdicts.append(_build(_decoded(head), store, tmp_path, eval_data=images / "images").gate)
     first, edited, back = verdicts
     assert first is not None and edited is not None and back is not None
     assert (edited.from_cache, back.from_cache) == (False, True)
@@ -220,7 +220,7 @@ class Other(_Thresholded):
 def test_another_postprocessor_or_option_of_it_is_judged_anew(store: Store, tmp_path: Path, images: Path) -> None:
     keys = set()
     for head, flags in ((_Thresholded(), {}), (Other(), {}), (Other(), {"otherhead": {"share": "0.5"}})):
-        verdict = _build(_decoded(head), store, tmp_path, eval_data=images / "images", flags=flags).verdict
+        verdict = _build(_decoded(head), store, tmp_path, eval_data=images / "images", flags=flags).gate
         assert verdict is not None
         assert not verdict.from_cache
         assert isinstance(verdict.facts["fp32_boxes"], int)
@@ -262,15 +262,15 @@ def test_other_labels_are_judged_anew(store: Store, tmp_path: Path, images: Path
         exporter.labels, exporter.stage_version = labels, version
         brought = {"exporters": [exporter], "passes": [_Lossy(0.99)], "postprocessors": [_Thresholded()]}
         engine = _build(Registry.of(fake_plugin(**brought)), store, tmp_path, eval_data=images / "images")
-        assert engine.verdict is not None
-        assert not engine.verdict.from_cache
-        keys.add(engine.verdict.key)
+        assert engine.gate is not None
+        assert not engine.gate.from_cache
+        keys.add(engine.gate.key)
     assert len(keys) == 2
 
 
 def test_it_can_be_handed_out_all_the_same(store: Store, tmp_path: Path) -> None:
     engine = _build(_stages(0.1), store, tmp_path, flags={"gate": {"check": "off"}})
-    assert engine.verdict is None
+    assert engine.gate is None
     assert engine.path.is_file()
 
 
@@ -278,19 +278,19 @@ def test_scores_that_drift_are_held_back(store: Store, tmp_path: Path, images: P
     with pytest.raises(GateError, match=r"scores differ by 0\.15"):
         _build(_stages(0.8), store, tmp_path, eval_data=images / "images")
     passed = _build(_stages(0.8), store, tmp_path, eval_data=images / "images", flags={"gate": {"drift": "0.3"}})
-    assert passed.verdict is not None
-    assert passed.verdict.passed
+    assert passed.gate is not None
+    assert passed.gate.passed
 
 
 def test_fp32_is_not_judged(store: Store, tmp_path: Path) -> None:
-    assert _build(_stages(0.1), store, tmp_path, precision="fp32").verdict is None
+    assert _build(_stages(0.1), store, tmp_path, precision="fp32").gate is None
 
 
 def test_an_engine_that_cannot_run_here_is_judged_by_its_graph(store: Store, tmp_path: Path, images: Path) -> None:
     registry = _stages(0.99, _Elsewhere())
     engine = _build(registry, store, tmp_path, builder="elsewhere")
-    assert engine.verdict is not None
-    assert engine.verdict.facts["ran"] == "its typed ONNX in onnxruntime"
+    assert engine.gate is not None
+    assert engine.gate.facts["ran"] == "its typed ONNX in onnxruntime"
     with pytest.raises(GateError, match="run as its typed ONNX in onnxruntime"):
         _build(_stages(0.1, _Elsewhere()), store, tmp_path, builder="elsewhere", eval_data=images / "images")
 
@@ -299,10 +299,10 @@ def test_with_labels_the_loss_of_map_decides(store: Store, tmp_path: Path, image
     for number in range(4):
         (images / "labels" / f"{number}.txt").write_text("0 0.5 0.5 1 1\n")
     engine = _build(_stages(0.5), store, tmp_path, eval_data=images)
-    assert engine.verdict is not None
-    assert engine.verdict.facts["by"] == "map50_95"
-    assert (engine.verdict.facts["drop_low"], engine.verdict.facts["drop_high"]) == (None, None)  # of 4 images
-    assert engine.verdict.facts["drop"] == 0
+    assert engine.gate is not None
+    assert engine.gate.facts["by"] == "map50_95"
+    assert (engine.gate.facts["drop_low"], engine.gate.facts["drop_high"]) == (None, None)  # of 4 images
+    assert engine.gate.facts["drop"] == 0
     with pytest.raises(GateError, match=r"mAP50-95 0\.0000, fp32 1\.0000, a loss of 1\.0000 \(0\.2 allowed\)"):
         _build(_stages(1e-4), store, tmp_path, eval_data=images, max_drop=0.2)
 
@@ -321,9 +321,9 @@ def test_changed_images_are_judged_anew(
     shutil.copy(images / "images" / "0.png", images / "images" / "9.png")
     with caplog.at_level(logging.INFO):
         second = _build(_stages(0.99), store, tmp_path, eval_data=images / "images")
-    assert first.verdict is not None
-    assert second.verdict is not None
-    assert first.verdict.key != second.verdict.key
+    assert first.gate is not None
+    assert second.gate is not None
+    assert first.gate.key != second.gate.key
     assert "5 of 5 fp32 boxes found" in caplog.text
 
 

@@ -170,13 +170,12 @@ def test_a_pass_that_cannot_work_says_how_to_build_without_it(store: Store, tmp_
     assert told.value.hint == "pip install tool; `pip uninstall bad-dist` builds without it"
 
 
-@pytest.mark.parametrize("member", ["native_size", "held_precision"])
-def test_an_exporter_s_quick_answers(member: str, store: Store, tmp_path: Path) -> None:
-    stages = _with(_Exporter, **{member: _raising(BOOM)})
+def test_an_exporter_that_fails_to_inspect(store: Store, tmp_path: Path) -> None:
+    stages = _with(_Exporter, inspect=_raising(BOOM))
     weights = tmp_path / "model.txt"
     weights.write_text("2 3")
     wanted = BuildSettings(weights=weights, exporter="bad")
-    with pytest.raises(PluginError, match=f"`{member}` of exporter `bad` of `bad-dist` failed"):
+    with pytest.raises(PluginError, match="`inspect` of exporter `bad` of `bad-dist` failed"):
         build_engine(wanted, store=store, registry=stages, out=tmp_path / "out")
 
 
@@ -285,7 +284,7 @@ def test_what_a_stage_may_offer_is_seen_through_the_stand_in() -> None:
         for name, member in vars(protocol).items()
         if inspect.isfunction(member) and not name.startswith("_")
     }
-    assert {"check_options", "has_fixed_size", "native_size"} <= set(offered)
+    assert {"check_options", "takes_ranges", "place"} <= set(offered)
     for name, protocol in offered.items():
         if name not in work:
             plain = _with(_Builder, **{name: _answering(None)}).get("builder", "bad").stage

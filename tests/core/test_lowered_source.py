@@ -16,6 +16,7 @@ from yolotrt_core.api import Engine, build_engine
 from yolotrt_core.build.settings import BuildSettings
 from yolotrt_core.errors import GateError, PluginError, StageError, UsageError
 from yolotrt_core.plugin.registry import Registry
+from yolotrt_core.plugin.stages import SourceInfo
 from yolotrt_core.store.store import Store
 
 Build = Callable[..., Engine]
@@ -25,8 +26,8 @@ class _Holding(FakeExporter):
     def __init__(self, holds: Any) -> None:
         self.holds = holds
 
-    def held_precision(self, source: Any) -> Any:
-        return self.holds
+    def inspect(self, source: Any) -> SourceInfo:
+        return SourceInfo(precision=self.holds)
 
 
 class _Builder(FakeBuilder):
@@ -168,22 +169,22 @@ def test_a_quantizing_pass_sees_to_the_rest_without_ranges(run: Build) -> None:
 
 def test_the_very_graph_that_was_given_gets_no_verdict(run: Build, caplog: pytest.LogCaptureFixture) -> None:
     engine = run(_stages("fp16"))
-    assert engine.verdict is None
+    assert engine.gate is None
     assert "the engine is the fp16 ONNX that was given, and no float32 model says what that lost" in caplog.text
 
 
 def test_another_library_is_judged_by_what_was_given(run: Build, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         engine = run(_stages("fp16", _Builder(0.99)))
-    assert engine.verdict is not None
-    assert engine.verdict.facts["reference"] == "fp16 source"
-    assert "1 of 1 fp16 source box found" in engine.verdict.text
+    assert engine.gate is not None
+    assert engine.gate.facts["reference"] == "fp16 source"
+    assert "1 of 1 fp16 source box found" in engine.gate.text
     assert "the gate says that the engine is still the fp16 source, not what fp16 lost" in caplog.text
     caplog.clear()
     plain = run(_stages(None, _Builder(0.99)))
-    assert plain.verdict is not None
-    assert plain.verdict.facts["reference"] == "fp32"
-    assert "1 of 1 fp32 box found" in plain.verdict.text
+    assert plain.gate is not None
+    assert plain.gate.facts["reference"] == "fp32"
+    assert "1 of 1 fp32 box found" in plain.gate.text
     assert "no float32 model" not in caplog.text
 
 
@@ -203,14 +204,14 @@ def test_no_limit_on_a_loss_that_cannot_be_measured(run: Build, tmp_path: Path) 
     with pytest.raises(UsageError, match=r"`--max-drop` is a loss against float32, and `model\.txt` holds fp16"):
         run(_stages("fp16", _Builder()), **given)
     assert RUNS["export"] == before
-    assert run(_stages("fp16", _Builder()), **given, flags={"gate": {"check": "off"}}).verdict is None
+    assert run(_stages("fp16", _Builder()), **given, flags={"gate": {"check": "off"}}).gate is None
 
 
 def test_auto_compares_the_builders_only(run: Build) -> None:
     engine = run(_stages("int8", _Builder()), precision="auto")
-    assert engine.pick is not None
-    assert [(o.builder, o.precision) for o in engine.pick.options] == [("other", "int8")]
-    assert engine.pick.text.endswith("the model holds no other precision")
+    assert engine.auto is not None
+    assert [(o.builder, o.precision) for o in engine.auto.options] == [("other", "int8")]
+    assert engine.auto.text.endswith("the model holds no other precision")
     with pytest.raises(UsageError, match="the model holds int8, and no builder that runs here builds that"):
         run(_stages("int8"), precision="auto")
 
@@ -226,5 +227,5 @@ def test_an_option_of_the_pass_that_has_nothing_to_do(run: Build, caplog: pytest
 
 def test_an_answer_that_is_none(run: Build) -> None:
     for wrong in ("fp32", "half", 16):
-        with pytest.raises(PluginError, match=r"`held_precision` of exporter `text` .*should return one of fp16, bf16"):
+        with pytest.raises(PluginError, match=r"`inspect` of exporter `text` .*`precision` one of fp16, bf16"):
             run(_stages(wrong))

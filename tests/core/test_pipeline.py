@@ -14,7 +14,8 @@ import pytest
 from fake_stages import RUNS, FakeBuilder, fake_plugin
 from yolotrt_core.api import Engine, build_engine
 from yolotrt_core.build import executor
-from yolotrt_core.build.settings import BuildSettings
+from yolotrt_core.build.plan import plan_build
+from yolotrt_core.build.settings import BuildSettings, resolve
 from yolotrt_core.errors import ArtifactError, PluginError, StageError, UsageError
 from yolotrt_core.inference.engine_file import read_engine_spec
 from yolotrt_core.plugin.registry import Registry
@@ -169,9 +170,7 @@ def test_a_model_that_changes_while_it_is_read(
 
 def test_walk_says_what_would_run(weights: Path, store: Store, registry: Registry, tmp_path: Path) -> None:
     _build(weights, store, registry, tmp_path, precision="fp32")
-    from yolotrt_core.build.settings import plan_build
-
-    planned = plan_build(BuildSettings(weights=weights, imgsz=(32, 64)), store=store, registry=registry)
+    planned = plan_build(resolve(BuildSettings(weights=weights, imgsz=(32, 64)), registry), registry)
     seen = [
         (step.label, action is not None, record is not None) for step, action, record in executor.walk(planned, store)
     ]

@@ -61,8 +61,8 @@ def test_at_least_54_of_60_convolutions_are_int8_by_the_build_log(build: Any) ->
     convolutions = _facts(engine, "build")["convolutions"]
     assert sum(convolutions.values()) == 60
     assert convolutions["int8"] >= 54
-    assert engine.verdict is not None
-    assert engine.verdict.facts["agreement"] >= 0.85
+    assert engine.gate is not None
+    assert engine.gate.facts["agreement"] >= 0.85
 
 
 def test_graph_and_cache_hold_the_same_scales(build: Any, store: Store) -> None:

@@ -13,9 +13,9 @@ from hypothesis import given, strategies as st
 import fake_layers
 from fake_layers import RUNS, SHARES, SIZE, LayeredBuilder, layered_stages, write_images, write_model
 from yolotrt_core.api import Detector, Engine, build_engine
-from yolotrt_core.build.settings import BuildSettings, plan_build
+from yolotrt_core.build.plan import plan_build
+from yolotrt_core.build.settings import BuildSettings, resolve
 from yolotrt_core.errors import GateError, PluginError, StageError, UsageError
-from yolotrt_core.plugin.given_options import GivenOptions
 from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.store.store import Store
 from yolotrt_core.tuning import mixed_precision, sensitivity
@@ -44,9 +44,8 @@ def _build(registry: Registry, store: Store, settings: BuildSettings, out: Path)
 
 def _measure(store: Store, settings: BuildSettings, registry: Registry | None = None) -> sensitivity.Sensitivity:
     registry = registry or layered_stages()
-    planned = plan_build(settings, store=store, registry=registry)
-    options = GivenOptions(settings.flags, settings.recipe)
-    return sensitivity.measure(planned, options, store=store, registry=registry)
+    planned = plan_build(resolve(settings, registry), registry)
+    return sensitivity.measure(planned, store=store, registry=registry)
 
 
 def test_each_layer_is_charged_with_what_it_costs_alone(store: Store, tmp_path: Path, images: Path) -> None:
@@ -110,31 +109,31 @@ def test_the_fewest_layers_stay_in_fp16(
     store: Store, tmp_path: Path, images: Path, max_drop: float, kept: tuple[str, ...], losses: list[float]
 ) -> None:
     engine = _build(layered_stages(), store, _settings(tmp_path, images, max_drop=max_drop), tmp_path)
-    assert engine.verdict is not None
-    assert engine.verdict.passed
+    assert engine.gate is not None
+    assert engine.gate.passed
     if not kept:
-        assert engine.trade is None
+        assert engine.mixed is None
         return
-    assert engine.trade is not None
-    assert engine.trade.kept == kept
-    assert [t.kept for t in engine.trade.tried] == list(range(len(losses)))
-    assert [t.loss for t in engine.trade.tried] == pytest.approx(losses, abs=1e-6)
-    assert [t.passed for t in engine.trade.tried] == [loss <= max_drop for loss in losses]
-    assert all((t.low, t.high) == (None, None) for t in engine.trade.tried)  # the images are too few to say
-    assert " to " not in engine.trade.text
-    assert engine.trade.ms is not None
-    assert engine.trade.ms_before is not None
-    assert engine.trade.ms > engine.trade.ms_before  # each layer in fp16 takes 3 ms more
-    assert engine.key == engine.trade.tried[-1].key
+    assert engine.mixed is not None
+    assert engine.mixed.kept == kept
+    assert [t.kept for t in engine.mixed.tried] == list(range(len(losses)))
+    assert [t.loss for t in engine.mixed.tried] == pytest.approx(losses, abs=1e-6)
+    assert [t.passed for t in engine.mixed.tried] == [loss <= max_drop for loss in losses]
+    assert all((t.low, t.high) == (None, None) for t in engine.mixed.tried)  # the images are too few to say
+    assert " to " not in engine.mixed.text
+    assert engine.mixed.ms is not None
+    assert engine.mixed.ms_before is not None
+    assert engine.mixed.ms > engine.mixed.ms_before  # each layer in fp16 takes 3 ms more
+    assert engine.key == engine.mixed.tried[-1].key
     assert "model-int8-onnxruntime-refused" not in store.refs()
 
 
 def test_layers_the_user_keeps_stay_kept(store: Store, tmp_path: Path, images: Path) -> None:
     settings = _settings(tmp_path, images, max_drop=0.05, flags={"int8": {"keep": "model.3"}})
     engine = _build(layered_stages(), store, settings, tmp_path)
-    assert engine.trade is not None
-    assert engine.trade.kept == ("model.1",)
-    assert engine.trade.layers == len(SHARES) - 1
+    assert engine.mixed is not None
+    assert engine.mixed.kept == ("model.1",)
+    assert engine.mixed.layers == len(SHARES) - 1
     lowered = next(s for s in engine.steps if s.step.label == "int8")
     assert lowered.step.options.keep == "model.3,model.1"
 
@@ -167,11 +166,11 @@ def test_an_interrupted_search_goes_on_where_it_stopped(
     assert (lowered, built) == (1 + len(SHARES) + 2, 3)
     with caplog.at_level(logging.INFO):
         engine = _build(layered_stages(), store, settings, tmp_path)
-    assert engine.trade is not None
-    assert engine.trade.kept == ("model.1", "model.3")
+    assert engine.mixed is not None
+    assert engine.mixed.kept == ("model.1", "model.3")
     assert (RUNS["lowered"] - lowered, RUNS["build"] - built) == (0, 1)  # only the build that was interrupted
     again = _build(layered_stages(), store, settings, tmp_path)
-    assert again.trade == engine.trade
+    assert again.mixed == engine.mixed
     assert (RUNS["lowered"] - lowered, RUNS["build"] - built) == (0, 1)
     assert "2 of 4 layers stay in fp16 (model.1, model.3)" in caplog.text
 
@@ -215,10 +214,10 @@ def test_auto_takes_the_fastest_that_passes(store: Store, tmp_path: Path, images
     registry = layered_stages(_Slower())
     settings = _settings(tmp_path, images, precision="auto", max_drop=0.35)
     engine = _build(registry, store, settings, tmp_path)
-    assert engine.pick is not None
-    assert (engine.spec.builder, engine.spec.precision, engine.trade) == ("onnxruntime", "int8", None)
-    assert "the fastest that passed" in engine.pick.text
-    tried = {(o.builder, o.precision): o for o in engine.pick.options}
+    assert engine.auto is not None
+    assert (engine.spec.builder, engine.spec.precision, engine.mixed) == ("onnxruntime", "int8", None)
+    assert "the fastest that passed" in engine.auto.text
+    tried = {(o.builder, o.precision): o for o in engine.auto.options}
     assert set(tried) == {(b, p) for b in ("onnxruntime", "slower") for p in ("fp32", "fp16", "int8")}
     assert all(o.ms is not None and o.passed for o in tried.values())
     # Both builders write the same bytes: a time is of what runs them.
@@ -226,17 +225,17 @@ def test_auto_takes_the_fastest_that_passes(store: Store, tmp_path: Path, images
     assert engine.path.name == "model-int8.bin"
     before = RUNS["build"]
     again = _build(registry, store, settings, tmp_path)
-    assert (again.pick, RUNS["build"]) == (engine.pick, before)
+    assert (again.auto, RUNS["build"]) == (engine.auto, before)
 
 
 def test_auto_mends_what_is_fast_but_loses_too_much(store: Store, tmp_path: Path, images: Path) -> None:
     settings = _settings(tmp_path, images, precision="auto", max_drop=0.15)
     engine = _build(layered_stages(), store, settings, tmp_path)
-    assert engine.pick is not None
-    assert engine.trade is not None
-    assert engine.trade.kept == ("model.1",)
+    assert engine.auto is not None
+    assert engine.mixed is not None
+    assert engine.mixed.kept == ("model.1",)
     assert engine.spec.precision == "int8"
-    assert [(o.precision, o.kept, o.passed) for o in engine.pick.options] == [
+    assert [(o.precision, o.kept, o.passed) for o in engine.auto.options] == [
         ("fp32", 0, True),
         ("fp16", 0, True),
         ("int8", 0, False),
@@ -250,8 +249,8 @@ def test_auto_says_when_fp16_is_the_answer(
     monkeypatch.setitem(fake_layers.MS, "int8", 30.0)  # quantized, it passes, and is slower
     engine = _build(layered_stages(), store, _settings(tmp_path, images, precision="auto", max_drop=0.35), tmp_path)
     assert engine.spec.precision == "fp16"
-    assert engine.pick is not None
-    assert engine.pick.text.startswith("fp16 is the answer")
+    assert engine.auto is not None
+    assert engine.auto.text.startswith("fp16 is the answer")
 
 
 def test_auto_searches_nothing_that_is_slow_already(
@@ -267,8 +266,8 @@ def test_auto_without_images_leaves_int8_out(store: Store, tmp_path: Path, image
     settings = _settings(tmp_path, images, precision="auto", calib_data=None)
     engine = _build(layered_stages(), store, settings, tmp_path)
     assert engine.spec.precision == "fp16"
-    assert engine.pick is not None
-    left_out = next(o for o in engine.pick.options if o.precision == "int8")
+    assert engine.auto is not None
+    left_out = next(o for o in engine.auto.options if o.precision == "int8")
     assert (left_out.ms, left_out.passed) == (None, None)
     assert "`--calib-data`" in left_out.note
 
@@ -292,4 +291,4 @@ def test_auto_needs_the_gate(store: Store, tmp_path: Path, images: Path) -> None
     with pytest.raises(UsageError, match="`--precision auto` asks the gate"):
         _build(layered_stages(), store, settings, tmp_path)
     with pytest.raises(UsageError, match="precision `auto` is many builds"):
-        plan_build(settings, store=store, registry=layered_stages())
+        resolve(settings, layered_stages())

@@ -50,14 +50,14 @@ def test_the_engine_itself_is_judged(
     make: Make, data: Path, precision: str, most: float, record_property: Callable[[str, object], None]
 ) -> None:
     engine = make(precision, eval_data=data / "coco" / "coco.yaml", max_drop=most)
-    assert engine.verdict is not None
-    assert engine.verdict.facts["ran"] == "the engine"
-    assert engine.verdict.facts["fp32"] == pytest.approx(0.3360, abs=0.0005)
+    assert engine.gate is not None
+    assert engine.gate.facts["ran"] == "the engine"
+    assert engine.gate.facts["fp32"] == pytest.approx(0.3360, abs=0.0005)
     for name in ("fp32", "lowered", "drop", "drop_low", "drop_high"):
-        record_property(name, engine.verdict.facts[name])
+        record_property(name, engine.gate.facts[name])
     again = make(precision, eval_data=data / "coco" / "coco.yaml", max_drop=most)
-    assert again.verdict is not None
-    assert again.verdict.from_cache
+    assert again.gate is not None
+    assert again.gate.from_cache
 
 
 @pytest.mark.parametrize("labels", [True, False], ids=["by mAP", "by agreement"])
@@ -79,7 +79,7 @@ def test_the_gate_is_right_about_fp8_with_one_scale_for_a_layers_weights(
     if labels:
         judged |= {"eval_data": data / "coco" / "coco.yaml", "max_drop": 0.05}
     if 0.5 * expected < found < 2 * expected:
-        assert make("fp8", **judged).verdict is not None
+        assert make("fp8", **judged).gate is not None
         return
     with pytest.raises(GateError, match="the fp8 engine is not the model any more") as refused:
         make("fp8", **judged)
@@ -91,13 +91,13 @@ def test_auto_takes_the_fastest_that_passes(
     make: Make, data: Path, record_property: Callable[[str, object], None]
 ) -> None:
     engine = make("auto", eval_data=data / "coco" / "coco.yaml", max_drop=0.02)
-    assert engine.pick is not None
-    record_property("answer", engine.pick.text)
-    for option in engine.pick.options:
+    assert engine.auto is not None
+    record_property("answer", engine.auto.text)
+    for option in engine.auto.options:
         record_property(f"{option.precision} {option.kept}", f"{option.ms} ms, {option.note}")
-    timed = {o.precision: o.ms for o in engine.pick.options if o.ms is not None}
+    timed = {o.precision: o.ms for o in engine.auto.options if o.ms is not None}
     assert {"fp32", "fp16", "fp8"} <= timed.keys()
-    passed = [o.ms for o in engine.pick.options if o.ms is not None and o.passed]
+    passed = [o.ms for o in engine.auto.options if o.ms is not None and o.passed]
     assert timed[engine.spec.precision] <= min(passed) / _FASTER**2
 
 
@@ -105,13 +105,13 @@ def test_layers_are_given_back_until_the_engine_holds_the_drop(
     make: Make, data: Path, record_property: Callable[[str, object], None]
 ) -> None:
     engine = make("fp8", eval_data=data / "coco" / "coco.yaml", max_drop=0.004, flags={"sensitivity": {"images": "8"}})
-    assert engine.verdict is not None
-    assert engine.verdict.passed
-    assert engine.verdict.facts["ran"] == "the engine"
-    if engine.trade is not None:  # all in FP8 does not hold it
-        record_property("trade", engine.trade.text)
-        assert 0 < len(engine.trade.kept) < engine.trade.layers
-        assert engine.trade.ms
+    assert engine.gate is not None
+    assert engine.gate.passed
+    assert engine.gate.facts["ran"] == "the engine"
+    if engine.mixed is not None:  # all in FP8 does not hold it
+        record_property("trade", engine.mixed.text)
+        assert 0 < len(engine.mixed.kept) < engine.mixed.layers
+        assert engine.mixed.ms
 
 
 def command(*arguments: str, store: Path, cwd: Path) -> subprocess.CompletedProcess[str]:

@@ -8,14 +8,13 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from yolotrt_core.build.settings import BuildSettings, plan_build
+from yolotrt_core.build.settings import BuildSettings, resolve
 from yolotrt_core.plugin.registry import Registry
-from yolotrt_core.store.store import Store
 
 
-def _request_of(weights: Path, tmp_path: Path, **settings: object) -> tuple[tuple[int, int, int], ...]:
+def _request_of(weights: Path, **settings: object) -> tuple[tuple[int, int, int], ...]:
     wanted = BuildSettings(weights=weights, dynamic=True, builder="onnxruntime", **settings)  # type: ignore[arg-type]
-    (profile,) = plan_build(wanted, store=Store(tmp_path / "store"), registry=Registry.discover()).request.profiles
+    (profile,) = resolve(wanted, Registry.discover()).request.profiles
     return profile.min, profile.opt, profile.max
 
 
@@ -29,12 +28,12 @@ def _onnx(path: Path, height: int | str, width: int | str) -> Path:
 
 
 def test_an_onnx_that_fixes_its_size(tmp_path: Path) -> None:
-    shapes = _request_of(_onnx(tmp_path / "a.onnx", 160, 224), tmp_path, batch=2)
+    shapes = _request_of(_onnx(tmp_path / "a.onnx", 160, 224), batch=2)
     assert shapes == ((1, 160, 224), (2, 160, 224), (8, 160, 224))
 
 
 def test_an_onnx_of_free_size(tmp_path: Path) -> None:
-    shapes = _request_of(_onnx(tmp_path / "a.onnx", "height", "width"), tmp_path)
+    shapes = _request_of(_onnx(tmp_path / "a.onnx", "height", "width"))
     assert shapes == ((1, 64, 96), (1, 160, 224), (8, 160, 224))
 
 
@@ -43,4 +42,4 @@ def test_tensorflow_is_written_for_one_size(tmp_path: Path) -> None:
     model = tmp_path / "model"
     model.mkdir()
     (model / "saved_model.pb").write_bytes(b"\x08\x01\x12\x00")
-    assert _request_of(model, tmp_path, imgsz=(320, 320)) == ((1, 320, 320), (1, 320, 320), (8, 320, 320))
+    assert _request_of(model, imgsz=(320, 320)) == ((1, 320, 320), (1, 320, 320), (8, 320, 320))

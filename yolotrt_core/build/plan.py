@@ -7,14 +7,15 @@ a plan names where each input comes from, and `pipeline` walks it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from yolotrt_core.build.step import PARITY_BUILDER, SPEC_FILE, Output, Plan, Step
-from yolotrt_core.calibration.images import DEFAULT_CALIBRATOR, CalibrationData, ChosenImages, choose
+from yolotrt_core.build.settings import PARITY_BUILDER, ResolvedBuild
+from yolotrt_core.build.step import SPEC_FILE, Output, Plan, Step
+from yolotrt_core.calibration.images import DEFAULT_CALIBRATOR, ChosenImages
 from yolotrt_core.errors import PluginError, UsageError
 from yolotrt_core.export import parity
 from yolotrt_core.plugin import options, registered
-from yolotrt_core.plugin.given_options import GivenOptions, Settings
+from yolotrt_core.plugin.given_options import GivenOptions
 from yolotrt_core.plugin.registered import Registered
 from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.plugin.stages import (
@@ -26,62 +27,45 @@ from yolotrt_core.plugin.stages import (
     RoundingBuilder,
 )
 from yolotrt_core.serialization import to_json
-from yolotrt_core.types import BuildRequest, Json, ModelSource, Precision
+from yolotrt_core.types import BuildRequest, Json, Precision
 
 CALIBRATE = "calibrate"
 # Passes below this order run before a precision is chosen: every precision shares their artifact.
 PRECISION_ORDER = 50
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """Which plugins the user named, None being the automatic choice, and the images to calibrate on."""
-
-    exporter: str | None = None
-    builder: str | None = None
-    calibrator: str | None = None
-    calibration: CalibrationData | None = None
-
-
-def plan(
-    registry: Registry,
-    source: ModelSource,
-    request: BuildRequest,
-    choice: Choice = Choice(),
-    settings: Settings = GivenOptions(),  # noqa: B008 - frozen
-) -> Plan:
+def plan_build(resolved: ResolvedBuild, registry: Registry) -> Plan:
     """Decide which stages a build needs, without running any or importing a framework.
 
     Raises:
-        UsageError: unknown plugin, option or precision. PluginError: a stage lacks its tools.
+        UsageError: unknown option or precision. PluginError: a stage lacks its tools.
         StageError: the builder says that it cannot build this request.
     """
-    refuse_unchecked(source, registry)
-    builder = registry.usable("builder", choice.builder) if choice.builder else registry.default_builder(to_run=False)
+    request, settings, builder = resolved.request, resolved.options, resolved.builder
+    precision = resolved.source_info.precision
     if request.precision not in builder.stage.precisions:
         known = ", ".join(sorted(builder.stage.precisions))
         raise UsageError(f"builder `{builder.name}` does not build {request.precision}", hint=f"it builds {known}")
-    _refuse_conversion(source, request)
-    exporter = registry.usable("exporter", choice.exporter) if choice.exporter else registry.select_exporter(source)
-    registered.refuse_unavailable(exporter, exporter.stage.available())
+    _refuse_conversion(resolved)
+    registered.refuse_unavailable(resolved.exporter, resolved.exporter.stage.available())
     chosen_options = settings.resolve(builder.stage.Options, builder.name)
     builder.stage.preflight(request, chosen_options)
     if isinstance(builder.stage, RoundingBuilder) and builder.stage.rounds_fp32(request, chosen_options):
         request = replace(request, exact_fp32=True)
     # Ranges reach an engine once: as Q/DQ nodes of a pass, or, where it asks for them, through the builder.
     takes_ranges = isinstance(builder.stage, RangesBuilder) and builder.stage.takes_ranges(request, chosen_options)
-    steps = list(_shared_steps(registry, source, request, exporter, settings))
+    steps = list(_shared_steps(registry, resolved, request))
     passes = [
         r for r in registry.passes() if r.stage.order >= PRECISION_ORDER and _applies(registry, r, request, settings)
     ]
     passes = [r for r in passes if not (takes_ranges and r.stage.needs_calibration)]
     chosen = None
-    if source.holds is not None:  # nothing is left to set; a quantizing pass still says what becomes of the rest
+    if precision is not None:  # nothing is left to set; a quantizing pass still says what becomes of the rest
         passes = [r for r in passes if r.stage.order > PRECISION_ORDER or r.stage.needs_calibration]
-    calibrated = source.holds is None and (takes_ranges or any(found.stage.needs_calibration for found in passes))
+    calibrated = precision is None and (takes_ranges or any(found.stage.needs_calibration for found in passes))
     if calibrated:
-        calibrator = _calibrator(registry, request, choice)
-        chosen = _images(calibrator, choice)
+        calibrator = _calibrator(registry, resolved)
+        chosen = _images(calibrator, resolved)
         steps.append(_calibrate_step(calibrator, settings, steps, chosen))
     typed = replace(request, profiles=())
     for found in passes:
@@ -93,73 +77,56 @@ def plan(
     if calibrated and takes_ranges:
         inputs["ranges"] = Output(CALIBRATE, RANGES_FILE)
     steps.append(_step("build", builder, settings, request, _material(request), inputs))
-    return Plan(source, request, builder, tuple(steps), chosen)
+    return Plan(resolved, request, tuple(steps), chosen)
 
 
-def refuse_unchecked(source: ModelSource, registry: Registry) -> None:
-    """Refuse a model of a type that what checks every export cannot compute in; Q/DQ nodes it can always run.
-
-    Raises:
-        UsageError: says what the model holds. PluginError: what checks exports is not installed.
-    """
-    if source.holds not in parity.ROUNDED:
-        return
-    runner = registry.usable("builder", PARITY_BUILDER)
-    if source.holds not in runner.stage.precisions:
-        raise UsageError(
-            f"`{source.path.name}` holds {source.holds} already, and {runner.name}, by which every model is checked, "
-            "cannot run that",
-            hint=f"give the float32 model it was made from, and build it with `--precision {source.holds}`",
-        )
-
-
-def _refuse_conversion(source: ModelSource, request: BuildRequest) -> None:
+def _refuse_conversion(resolved: ResolvedBuild) -> None:
     """Refuse to call a model that is below float32 already anything else: no pass leads from there."""
-    if source.holds not in (None, request.precision):
+    precision = resolved.source_info.precision
+    if precision not in (None, resolved.request.precision):
         raise UsageError(
-            f"expected a float32 model to build {request.precision} from, found that `{source.path.name}` holds "
-            f"{source.holds} already",
+            f"expected a float32 model to build {resolved.request.precision} from, found that "
+            f"`{resolved.source.path.name}` holds {precision} already",
             hint="give the float32 model it was made from; "
-            f"`build --precision {source.holds}` makes an engine of what it holds",
+            f"`build --precision {precision}` makes an engine of what it holds",
         )
 
 
-def _shared_steps(
-    registry: Registry, source: ModelSource, request: BuildRequest, exporter: Registered, settings: Settings
-) -> Iterator[Step]:
+def _shared_steps(registry: Registry, resolved: ResolvedBuild, request: BuildRequest) -> Iterator[Step]:
     """Yield the steps that all precisions have in common."""
-    neutral = _neutral(request)
+    neutral, settings = _neutral(request), resolved.options
     shape = _shape_material(neutral)
-    yield _step("export", exporter, settings, neutral, shape, {"source": source.sha256})
+    yield _step("export", resolved.exporter, settings, neutral, shape, {"source": resolved.source.sha256})
     onnx = "export"
     for found in registry.passes():
         if found.stage.order < PRECISION_ORDER and _applies(registry, found, neutral, settings):
             yield _step(found.name, found, settings, neutral, shape, _model_inputs(onnx))
             onnx = found.name
-    yield _parity_step(registry, settings, neutral, onnx, source.holds)
+    yield _parity_step(registry, settings, neutral, onnx, resolved.source_info.precision)
 
 
-def _calibrator(registry: Registry, request: BuildRequest, choice: Choice) -> Registered:
-    name = choice.calibrator or DEFAULT_CALIBRATOR.get(request.precision)
+def _calibrator(registry: Registry, resolved: ResolvedBuild) -> Registered:
+    precision = resolved.request.precision
+    name = resolved.calibrator or DEFAULT_CALIBRATOR.get(precision)
     if name is None:
-        raise UsageError(f"{request.precision} has no default calibrator", hint="name one with `--calibrator`")
+        raise UsageError(f"{precision} has no default calibrator", hint="name one with `--calibrator`")
     return registry.usable("calibrator", name)
 
 
-def _images(calibrator: Registered, choice: Choice) -> ChosenImages | None:
+def _images(calibrator: Registered, resolved: ResolvedBuild) -> ChosenImages | None:
     """Choose the calibration images, unless the calibrator works without."""
     if not getattr(calibrator.stage, "needs_images", True):
         return None
-    if choice.calibration is None:
+    if resolved.calibration is None:
         raise UsageError(
             f"calibrator `{calibrator.name}` needs images, but `--calib-data` was not given",
             hint="pass `--calib-data DIR`, or build with `--precision fp16`",
         )
-    return choose(choice.calibration)
+    return resolved.calibration.chosen
 
 
 def _calibrate_step(
-    calibrator: Registered, settings: Settings, before: Sequence[Step], images: ChosenImages | None
+    calibrator: Registered, settings: GivenOptions, before: Sequence[Step], images: ChosenImages | None
 ) -> Step:
     inputs = _model_inputs(_last_onnx(before))
     if images is not None:
@@ -176,7 +143,7 @@ def _last_onnx(steps: Sequence[Step]) -> str:
 def _step(
     label: str,
     found: Registered,
-    settings: Settings,
+    settings: GivenOptions,
     request: BuildRequest,
     material: Mapping[str, Json],
     inputs: Mapping[str, Output | str],
@@ -201,10 +168,10 @@ def _step(
 
 
 def _parity_step(
-    registry: Registry, settings: Settings, request: BuildRequest, onnx: str, holds: Precision | None
+    registry: Registry, settings: GivenOptions, request: BuildRequest, onnx: str, precision: Precision | None
 ) -> Step:
     runner = registry.usable("builder", PARITY_BUILDER)
-    chosen = settings.resolve(parity.ParityOptions, "parity").of(holds)
+    chosen = settings.resolve(parity.ParityOptions, "parity").of(precision)
     return Step(
         label="parity",
         kind="parity",
@@ -223,7 +190,7 @@ def _model_inputs(label: str) -> dict[str, Output | str]:
     return {"onnx": Output(label, ONNX_FILE), "spec": Output(label, SPEC_FILE)}
 
 
-def _applies(registry: Registry, found: Registered, request: BuildRequest, settings: Settings) -> bool:
+def _applies(registry: Registry, found: Registered, request: BuildRequest, settings: GivenOptions) -> bool:
     """Ask a pass, leaving out one that fails unless the user has set an option of it."""
     chosen = settings.resolve(found.stage.Options, found.name)
     try:

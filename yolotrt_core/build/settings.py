@@ -1,33 +1,28 @@
-"""Build settings, and the plan they resolve to."""
+"""Build settings, and the model, stages and images they resolve to."""
 
 from __future__ import annotations
 
+import functools
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, NamedTuple
 
-from yolotrt_core.build import plan
-from yolotrt_core.build.plan import Choice
-from yolotrt_core.build.step import Plan
-from yolotrt_core.calibration.images import DEFAULT_IMAGES, CalibrationData
+from yolotrt_core.calibration.images import DEFAULT_IMAGES, CalibrationData, CalibrationImages, ImageDigests
 from yolotrt_core.console.text import nearest
 from yolotrt_core.datasets import reader
+from yolotrt_core.datasets.dataset import DataSet
 from yolotrt_core.errors import UsageError
+from yolotrt_core.export import parity
 from yolotrt_core.export.model_source import resolve_source
 from yolotrt_core.inference.input_shapes import IMAGE_SIZE, PROFILE, profile_text
 from yolotrt_core.plugin.given_options import GivenOptions
 from yolotrt_core.plugin.options import MANY, option
 from yolotrt_core.plugin.registered import Registered
 from yolotrt_core.plugin.registry import Registry
-from yolotrt_core.plugin.stages import FixedSizeExporter, LoweredSource, SizedExporter
-from yolotrt_core.store.location import weights_cache
-from yolotrt_core.store.store import Store
+from yolotrt_core.plugin.stages import SourceInfo
 from yolotrt_core.types import PRECISIONS, BuildRequest, ModelSource, Precision, ShapeRange
-
-if TYPE_CHECKING:
-    pass
 
 _log = logging.getLogger(__name__)
 
@@ -48,6 +43,9 @@ _IMAGE_SIZE = replace(IMAGE_SIZE, hint=f"each from {STRIDE} to {MOST_PIXELS}, a 
 
 DEFAULT_PRECISION: Precision = "fp16"
 
+# The builder whose sessions check an export; whatever it opens is plain ONNX.
+PARITY_BUILDER = "onnxruntime"
+
 
 @dataclass(frozen=True, slots=True)
 class BuildSettings:
@@ -55,7 +53,7 @@ class BuildSettings:
 
     Attributes:
         imgsz: (height, width), one number for a square, or None. profiles: made up for a dynamic engine without any.
-        flags, recipe: stage options, see `plans.GivenOptions`.
+        flags, recipe: stage options, see `GivenOptions`.
     """
 
     weights: str | Path | None = option(
@@ -111,80 +109,139 @@ class BuildSettings:
     flags: Mapping[str, Mapping[str, str | None]] = field(default_factory=dict)
     recipe: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
+    @property
+    def options(self) -> GivenOptions:
+        """The stage options."""
+        return GivenOptions(self.flags, self.recipe)
 
-def plan_build(settings: BuildSettings, *, store: Store, registry: Registry) -> Plan:
-    """Resolve the model and say which stages a build of these settings has; runs none of them."""
+
+class ResolvedModel(NamedTuple):
+    """A model with its exporter, and what the exporter says of it."""
+
+    exporter: Registered
+    source: ModelSource
+    info: SourceInfo
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedBuild:
+    """Everything a build depends on, decided once; candidates of a search are copies with another request or options.
+
+    Attributes:
+        source: the model. source_info: what its exporter says of it.
+        request: what is built. options: stage options as the user gave them.
+        calibrator: the name the user gave, or None.
+        calibration: images to calibrate on, or None. digests: SHA-256 of all images that the build looks at.
+        read_eval_data: reads the evaluation data for a model of these class names, once; None without any.
+        max_drop: largest loss of mAP50-95, or None.
+    """
+
+    source: ModelSource
+    source_info: SourceInfo
+    exporter: Registered
+    builder: Registered
+    request: BuildRequest
+    options: GivenOptions = field(default_factory=GivenOptions)
+    calibrator: str | None = None
+    calibration: CalibrationImages | None = None
+    digests: ImageDigests = field(default_factory=ImageDigests)
+    read_eval_data: Callable[[tuple[str, ...]], DataSet] | None = None
+    max_drop: float | None = None
+
+
+def resolve(settings: BuildSettings, registry: Registry, model: ResolvedModel | None = None) -> ResolvedBuild:
+    """Find model, exporter and builder of a build, and check what is asked for; runs no stage.
+
+    Args:
+        model: what `resolve_model` returned for these settings, if that was called already.
+
+    Raises:
+        UsageError: no such model or images, an invalid setting. PluginError: a stage is missing or lacks its tools.
+    """
     if settings.precision not in (None, *PRECISIONS, AUTO):  # before anything is fetched
         raise UsageError(
             f"unknown precision `{settings.precision}`", hint=nearest(str(settings.precision), (*PRECISIONS, AUTO))
         )
-    calibration = calibration_data(settings)
-    if calibration is not None:
-        reader.refuse_missing(calibration.where, reader.IMAGES_HINT)
-    exporter, source = resolve_model(settings, registry)
-    if settings.precision is None and source.holds is not None:
-        _log.info("`%s` holds %s already, so that is what is built", source.path.name, source.holds)
-    request = build_request(settings, source, one_size=settings.dynamic and _is_of_one_size(exporter, source))
-    choice = Choice(settings.exporter, settings.builder, settings.calibrator, calibration)
-    return plan.plan(registry, source, request, choice, GivenOptions(settings.flags, settings.recipe))
+    if settings.calib_data is not None:
+        reader.refuse_missing(settings.calib_data, reader.IMAGES_HINT)
+    exporter, source, info = model or resolve_model(settings, registry)
+    if settings.precision is None and info.precision is not None:
+        _log.info("`%s` holds %s already, so that is what is built", source.path.name, info.precision)
+    request = build_request(settings, source, info)
+    refuse_unchecked(source, info, registry)
+    builder = (
+        registry.usable("builder", settings.builder) if settings.builder else registry.default_builder(to_run=False)
+    )
+    digests = ImageDigests()
+    calibration = read_eval_data = None
+    if settings.calib_data is not None:
+        chosen = CalibrationData(settings.calib_data, settings.calib_images, settings.calib_seed)
+        calibration = CalibrationImages(chosen, digests)
+    if settings.eval_data is not None:
+        labels_needed = settings.max_drop is not None
+        read_eval_data = functools.cache(
+            functools.partial(reader.read, settings.eval_data, labels_needed=labels_needed)
+        )
+    return ResolvedBuild(
+        source=source,
+        source_info=info,
+        exporter=exporter,
+        builder=builder,
+        request=request,
+        options=settings.options,
+        calibrator=settings.calibrator,
+        calibration=calibration,
+        digests=digests,
+        read_eval_data=read_eval_data,
+        max_drop=settings.max_drop,
+    )
 
 
-def resolve_model(settings: BuildSettings, registry: Registry) -> tuple[Registered, ModelSource]:
-    """Find a model, and the exporter for it; the source says what precision it holds, and where no size was asked for
-    the model's own.
+def resolve_model(settings: BuildSettings, registry: Registry) -> ResolvedModel:
+    """Find a model, its exporter, and what the exporter says of it.
 
     Raises:
         UsageError: there is no such model. PluginError: no exporter for it.
     """
-    source = resolve_source(settings.weights, cache_dir=weights_cache(), offline=settings.offline)
+    source = resolve_source(settings.weights, offline=settings.offline)
     exporter = registry.usable("exporter", settings.exporter) if settings.exporter else registry.select_exporter(source)
-    if settings.imgsz is None and source.imgsz is None:
-        source = replace(source, imgsz=_native_size(exporter, source))
-    if exporter.stage.available().ok and isinstance(exporter.stage, LoweredSource):
-        source = replace(source, holds=exporter.stage.held_precision(source))
-    return exporter, source
+    inspect = getattr(exporter.stage, "inspect", None)
+    info = inspect(source) if inspect is not None and exporter.stage.available().ok else SourceInfo()
+    return ResolvedModel(exporter, source, info)
 
 
-def _native_size(exporter: Registered, source: ModelSource) -> tuple[int, int] | None:
-    if not exporter.stage.available().ok or not isinstance(exporter.stage, SizedExporter):
-        return None
-    return exporter.stage.native_size(source)
+def refuse_unchecked(source: ModelSource, info: SourceInfo, registry: Registry) -> None:
+    """Refuse a model of a type that what checks every export cannot compute in; Q/DQ nodes it can always run.
+
+    Raises:
+        UsageError: names the precision of the model. PluginError: what checks exports is not installed.
+    """
+    if info.precision not in parity.ROUNDED:
+        return
+    runner = registry.usable("builder", PARITY_BUILDER)
+    if info.precision not in runner.stage.precisions:
+        raise UsageError(
+            f"`{source.path.name}` holds {info.precision} already, and {runner.name}, by which every model is checked, "
+            "cannot run that",
+            hint=f"give the float32 model it was made from, and build it with `--precision {info.precision}`",
+        )
 
 
-def _is_of_one_size(exporter: Registered, source: ModelSource) -> bool:
-    """Say whether the ONNX will take one height and width: a profile that nobody asked for must not leave them."""
-    if not exporter.stage.available().ok:
-        return False
-    if isinstance(exporter.stage, FixedSizeExporter):
-        return exporter.stage.has_fixed_size(source)
-    return _native_size(exporter, source) is not None
-
-
-def calibration_data(settings: BuildSettings) -> CalibrationData | None:
-    """Return which images the user gave to calibrate on, or None."""
-    if settings.calib_data is None:
-        return None
-    return CalibrationData(settings.calib_data, settings.calib_images, settings.calib_seed)
-
-
-def build_request(settings: BuildSettings, source: ModelSource, *, one_size: bool = False) -> BuildRequest:
+def build_request(settings: BuildSettings, source: ModelSource, info: SourceInfo) -> BuildRequest:
     """Check the user's settings and fill in what was left open.
-
-    Args:
-        one_size: the profile of a dynamic engine, where none is given, leaves height and width as they are.
 
     Raises:
         UsageError: a size that is no multiple of 32, a profile out of order, precision `auto`.
     """
     if settings.precision == AUTO:
         raise UsageError("precision `auto` is many builds, not one", hint=f"name one of {', '.join(PRECISIONS)}")
-    height, width = _size(settings.imgsz) or source.imgsz or DEFAULT_SIZE
+    height, width = _size(settings.imgsz) or source.imgsz or info.imgsz or DEFAULT_SIZE
     if not isinstance(settings.batch, int) or settings.batch < 1:  # a program may have read it from a text
         raise UsageError(f"`--batch` expects a whole number of at least 1, found `{settings.batch}`")
     profiles = settings.profiles
     if settings.dynamic and not profiles:
         sides = (height, width)
-        least = sides if one_size else tuple(max(STRIDE, side // 2 // STRIDE * STRIDE) for side in sides)
+        least = sides if info.fixed_size else tuple(max(STRIDE, side // 2 // STRIDE * STRIDE) for side in sides)
         profiles = (
             ShapeRange(
                 (1, least[0], least[1]), (settings.batch, height, width), (max(8, settings.batch), height, width)
@@ -205,7 +262,7 @@ def build_request(settings: BuildSettings, source: ModelSource, *, one_size: boo
         if not ordered or profile.min[0] < 1:
             raise UsageError(f"profile `{profile_text(profile)}` is not in the order MIN:OPT:MAX on every axis")
     return BuildRequest(
-        precision=settings.precision or source.holds or DEFAULT_PRECISION,
+        precision=settings.precision or info.precision or DEFAULT_PRECISION,
         batch=settings.batch,
         height=height,
         width=width,

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from yolotrt_core.build.output_checks import check_engine, check_export, check_pass, check_ranges, fault
-from yolotrt_core.build.step import ENGINE_SPEC_FILE, PARITY_BUILDER, SPEC_FILE
+from yolotrt_core.build.settings import PARITY_BUILDER
+from yolotrt_core.build.step import ENGINE_SPEC_FILE, SPEC_FILE
 from yolotrt_core.calibration.images import Batches
 from yolotrt_core.calibration.ranges import read_ranges, with_origin
 from yolotrt_core.errors import StageError, UsageError
@@ -28,11 +29,13 @@ Work = Callable[["Plan", "Step", Path, Path, "Store"], Mapping[str, Json]]
 
 
 def _export(steps: Plan, step: Step, given: Path, out: Path, store: Store) -> Mapping[str, Json]:
-    spec = check_export(step, step.stage.export(steps.source, step.request, step.options, out), out, _reader(steps))
-    if sha256_of(steps.source.path) != steps.source.sha256:
-        raise StageError(f"`{steps.source.path}` changed while it was being exported", hint="build again")
+    spec = check_export(
+        step, step.stage.export(steps.resolved.source, step.request, step.options, out), out, _reader(steps)
+    )
+    if sha256_of(steps.resolved.source.path) != steps.resolved.source.sha256:
+        raise StageError(f"`{steps.resolved.source.path}` changed while it was being exported", hint="build again")
     _write(out / SPEC_FILE, spec)
-    return {"source": steps.source.name}
+    return {"source": steps.resolved.source.name}
 
 
 def _pass(steps: Plan, step: Step, given: Path, out: Path, store: Store) -> Mapping[str, Json]:

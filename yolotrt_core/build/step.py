@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from yolotrt_core.build.settings import ResolvedBuild
 from yolotrt_core.calibration.images import ChosenImages
-from yolotrt_core.plugin.registered import Registered
 from yolotrt_core.store.action import PluginIdentity
-from yolotrt_core.types import BuildRequest, Json, ModelSource
+from yolotrt_core.types import BuildRequest, Json
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +47,12 @@ class Step:
 class Plan:
     """The steps of a build, in order; the last one makes the engine.
 
-    `images` are those the network is calibrated on, or None.
+    `request` is that of `resolved`, with what its builder asks for. `images` are those the network is calibrated
+    on, or None.
     """
 
-    source: ModelSource
+    resolved: ResolvedBuild
     request: BuildRequest
-    builder: Registered
     steps: tuple[Step, ...]
     images: ChosenImages | None = None
 
@@ -60,6 +60,3 @@ class Plan:
 SPEC_FILE = "spec.json"
 
 ENGINE_SPEC_FILE = "engine.json"
-
-# The builder whose sessions check an export; whatever it opens is plain ONNX.
-PARITY_BUILDER = "onnxruntime"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
 import random
@@ -50,6 +51,29 @@ class CalibrationData:
     seed: int = 0
 
 
+class ImageDigests:
+    """SHA-256 of image files: each file is hashed once, and again only after it changed."""
+
+    def __init__(self) -> None:
+        self._known: dict[Path, tuple[tuple[int, ...], str]] = {}
+
+    def of(self, file: Path) -> str:
+        """Return the digest of a file.
+
+        Raises:
+            UsageError: not a regular file, or not readable.
+        """
+        try:
+            found = file.stat()
+        except OSError:
+            return sha256_of(file)  # which says why it cannot be read
+        state = (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+        known = self._known.get(file)
+        if known is None or known[0] != state:
+            known = self._known[file] = (state, sha256_of(file))
+        return known[1]
+
+
 @dataclass(frozen=True, slots=True)
 class ChosenImages:
     """The images of one calibration, in order, with the SHA-256 of each file."""
@@ -58,6 +82,7 @@ class ChosenImages:
     names: tuple[str, ...]
     sha256s: tuple[str, ...]
     seed: int
+    digests: ImageDigests = field(compare=False, repr=False)
 
     @property
     def sha256(self) -> str:
@@ -75,8 +100,11 @@ def digest_of_images(sha256s: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-def choose(data: CalibrationData) -> ChosenImages:
+def choose(data: CalibrationData, digests: ImageDigests | None = None) -> ChosenImages:
     """Choose images: all, or as many as wanted drawn with the seed from their sorted names.
+
+    Args:
+        digests: those of the build, so that no file is hashed again.
 
     Raises:
         UsageError: nothing there, or no image.
@@ -89,14 +117,28 @@ def choose(data: CalibrationData) -> ChosenImages:
         other = int(numbers.random() * (last + 1))
         order[last], order[other] = order[other], order[last]
     chosen = order[: data.count]
+    digests = digests or ImageDigests()
     if len(chosen) < ENOUGH_IMAGES:
         _log.warning("only %s: %d are known to be enough", counted(len(chosen), "calibration image"), ENOUGH_IMAGES)
     return ChosenImages(
         tuple(files[i] for i in chosen),
         tuple(names[i] for i in chosen),
-        tuple(sha256_of(files[i]) for i in chosen),
+        tuple(digests.of(files[i]) for i in chosen),
         data.seed,
+        digests,
     )
+
+
+class CalibrationImages:
+    """Calibration images of a build, chosen and hashed at the first use; all its candidates share them."""
+
+    def __init__(self, data: CalibrationData, digests: ImageDigests) -> None:
+        self._data, self._digests = data, digests
+
+    @functools.cached_property
+    def chosen(self) -> ChosenImages:
+        """The images in order; see `choose`."""
+        return choose(self._data, self._digests)
 
 
 @dataclass(slots=True)
@@ -146,7 +188,7 @@ class Batches:
                         hint="remove or replace them",
                     ) from err
                 continue
-            if sha256_of(file) != sha256:
+            if self.chosen.digests.of(file) != sha256:
                 raise UsageError(f"`{file}` changed while it was used for calibration", hint="build again")
             self.seen += 1
             yield frame

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import invoke
 
 from yolotrt_core.build import executor
-from yolotrt_core.build.settings import plan_build
+from yolotrt_core.build.plan import plan_build
+from yolotrt_core.build.settings import resolve
 from yolotrt_core.build.step import ENGINE_SPEC_FILE
 from yolotrt_core.calibration.ranges import ranges_from_json
 from yolotrt_core.calibration.tensorrt_cache import CALIBRATORS, cache_from_ranges, version_number
@@ -24,7 +25,7 @@ from yolotrt_core.cli.task_factory import Given, json_option, make_task
 from yolotrt_core.errors import ArtifactError, UsageError
 from yolotrt_core.files.atomic import refuse_unwritable
 from yolotrt_core.files.digest import sha256_of
-from yolotrt_core.inference.engine_file import hand_out
+from yolotrt_core.inference.engine_file import export_file
 from yolotrt_core.plugin.options import option, resolve_settings
 from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.plugin.stages import ONNX_FILE, RANGES_FILE
@@ -233,7 +234,7 @@ def _lineage_json(lineage: Lineage) -> dict[str, Json]:
 def _explain(registry: Registry, given: Given) -> None:
     asked = resolve_settings(ExplainSettings, given)
     store = open_store(asked.store)
-    planned = plan_build(build_settings(registry, given), store=store, registry=registry)
+    planned = plan_build(resolve(build_settings(registry, given), registry), registry)
     steps: list[dict[str, Json]] = []
     for step, action, record in executor.walk(planned, store):
         entry: dict[str, Json] = {"step": step.label, "plugin": step.identity.name, "outcome": "found"}
@@ -334,7 +335,7 @@ def _export(registry: Registry, given: Given) -> None:
         raise UsageError("`--out` is required: the folder to copy to")
     refuse_unwritable(folder)
     store = open_store(asked.store)
-    planned = plan_build(build_settings(registry, given), store=store, registry=registry)
+    planned = plan_build(resolve(build_settings(registry, given), registry), registry)
     walked = list(executor.walk(planned, store))
     missing = [step.label for step, _, record in walked if record is None]
     if missing:
@@ -342,7 +343,7 @@ def _export(registry: Registry, given: Given) -> None:
             f"a build with these settings is not in the store: stage `{missing[0]}` has not run",
             hint="run `build` with the same settings first; `artifacts.explain` shows the difference",
         )
-    found_in = {"ranges": RANGES_FILE, "cache": RANGES_FILE, "engine": planned.builder.stage.engine_file}
+    found_in = {"ranges": RANGES_FILE, "cache": RANGES_FILE, "engine": planned.resolved.builder.stage.engine_file}
     wanted = found_in.get(kind, ONNX_FILE)
     made_by = {"ranges": ("calibrator",), "cache": ("calibrator",), "engine": ("builder",)}
     kinds = made_by.get(kind, ("exporter", "pass"))
@@ -350,20 +351,20 @@ def _export(registry: Registry, given: Given) -> None:
     if not made:
         raise UsageError(f"a build with these settings has no {kind}", hint=f"precision is {planned.request.precision}")
     record = made[-1]
-    target = folder / f"{planned.source.name}-{planned.request.precision}{Path(wanted).suffix}"
+    target = folder / f"{planned.resolved.source.name}-{planned.request.precision}{Path(wanted).suffix}"
     if kind == "ranges":
-        target = target.with_name(f"{planned.source.name}-ranges.json")
+        target = target.with_name(f"{planned.resolved.source.name}-ranges.json")
     if kind == "cache":
-        target = target.with_name(f"{planned.source.name}.cache")
+        target = target.with_name(f"{planned.resolved.source.name}.cache")
     if target.is_file() and (kind == "cache" or sha256_of(target) != record.outputs[wanted].sha256):
         _log.warning("overwriting `%s`", target)
     if kind == "cache":
         _write_cache(store, record, target, asked)
     else:
-        hand_out(store, record.outputs[wanted].sha256, target)
+        export_file(store, record.outputs[wanted].sha256, target)
     if kind == "engine":
         spec = record.outputs[ENGINE_SPEC_FILE].sha256
-        hand_out(store, spec, target.with_name(target.name + ".json"))
+        export_file(store, spec, target.with_name(target.name + ".json"))
     if asked.json:
         print(json.dumps({"schema": 1, "kind": kind, "path": str(target), "key": record.key}, indent=2))
     else:

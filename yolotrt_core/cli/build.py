@@ -56,9 +56,9 @@ def document(engine: Engine) -> Json:
         "builder": engine.spec.builder,
         "precision": engine.spec.precision,
         "tools": to_json(engine.spec.tools),
-        "gate": to_json({"key": engine.verdict.key, **engine.verdict.facts}) if engine.verdict else None,
-        "mixed": to_json(engine.trade),
-        "auto": to_json({f: getattr(engine.pick, f) for f in ("text", "options")}) if engine.pick else None,
+        "gate": to_json({"key": engine.gate.key, **engine.gate.facts}) if engine.gate else None,
+        "mixed": to_json(engine.mixed),
+        "auto": to_json({f: getattr(engine.auto, f) for f in ("text", "options")}) if engine.auto else None,
         "steps": [
             {
                 "step": s.step.label,

@@ -17,7 +17,7 @@ from yolotrt_core.console.text import counted, nearest
 from yolotrt_core.datasets import reader
 from yolotrt_core.errors import UsageError
 from yolotrt_core.evaluation.coco_map import Bootstrap, Interval
-from yolotrt_core.evaluation.evaluator import SELECTION, Comparison, Evaluation, Judge, open_framework
+from yolotrt_core.evaluation.evaluator import SELECTION, Comparison, Evaluation, Evaluator, open_framework
 from yolotrt_core.files.paths import existing_path, user_path
 from yolotrt_core.inference.engine_file import read_engine_spec
 from yolotrt_core.inference.rect_detector import RectDetector
@@ -104,19 +104,19 @@ def _evaluate(registry: Registry, given: Given) -> None:
             opened = Detector.open(engine=asked.engine, store=store, registry=registry, settings=settings)
             first = stack.enter_context(opened)
         data = reader.read(asked.data, first.labels, asked.part)
-        judge = Judge(data, store, registry, asked.selection, bootstrap)
-        result = judge.evaluate(RectDetector(first) if asked.rect else first)
+        evaluator = Evaluator(data, store, registry, asked.selection, bootstrap)
+        result = evaluator.evaluate(RectDetector(first) if asked.rect else first)
         rival = comparison = None
         if asked.against:
             second = stack.enter_context(_open_against(settings, asked.against, store, registry))
             if second.labels != first.labels:
                 raise UsageError("the two engines have different classes and cannot be compared")
-            rival = judge.evaluate(RectDetector(second) if asked.rect else second)
-            comparison = judge.compare(rival, result)
+            rival = evaluator.evaluate(RectDetector(second) if asked.rect else second)
+            comparison = evaluator.compare(rival, result)
     if asked.json:
-        print(json.dumps(document(judge, result, rival, comparison), indent=2))
+        print(json.dumps(document(evaluator, result, rival, comparison), indent=2))
     else:
-        _report(judge, result, rival, comparison)
+        _report(evaluator, result, rival, comparison)
 
 
 def _check_against(registry: Registry, settings: BuildSettings, asked: EvaluateSettings) -> None:
@@ -136,10 +136,10 @@ def _check_against(registry: Registry, settings: BuildSettings, asked: EvaluateS
         return
     if asked.engine:
         raise UsageError(f"`--against {wanted}` needs `--weights`: an engine cannot be built from an engine")
-    _, source = resolve_model(settings, registry)
-    if source.holds not in (None, wanted):
+    _, source, info = resolve_model(settings, registry)
+    if info.precision not in (None, wanted):
         raise UsageError(
-            f"`--against {wanted}` needs a float32 model, but `{source.path.name}` is already {source.holds}",
+            f"`--against {wanted}` needs a float32 model, but `{source.path.name}` is already {info.precision}",
             hint=f"build its float32 model with `--precision {wanted}`, and pass the engine file here",
         )
     if wanted in DEFAULT_CALIBRATOR and settings.calib_data is None and settings.calibrator is None:
@@ -156,7 +156,7 @@ def _open_against(settings: BuildSettings, wanted: str, store: Store, registry: 
     return Detector.open(engine=wanted, store=store, registry=registry, settings=settings)
 
 
-def document(judge: Judge, result: Evaluation, rival: Evaluation | None, comparison: Comparison | None) -> Json:
+def document(evaluator: Evaluator, result: Evaluation, rival: Evaluation | None, comparison: Comparison | None) -> Json:
     """Return what `evaluate --json` prints, as described in yolotrt_core/schemas/evaluate.json."""
     against: Json = None
     if rival is not None and comparison is not None:
@@ -170,12 +170,12 @@ def document(judge: Judge, result: Evaluation, rival: Evaluation | None, compari
         }
     return {
         "schema": 1,
-        "data": str(judge.data.path),
+        "data": str(evaluator.data.path),
         "pictures": result.images,
         "boxes": result.boxes,
         "skipped": list(result.skipped),
-        "selection": to_json(judge.selection),
-        "bootstrap": to_json(judge.bootstrap),
+        "selection": to_json(evaluator.selection),
+        "bootstrap": to_json(evaluator.bootstrap),
         **_figures(result),
         "against": against,
     }
@@ -196,7 +196,7 @@ def _figures(result: Evaluation) -> dict[str, Json]:
     }
 
 
-def _report(judge: Judge, result: Evaluation, rival: Evaluation | None, comparison: Comparison | None) -> None:
+def _report(evaluator: Evaluator, result: Evaluation, rival: Evaluation | None, comparison: Comparison | None) -> None:
     rows = [(c.label, str(c.boxes), f"{c.ap50:.4f}", f"{c.ap50_95:.4f}") for c in result.accuracy.classes]
     print_table(("class", "boxes", "AP50", "AP50-95"), rows)
     print()
@@ -208,9 +208,9 @@ def _report(judge: Judge, result: Evaluation, rival: Evaluation | None, comparis
     print_table(("engine", "mAP50", *around, "mAP50-95", *around), shown)
     skipped = f", {len(result.skipped)} unreadable skipped" if result.skipped else ""
     print(f"\n{counted(result.images, 'image')}, {counted(result.boxes, 'box')}{skipped}")
-    too_few = judge.bootstrap.shortfall(result.images)
+    too_few = evaluator.bootstrap.shortfall(result.images)
     if comparison is None:
-        if too_few and judge.bootstrap.resamples:  # without any they were not asked for
+        if too_few and evaluator.bootstrap.resamples:  # without any they were not asked for
             print(f"no confidence interval: only {too_few}")
     elif too_few:
         print(f"the difference in mAP50-95 was not tested for significance: only {too_few}")

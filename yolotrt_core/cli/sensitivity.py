@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from yolotrt_core.build.settings import AUTO, calibration_data, plan_build
+from yolotrt_core.build.plan import plan_build
+from yolotrt_core.build.settings import AUTO, resolve
 from yolotrt_core.calibration.images import DEFAULT_CALIBRATOR
 from yolotrt_core.cli.build_options import RecipeSettings, build_groups, build_settings
 from yolotrt_core.cli.stdio import can_show
@@ -15,7 +16,6 @@ from yolotrt_core.cli.tables import print_table
 from yolotrt_core.cli.task_factory import Given, json_option, make_task
 from yolotrt_core.console.text import counted
 from yolotrt_core.errors import UsageError
-from yolotrt_core.plugin.given_options import GivenOptions
 from yolotrt_core.plugin.options import option, resolve_settings
 from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.serialization import to_json
@@ -62,15 +62,14 @@ def _sensitivity(registry: Registry, given: Given) -> None:
             f"calibrator `{usual}` needs images, but `--calib-data` was not given", hint="pass `--calib-data DIR`"
         )
     store = open_store(asked.store)
-    planned = plan_build(settings, store=store, registry=registry)
-    options = GivenOptions(settings.flags, settings.recipe)
-    found = measure(planned, options, store=store, registry=registry, calibration=calibration_data(settings))
+    planned = plan_build(resolve(settings, registry), registry)
+    found = measure(planned, store=store, registry=registry)
     if asked.json:
         print(json.dumps(document(found), indent=2))
     else:
         _report(found)
     if plot is not None:  # last: what was measured is not lost where it cannot be drawn
-        _draw(found, plot, planned.source.name)
+        _draw(found, plot, planned.resolved.source.name)
 
 
 def document(found: Sensitivity) -> Json:

@@ -12,22 +12,22 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from yolotrt_core.build.executor import StepResult
-from yolotrt_core.build.step import ENGINE_SPEC_FILE, PARITY_BUILDER, SPEC_FILE, Output, Plan
-from yolotrt_core.calibration.images import CalibrationData, choose, digest_of_images
+from yolotrt_core.build.settings import PARITY_BUILDER, BuildSettings, ResolvedBuild
+from yolotrt_core.build.step import ENGINE_SPEC_FILE, SPEC_FILE, Output, Plan
+from yolotrt_core.calibration.images import digest_of_images
 from yolotrt_core.console.text import counted
 from yolotrt_core.datasets import dataset, reader
 from yolotrt_core.errors import GateError, UsageError
 from yolotrt_core.evaluation.agreement import agree
 from yolotrt_core.evaluation.coco_map import Bootstrap
-from yolotrt_core.evaluation.evaluator import Judge
+from yolotrt_core.evaluation.evaluator import Evaluator
 from yolotrt_core.evaluation.predictions import predict
 from yolotrt_core.export.model_source import sample_path
-from yolotrt_core.files.digest import sha256_of
 from yolotrt_core.inference.detector import Detector
 from yolotrt_core.plugin.dependencies import tool_versions
-from yolotrt_core.plugin.given_options import Settings
 from yolotrt_core.plugin.options import key_material, option
 from yolotrt_core.plugin.registered import Registered
 from yolotrt_core.plugin.registry import Registry
@@ -59,25 +59,11 @@ class GateOptions:
     images: int = option(32, help="How many images are compared where there are no labels", minimum=1)
 
 
-@dataclass(frozen=True, slots=True)
-class GateData:
-    """What the user gives an engine to be judged on.
-
-    Attributes:
-        eval_data: folder, YAML or COCO JSON; labelled or not. max_drop: largest loss of mAP50-95
-            against fp32; None: 0.005 if there are labels. calibration: stands in for eval_data.
-    """
-
-    eval_data: str | Path | None = None
-    max_drop: float | None = None
-    calibration: CalibrationData | None = None
-
-
 DEFAULT_MAX_DROP = 0.005
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class GateResult:
     """What the gate found.
 
     Attributes:
@@ -93,79 +79,73 @@ class Verdict:
     from_cache: bool
 
 
-def check(data: GateData, settings: Settings) -> None:
-    """Check what a verdict will need before anything is built for it.
+def check_settings(settings: BuildSettings) -> None:
+    """Check what the gate will need before anything is built for it.
 
     Raises:
         UsageError: an option out of bounds, evaluation data that is not there, `max_drop` without any.
     """
-    options: GateOptions = settings.resolve(GateOptions, "gate")
+    options: GateOptions = settings.options.resolve(GateOptions, "gate")
     if not options.check:
         return
-    if data.eval_data is not None:
-        reader.check(data.eval_data, labels_needed=data.max_drop is not None)
-    elif data.max_drop is not None:
+    if settings.eval_data is not None:
+        reader.check(settings.eval_data, labels_needed=settings.max_drop is not None)
+    elif settings.max_drop is not None:
         raise UsageError("`--max-drop` needs labelled images", hint="pass them with `--eval-data`")
 
 
-def refuse_limit(planned: Plan, data: GateData, settings: Settings) -> None:
+def refuse_max_drop(resolved: ResolvedBuild) -> None:
     """Refuse a limit on what is lost against float32 where the model itself is below that.
 
     Raises:
-        UsageError: says what the model holds.
+        UsageError: names the precision of the model.
     """
-    options: GateOptions = settings.resolve(GateOptions, "gate")
-    if options.check and data.max_drop is not None and planned.source.holds is not None:
+    precision = resolved.source_info.precision
+    if resolved.max_drop is not None and precision is not None and resolved.options.resolve(GateOptions, "gate").check:
         raise UsageError(
-            f"`--max-drop` is a loss against float32, and `{planned.source.path.name}` holds {planned.source.holds} "
+            f"`--max-drop` is a loss against float32, and `{resolved.source.path.name}` holds {precision} "
             "already: what that lost cannot be measured",
             hint="leave it out and `evaluate` the engine, or give the float32 model",
         )
 
 
-def judge(
-    planned: Plan,
-    results: Sequence[StepResult],
-    data: GateData,
-    settings: Settings,
-    *,
-    store: Store,
-    registry: Registry,
-) -> Verdict | None:
-    """Judge the engine of a build against the network it was made from: fp32, or what the model itself holds.
+def validate(planned: Plan, results: Sequence[StepResult], *, store: Store, registry: Registry) -> GateResult | None:
+    """Compare the engine of a build with the network it was made from: fp32, or the precision of the model itself.
 
     Returns:
-        The verdict, or None where there is nothing to judge: an fp32 engine, the check is off, or the engine is the
+        The result, or None where there is nothing to compare: an fp32 engine, the check is off, or the engine is the
         very graph that was given.
 
     Raises:
         UsageError: `max_drop` without labels, or images that cannot be used.
     """
+    resolved = planned.resolved
+    settings, builder, source_precision = resolved.options, resolved.builder, resolved.source_info.precision
     options: GateOptions = settings.resolve(GateOptions, "gate")
     build = next(r for r in results if r.step.kind == "builder")
     reference, typed = (_onnx_of(results, kind) for kind in ("parity", "builder"))
     if not options.check or reference is None or typed is None or planned.request.precision == "fp32":
         return None
     runner = registry.usable("builder", PARITY_BUILDER)
-    runnable = planned.builder.stage.runnable().ok
-    is_given = planned.source.holds is not None and _same_onnx(reference, typed)
-    if is_given and (not runnable or planned.builder.name == runner.name):
+    runnable = builder.stage.runnable().ok
+    is_given = source_precision is not None and _same_onnx(reference, typed)
+    if is_given and (not runnable or builder.name == runner.name):
         _log.warning(
             "the gate has nothing to compare: the engine is the %s ONNX that was given, and no float32 model says what "
             "that lost; `evaluate` it on labelled images",
-            planned.source.holds,
+            source_precision,
         )
         return None
     # Without an engine that runs, the graph is judged; one that types nothing is the fp32 graph itself.
     if not runnable and (reference is typed or planned.request.precision not in runner.stage.precisions):
         _log.warning("the %s engine was not checked: nothing here can run it", planned.request.precision)
         return None
-    case = _Case(planned, build, reference, typed, runner, runnable, settings, store, registry)
-    files, labelled, origin = _images(data, options, case.labels)
-    limit = data.max_drop if data.max_drop is not None else DEFAULT_MAX_DROP
+    case = _Case(planned, build, reference, typed, runner, runnable, store, registry)
+    files, labelled, origin = _images(resolved, options, case.labels)
+    limit = resolved.max_drop if resolved.max_drop is not None else DEFAULT_MAX_DROP
     action = Action(
         stage="gate",
-        plugin=planned.builder.session_identity,
+        plugin=builder.session_identity,
         request={
             **({"max_drop": limit} if labelled else {}),
             "postprocessor": case.decoded_by,
@@ -174,14 +154,14 @@ def judge(
         },
         options=key_material(options, "gate"),
         inputs={
-            "engine": build.record.outputs[planned.builder.stage.engine_file].sha256,
+            "engine": build.record.outputs[builder.stage.engine_file].sha256,
             "onnx": typed.record.outputs[ONNX_FILE].sha256,
             "reference": reference.record.outputs[ONNX_FILE].sha256,
             # Head, labels and strides, which say how the same numbers are read.
             "engine spec": build.record.outputs[ENGINE_SPEC_FILE].sha256,
             "onnx spec": typed.record.outputs[SPEC_FILE].sha256,
             "reference spec": reference.record.outputs[SPEC_FILE].sha256,
-            "pictures": digest_of_images([sha256_of(f) for f in files]),
+            "pictures": digest_of_images([resolved.digests.of(f) for f in files]),
             **({"labels": labelled.digest} if labelled else {}),
         },
         tools=tool_versions(("numpy", "faster_coco_eval")) if labelled else {},
@@ -189,17 +169,17 @@ def judge(
     )
 
     def make(folder: Path) -> Mapping[str, Json]:
-        facts = _by_map(case, labelled, data) if labelled else _by_agreement(case, files, options)
+        facts = _by_map(case, labelled, limit) if labelled else _by_agreement(case, files, options)
         facts = {"pictures_from": origin, "ran": case.ran, "reference": case.compared_with, **facts}
         (folder / "out" / _VERDICT_FILE).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
         return facts
 
     record, from_cache = store.obtain(action, make)
     facts = record.facts
-    return Verdict(bool(facts["passed"]), _text(facts), facts, record.key, from_cache)
+    return GateResult(bool(facts["passed"]), _text(facts), facts, record.key, from_cache)
 
 
-def refuse(verdict: Verdict | None, precision: str, key: str) -> None:
+def refuse_failed(verdict: GateResult | None, precision: str, key: str) -> None:
     """Log a verdict, and raise if the engine may not be handed out.
 
     Raises:
@@ -245,7 +225,6 @@ class _Case:
     typed: StepResult
     runner: Registered
     runnable: bool
-    settings: Settings
     store: Store
     registry: Registry
 
@@ -255,8 +234,8 @@ class _Case:
 
     @property
     def compared_with(self) -> str:
-        holds = self.planned.source.holds
-        return "fp32" if holds is None else f"{holds} source"
+        precision = self.planned.resolved.source_info.precision
+        return "fp32" if precision is None else f"{precision} source"
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -268,14 +247,17 @@ class _Case:
         told: dict[str, Json] = {}
         for head in (self._spec(made).head for made in (self.reference, self.typed)):
             found = self.registry.postprocessor(head)
-            told[head] = found.cache_key_material(self.settings.resolve(found.stage.Options, found.name))
+            told[head] = found.cache_key_material(
+                self.planned.resolved.options.resolve(found.stage.Options, found.name)
+            )
         return told
 
     @property
     def opened_by(self) -> dict[str, Json]:
         """What runs both networks here: elsewhere, or by other code, the same engine is judged again."""
-        pair = {"reference": self.runner, "judged": self.planned.builder if self.runnable else self.runner}
-        return {k: b.session_key_material(self.settings.resolve(b.stage.Options, b.name)) for k, b in pair.items()}
+        pair = {"reference": self.runner, "judged": self.planned.resolved.builder if self.runnable else self.runner}
+        options = self.planned.resolved.options
+        return {k: b.session_key_material(options.resolve(b.stage.Options, b.name)) for k, b in pair.items()}
 
     def open_reference(self, folder: Path) -> Detector:
         return self._open_onnx(self.reference, folder / "reference.onnx")
@@ -284,11 +266,11 @@ class _Case:
         if not self.runnable:
             return self._open_onnx(self.typed, folder / "lowered.onnx")
         outputs = self.build.record.outputs
-        stage = self.planned.builder.stage
+        stage = self.planned.resolved.builder.stage
         path = folder / stage.engine_file
         self.store.copy_out(outputs[stage.engine_file].sha256, path)
         spec = from_json(EngineSpec, json.loads(self.store.read(outputs[ENGINE_SPEC_FILE].sha256)))
-        return self._detector(self.planned.builder, path, spec)
+        return self._detector(self.planned.resolved.builder, path, spec)
 
     def _open_onnx(self, made: StepResult, path: Path) -> Detector:
         outputs = made.record.outputs
@@ -297,7 +279,7 @@ class _Case:
         tools = dict(self.runner.stage.fingerprint(self.runner.stage.Options()))
         precision = self.planned.request.precision
         if made is self.reference:
-            precision = self.planned.source.holds or "fp32"
+            precision = self.planned.resolved.source_info.precision or "fp32"
         spec = EngineSpec(self._spec(made), precision, self.runner.name, tools, self.planned.request.profiles)
         return self._detector(self.runner, path, replace(spec, onnx_sha256=sha256, engine_sha256=sha256))
 
@@ -305,7 +287,9 @@ class _Case:
         return from_json(ModelSpec, json.loads(self.store.read(made.record.outputs[SPEC_FILE].sha256)))
 
     def _detector(self, builder: Registered, path: Path, spec: EngineSpec) -> Detector:
-        return Detector.load(path, spec, builder, self.settings, store=self.store, registry=self.registry)
+        return Detector.load(
+            path, spec, builder, self.planned.resolved.options, store=self.store, registry=self.registry
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,24 +311,26 @@ def _same_onnx(one: StepResult, other: StepResult) -> bool:
     return one.record.outputs[ONNX_FILE].sha256 == other.record.outputs[ONNX_FILE].sha256
 
 
-def _images(data: GateData, options: GateOptions, labels: Sequence[str]) -> tuple[list[Path], _Labelled | None, str]:
-    """Return the images to judge on, their labels if mAP decides, and where they are from."""
-    if data.eval_data is not None:
-        found = reader.read(data.eval_data, labels, labels_needed=data.max_drop is not None)
+def _images(
+    resolved: ResolvedBuild, options: GateOptions, labels: tuple[str, ...]
+) -> tuple[list[Path], _Labelled | None, str]:
+    """Return the images to compare on, their labels if mAP decides, and where they are from."""
+    if resolved.read_eval_data is not None:
+        found = resolved.read_eval_data(labels)
         files = [p.path for p in found.images]
         if found.boxes:
             return files, _Labelled(found, found.digest), f"{counted(len(files), 'evaluation image')} with labels"
         files = files[: options.images]
         return files, None, counted(len(files), "evaluation image")
-    if data.calibration is not None:
-        chosen = choose(data.calibration)
-        files = list(chosen.files[: options.images])
+    if resolved.calibration is not None:
+        files = list(resolved.calibration.chosen.files[: options.images])
         return files, None, counted(len(files), "calibration image")
     return [sample_path()], None, _BUNDLED
 
 
-def _by_map(case: _Case, labelled: _Labelled, data: GateData) -> dict[str, Json]:
-    evaluator = Judge(labelled.data, case.store, case.registry, bootstrap=Bootstrap())
+def _by_map(case: _Case, labelled: _Labelled, limit: float) -> dict[str, Json]:
+    digests = case.planned.resolved.digests
+    evaluator = Evaluator(labelled.data, case.store, case.registry, bootstrap=Bootstrap(), digests=digests)
     with tempfile.TemporaryDirectory(prefix="yolotrt-") as folder:
         with case.open_reference(Path(folder)) as detector:
             reference = evaluator.evaluate(detector)
@@ -352,7 +338,6 @@ def _by_map(case: _Case, labelled: _Labelled, data: GateData) -> dict[str, Json]
             lowered = evaluator.evaluate(detector)
     drop = reference.map50_95.value - lowered.map50_95.value
     change = evaluator.compare(reference, lowered).map50_95
-    limit = data.max_drop if data.max_drop is not None else DEFAULT_MAX_DROP
     return {
         "by": "map50_95",
         "compared": labelled.data.boxes,
@@ -367,11 +352,12 @@ def _by_map(case: _Case, labelled: _Labelled, data: GateData) -> dict[str, Json]
 
 
 def _by_agreement(case: _Case, files: Sequence[Path], options: GateOptions) -> dict[str, Json]:
+    given: Any = {"store": case.store, "registry": case.registry, "digests": case.planned.resolved.digests}
     with tempfile.TemporaryDirectory(prefix="yolotrt-") as folder:
         with case.open_reference(Path(folder)) as detector:
-            reference = predict(detector, files, _SELECTION, store=case.store, registry=case.registry)
+            reference = predict(detector, files, _SELECTION, **given)
         with case.open_lowered(Path(folder)) as detector:
-            lowered = predict(detector, files, _SELECTION, store=case.store, registry=case.registry)
+            lowered = predict(detector, files, _SELECTION, **given)
     expected = [d for d in reference.found if d is not None]
     found = [d for d in lowered.found if d is not None]
     agreement = agree(expected, found)

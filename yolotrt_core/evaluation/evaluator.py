@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import cast
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
 
 from yolotrt_core.build.settings import BuildSettings, build_request, resolve_model
+from yolotrt_core.calibration.images import ImageDigests
 from yolotrt_core.datasets.dataset import DataSet
 from yolotrt_core.errors import UsageError
 from yolotrt_core.evaluation import coco_map
@@ -13,7 +14,6 @@ from yolotrt_core.evaluation.coco_map import Accuracy, Bootstrap, Interval, Scor
 from yolotrt_core.evaluation.predictions import Predictions, predict
 from yolotrt_core.inference.detector import Detector
 from yolotrt_core.inference.rect_detector import RectDetector
-from yolotrt_core.plugin.given_options import GivenOptions
 from yolotrt_core.plugin.registered import refuse_unavailable
 from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.plugin.stages import SourceRunner, Stage
@@ -63,7 +63,7 @@ class Comparison:
 
 
 @dataclass(frozen=True, slots=True)
-class Judge:
+class Evaluator:
     """Evaluates engines the same way, one after the other."""
 
     data: DataSet
@@ -71,6 +71,7 @@ class Judge:
     registry: Registry
     selection: Selection = SELECTION
     bootstrap: Bootstrap = _BOOTSTRAP
+    digests: ImageDigests = field(default_factory=ImageDigests)
 
     def evaluate(self, detector: Detector | RectDetector) -> Evaluation:
         """Run an engine on all images and score it.
@@ -80,8 +81,10 @@ class Judge:
             PluginError: the metric's library is not installed.
         """
         files = [p.path for p in self.data.images]
-        predicted = predict(detector, files, self.selection, store=self.store, registry=self.registry)
-        truth, found = self._judged(predicted)
+        predicted = predict(
+            detector, files, self.selection, store=self.store, registry=self.registry, digests=self.digests
+        )
+        truth, found = self._matched(predicted)
         scored = Scored(truth, found, detector.labels)
         map50, map50_95 = coco_map.intervals(scored, self.bootstrap)
         return Evaluation(
@@ -106,7 +109,7 @@ class Judge:
             raise UsageError("the two evaluations are of different images")
         return Comparison(*coco_map.differences(first.scored, second.scored, self.bootstrap))
 
-    def _judged(self, predicted: Predictions) -> tuple[list[Truth], list[Detections]]:
+    def _matched(self, predicted: Predictions) -> tuple[list[Truth], list[Detections]]:
         truth, found = [], []
         for image, (height, width), detections in zip(self.data.images, predicted.sizes, predicted.found, strict=True):
             if detections is None:
@@ -123,15 +126,15 @@ def open_framework(settings: BuildSettings, registry: Registry) -> Detector:
     Raises:
         UsageError: its exporter cannot run it. PluginError: the framework is not installed.
     """
-    exporter, source = resolve_model(settings, registry)
+    exporter, source, info = resolve_model(settings, registry)
     refuse_unavailable(exporter, exporter.stage.available())
-    request = build_request(replace(settings, precision="fp32"), source)
+    request = build_request(replace(settings, precision="fp32"), source, replace(info, fixed_size=False))
     if not isinstance(exporter.stage, SourceRunner):
         raise UsageError(
             f"exporter `{exporter.name}` cannot run a model itself", hint="evaluate the fp32 ONNX: `--precision fp32`"
         )
-    given = GivenOptions(settings.flags, settings.recipe)
-    options = given.resolve(cast(Stage, exporter.stage).Options, exporter.name)
+    given = settings.options
+    options: Any = given.resolve(cast(Stage, exporter.stage).Options, exporter.name)
     session = exporter.stage.open_source(source, request, options)
     head = registry.postprocessor(session.spec.model.head)
     chosen = given.resolve(head.stage.Options, head.name)

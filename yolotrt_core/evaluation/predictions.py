@@ -9,10 +9,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from yolotrt_core.calibration.images import digest_of_images
+from yolotrt_core.calibration.images import ImageDigests, digest_of_images
 from yolotrt_core.console.progress import Bar, progress
 from yolotrt_core.errors import UsageError
-from yolotrt_core.files.digest import sha256_of
 from yolotrt_core.inference.detector import Detector
 from yolotrt_core.inference.image_loader import read_ahead
 from yolotrt_core.inference.rect_detector import RectDetector
@@ -56,9 +55,18 @@ class Predictions:
 
 
 def predict(
-    detector: Detector | RectDetector, files: Sequence[Path], selection: Selection, *, store: Store, registry: Registry
+    detector: Detector | RectDetector,
+    files: Sequence[Path],
+    selection: Selection,
+    *,
+    store: Store,
+    registry: Registry,
+    digests: ImageDigests | None = None,
 ) -> Predictions:
     """Run an engine on images, or take what the store holds of this engine, these images and thresholds.
+
+    Args:
+        digests: those of the build, so that no file is hashed again.
 
     Raises:
         UsageError: over 10% of the images cannot be read.
@@ -67,6 +75,7 @@ def predict(
     # A model run in its own framework names its exporter there.
     runner = registry.stages["builder"].get(detector.spec.builder) or registry.get("exporter", detector.spec.builder)
     spec = detector.spec
+    digests = digests or ImageDigests()
     action = Action(
         stage="predict",
         plugin=runner.session_identity,
@@ -80,7 +89,7 @@ def predict(
         options={},
         inputs={
             "engine": spec.engine_sha256 or spec.onnx_sha256,
-            "pictures": digest_of_images([sha256_of(f) for f in files]),
+            "pictures": digest_of_images([digests.of(f) for f in files]),
         },
         tools=spec.tools,
         core_sha256=core_digest(code_digest.PREDICTIONS),

@@ -12,6 +12,7 @@ from yolotrt_core.errors import UsageError
 from yolotrt_core.files.digest import sha256_of, sha256_of_file
 from yolotrt_core.files.paths import existing_path, user_path
 from yolotrt_core.store.action import is_name
+from yolotrt_core.store.location import weights_cache
 from yolotrt_core.types import ModelSource
 
 DEFAULT_MODEL = "parts"
@@ -51,14 +52,14 @@ def sample_path() -> Path:
 
 
 def resolve_source(
-    weights: str | Path | None, *, cache_dir: Path, offline: bool = False, release_url: str | None = None
+    weights: str | Path | None, *, cache_dir: Path | None = None, offline: bool = False, release_url: str | None = None
 ) -> ModelSource:
     """Find the model a user named, fetching it if it is an official release not fetched before.
 
     Args:
         weights: None or `parts` for the embedded model; a file or folder, which wins over a name;
             or a name in `RELEASES`.
-        cache_dir: where fetched files are kept, as `NAME.pt`; made when needed.
+        cache_dir: folder of fetched files, as `NAME.pt`; made when needed; default `weights_cache`.
         offline: use what is there, never the network.
         release_url: folder to fetch from instead of `RELEASE_URL`; the variable
             `YOLOTRT_RELEASE_URL` does the same. The pinned digest holds for every mirror.
@@ -78,7 +79,7 @@ def resolve_source(
         raise _unknown(name)
     release = RELEASES[name]
     base = release_url or os.environ.get(RELEASE_URL_VARIABLE) or RELEASE_URL
-    path = _released(name, release, user_path(cache_dir), None if offline else base.rstrip("/"))
+    path = _released(name, release, user_path(cache_dir or weights_cache()), None if offline else base.rstrip("/"))
     return ModelSource(path, release.sha256, name, imgsz=release.imgsz)
 
 

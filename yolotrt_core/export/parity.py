@@ -34,9 +34,9 @@ class ParityOptions:
         minimum=0.0,
     )
 
-    def of(self, holds: Precision | None) -> ParityOptions:
-        """Return them with a number for the tolerance: what was given, else what fits what the model itself holds."""
-        fitting = ROUNDED.get(holds, _TOLERANCE) if holds else _TOLERANCE
+    def of(self, precision: Precision | None) -> ParityOptions:
+        """Return them with a tolerance: what was given, else what fits the precision of the model itself."""
+        fitting = ROUNDED.get(precision, _TOLERANCE) if precision else _TOLERANCE
         return self if self.tolerance is not None else replace(self, tolerance=fitting)
 
 

@@ -57,7 +57,7 @@ def read_engine_spec(engine: Path) -> EngineSpec:
     return spec
 
 
-def hand_out(store: Store, sha256: str, path: Path) -> None:
+def export_file(store: Store, sha256: str, path: Path) -> None:
     """Copy a stored file to a place of the user's, unless the same content is there already.
 
     Raises:

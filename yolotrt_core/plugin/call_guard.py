@@ -13,7 +13,7 @@ from typing import Any
 
 from yolotrt_core.console.log import stdout_aside
 from yolotrt_core.errors import PluginError, YolotrtError
-from yolotrt_core.plugin.stages import Availability, DeviceProgram
+from yolotrt_core.plugin.stages import Availability, DeviceProgram, SourceInfo
 from yolotrt_core.types import PRECISIONS, Detections
 
 # What a method's answer should be, in words, or None if the answer is fine; `given` are its arguments.
@@ -151,14 +151,17 @@ def _names(answer: Any, given: Sequence[Any]) -> str | None:
     return None if plain else "a tuple of str"
 
 
-def _size(answer: Any, given: Sequence[Any]) -> str | None:
-    sides = answer if isinstance(answer, (tuple, list)) and len(answer) == 2 else ()
+def _source_info(answer: Any, given: Sequence[Any]) -> str | None:
+    if not isinstance(answer, SourceInfo):
+        return "a `SourceInfo`"
+    imgsz: Any = answer.imgsz
+    sides = imgsz if isinstance(imgsz, (tuple, list)) and len(imgsz) == 2 else ()
     whole = all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in sides)
-    return None if answer is None or (sides and whole) else "(height, width) in pixels or None"
-
-
-def _precision(answer: Any, given: Sequence[Any]) -> str | None:
-    return None if answer is None or answer in PRECISIONS[1:] else f"one of {', '.join(PRECISIONS[1:])} or None"
+    if imgsz is not None and not (sides and whole):
+        return "a `SourceInfo` with `imgsz` (height, width) in pixels or None"
+    if answer.precision not in (None, *PRECISIONS[1:]):
+        return f"a `SourceInfo` with `precision` one of {', '.join(PRECISIONS[1:])} or None"
+    return None
 
 
 def _session(answer: Any, given: Sequence[Any]) -> str | None:
@@ -209,12 +212,10 @@ _STAGE: Mapping[str, _Check] = {
     "runnable": _ABLE,
     "fingerprint": _texts,
     "applies": _BOOL,
-    "held_precision": _precision,
     "takes_ranges": _BOOL,
     "rounds_fp32": _BOOL,
     "preflight": _anything,
-    "native_size": _size,
-    "has_fixed_size": _BOOL,
+    "inspect": _source_info,
     "check_options": _anything,
     "place": _texts,
     "layers": _names,

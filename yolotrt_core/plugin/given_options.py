@@ -4,15 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from yolotrt_core.plugin import options
-
-
-class Settings(Protocol):
-    """Where a stage's options come from: flags over recipe over defaults."""
-
-    def resolve(self, cls: type, prefix: str) -> Any: ...
 
 
 @dataclass(frozen=True, slots=True)

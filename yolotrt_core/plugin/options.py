@@ -320,47 +320,47 @@ def parse(field: OptionField, value: Any, where: str) -> Any:
 
 
 def _parse_one(field: OptionField, value: Any, where: str) -> Any:
-    refusal = UsageError(f"`{where}` expects {field.expects}, found `{value}`")
     if isinstance(field.type, Format):
         try:
             return field.type.read(value)
         except ValueError:
-            refusal.hint = field.type.hint
-            raise refusal from None
+            raise _refusal(field, value, where, field.type.hint) from None
     if field.choices:
         chosen = _ON_OFF.get(str(value).lower()) if field.type is bool else value
         if chosen is None or (field.type is not bool and value not in field.choices):
             close = nearest(str(value), field.choices)
-            refusal.hint = close if close.startswith("did you mean") else None
-            raise refusal
+            raise _refusal(field, value, where, close if close.startswith("did you mean") else None)
         return chosen
     if isinstance(value, bool):
-        raise refusal
+        raise _refusal(field, value, where)
     if field.type in (int, float):
-        return _number(field, value, refusal)
+        return _number(field, value, where)
     if not isinstance(value, (str, Path)):
-        raise refusal
+        raise _refusal(field, value, where)
     return user_path(value) if field.type is Path else str(value)
 
 
-def _number(field: OptionField, value: Any, refusal: UsageError) -> int | float:
+def _number(field: OptionField, value: Any, where: str) -> int | float:
     parsed: int | float
     try:
         parsed = field.type(value)
         is_finite = math.isfinite(parsed)
     except (TypeError, ValueError, OverflowError):  # OverflowError: an infinite int, an int that no float can hold
-        raise refusal from None
+        raise _refusal(field, value, where) from None
     if not is_finite or (isinstance(value, float) and parsed != value):
-        raise refusal
+        raise _refusal(field, value, where)
     most = field.maximum if field.maximum is not None else _MAXIMUM
     if field.type is int and abs(parsed) > most:
-        refusal.hint = f"the largest whole number is {most:.0f}" if most in (MANY, _MAXIMUM) else None
-        raise refusal
-    if field.minimum is not None and parsed < field.minimum:
-        raise refusal
-    if field.maximum is not None and parsed > field.maximum:
-        raise refusal
+        hint = f"the largest whole number is {most:.0f}" if most in (MANY, _MAXIMUM) else None
+        raise _refusal(field, value, where, hint)
+    is_low = field.minimum is not None and parsed < field.minimum
+    if is_low or (field.maximum is not None and parsed > field.maximum):
+        raise _refusal(field, value, where)
     return parsed
+
+
+def _refusal(field: OptionField, value: Any, where: str, hint: str | None = None) -> UsageError:
+    return UsageError(f"`{where}` expects {field.expects}, found `{value}`", hint=hint)
 
 
 def key_material(options: Any, prefix: str, *, every: bool = False) -> dict[str, Json]:

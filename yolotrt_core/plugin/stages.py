@@ -1,4 +1,4 @@
-"""What each kind of stage must offer. A plugin implements these; nothing inherits from them.
+"""What each kind of stage must offer. A plugin implements these; only defaults need inheriting.
 
 Rules that hold for every stage:
 - Constructing a stage, reading its attributes and calling `available` or `fingerprint` imports no
@@ -99,8 +99,33 @@ class Stage(Protocol):
         """Name the tools whose version can change the output, read from package metadata."""
 
 
+@dataclass(frozen=True, slots=True)
+class SourceInfo:
+    """Properties of a model before its export.
+
+    Attributes:
+        imgsz: (height, width) the model is made for, used where `--imgsz` is not given.
+        fixed_size: whether the ONNX will take one height and width even for a dynamic request; then only the batch
+            varies unless the user gives a profile.
+        precision: precision of the model itself where it is below float32, which its engine then has. int8 and fp8
+            mean Q/DQ nodes of its own at convolutions.
+    """
+
+    imgsz: tuple[int, int] | None = None
+    fixed_size: bool = False
+    precision: Precision | None = None
+
+
 class Exporter(Stage, Protocol):
     """Framework model -> ONNX."""
+
+    def inspect(self, source: ModelSource) -> SourceInfo:
+        """Return what is known of a model before its export; an exporter that knows nothing may lack the method.
+
+        Called once for each build, so it must be quick and parse the file at most once. What is wrong with a file
+        is for `export` to say.
+        """
+        return SourceInfo()
 
     def export(self, source: ModelSource, request: BuildRequest, options: Any, out: Path) -> ModelSpec:
         """Write `out/model.onnx` and `out/reference.npz`; return what the ONNX holds.
@@ -113,28 +138,6 @@ class Exporter(Stage, Protocol):
         `reference.npz` holds a fixed input under `images` and the framework's own output for it
         under each output's name, float32: the pipeline compares the ONNX with it. A framework that
         computes with integers also states there, under `tolerance`, how far the ONNX may be.
-        """
-
-
-@runtime_checkable
-class SizedExporter(Protocol):
-    """What an exporter may offer beside `Exporter`, for models that are made for one size."""
-
-    def native_size(self, source: ModelSource) -> tuple[int, int] | None:
-        """Return the (height, width) a model is made for where `--imgsz` says nothing, or None.
-
-        Asked before every build, so it must be quick; what is wrong with a file is for `export` to say.
-        """
-
-
-@runtime_checkable
-class FixedSizeExporter(Protocol):
-    """What an exporter may offer beside `Exporter`, whose ONNX may take one height and width only."""
-
-    def has_fixed_size(self, source: ModelSource) -> bool:
-        """Say whether it will, even for a dynamic request: then only the batch varies unless a user says otherwise.
-
-        Asked as `SizedExporter.native_size` is; an exporter that offers only that one means yes by a size.
         """
 
 
@@ -155,17 +158,6 @@ class SessionSources(Protocol):
 
         They enter the keys of what sessions answer (parity, verdicts, predictions, speeds) and not that of an
         engine, so that an edit there measures again and rebuilds nothing.
-        """
-
-
-@runtime_checkable
-class LoweredSource(Protocol):
-    """What an exporter may offer beside `Exporter`: to know a model that is below float32 already."""
-
-    def held_precision(self, source: ModelSource) -> Precision | None:
-        """Return the precision that the model itself is in, which it then keeps; None for a float32 network.
-
-        Asked as `SizedExporter.native_size` is. int8 and fp8 mean Q/DQ nodes of its own at convolutions.
         """
 
 

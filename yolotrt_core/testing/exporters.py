@@ -11,11 +11,11 @@ import pytest
 
 from yolotrt_core.errors import YolotrtError
 from yolotrt_core.export.parity import ParityOptions, check
-from yolotrt_core.plugin.stages import ONNX_FILE, REFERENCE_FILE
+from yolotrt_core.plugin.stages import ONNX_FILE, REFERENCE_FILE, SourceInfo
 from yolotrt_core.serialization import from_json, to_json
 from yolotrt_core.testing.session import open_onnx
 from yolotrt_core.testing.stage import StageContract, assert_readable
-from yolotrt_core.types import BuildRequest, Layout, ModelSource, ModelSpec, TensorSpec, with_channels
+from yolotrt_core.types import PRECISIONS, BuildRequest, Layout, ModelSource, ModelSpec, TensorSpec, with_channels
 
 
 class ExporterContract(StageContract):
@@ -74,6 +74,16 @@ class ExporterContract(StageContract):
             with pytest.raises(YolotrtError) as told:
                 stage.export(ModelSource(wrong, "0" * 64, "wrong"), request_, options, out)
             assert_readable(told.value)
+
+    def test_inspects_its_models_and_no_other_file(self, stage: Any, source: ModelSource, tmp_path: Path) -> None:
+        if not hasattr(stage, "inspect"):
+            pytest.skip("the exporter knows nothing of a model before its export")
+        info = stage.inspect(source)
+        assert info == stage.inspect(source)
+        assert info.precision in (None, *PRECISIONS[1:])
+        (tmp_path / "wrong.bin").write_bytes(b"no model")
+        for path in (tmp_path, tmp_path / "wrong.bin"):  # what is wrong with a file is for `export` to say
+            assert isinstance(stage.inspect(ModelSource(path, "0" * 64, "wrong")), SourceInfo)
 
     def test_is_chosen_for_its_own_models_only(self, source: ModelSource, tmp_path: Path) -> None:
         choose = getattr(self.plugin, "yolotrt_select_exporter", None)

@@ -11,14 +11,13 @@ from pathlib import Path
 from yolotrt_core.benchmark.machine import machine_facts
 from yolotrt_core.benchmark.throughput import Candidate, measure_speed
 from yolotrt_core.media.images import opencv_version
-from yolotrt_core.plugin.given_options import GivenOptions
 from yolotrt_core.plugin.registered import OWN_DIST
 from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.store import code_digest
 from yolotrt_core.store.action import Action, PluginIdentity, canonical_json
 from yolotrt_core.store.code_digest import core_digest
 from yolotrt_core.store.store import Store
-from yolotrt_core.tuning.validated_build import Judged, open_engine, spec_of
+from yolotrt_core.tuning.validated_build import ValidatedBuild, open_engine, spec_of
 from yolotrt_core.types import Json
 
 _TIMES_FILE = "times.json"
@@ -26,7 +25,7 @@ _FRAME = (480, 640)
 _REPEATS = 20
 
 
-def times_ms(engines: Sequence[Judged], *, store: Store, registry: Registry) -> dict[str, float]:
+def times_ms(engines: Sequence[ValidatedBuild], *, store: Store, registry: Registry) -> dict[str, float]:
     """Time engines that run here in one shuffled run, from host frames to boxes.
 
     Only times of one run can be compared, so the run is what is kept: other engines, or these on
@@ -75,9 +74,9 @@ def times_ms(engines: Sequence[Judged], *, store: Store, registry: Registry) -> 
     return {key: float(str(record.facts[name])) for key, name in names.items()}
 
 
-def _run(made: Judged, store: Store, registry: Registry) -> dict[str, Json]:
+def _run(made: ValidatedBuild, store: Store, registry: Registry) -> dict[str, Json]:
     """Return all that an engine's speed depends on beside the machine."""
-    given, builder = GivenOptions(made.settings.flags, made.settings.recipe), made.planned.builder
+    given, builder = made.planned.resolved.options, made.planned.resolved.builder
     head = registry.postprocessor(spec_of(made, store).model.head)
     return {
         "engine": made.engine.sha256,

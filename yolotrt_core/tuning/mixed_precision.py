@@ -11,14 +11,13 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from yolotrt_core.build.settings import BuildSettings, calibration_data
+from yolotrt_core.build.settings import ResolvedBuild
 from yolotrt_core.errors import GateError
-from yolotrt_core.plugin.given_options import GivenOptions
 from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.store.store import Store
 from yolotrt_core.tuning.engine_timing import times_ms
 from yolotrt_core.tuning.sensitivity import SensitivityOptions, lowering_step, measure
-from yolotrt_core.tuning.validated_build import Judged, make
+from yolotrt_core.tuning.validated_build import ValidatedBuild, build_and_validate
 
 _log = logging.getLogger(__name__)
 
@@ -51,7 +50,7 @@ class Tried:
 
 
 @dataclass(frozen=True, slots=True)
-class Trade:
+class MixedPrecisionResult:
     """What a search found.
 
     Attributes:
@@ -81,36 +80,33 @@ class Trade:
         )
 
 
-def wanted(made: Judged) -> bool:
+def is_search_needed(made: ValidatedBuild) -> bool:
     """Say whether a search can mend this build: it failed a stated `max_drop`, and has layers to give back."""
-    options = GivenOptions(made.settings.flags, made.settings.recipe).resolve(SensitivityOptions, "sensitivity")
+    resolved = made.planned.resolved
+    options = resolved.options.resolve(SensitivityOptions, "sensitivity")
     return (
-        not made.passed
-        and options.search
-        and made.settings.max_drop is not None
-        and lowering_step(made.planned) is not None
+        not made.passed and options.search and resolved.max_drop is not None and lowering_step(made.planned) is not None
     )
 
 
-def search(first: Judged, *, store: Store, registry: Registry) -> tuple[Judged, Trade]:
+def search(first: ValidatedBuild, *, store: Store, registry: Registry) -> tuple[ValidatedBuild, MixedPrecisionResult]:
     """Find the fewest layers to leave in fp16.
 
     Args:
-        first: the build with all layers quantized, which failed; see `wanted`.
+        first: the build with all layers quantized, which failed; see `is_search_needed`.
 
     Raises:
         GateError: no engine that quantizes anything passes.
     """
-    settings, precision = first.settings, first.planned.request.precision
-    given = GivenOptions(settings.flags, settings.recipe)
-    _log.info("mixed     %s; looking for the layers that cause it", first.verdict.text if first.verdict else "")
-    ranking = measure(first.planned, given, store=store, registry=registry, calibration=calibration_data(settings))
+    max_drop, precision = float(first.planned.resolved.max_drop or 0), first.planned.request.precision
+    _log.info("mixed     %s; looking for the layers that cause it", first.gate.text if first.gate else "")
+    ranking = measure(first.planned, store=store, registry=registry)
     order = [d.layer for d in ranking.layers]
     builds = {0: first}
 
     def passes(count: int) -> bool:
         if count not in builds:
-            builds[count] = make(_keeping(first, order[:count]), store=store, registry=registry)
+            builds[count] = build_and_validate(_keeping(first, order[:count]), store=store, registry=registry)
             tried = _tried(count, builds[count])
             _log.info(
                 "mixed     %d of %d layers in fp16: a loss of %.4f, %s",
@@ -121,25 +117,25 @@ def search(first: Judged, *, store: Store, registry: Registry) -> tuple[Judged, 
     count = fewest(passes, len(order))
     if count is None:
         raise GateError(
-            f"fp16 is the answer: no {precision} engine loses at most {settings.max_drop:g} of mAP50-95; "
+            f"fp16 is the answer: no {precision} engine loses at most {max_drop:g} of mAP50-95; "
             + "; ".join(f"{n} of {len(order)} layers in fp16 lose {_tried(n, b).loss:.4f}" for n, b in _sorted(builds)),
             hint="use `--precision fp16`, another `--calibrator` or more `--calib-data`; the builds stay in the store",
         )
     chosen = builds[count]
     ms: dict[str, float] = {}
-    if chosen.planned.builder.stage.runnable().ok:
+    if chosen.planned.resolved.builder.stage.runnable().ok:
         ms = times_ms([first, chosen], store=store, registry=registry)
-    trade = Trade(
+    result = MixedPrecisionResult(
         precision=precision,
-        max_drop=float(settings.max_drop or 0),
+        max_drop=max_drop,
         layers=len(order),
         kept=tuple(order[:count]),
         tried=tuple(_tried(n, b) for n, b in _sorted(builds)),
         ms=ms.get(chosen.record.key),
         ms_before=ms.get(first.record.key),
     )
-    _log.info("mixed     %s", trade.text)
-    return chosen, trade
+    _log.info("mixed     %s", result.text)
+    return chosen, result
 
 
 def fewest(passes: Callable[[int], bool], count: int) -> int | None:
@@ -161,22 +157,23 @@ def fewest(passes: Callable[[int], bool], count: int) -> int | None:
     return high if high < count else None
 
 
-def _keeping(first: Judged, layers: Sequence[str]) -> BuildSettings:
-    """Return the settings as if the user had named these layers to be kept, beside those that were named."""
+def _keeping(first: ValidatedBuild, layers: Sequence[str]) -> ResolvedBuild:
+    """Return the build as if the user had named these layers to be kept, beside those that were named."""
     step = lowering_step(first.planned)
     assert step is not None
     named = [step.options.keep] if step.options.keep else []
-    flags = first.settings.flags
+    resolved = first.planned.resolved
+    flags = resolved.options.flags
     table = {**flags.get(step.prefix, {}), "keep": ",".join([*named, *layers])}
-    return replace(first.settings, flags={**flags, step.prefix: table})
+    return replace(resolved, options=replace(resolved.options, flags={**flags, step.prefix: table}))
 
 
-def _sorted(builds: Mapping[int, Judged]) -> list[tuple[int, Judged]]:
+def _sorted(builds: Mapping[int, ValidatedBuild]) -> list[tuple[int, ValidatedBuild]]:
     return sorted(builds.items())
 
 
-def _tried(kept: int, made: Judged) -> Tried:
-    assert made.verdict is not None
-    facts = made.verdict.facts
+def _tried(kept: int, made: ValidatedBuild) -> Tried:
+    assert made.gate is not None
+    facts = made.gate.facts
     low, high = (None if facts[k] is None else float(str(facts[k])) for k in ("drop_low", "drop_high"))
     return Tried(kept, float(str(facts["drop"])), low, high, made.passed, made.engine.size, made.record.key)

@@ -19,18 +19,17 @@ from typing import TYPE_CHECKING, Any, Self
 
 from yolotrt_core.build import executor
 from yolotrt_core.build.output_checks import check_pass
-from yolotrt_core.build.step import PARITY_BUILDER, Output, Plan, Step
-from yolotrt_core.calibration.images import CalibrationData, choose, digest_of_images
+from yolotrt_core.build.settings import PARITY_BUILDER
+from yolotrt_core.build.step import Output, Plan, Step
+from yolotrt_core.calibration.images import digest_of_images
 from yolotrt_core.calibration.ranges import read_ranges
 from yolotrt_core.console.progress import progress
 from yolotrt_core.errors import StageError, UsageError
 from yolotrt_core.evaluation.agreement import agree
 from yolotrt_core.export.model_source import sample_path
-from yolotrt_core.files.digest import sha256_of
 from yolotrt_core.inference.detector import Detector
 from yolotrt_core.media import images as images
 from yolotrt_core.plugin.call_guard import answering
-from yolotrt_core.plugin.given_options import Settings
 from yolotrt_core.plugin.options import key_material, option
 from yolotrt_core.plugin.registered import Registered
 from yolotrt_core.plugin.registry import Registry
@@ -94,19 +93,12 @@ class Sensitivity:
     from_cache: bool
 
 
-def measure(
-    planned: Plan,
-    settings: Settings,
-    *,
-    store: Store,
-    registry: Registry,
-    calibration: CalibrationData | None = None,
-) -> Sensitivity:
+def measure(planned: Plan, *, store: Store, registry: Registry) -> Sensitivity:
     """Measure every layer that a build of this plan would quantize.
 
     Args:
-        planned: a plan of precision int8 or fp8; its steps up to the lowering are run if they must.
-        calibration: images for a plan whose calibrator looks at none; the bundled one stands in for them.
+        planned: a plan of precision int8 or fp8; its steps up to the lowering are run if they must. Where its
+            calibrator looks at no images, the calibration images are used all the same, else the bundled one.
 
     Raises:
         UsageError: a precision without layers to choose from, or a network that is quantized already.
@@ -120,9 +112,9 @@ def measure(
         )
     before = replace(planned, steps=planned.steps[: planned.steps.index(lowering)])
     results = {r.step.label: r.record for r in executor.run(before, store, registry)}
-    options = settings.resolve(SensitivityOptions, "sensitivity")
-    files = _images(planned, calibration)[: options.images]
-    case = _Case(planned, lowering, results, files, settings, store, registry)
+    options = planned.resolved.options.resolve(SensitivityOptions, "sensitivity")
+    files = _images(planned)[: options.images]
+    case = _Case(planned, lowering, results, files, store, registry)
     with tempfile.TemporaryDirectory(prefix="yolotrt-") as folder:
         names = case.layers(Path(folder))
         if not names:
@@ -215,7 +207,6 @@ class _Case:
     lowering: Step
     records: Mapping[str, Record]
     files: Sequence[Path]
-    settings: Settings
     store: Store
     registry: Registry
     _reference: _Reference | None = field(default=None)
@@ -231,20 +222,21 @@ class _Case:
         runner = self._runner
         spec = self._spec
         post = self.registry.postprocessor(spec.head)
+        options = self.planned.resolved.options
         action = Action(
             stage="sensitivity",
             plugin=self.lowering.identity,
             request={
                 "layer": name,
                 "model": to_json(replace(spec, provenance={})),
-                "session": runner.session_key_material(self.settings.resolve(runner.stage.Options, runner.name)),
-                "postprocessor": post.cache_key_material(self.settings.resolve(post.stage.Options, post.name)),
+                "session": runner.session_key_material(options.resolve(runner.stage.Options, runner.name)),
+                "postprocessor": post.cache_key_material(options.resolve(post.stage.Options, post.name)),
             },
             options=key_material(alone, self.lowering.prefix),
             inputs={
                 "onnx": self._digest("onnx"),
                 "ranges": self._digest("ranges"),
-                "pictures": digest_of_images([sha256_of(f) for f in self.files]),
+                "pictures": digest_of_images([self.planned.resolved.digests.of(f) for f in self.files]),
             },
             tools=self.lowering.tools,
             core_sha256=core_digest(code_digest.SENSITIVITY),
@@ -313,20 +305,18 @@ class _Case:
         runner = self._runner
         tools = dict(runner.stage.fingerprint(runner.stage.Options()))
         opened = EngineSpec(spec, self.planned.request.precision, runner.name, tools, self.planned.request.profiles)
-        options = self.settings.resolve(runner.stage.Options, runner.name)
+        options = self.planned.resolved.options.resolve(runner.stage.Options, runner.name)
         session: Session = runner.stage.open(path, opened, options, self.store.side_cache())
         return session
 
     def _detector(self, session: Session) -> Detector:
         post = self.registry.postprocessor(session.spec.model.head)
-        return Detector(session, post, self.settings.resolve(post.stage.Options, post.name))
+        return Detector(session, post, self.planned.resolved.options.resolve(post.stage.Options, post.name))
 
 
-def _images(planned: Plan, calibration: CalibrationData | None) -> Sequence[Path]:
-    if planned.images is not None:
-        return planned.images.files
-    if calibration is not None:
-        return choose(calibration).files
+def _images(planned: Plan) -> Sequence[Path]:
+    if planned.resolved.calibration is not None:
+        return planned.resolved.calibration.chosen.files
     _log.warning("layers are measured on the bundled image only; pass others with `--calib-data`")
     return [sample_path()]
 

@@ -1,4 +1,4 @@
-"""An engine in the store with the gate's verdict on it, before anybody decides to hand it out."""
+"""Builds with the result of the accuracy gate."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pathlib import Path
 
 from yolotrt_core.build import executor
 from yolotrt_core.build.executor import StepResult
-from yolotrt_core.build.settings import BuildSettings, calibration_data, plan_build
-from yolotrt_core.build.step import ENGINE_SPEC_FILE, PARITY_BUILDER, Plan
+from yolotrt_core.build.plan import plan_build
+from yolotrt_core.build.settings import PARITY_BUILDER, BuildSettings, ResolvedBuild
+from yolotrt_core.build.step import ENGINE_SPEC_FILE, Plan
 from yolotrt_core.evaluation import accuracy_gate
-from yolotrt_core.evaluation.accuracy_gate import Verdict
+from yolotrt_core.evaluation.accuracy_gate import GateResult
 from yolotrt_core.inference.detector import Detector
-from yolotrt_core.plugin.given_options import GivenOptions
 from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.serialization import from_json
 from yolotrt_core.store.action import Blob, Record
@@ -26,17 +26,16 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
-    """A build of `settings`: its plan, what ran, and the verdict; None for what the gate does not judge."""
+class ValidatedBuild:
+    """A build: its plan, what ran, and the result of the gate; None for what the gate does not look at."""
 
-    settings: BuildSettings
     planned: Plan
     results: tuple[StepResult, ...]
-    verdict: Verdict | None
+    gate: GateResult | None
 
     @property
     def passed(self) -> bool:
-        return self.verdict is None or self.verdict.passed
+        return self.gate is None or self.gate.passed
 
     @property
     def record(self) -> Record:
@@ -46,35 +45,44 @@ class Judged:
     @property
     def engine(self) -> Blob:
         """The engine file in the store."""
-        return self.record.outputs[self.planned.builder.stage.engine_file]
+        return self.record.outputs[self.planned.resolved.builder.stage.engine_file]
 
 
-def make(
-    settings: BuildSettings, *, store: Store, registry: Registry, force: bool = False, is_asked_for: bool = False
-) -> Judged:
-    """Build and judge; what the store holds is not made again.
-
-    Args:
-        is_asked_for: this very build is what a user named, not one that a search tries.
+def check_settings(settings: BuildSettings) -> None:
+    """Check what validation will need, before a model is looked for.
 
     Raises:
-        YolotrtError: see `engine.build`; not for a verdict.
+        UsageError: an option out of bounds, evaluation data that is not there.
     """
-    given = GivenOptions(settings.flags, settings.recipe)
-    data = accuracy_gate.GateData(settings.eval_data, settings.max_drop, calibration_data(settings))
-    accuracy_gate.check(data, given)
-    given.resolve(SensitivityOptions, "sensitivity")
-    planned = plan_build(settings, store=store, registry=registry)
-    accuracy_gate.refuse_limit(planned, data, given)
+    accuracy_gate.check_settings(settings)
+    settings.options.resolve(SensitivityOptions, "sensitivity")
+
+
+def build_and_validate(
+    resolved: ResolvedBuild, *, store: Store, registry: Registry, force: bool = False, is_asked_for: bool = False
+) -> ValidatedBuild:
+    """Build an engine and run the gate on it; what the store holds is not made again.
+
+    Args:
+        is_asked_for: this very build is what a user named, not a candidate of a search.
+
+    Raises:
+        YolotrtError: see `api.build`; not for an engine that fails the gate.
+    """
+    planned = plan_build(resolved, registry)
+    accuracy_gate.refuse_max_drop(resolved)
     if is_asked_for:
-        _say_what_is_idle(planned, given, registry)
+        _warn_of_unused_flags(planned, registry)
     results = executor.run(planned, store, registry, force=force)
-    verdict = accuracy_gate.judge(planned, results, data, given, store=store, registry=registry)
-    return Judged(settings, planned, tuple(results), verdict)
+    gate = accuracy_gate.validate(planned, results, store=store, registry=registry)
+    return ValidatedBuild(planned, tuple(results), gate)
 
 
-def _say_what_is_idle(planned: Plan, given: GivenOptions, registry: Registry) -> None:
+def _warn_of_unused_flags(planned: Plan, registry: Registry) -> None:
     """Warn of flags for stages that the build does not have; a recipe may serve many builds, so not of its keys."""
+    given = planned.resolved.options
+    if not given.flags:
+        return
     running = {(step.kind, step.identity.name) for step in planned.steps}
     for kind, named in registry.stages.items():
         for name, flags in given.flags.items():
@@ -85,25 +93,30 @@ def _say_what_is_idle(planned: Plan, given: GivenOptions, registry: Registry) ->
             # A pass that would run by default is away because a flag says so, which is its effect; not so where the
             # model is in that precision already.
             stage = named[name].stage
-            is_off = kind == "pass" and planned.source.holds is None and stage.applies(planned.request, stage.Options())
+            is_off = (
+                kind == "pass"
+                and planned.resolved.source_info.precision is None
+                and stage.applies(planned.request, stage.Options())
+            )
             for option in named[name].options:
                 if flags.get(option.name) is not None and getattr(asked, option.name) != option.default and not is_off:
                     _log.warning("`%s` has no effect: no stage `%s` runs in this build", option.flag, name)
 
 
-def spec_of(made: Judged, store: Store) -> EngineSpec:
+def spec_of(made: ValidatedBuild, store: Store) -> EngineSpec:
     """Return the engine's spec, as it lies beside it in the store."""
     return from_json(EngineSpec, json.loads(store.read(made.record.outputs[ENGINE_SPEC_FILE].sha256)))
 
 
-def open_engine(made: Judged, folder: Path, *, store: Store, registry: Registry) -> Detector:
+def open_engine(made: ValidatedBuild, folder: Path, *, store: Store, registry: Registry) -> Detector:
     """Open the engine from a copy in `folder`.
 
     Raises:
         StageError: it does not run here.
     """
-    stage = made.planned.builder.stage
-    given = GivenOptions(made.settings.flags, made.settings.recipe)
+    resolved = made.planned.resolved
+    stage = resolved.builder.stage
     path = folder / f"{made.record.key[:12]}-{stage.engine_file}"
     store.copy_out(made.engine.sha256, path)
-    return Detector.load(path, spec_of(made, store), made.planned.builder, given, store=store, registry=registry)
+    spec = spec_of(made, store)
+    return Detector.load(path, spec, resolved.builder, resolved.options, store=store, registry=registry)

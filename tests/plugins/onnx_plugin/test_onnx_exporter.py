@@ -17,6 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from yolotrt_core.errors import StageError, UsageError, YolotrtError
 from yolotrt_core.files.digest import sha256_of
 from yolotrt_core.plugin.options import option_fields
+from yolotrt_core.plugin.stages import SourceInfo
 from yolotrt_core.types import BuildRequest, ModelSource, ModelSpec
 from yolotrt_onnx import yolotrt_select_exporter
 from yolotrt_onnx.options import OnnxSourceOptions
@@ -315,7 +316,7 @@ def test_the_size_to_build_for(toy_yolo: Make, tmp_path: Path) -> None:
     def native(model: Any) -> tuple[int, int] | None:
         path = tmp_path / "m.onnx"
         path.write_bytes(model if isinstance(model, bytes) else model.SerializeToString())
-        return OnnxExporter().native_size(ModelSource(path, "", "m"))
+        return OnnxExporter().inspect(ModelSource(path, "", "m")).imgsz
 
     assert native(toy_yolo(size=96)) == (96, 96)
     assert native(_channels_last(toy_yolo())) == (64, 64)
@@ -366,4 +367,4 @@ def test_our_own_export_is_taken_back(data: Path, tmp_path: Path) -> None:
 def test_what_is_no_model_holds_no_precision(tmp_path: Path) -> None:
     (tmp_path / "empty.onnx").touch()
     for path in (tmp_path, tmp_path / "empty.onnx"):
-        assert OnnxExporter().held_precision(ModelSource(path, "0" * 64, "x")) is None
+        assert OnnxExporter().inspect(ModelSource(path, "0" * 64, "x")) == SourceInfo()

@@ -16,6 +16,7 @@ from onnxruntime import InferenceSession
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
 from onnxruntime.transformers.float16 import convert_float_to_float16
 from onnxruntime.transformers.onnx_model import OnnxModel
+from yolotrt_onnx.held import source_precision
 
 from yolotrt_core.api import build
 from yolotrt_core.calibration.ranges import Ranges, write_ranges
@@ -27,7 +28,6 @@ from yolotrt_core.types import BuildRequest, Calibration
 from yolotrt_onnx.graph import lift_constants
 from yolotrt_onnx.options import Fp8Options, Fp16Options, Int8Options
 from yolotrt_onnx.passes import Bf16Pass, Fp8Pass, Fp16Pass, Int8Pass
-from yolotrt_onnx.source_precision import held_precision
 from yolotrt_tensorrt.stages import TensorRTBuilder
 
 Make = Callable[..., Any]
@@ -68,13 +68,13 @@ def _quantized(model: Any, folder: Path, form: QuantFormat, kind: QuantType) -> 
 @pytest.mark.parametrize("form", QuantFormat)
 @pytest.mark.parametrize("kind", [QuantType.QInt8, QuantType.QUInt8])
 def test_what_onnxruntime_quantized_is_int8(toy_yolo: Make, tmp_path: Path, form: QuantFormat, kind: QuantType) -> None:
-    assert held_precision(_quantized(toy_yolo(), tmp_path, form, kind)) == "int8"
+    assert source_precision(_quantized(toy_yolo(), tmp_path, form, kind)) == "int8"
 
 
 @pytest.mark.parametrize("keep_io", [True, False])
 def test_what_onnxruntime_halved_is_fp16(toy_yolo: Make, keep_io: bool) -> None:
-    assert held_precision(toy_yolo()) is None
-    assert held_precision(convert_float_to_float16(toy_yolo(), keep_io_types=keep_io)) == "fp16"
+    assert source_precision(toy_yolo()) is None
+    assert source_precision(convert_float_to_float16(toy_yolo(), keep_io_types=keep_io)) == "fp16"
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_what_our_passes_made(toy_model: Make, tmp_path: Path, stage: Any, optio
     write_ranges(ranges, Ranges(given.sha256, "minmax", amax))
     calibration = Calibration(ranges, sha256_of(ranges), "minmax")
     stage.apply(given, calibration, BuildRequest(held, 1, 64, 64), options, tmp_path)  # type: ignore[arg-type]
-    assert held_precision(onnx.load(tmp_path / "model.onnx")) == held
+    assert source_precision(onnx.load(tmp_path / "model.onnx")) == held
 
 
 def test_a_cast_before_the_convolution_counts_and_one_of_its_weight_back_does_not(toy_yolo: Make) -> None:
@@ -109,7 +109,7 @@ def test_a_cast_before_the_convolution_counts_and_one_of_its_weight_back_does_no
             if any(n.op_type == "Conv" and n.input[1] == weight.name for n in model.graph.node):
                 array = numpy_helper.to_array(weight).astype(stored)
                 weight.CopyFrom(numpy_helper.from_array(array, f"{weight.name}_stored"))
-        assert held_precision(model) == held
+        assert source_precision(model) == held
 
 
 def test_a_quantized_output_is_no_quantized_convolution(toy_yolo: Make) -> None:
@@ -118,7 +118,7 @@ def test_a_quantized_output_is_no_quantized_convolution(toy_yolo: Make) -> None:
     model.graph.node.append(helper.make_node("QuantizeLinear", ["output0", "step"], ["codes"]))
     model.graph.node.append(helper.make_node("DequantizeLinear", ["codes", "step"], ["rounded"]))
     model.graph.output[0].name = "rounded"
-    assert held_precision(model) is None
+    assert source_precision(model) is None
 
 
 def test_a_half_onnx_is_built_as_it_is(
@@ -141,14 +141,14 @@ def test_a_half_onnx_is_built_as_it_is(
     assert engine.path.name == "half-fp16.onnx"
     assert engine.spec.precision == engine.spec.model.provenance["source_precision"] == "fp16"
     assert [step.step.label for step in engine.steps] == ["export", "simplify", "parity", "build"]
-    assert engine.verdict is None
+    assert engine.gate is None
     assert "no float32 model says what that lost" in caplog.text
     again = build(path, precision="fp16", out=tmp_path / "out", **given)
     assert (again.from_cache, again.key) == (True, engine.key)
     caplog.clear()
     monkeypatch.setattr(TensorRTBuilder, "runnable", lambda self: Availability(False, "no GPU"))
     engine = build(path, builder="tensorrt", out=tmp_path / "out", store=tmp_path / "store")
-    assert engine.verdict is None
+    assert engine.gate is None
     assert "the engine is the fp16 ONNX that was given" in caplog.text
     assert "nothing here can run it" not in caplog.text
 
@@ -183,8 +183,8 @@ def test_a_float_onnx_is_lowered_as_before(toy_yolo: Make, tmp_path: Path) -> No
     engine = build(path, builder="onnxruntime", store=tmp_path / "store", out=tmp_path / "out")
     assert engine.spec.precision == "fp16"
     assert "source_precision" not in engine.spec.model.provenance
-    assert engine.verdict is not None
-    assert engine.verdict.facts["reference"] == "fp32"
+    assert engine.gate is not None
+    assert engine.gate.facts["reference"] == "fp32"
 
 
 def test_a_quantized_onnx_is_judged_against_itself_and_says_so(
@@ -200,9 +200,9 @@ def test_a_quantized_onnx_is_judged_against_itself_and_says_so(
     engine = build(path, **given)
     assert engine.spec.precision == "int8"
     assert engine.path.name == "trained-int8.onnx"
-    assert engine.verdict is not None
-    assert engine.verdict.facts["reference"] == "int8 source"
-    assert "fp32" not in engine.verdict.text
+    assert engine.gate is not None
+    assert engine.gate.facts["reference"] == "int8 source"
+    assert "fp32" not in engine.gate.text
     assert "no float32 model was there to compare with" in caplog.text
 
 
@@ -213,11 +213,11 @@ def test_what_onnxruntime_quantized_dynamically_stays_as_it_is(
     path = tmp_path / "dynamic.onnx"
     quantize_dynamic(tmp_path / "float.onnx", path)
     given = onnx.load(path)
-    assert held_precision(given) == "int8"
+    assert source_precision(given) == "int8"
     engine = build(path, builder="onnxruntime", store=tmp_path / "store", out=tmp_path / "out")
     assert engine.spec.precision == "int8"
     assert "brought_quantized" in next(s.record.facts for s in engine.steps if s.step.label == "int8")
-    assert engine.verdict is None
+    assert engine.gate is None
     assert "the engine is the int8 ONNX that was given" in caplog.text
     images = np.random.default_rng(3).random((1, 3, 64, 64), np.float32)
     before, after = (InferenceSession(p, providers=["CPUExecutionProvider"]) for p in (path, engine.path))

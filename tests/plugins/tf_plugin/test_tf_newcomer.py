@@ -87,7 +87,7 @@ for batch, units, order in ((None, "normalised", "cell"), (1, "pixels", "anchor"
     if not path.exists():
         keras.Model(images, inner(images)).save(path)
     source = ModelSource(path, sha256_of(path), "small")
-    assert stage.native_size(source) == (64, 64)
+    assert stage.inspect(source).imgsz == (64, 64)
     requests = BuildRequest("fp32", 1, 64, 64), BuildRequest("fp32", 2, 64, 64), BuildRequest("fp32", 1, 64, 64, True)
     for request in requests:
         spec = stage.export(source, request, stage.Options(), Path())
