@@ -16,7 +16,6 @@ from onnxruntime import InferenceSession
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
 from onnxruntime.transformers.float16 import convert_float_to_float16
 from onnxruntime.transformers.onnx_model import OnnxModel
-from yolotrt_onnx.held import source_precision
 
 from yolotrt_core.api import build
 from yolotrt_core.calibration.ranges import Ranges, write_ranges
@@ -28,6 +27,7 @@ from yolotrt_core.types import BuildRequest, Calibration
 from yolotrt_onnx.graph import lift_constants
 from yolotrt_onnx.options import Fp8Options, Fp16Options, Int8Options
 from yolotrt_onnx.passes import Bf16Pass, Fp8Pass, Fp16Pass, Int8Pass
+from yolotrt_onnx.source_precision import source_precision
 from yolotrt_tensorrt.stages import TensorRTBuilder
 
 Make = Callable[..., Any]
