@@ -54,7 +54,7 @@ def test_log_lines_and_errors_break_between_words(command: str, warm: Path, tmp_
     assert len(shown[at]) <= _COLUMNS
     assert shown[at + 1].startswith("  ")
     joined = " ".join(f"{shown[at]} {shown[at + 1]}".split())
-    assert "agreement 1.000 (at least 0.8), scores differ by" in joined
+    assert "agreement 1.000 (minimum 0.8), score difference" in joined
     lines = on_terminal(command, "build", "--tensorrt-workspace", "x" * 70, store=warm / "store", cwd=tmp_path)
     assert lines[0].startswith("error: `--tensorrt-workspace` expects")
     assert any(f"`{'x' * 70}`" in line for line in lines)  # a word is never broken
