@@ -131,7 +131,7 @@ def test_a_batch_that_memory_does_not_hold(run: Run, here: Path) -> None:
     ran = run("build", "--builder", "onnxruntime", "--batch", "100000000")
     assert ran.code == 4
     assert "out of memory for batch 100000000 at 320x320" in ran.err
-    assert "hint: build for a smaller `--batch` or `--imgsz`" in ran.err
+    assert "hint: use a smaller `--batch` or `--imgsz`" in ran.err
     assert "plugin bug in" not in ran.err
 
 

@@ -201,4 +201,4 @@ def test_help_of_all_options_needs_no_other_argument(run: Run, arguments: tuple[
 @pytest.mark.parametrize("task", ["detect", "evaluate", "bench"])
 def test_the_builder_of_what_runs_is_the_first_that_runs(run: Run, task: str) -> None:
     shown = " ".join(run(task, "--help").out.split())
-    assert "Builder plugin (default: the first whose engines run on this machine" in shown
+    assert "Builder plugin (default: the first that runs" in shown

@@ -76,7 +76,7 @@ def test_auto_says_what_it_chose(run: Run, warm: Path) -> None:
     ("arguments", "message"),
     [
         (("--precision", "fp16"), "fp16 quantizes no layers"),
-        (("--plot", "x.jpeg"), "`--plot` expects a file that ends in .svg, .png or .pdf, found `x.jpeg`"),
+        (("--plot", "x.jpeg"), "`--plot` expects a file with the suffix .svg, .png or .pdf, found `x.jpeg`"),
         ((), "calibrator `percentile` needs images"),
         (("--sensitivity-images", "0"), "`--sensitivity-images` expects a whole number, at least 1"),
     ],

@@ -85,7 +85,7 @@ def test_piped_tables_have_no_trailing_spaces(run: Run, warm: Path) -> None:
 
 def test_doctor_names_each_package_once_and_commands_whole(run: Run, tmp_path: Path) -> None:
     text = run("doctor").out
-    table = text.partition("without it you lose")[2].partition("to install")[0]
+    table = text.partition("required for")[2].partition("to install")[0]
     packages = [line.split()[0] for line in table.splitlines() if line.strip()]
     assert len(packages) == len(set(packages)) > 10
     commands = text.partition("to install what is missing:\n")[2].splitlines()

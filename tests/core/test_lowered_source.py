@@ -113,7 +113,7 @@ def test_the_default_is_what_the_model_holds(run: Build, caplog: pytest.LogCaptu
     caplog.clear()
     assert run(_stages("fp16"), precision="fp16").key == engine.key
     assert RUNS["build"] == before
-    assert "is already" not in caplog.text
+    assert "; building" not in caplog.text
     plain = run(_stages(None))
     assert plain.spec.precision == "fp16"
     assert _labels(plain) == ["export", "parity", "halve", "later", "build"]
@@ -208,7 +208,7 @@ def test_auto_compares_the_builders_only(run: Build) -> None:
     assert engine.auto is not None
     assert [(o.builder, o.precision) for o in engine.auto.options] == [("other", "int8")]
     assert engine.auto.text.endswith("the only precision of the source model")
-    with pytest.raises(UsageError, match="the model holds int8, and no builder that runs here builds that"):
+    with pytest.raises(UsageError, match="no builder on this machine supports int8"):
         run(_stages("int8"), precision="auto")
 
 

@@ -69,7 +69,7 @@ def build_groups(registry: Registry, own: type[RecipeSettings], *, run: bool = F
     own_fields = setting_fields(own)
     fields = [*setting_fields(BuildSettings), *(f for f in own_fields if f.name in place)]
     if run:
-        runs = "the first whose engines run on this machine: tensorrt with a GPU, else onnxruntime"
+        runs = "the first that runs: tensorrt with a GPU, else onnxruntime"
         fields = [
             replace(f, common=f.name in _COMMON_TO_RUN, default_text=runs if f.name == "builder" else f.default_text)
             for f in fields

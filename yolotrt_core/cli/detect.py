@@ -88,7 +88,7 @@ class DetectSettings(RecipeSettings):
         help="Folder for annotated images and results",
     )  # fmt: skip
     max_frames: int | None = option(
-        None, minimum=1, maximum=MANY, default_text="its end", help="Maximum number of frames of a video or live source"
+        None, minimum=1, maximum=MANY, default_text="its end", help="Maximum frames of a video or live source"
     )
     show_timing: bool = option(False, switch=True, in_recipe=False, help="Print the time of each step")
     json: bool = json_option("detect")

@@ -82,7 +82,7 @@ def select(
     given = model.info.precision
     pairs = list(_pairs(settings, registry, (given,) if given else PRECISIONS))
     if not pairs:
-        raise UsageError(f"no builder on this machine supports {given}, as the model is", hint="see `doctor`")
+        raise UsageError(f"no builder on this machine supports {given}, the source precision", hint="see `doctor`")
     check_settings(settings)
     first = replace(settings, builder=pairs[0][0].name, precision=pairs[0][1])
     resolved = resolve(first, registry, model)
