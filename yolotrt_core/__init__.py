@@ -1,4 +1,4 @@
-"""yolotrt: from a YOLOv5 checkpoint to a TensorRT engine that can be trusted, and its runner.
+"""yolotrt: builds validated TensorRT engines from YOLOv5 checkpoints, and runs them.
 
 from yolotrt_core import Detector, build
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from yolotrt_core.media.frames import Nv12Frame
     from yolotrt_core.types import Detections, Selection
 
-# Imported when first used: `import yolotrt_core` alone must cost nothing.
+# Imported on first use, so that `import yolotrt_core` alone is fast.
 _HOME = {
     "BuildSettings": "yolotrt_core.api",
     "Detections": "yolotrt_core.types",

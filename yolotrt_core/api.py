@@ -1,4 +1,4 @@
-"""Build an engine from a model: the one entry that the commands and other programs share."""
+"""Python API: `build` and `Detector`, shared by the commands and other programs."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """An engine in a folder of the user's, and how it came about.
+    """An engine file, and how it was built.
 
     Attributes:
-        path: the engine file; `<path>.json` beside it holds the spec. spec: what is in it.
+        path: the engine file, with its sidecar `<path>.json`. spec: content of the sidecar.
         key: its key in the store. steps: every stage with its record and whether it ran.
-        gate: result of the accuracy gate; None for what it does not look at (fp32, `gate.check` is off, or the model
-            is below fp32 already and nothing else was there to compare with).
-        mixed: which layers stayed in fp16 to hold `max_drop`, or None. auto: how precision `auto` chose, or None.
+        gate: result of the accuracy gate; None if it does not apply (fp32, `gate.check` is off, or a
+            reduced-precision source model without a reference).
+        mixed: the layers kept in fp16 to meet `max_drop`, or None. auto: the selection of precision `auto`, or None.
     """
 
     path: Path
@@ -56,7 +56,7 @@ class Engine:
     auto: AutoPrecisionResult | None = None
 
     def __repr__(self) -> str:
-        """Name the engine; the spec and the steps would fill pages."""
+        """Return a short form, without spec and steps."""
         spec = self.spec
         return (
             f"Engine(path={str(self.path)!r}, builder={spec.builder!r}, precision={spec.precision!r}, key={self.key!r})"
@@ -78,36 +78,36 @@ def build(
     registry: Registry | None = None,
     **settings: Any,
 ) -> Engine:
-    """Build an engine and put it, with its spec, in a folder.
+    """Build an engine and write it, with its sidecar, to a folder.
 
     Args:
         weights: checkpoint file, SavedModel folder, known name (`yolov5n`), or None for the
             embedded default model.
-        precision: fp32, fp16, bf16, int8, fp8 or auto; None: fp16, or what the model holds already.
+        precision: fp32, fp16, bf16, int8, fp8 or auto; None: fp16, or that of the source model.
         out: folder for the engine; default `./engines/NAME-PRECISION/`.
         store: artifact store or its folder; default see `default_store`.
-        force: run every stage again.
+        force: ignore the cache and rebuild all stages.
         registry: plugins to use; default all that are installed.
         settings: further fields of `BuildSettings`.
 
     Returns:
-        The engine. Nothing is computed that the store already holds.
+        The engine; cached stages are reused.
 
     Raises:
         YolotrtError: see `yolotrt_core.errors`.
     """
-    wanted = BuildSettings(weights=weights, precision=precision, **settings)
+    build_settings = BuildSettings(weights=weights, precision=precision, **settings)
     folder = None if out is None else user_path(out)
     return build_engine(
-        wanted, store=open_store(store), registry=registry or Registry.discover(), out=folder, force=force
+        build_settings, store=open_store(store), registry=registry or Registry.discover(), out=folder, force=force
     )
 
 
 def build_engine(
     settings: BuildSettings, *, store: Store, registry: Registry, out: Path | None = None, force: bool = False
 ) -> Engine:
-    """Do what `build` says, for callers that hold settings, store and plugins already."""
-    # What opens engines may build them first, and most builds need no search.
+    """Build an engine from given settings, store and registry, see `build`."""
+    # Imported late: opening an engine needs none of them.
     from yolotrt_core.evaluation import accuracy_gate
     from yolotrt_core.tuning import validated_build
 
@@ -122,7 +122,7 @@ def build_engine(
         validated_build.check_settings(settings)
         resolved = resolve(settings, registry)
         made = validated_build.build_and_validate(
-            resolved, store=store, registry=registry, force=force, is_asked_for=True
+            resolved, store=store, registry=registry, force=force, is_requested=True
         )
     builder, precision = made.planned.resolved.builder, made.planned.request.precision
     name = f"{made.planned.resolved.source.name}-{precision}"
@@ -142,7 +142,7 @@ def build_engine(
     export_file(store, made.engine.sha256, path)
     export_file(store, last.outputs[ENGINE_SPEC_FILE].sha256, spec_path(path))
     store.set_ref(f"{name}-{builder.name}", last.key)
-    for check in (r for r in made.results if r.step.kind == "parity"):  # nothing is made from it, so gc would take it
+    for check in (r for r in made.results if r.step.kind == "parity"):  # no stage reads it, so gc would remove it
         store.set_ref(f"{name}-{builder.name}-{check.step.label}", check.record.key)
     if made.gate is not None:
         store.set_ref(f"{name}-{builder.name}-gate", made.gate.key)
@@ -151,7 +151,7 @@ def build_engine(
 
 
 def _warn_of_replaced_engine(path: Path, spec: EngineSpec) -> None:
-    """Warn of another engine in the place of this one: its owner may still want it."""
+    """Warn of overwriting another engine."""
     if not path.is_file():
         return
     try:
@@ -160,12 +160,12 @@ def _warn_of_replaced_engine(path: Path, spec: EngineSpec) -> None:
             return
         shapes = shapes_text(before)
     except (OSError, ValueError, TypeError, LookupError, AttributeError):
-        _log.warning("replaces `%s`, which has no spec of yolotrt beside it", path)
+        _log.warning("overwriting `%s`, which was not created by yolotrt", path)
         return
     if shapes != shapes_text(spec):
-        _log.warning("replaces an engine of %s by one of %s in `%s`", shapes, shapes_text(spec), path)
-    elif before.engine_sha256 != spec.engine_sha256:  # weights of any training are called `best.pt`
-        _log.warning("replaces an engine of other weights, options or tools in `%s`", path)
+        _log.warning("overwriting an engine of %s with one of %s in `%s`", shapes, shapes_text(spec), path)
+    elif before.engine_sha256 != spec.engine_sha256:  # every training writes a `best.pt`
+        _log.warning("overwriting an engine of other weights, options or tools in `%s`", path)
 
 
 class Detector(EngineDetector):
@@ -182,17 +182,17 @@ class Detector(EngineDetector):
         settings: BuildSettings | None = None,
         **fields: Any,
     ) -> Detector:
-        """Open an engine file, or build one for a model first (found in the store after the first time).
+        """Open an engine file, or build one for a model first; the build is cached.
 
         Args:
-            weights: as for `build`. engine: an engine file with its spec beside it, instead.
+            weights: as for `build`. engine: an engine file with its sidecar, instead of `weights`.
             store: artifact store or its folder. registry: plugins; default all installed.
             settings: what to build, `weights` included.
-            fields: or further fields of `BuildSettings`, e.g. `precision="fp32"`, `imgsz=(480, 640)`.
-                Without `builder` the first one that can run here is taken.
+            fields: further fields of `BuildSettings`, e.g. `precision="fp32"`, `imgsz=(480, 640)`.
+                `builder` defaults to the first that runs on this machine.
 
         Raises:
-            UsageError: both or neither can be meant, or the engine file is unusable.
+            UsageError: `weights` and `engine` are both given, or the engine file is invalid.
             StageError: the engine does not run on this machine.
         """
         registry = registry or Registry.discover()
@@ -201,12 +201,12 @@ class Detector(EngineDetector):
         given = GivenOptions(wanted.flags, wanted.recipe)
         if engine is not None:
             if wanted.weights is not None:
-                raise UsageError("`weights` and `engine` exclude each other", hint="an engine holds its model already")
+                raise UsageError("`weights` and `engine` are mutually exclusive", hint="an engine contains its model")
             path = user_path(engine)
             spec = read_engine_spec(path)
             builder = registry.usable("builder", spec.builder)
         else:
-            if wanted.precision != AUTO:  # which looks at all that can run
+            if wanted.precision != AUTO:  # `auto` tries every builder that runs on this machine
                 builder = (
                     registry.usable("builder", wanted.builder)
                     if wanted.builder

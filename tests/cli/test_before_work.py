@@ -58,7 +58,7 @@ def here(tmp_path: Path) -> Path:
             2,
             "`--precision` expects `fp32`, `fp16`, `bf16`, `int8`, `fp8` or `auto`, found `zzz`",
         ),
-        ("build --imgsz 0", 2, "multiples of 32, found 0; 32 is the least"),
+        ("build --imgsz 0", 2, "multiples of 32, found 0; 32 is the minimum"),
         ("build --imgsz 99999", 2, "height and width must be 32 to 8192 pixels, found 99999"),
         ("build --imgsz 99999999", 2, "hint: each from 32 to 8192"),
         ("detect sample --max-det 99999999999", 2, "at least 1, found"),
@@ -110,10 +110,10 @@ def test_a_half_precision_source_is_nothing_else(run: Run, here: Path, warm: Pat
     for asked in ("fp32", "int8"):
         ran = run(*common, "--precision", asked, store=here.parent / "store")
         assert ran.code == 2
-        assert f"expected a float32 model to build {asked} from, found that `half.onnx` holds fp16 already" in ran.err
+        assert f"cannot build {asked}: `half.onnx` is already fp16" in ran.err
     ran = run(*common, store=here.parent / "store")
     assert (ran.code, ran.out) == (0, "engines/half-fp16/half-fp16.onnx\n"), ran.err
-    assert "`half.onnx` holds fp16 already, so that is what is built" in ran.err
+    assert "`half.onnx` is already fp16; building fp16" in ran.err
     assert run("artifacts.export", *common[1:], "--kind", "onnx", "--out", "x", store=here.parent / "store").out == (
         "x/half-fp16.onnx\n"
     )
@@ -130,22 +130,22 @@ def test_calibration_images_that_cannot_be_read(run: Run, here: Path, warm: Path
 def test_a_batch_that_memory_does_not_hold(run: Run, here: Path) -> None:
     ran = run("build", "--builder", "onnxruntime", "--batch", "100000000")
     assert ran.code == 4
-    assert "memory does not suffice for batch 100000000 of 320x320 pixels" in ran.err
-    assert "hint: build for a smaller `--batch` or `--imgsz`" in ran.err
-    assert "a bug in" not in ran.err
+    assert "out of memory for batch 100000000 at 320x320" in ran.err
+    assert "hint: use a smaller `--batch` or `--imgsz`" in ran.err
+    assert "plugin bug in" not in ran.err
 
 
 def test_another_engine_is_not_replaced_without_a_word(run: Run, warm: Path) -> None:
     common = ("build", "--builder", "onnxruntime")
-    words = "warning: replaces an engine of batch 1, 320x320 by one of batch 2, 320x320 in"
-    assert "replaces" not in run(*common, store=warm / "store").err
-    assert "replaces" not in run(*common, store=warm / "store").err
+    words = "warning: overwriting an engine of batch 1, 320x320 with one of batch 2, 320x320 in"
+    assert "overwriting" not in run(*common, store=warm / "store").err
+    assert "overwriting" not in run(*common, store=warm / "store").err
     ran = run(*common, "--batch", "2", store=warm / "store")
     assert ran.code == 0
     assert [line for line in ran.err.splitlines() if line.startswith(words)]
     ran = run(*common, "--batch", "2", "--fp16-decode", "fp16", store=warm / "store")
     assert ran.code == 0
-    assert "warning: replaces an engine of other weights, options or tools in `engines/" in ran.err
+    assert "warning: overwriting an engine of other weights, options or tools in `engines/" in ran.err
 
 
 def test_flags_that_change_nothing(run: Run, warm: Path, tmp_path: Path) -> None:
@@ -212,7 +212,7 @@ def test_a_file_that_yolotrt_did_not_make_is_not_replaced_without_a_word(run: Ru
     made.with_name(made.name + ".json").write_text("my own")
     made.write_text("my own")
     ran = run("build", *common, store=warm / "store")
-    assert f"warning: replaces `mine/{made.name}`, which has no spec of yolotrt beside it" in ran.err
+    assert f"warning: overwriting `mine/{made.name}`, which was not created by yolotrt" in ran.err
     exported = ("artifacts.export", "--kind", "onnx", *common)
     assert "overwriting" not in run(*exported, store=warm / "store").err, "it is the same"
     made.write_text("my own")

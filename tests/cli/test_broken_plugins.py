@@ -127,7 +127,7 @@ def test_an_export_that_wrote_nothing_is_named(run: Run, install: Install, tmp_p
     for _ in range(2):
         ran = run("build", "--weights", str(tmp_path / "m.bin"), "--exporter", "idle")
         assert ran.code == 4
-        assert "error: export: exporter `idle` of `idle-dist` wrote no `model.onnx`" in ran.err
+        assert "error: export: exporter `idle` of `idle-dist` did not write `model.onnx`" in ran.err
 
 
 def test_a_choice_that_is_none_names_its_distribution(run: Run, install: Install, tmp_path: Path) -> None:

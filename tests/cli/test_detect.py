@@ -50,7 +50,7 @@ def test_an_input_is_never_written_over(run: Run, tmp_path: Path, name: str, out
         ran = run("detect", str(source), "--builder", "onnxruntime", "--out", out)
         assert ran.code == 2
         first, hint = ran.err.splitlines()
-        assert first.startswith(f"error: the annotated copy `{out}/{name}` would be written over the input `")
+        assert first.startswith(f"error: the annotated copy `{out}/{name}` would overwrite the input `")
         assert hint == "hint: choose another folder with `--out`"
         assert ran.out == ""
     assert (pics / name).read_bytes() == before
@@ -86,7 +86,7 @@ def test_every_file_of_a_run_has_its_own_name(run: Run, warm: Path, tmp_path: Pa
     ids = {entry["image_id"] for entry in json.loads((tmp_path / "here" / "p" / "predictions.json").read_text())}
     assert ids == {"x", "x-2-2", 139}
     assert re.search(
-        r"^warning: `.*000139.jpg` has the image_id 139 already: that of `.*139.jpg` is `139`$", ran.err, re.M
+        r"^warning: image_id 139 is used by `.*000139.jpg`; using the name for `.*139.jpg`: `139`$", ran.err, re.M
     )
 
 
@@ -264,14 +264,14 @@ def test_a_video_that_was_cut_short_is_told(run: Run, warm: Path, tmp_path: Path
     kept = len(json.loads(ran.out)["images"])
     assert 20 < kept < 40
     missing = len(data) - len(data) // 2
-    assert f"the video `{cut}` was cut short: {missing} bytes are missing at its end, {kept} frames" in ran.err
+    assert f"the video `{cut}` is truncated ({missing} bytes missing); the results include {kept} frames" in ran.err
     assert (tmp_path / "here" / "detections" / "cut.mp4").exists()
     shutil.copy(cut, tmp_path / "other.avi")
     several = run("detect", str(tmp_path / "*.avi"), "--builder", "onnxruntime", store=warm / "store")
     assert several.code == 2
-    assert "2 of 3 files could not be read to their end" in several.err
+    assert "2 of 3 files could not be read completely" in several.err
     told = " ".join(several.err.split())
-    assert all(f"the video `{tmp_path / name}` was cut short" in told for name in ("cut.avi", "other.avi"))
+    assert all(f"the video `{tmp_path / name}` is truncated" in told for name in ("cut.avi", "other.avi"))
     few = run("detect", str(cut), "--builder", "onnxruntime", "--max-frames", "10", store=warm / "store")
     assert few.code == 0, few.err
     assert run("detect", str(whole), "--builder", "onnxruntime", store=warm / "store").code == 0

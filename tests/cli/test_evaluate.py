@@ -49,7 +49,7 @@ def test_its_own_labels_are_found_again(run: Run, warm: Path, labelled: Path) ->
     ("arguments", "told"),
     [
         (("--bootstrap", "0"), None),
-        ((), "no confidence interval: only 1 image: it takes at least 6"),
+        ((), "no confidence interval: only 1 image; at least 6 needed"),
     ],
 )
 def test_no_interval_is_printed_where_there_is_none(
@@ -69,7 +69,7 @@ def test_few_resamples_of_enough_images_tell_nothing(run: Run, warm: Path, label
     arguments = ("--data", str(labelled), *_FP32, "--against", "fp16", "--bootstrap")
     ran = run("evaluate", *arguments, "1", store=warm / "store")
     assert ran.code == 0, ran.err
-    told = "the difference in mAP50-95 was not tested for significance: only 1 resample: it takes at least 100"
+    told = "the difference in mAP50-95 was not tested for significance: only 1 resample; at least 100 needed"
     assert ran.out.splitlines()[-1] == told
     enough = run("evaluate", *arguments, "100", store=warm / "store")
     assert "95%" in enough.out
@@ -86,7 +86,7 @@ def test_two_precisions_are_compared(run: Run, warm: Path, labelled: Path) -> No
     assert document["against"]["engine"]["precision"] == "fp32"
     assert abs(document["against"]["difference"]["map50"]["value"]) < 0.05
     table = run("evaluate", *arguments, store=warm / "store")
-    assert "not tested for significance: only 1 image: it takes at least 6" in table.out
+    assert "not tested for significance: only 1 image; at least 6 needed" in table.out
     assert "distinguishable" not in table.out
     assert document["against"]["difference"]["more_than_noise"] is None
 

@@ -186,7 +186,7 @@ def test_how_to_end_it_stays_in_sight(warm: Path, tmp_path: Path, camera: Callab
     def read() -> bool:
         nonlocal shown
         shown += os.read(ours, 4096).decode(errors="replace")
-        return re.search(r"stream-127\.0\.0\.1 frame \d+, Ctrl-C ends", shown) is not None
+        return re.search(r"stream-127\.0\.0\.1 frame \d+, Ctrl-C stops", shown) is not None
 
     _until(running, read)
     assert "detecting on http://***@127.0.0.1:" in shown

@@ -84,7 +84,7 @@ def test_what_invoke_rejects_exits_one(run: Run, arguments: tuple[str, ...]) -> 
         ("detect --imgsz 480 640 a.jpg", "one argument: `--imgsz 480,640`"),
         ("detect --imgsz=480 640 a.jpg", "one argument: `--imgsz 480,640`"),
         ("build --weights --precision fp16", "`--weights` needs a value"),
-        ("detct sample", "there is no task `detct`"),
+        ("detct sample", "unknown task `detct`"),
         ("--echo detct sample", "did you mean `detect`?"),
         ("artifact.list", "did you mean `artifacts.list`"),
     ],
@@ -134,7 +134,7 @@ def test_a_word_in_the_wrong_place(run: Run, line: str, words: str, hint: str) -
     [
         ("detect --weights x.engine sample", "pass `--engine x.engine`"),
         ("bench --weights x.PLAN", "pass `--engine x.PLAN`"),
-        ("build --weights x.engine", "pass the model that it was built from"),
+        ("build --weights x.engine", "pass the model it was built from"),
     ],
 )
 def test_an_engine_in_the_place_of_a_model(run: Run, line: str, hint: str) -> None:
@@ -201,4 +201,4 @@ def test_help_of_all_options_needs_no_other_argument(run: Run, arguments: tuple[
 @pytest.mark.parametrize("task", ["detect", "evaluate", "bench"])
 def test_the_builder_of_what_runs_is_the_first_that_runs(run: Run, task: str) -> None:
     shown = " ".join(run(task, "--help").out.split())
-    assert "Builder plugin (default: the first whose engines run here" in shown
+    assert "Builder plugin (default: the first that runs" in shown

@@ -54,7 +54,7 @@ def test_log_lines_and_errors_break_between_words(command: str, warm: Path, tmp_
     assert len(shown[at]) <= _COLUMNS
     assert shown[at + 1].startswith("  ")
     joined = " ".join(f"{shown[at]} {shown[at + 1]}".split())
-    assert "agreement 1.000 (at least 0.8), scores differ by" in joined
+    assert "agreement 1.000 (minimum 0.8), score difference" in joined
     lines = on_terminal(command, "build", "--tensorrt-workspace", "x" * 70, store=warm / "store", cwd=tmp_path)
     assert lines[0].startswith("error: `--tensorrt-workspace` expects")
     assert any(f"`{'x' * 70}`" in line for line in lines)  # a word is never broken
@@ -85,7 +85,7 @@ def test_piped_tables_have_no_trailing_spaces(run: Run, warm: Path) -> None:
 
 def test_doctor_names_each_package_once_and_commands_whole(run: Run, tmp_path: Path) -> None:
     text = run("doctor").out
-    table = text.partition("without it you lose")[2].partition("to install")[0]
+    table = text.partition("required for")[2].partition("to install")[0]
     packages = [line.split()[0] for line in table.splitlines() if line.strip()]
     assert len(packages) == len(set(packages)) > 10
     commands = text.partition("to install what is missing:\n")[2].splitlines()

@@ -19,7 +19,7 @@ from fake_stages import FakeBuilder, FakeExporter, FakePass, FakePostprocessor, 
 from yolotrt_core.api import Detector, Engine, build_engine
 from yolotrt_core.build.settings import BuildSettings
 from yolotrt_core.errors import GateError, UsageError
-from yolotrt_core.evaluation.agreement import agree
+from yolotrt_core.evaluation.agreement import compare_detections
 from yolotrt_core.evaluation.predictions import predict
 from yolotrt_core.plugin.options import option
 from yolotrt_core.plugin.registry import Registry
@@ -46,13 +46,15 @@ A, B, FAR = [0, 0, 10, 10], [0, 0, 10, 8], [50, 50, 60, 60]
     ],
 )
 def test_agreement(one: Detections, other: Detections, share: float, drift: float) -> None:
-    result = agree([one], [other])
+    result = compare_detections([one], [other])
     assert result.share == pytest.approx(share)
     assert result.drift == pytest.approx(drift, abs=1e-6)
 
 
 def test_agreement_adds_up_over_images() -> None:
-    result = agree([detections((A, 0.9, 0)), detections((A, 0.5, 0))], [detections((A, 0.7, 0)), detections()])
+    result = compare_detections(
+        [detections((A, 0.9, 0)), detections((A, 0.5, 0))], [detections((A, 0.7, 0)), detections()]
+    )
     assert (result.expected, result.found, result.matched) == (2, 1, 1)
     assert result.share == pytest.approx(2 / 3)
 
@@ -139,7 +141,7 @@ def test_a_faithful_engine_is_handed_out_with_its_verdict(store: Store, tmp_path
 
 
 def test_an_engine_that_finds_nothing_is_held_back_and_kept(store: Store, tmp_path: Path, images: Path) -> None:
-    with pytest.raises(GateError, match="0 of 4 fp32 boxes found") as refused:
+    with pytest.raises(GateError, match="0 of 4 fp32 boxes matched") as refused:
         _build(_stages(0.1), store, tmp_path, eval_data=images / "images")
     assert refused.value.exit_code == 6
     assert not (tmp_path / "out").exists()
@@ -159,25 +161,25 @@ def test_nothing_to_compare_is_said(
         engine = _build(_stages(0.99), store, tmp_path, eval_data=images / "images")
     assert engine.gate is not None
     assert engine.gate.facts["compared"] == 0
-    assert "found nothing to compare: neither the engine nor fp32 has a box" in engine.gate.text
+    assert "no detections in either engine or fp32" in engine.gate.text
     assert "agreement" not in engine.gate.text
-    assert "the gate had 0 boxes to compare, which says little" in caplog.text
+    assert "accuracy gate used only 0 boxes" in caplog.text
 
 
 def test_how_much_was_compared_is_in_the_record(store: Store, tmp_path: Path, images: Path) -> None:
     engine = _build(_stages(0.99), store, tmp_path, eval_data=images / "images")
     assert engine.gate is not None
     assert engine.gate.facts["compared"] == 8  # a box of either side on each of four images
-    assert "4 of 4 fp32 boxes found, 4 boxes in all" in engine.gate.text
+    assert "4 of 4 fp32 boxes matched, 4 boxes in the engine" in engine.gate.text
     one = _build(_stages(0.99), store, tmp_path)
     assert one.gate is not None
-    assert "1 of 1 fp32 box found, 1 box in all" in one.gate.text
+    assert "1 of 1 fp32 box matched, 1 box in the engine" in one.gate.text
 
 
 def test_an_engine_is_judged_again_on_another_gpu(store: Store, tmp_path: Path, images: Path) -> None:
     first = _build(_stages(0.99, own=_OnGpu("good")), store, tmp_path, eval_data=images / "images")
     assert first.gate is not None
-    with pytest.raises(GateError, match="0 of 4 fp32 boxes found"):
+    with pytest.raises(GateError, match="0 of 4 fp32 boxes matched"):
         _build(_stages(0.99, own=_OnGpu("broken")), store, tmp_path, eval_data=images / "images")
     again = _build(_stages(0.99, own=_OnGpu("good")), store, tmp_path, eval_data=images / "images")
     assert again.gate is not None
@@ -275,7 +277,7 @@ def test_it_can_be_handed_out_all_the_same(store: Store, tmp_path: Path) -> None
 
 
 def test_scores_that_drift_are_held_back(store: Store, tmp_path: Path, images: Path) -> None:
-    with pytest.raises(GateError, match=r"scores differ by 0\.15"):
+    with pytest.raises(GateError, match=r"score difference 0\.15"):
         _build(_stages(0.8), store, tmp_path, eval_data=images / "images")
     passed = _build(_stages(0.8), store, tmp_path, eval_data=images / "images", flags={"gate": {"drift": "0.3"}})
     assert passed.gate is not None
@@ -291,7 +293,7 @@ def test_an_engine_that_cannot_run_here_is_judged_by_its_graph(store: Store, tmp
     engine = _build(registry, store, tmp_path, builder="elsewhere")
     assert engine.gate is not None
     assert engine.gate.facts["ran"] == "its typed ONNX in onnxruntime"
-    with pytest.raises(GateError, match="run as its typed ONNX in onnxruntime"):
+    with pytest.raises(GateError, match="evaluated with its typed ONNX in onnxruntime"):
         _build(_stages(0.1, _Elsewhere()), store, tmp_path, builder="elsewhere", eval_data=images / "images")
 
 
@@ -303,7 +305,7 @@ def test_with_labels_the_loss_of_map_decides(store: Store, tmp_path: Path, image
     assert engine.gate.facts["by"] == "map50_95"
     assert (engine.gate.facts["drop_low"], engine.gate.facts["drop_high"]) == (None, None)  # of 4 images
     assert engine.gate.facts["drop"] == 0
-    with pytest.raises(GateError, match=r"mAP50-95 0\.0000, fp32 1\.0000, a loss of 1\.0000 \(0\.2 allowed\)"):
+    with pytest.raises(GateError, match=r"mAP50-95 0\.0000, fp32 1\.0000, loss 1\.0000 \(maximum 0\.2\)"):
         _build(_stages(1e-4), store, tmp_path, eval_data=images, max_drop=0.2)
 
 
@@ -324,7 +326,7 @@ def test_changed_images_are_judged_anew(
     assert first.gate is not None
     assert second.gate is not None
     assert first.gate.key != second.gate.key
-    assert "5 of 5 fp32 boxes found" in caplog.text
+    assert "5 of 5 fp32 boxes matched" in caplog.text
 
 
 def test_the_hint_of_a_refusal_names_images_where_there_were_none(store: Store, tmp_path: Path, images: Path) -> None:
@@ -334,5 +336,5 @@ def test_the_hint_of_a_refusal_names_images_where_there_were_none(store: Store, 
     for given, told in (({}, True), ({"eval_data": images / "images"}, False)):
         with pytest.raises(GateError) as refused:
             _build(registry, store, tmp_path, **given)
-        assert ("images of your own with `--eval-data`" in str(refused.value.hint)) == told
+        assert ("your own images with `--eval-data`" in str(refused.value.hint)) == told
         assert "`--gate-check off`" in str(refused.value.hint)

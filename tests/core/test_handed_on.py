@@ -64,7 +64,7 @@ def _refusal(registry: Registry, store: Store, tmp_path: Path, stage: str, **set
         with pytest.raises(StageError) as caught:
             _build(registry, store, tmp_path, **settings)
         assert caught.value.stage == stage
-        assert caught.value.hint == "this is a fault of the plugin: report it to the authors of `bad-dist`"
+        assert caught.value.hint == "plugin bug: please report it to the authors of `bad-dist`"
         told.append(caught.value.message)
     assert told[0] == told[1]
     return told[0]
@@ -105,13 +105,13 @@ def _reference(**arrays: Any) -> Callable[[ModelSpec, Path], ModelSpec]:
 
 
 EXPORTS = [
-    (_without(ONNX_FILE), "wrote no `model.onnx`"),
-    (_without(REFERENCE_FILE), "wrote no `reference.npz`"),
-    (_writing(REFERENCE_FILE, "no archive"), "wrote a `reference.npz` that is no NumPy archive"),
-    (_reference(images=np.zeros(1)), "wrote a `reference.npz` without `output0`; it has `images`"),
-    (_reference(output0=np.zeros(1)), "wrote a `reference.npz` without `images`; it has `output0`"),
-    (lambda spec, out: None, "should return a `ModelSpec`, it returned NoneType `None`"),
-    (lambda spec, out: ModelSpec, "should return a `ModelSpec`, it returned the class `ModelSpec`"),
+    (_without(ONNX_FILE), "did not write `model.onnx`"),
+    (_without(REFERENCE_FILE), "did not write `reference.npz`"),
+    (_writing(REFERENCE_FILE, "no archive"), "wrote an invalid `reference.npz`, expected a NumPy archive"),
+    (_reference(images=np.zeros(1)), "wrote a `reference.npz` without `output0`; found `images`"),
+    (_reference(output0=np.zeros(1)), "wrote a `reference.npz` without `images`; found `output0`"),
+    (lambda spec, out: None, "returned NoneType `None`, expected a `ModelSpec`"),
+    (lambda spec, out: ModelSpec, "returned the class `ModelSpec`, expected a `ModelSpec`"),
     (lambda spec, out: replace(spec, outputs=()), "returned a spec with outputs tuple `()`, expected `TensorSpec`s"),
 ]
 
@@ -127,17 +127,17 @@ CONTENTS: list[tuple[Mapping[str, Any], str]] = [
     ({"inputs": (IMAGES, replace(IMAGES, name="mask"))}, "with the inputs `images`, `mask`, expected one"),
     (
         {"inputs": (replace(IMAGES, shape=(1, 32, 64, 3)),)},
-        "whose input `images` is float32 (1, 32, 64, 3), its spec says float32 (1, 3, 32, 64)",
+        "whose input `images` is float32 (1, 32, 64, 3), expected float32 (1, 3, 32, 64)",
     ),
     (
         {"inputs": (replace(IMAGES, shape=("batch", 3, 32, 64)),)},
-        "whose input `images` is float32 (batch, 3, 32, 64), its spec says float32 (1, 3, 32, 64)",
+        "whose input `images` is float32 (batch, 3, 32, 64), expected float32 (1, 3, 32, 64)",
     ),
     ({"inputs": (replace(IMAGES, dtype="uint8"),)}, "whose input `images` is uint8 (1, 3, 32, 64)"),
-    ({"outputs": (replace(OUTPUT, name="boxes"),)}, "with the outputs `boxes`, its spec says `output0`"),
-    ({"outputs": (replace(OUTPUT, shape=(1, 3, 9, 9)),)}, "whose output `output0` is float32 (1, 3, 9, 9), its spec"),
+    ({"outputs": (replace(OUTPUT, name="boxes"),)}, "with the outputs `boxes`, expected `output0`"),
+    ({"outputs": (replace(OUTPUT, shape=(1, 3, 9, 9)),)}, "whose output `output0` is float32 (1, 3, 9, 9), expected"),
     ({"metadata": {"names": "", "task": "", "stride": ""}}, "without `imgsz` in its metadata"),
-    ({"garbage": True}, "`model.onnx` that is none: it is empty"),
+    ({"garbage": True}, "wrote an invalid `model.onnx`: it is empty"),
 ]
 
 
@@ -180,9 +180,9 @@ class _Pass(FakePass):
 @pytest.mark.parametrize(
     ("stage", "words"),
     [
-        (_Pass(writes=False), "wrote no `model.onnx`"),
-        (_Pass("done"), "should return a tuple of `ModelSpec` and facts, it returned str `'done'`"),
-        (_Pass((1, {})), "should return a tuple of `ModelSpec` and facts, it returned int `1`"),
+        (_Pass(writes=False), "did not write `model.onnx`"),
+        (_Pass("done"), "returned str `'done'`, expected a tuple of `ModelSpec` and facts"),
+        (_Pass((1, {})), "returned int `1`, expected a tuple of `ModelSpec` and facts"),
     ],
 )
 def test_a_pass_that_hands_on_nothing(stage: Any, words: str, store: Store, tmp_path: Path) -> None:
@@ -225,9 +225,9 @@ RANGES = json.dumps({"schema": 1, "onnx_sha256": "0", "method": "lazy", "tensors
 @pytest.mark.parametrize(
     ("calibrator", "words"),
     [
-        (_Calibrator(None), "wrote no `ranges.json`"),
-        (_Calibrator("{"), "wrote no usable `ranges.json`"),
-        (_Calibrator(RANGES, 7), "should return its method as a str, it returned int `7`"),
+        (_Calibrator(None), "did not write `ranges.json`"),
+        (_Calibrator("{"), "wrote an invalid `ranges.json`"),
+        (_Calibrator(RANGES, 7), "returned int `7`, expected the method as a str"),
     ],
 )
 def test_a_calibrator_that_measures_nothing(calibrator: Any, words: str, store: Store, tmp_path: Path) -> None:
@@ -253,10 +253,10 @@ class _Builder(FakeBuilder):
 @pytest.mark.parametrize(
     ("builder", "words"),
     [
-        (_Builder(file=False), "wrote no `model.bin`"),
-        (_Builder("done"), "should return an `EngineSpec`, it returned str `'done'`"),
-        (_Builder(facts="[]"), "wrote a `facts.json` that is no JSON object"),
-        (_Builder(facts="{"), "wrote a `facts.json` that is no JSON"),
+        (_Builder(file=False), "did not write `model.bin`"),
+        (_Builder("done"), "returned str `'done'`, expected an `EngineSpec`"),
+        (_Builder(facts="[]"), "wrote a `facts.json` that does not hold a JSON object"),
+        (_Builder(facts="{"), "wrote invalid JSON in `facts.json`"),
     ],
 )
 def test_a_builder_that_builds_nothing(builder: Any, words: str, store: Store, tmp_path: Path) -> None:

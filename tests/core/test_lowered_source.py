@@ -106,14 +106,14 @@ def _labels(engine: Engine) -> list[str]:
 def test_the_default_is_what_the_model_holds(run: Build, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         engine = run(_stages("fp16"))
-    assert "`model.txt` holds fp16 already, so that is what is built" in caplog.text
+    assert "`model.txt` is already fp16; building fp16" in caplog.text
     assert (engine.spec.precision, engine.path.name) == ("fp16", "model-fp16.bin")
     assert _labels(engine) == ["export", "parity", "later", "build"]
     before = RUNS["build"]
     caplog.clear()
     assert run(_stages("fp16"), precision="fp16").key == engine.key
     assert RUNS["build"] == before
-    assert "holds" not in caplog.text
+    assert "; building" not in caplog.text
     plain = run(_stages(None))
     assert plain.spec.precision == "fp16"
     assert _labels(plain) == ["export", "parity", "halve", "later", "build"]
@@ -123,12 +123,8 @@ def test_the_default_is_what_the_model_holds(run: Build, caplog: pytest.LogCaptu
 def test_another_precision_is_refused(run: Build, asked: str) -> None:
     with pytest.raises(UsageError) as told:
         run(_stages("fp16", _Builder()), precision=asked)
-    assert str(told.value.message) == (
-        f"expected a float32 model to build {asked} from, found that `model.txt` holds fp16 already"
-    )
-    assert told.value.hint == (
-        "give the float32 model it was made from; `build --precision fp16` makes an engine of what it holds"
-    )
+    assert str(told.value.message) == (f"cannot build {asked}: `model.txt` is already fp16")
+    assert told.value.hint == ("use the float32 model, or build with `--precision fp16`")
 
 
 def test_a_type_that_exports_cannot_be_checked_in_is_refused_in_words(run: Build) -> None:
@@ -138,9 +134,9 @@ def test_a_type_that_exports_cannot_be_checked_in_is_refused_in_words(run: Build
             with pytest.raises(UsageError) as told:
                 run(registry, precision=asked)
             assert str(told.value.message) == (
-                "`model.txt` holds bf16 already, and onnxruntime, by which every model is checked, cannot run that"
+                "`model.txt` is already bf16, which onnxruntime, used for the parity check, does not support"
             )
-            assert told.value.hint == "give the float32 model it was made from, and build it with `--precision bf16`"
+            assert told.value.hint == "use the float32 model and build it with `--precision bf16`"
     assert RUNS["export"] == before
 
 
@@ -170,7 +166,7 @@ def test_a_quantizing_pass_sees_to_the_rest_without_ranges(run: Build) -> None:
 def test_the_very_graph_that_was_given_gets_no_verdict(run: Build, caplog: pytest.LogCaptureFixture) -> None:
     engine = run(_stages("fp16"))
     assert engine.gate is None
-    assert "the engine is the fp16 ONNX that was given, and no float32 model says what that lost" in caplog.text
+    assert "accuracy gate skipped: the source ONNX is already fp16" in caplog.text
 
 
 def test_another_library_is_judged_by_what_was_given(run: Build, caplog: pytest.LogCaptureFixture) -> None:
@@ -178,18 +174,18 @@ def test_another_library_is_judged_by_what_was_given(run: Build, caplog: pytest.
         engine = run(_stages("fp16", _Builder(0.99)))
     assert engine.gate is not None
     assert engine.gate.facts["reference"] == "fp16 source"
-    assert "1 of 1 fp16 source box found" in engine.gate.text
-    assert "the gate says that the engine is still the fp16 source, not what fp16 lost" in caplog.text
+    assert "1 of 1 fp16 source box matched" in engine.gate.text
+    assert "accuracy gate compared with the fp16 source, not with fp32" in caplog.text
     caplog.clear()
     plain = run(_stages(None, _Builder(0.99)))
     assert plain.gate is not None
     assert plain.gate.facts["reference"] == "fp32"
-    assert "1 of 1 fp32 box found" in plain.gate.text
-    assert "no float32 model" not in caplog.text
+    assert "1 of 1 fp32 box matched" in plain.gate.text
+    assert "not with fp32" not in caplog.text
 
 
 def test_a_broken_engine_is_held_back_all_the_same(run: Build) -> None:
-    with pytest.raises(GateError, match="the fp16 engine is not the model any more") as told:
+    with pytest.raises(GateError, match="the fp16 engine failed the accuracy gate") as told:
         run(_stages("fp16", _Builder(0.5)))
     assert "--calibrator" not in str(told.value.hint)
 
@@ -201,7 +197,7 @@ def test_no_limit_on_a_loss_that_cannot_be_measured(run: Build, tmp_path: Path) 
     (tmp_path / "set" / "labels" / "0.txt").write_text("0 0.5 0.5 1 1\n")
     given: dict[str, Any] = {"eval_data": tmp_path / "set", "max_drop": 0.01}
     before = RUNS["export"]
-    with pytest.raises(UsageError, match=r"`--max-drop` is a loss against float32, and `model\.txt` holds fp16"):
+    with pytest.raises(UsageError, match=r"`--max-drop` needs an fp32 reference, but `model\.txt` is already fp16"):
         run(_stages("fp16", _Builder()), **given)
     assert RUNS["export"] == before
     assert run(_stages("fp16", _Builder()), **given, flags={"gate": {"check": "off"}}).gate is None
@@ -211,8 +207,8 @@ def test_auto_compares_the_builders_only(run: Build) -> None:
     engine = run(_stages("int8", _Builder()), precision="auto")
     assert engine.auto is not None
     assert [(o.builder, o.precision) for o in engine.auto.options] == [("other", "int8")]
-    assert engine.auto.text.endswith("the model holds no other precision")
-    with pytest.raises(UsageError, match="the model holds int8, and no builder that runs here builds that"):
+    assert engine.auto.text.endswith("the only precision of the source model")
+    with pytest.raises(UsageError, match="no builder on this machine supports int8"):
         run(_stages("int8"), precision="auto")
 
 

@@ -23,7 +23,7 @@ def test_it_is_told_from_a_bug(err: Exception) -> None:
     told = out_of_memory_error(err, _REQUEST)
     assert told is not None
     assert told.exit_code == 4
-    assert told.message == "memory does not suffice for batch 4 of 320x640 pixels"
+    assert told.message == "out of memory for batch 4 at 320x640"
     assert "`--batch`" in str(told.hint)
 
 
@@ -31,7 +31,7 @@ def test_of_a_dynamic_engine_the_largest_shape_counts() -> None:
     profiles = (ShapeRange((1, 32, 32), (1, 32, 32), (8, 64, 96)),)
     told = out_of_memory_error(MemoryError(), BuildRequest("fp16", 1, 32, 32, True, profiles))
     assert told is not None
-    assert "batch 8 of 64x96 pixels" in told.message
+    assert "batch 8 at 64x96" in told.message
 
 
 def test_other_errors_are_not_its() -> None:

@@ -111,14 +111,14 @@ def test_an_engine_against_itself_differs_by_nothing(random_set: tuple[list[Trut
         assert (interval.value, interval.low, interval.high) == (0, 0, 0)
 
 
-def test_a_clearly_worse_engine_is_more_than_noise(random_set: tuple[list[Truth], list[Detections]]) -> None:
+def test_a_clearly_worse_engine_is_significant(random_set: tuple[list[Truth], list[Detections]]) -> None:
     truth, found = random_set
     worse = [Detections(d.boxes + 12, d.scores, d.class_ids) for d in found]
     one, other = Scored(truth, found, LABELS), Scored(truth, worse, LABELS)
     _, difference = differences(one, other, Bootstrap(100))
     assert difference.high is not None
     assert difference.high < 0
-    assert difference.leaves_out_0
+    assert difference.excludes_zero
 
 
 @pytest.mark.parametrize(("images", "resamples"), [(30, 0), (30, 1), (30, 99), (1, 200), (5, 200)])
@@ -130,7 +130,7 @@ def test_too_few_images_or_resamples_give_no_interval(
     one, other = Scored(truth, found, LABELS), Scored(truth, worse, LABELS)
     bootstrap = Bootstrap(resamples)
     for interval in (*intervals(one, bootstrap), *differences(one, other, bootstrap)):
-        assert (interval.low, interval.high, interval.leaves_out_0) == (None, None, None)
+        assert (interval.low, interval.high, interval.excludes_zero) == (None, None, None)
     assert intervals(one, bootstrap)[0].value == one.accuracy().map50
     assert bootstrap.shortfall(images)
 

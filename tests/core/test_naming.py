@@ -66,8 +66,8 @@ def test_image_ids(caplog: pytest.LogCaptureFixture) -> None:
     names = Names(sources, Path("out"), "coco")
     assert [names.image_id(s) for s in sources] == [139, "139", "139-2", 140]
     assert [r.getMessage() for r in caplog.records] == [
-        "`a/000000000139.jpg` has the image_id 139 already: that of `a/139.jpg` is `139`",
-        "`a/000000000139.jpg` has the image_id 139 already: that of `b/139.jpg` is `139-2`",
+        "image_id 139 is used by `a/000000000139.jpg`; using the name for `a/139.jpg`: `139`",
+        "image_id 139 is used by `a/000000000139.jpg`; using the name for `b/139.jpg`: `139-2`",
     ]
 
 
@@ -96,12 +96,12 @@ def test_an_input_is_never_written_over(pics: Path, tmp_path: Path) -> None:
         (into, "x.jpg"),
         (hard, "video.mp4"),
     ):
-        with pytest.raises(UsageError, match=f"the annotated copy `.*{name}` would be written over") as caught:
+        with pytest.raises(UsageError, match=f"the annotated copy `.*{name}` would overwrite") as caught:
             Names([pics / name], out, "json").refuse_inputs(annotate=True)
         assert "`--out`" in str(caught.value.hint)
     # The copy of one input, in the place of another.
     (tmp_path / "x.jpg").write_bytes(b"another")
-    with pytest.raises(UsageError, match="would be written over the input"):
+    with pytest.raises(UsageError, match="would overwrite the input"):
         Names([pics / "x.jpg", tmp_path / "x.jpg"], tmp_path, "json").refuse_inputs(annotate=True)
 
 
@@ -125,7 +125,7 @@ def test_labels_of_the_inputs_are_never_written_over(tmp_path: Path) -> None:
     names.refuse_inputs(annotate=False)
     (labels / "x.txt").write_text("7 .5 .5 .1 .1")
     for annotate in (True, False):
-        with pytest.raises(UsageError, match=r"x\.txt` would be written over: it holds the labels of .*x\.jpg"):
+        with pytest.raises(UsageError, match=r"cannot overwrite `.*x\.txt`: it holds the labels of .*x\.jpg"):
             names.refuse_inputs(annotate=annotate)
     Names([pics / "x.jpg"], tmp_path, "json").refuse_inputs(annotate=False)
     Names([pics / "x.jpg"], tmp_path / "out", "yolo").refuse_inputs(annotate=True)

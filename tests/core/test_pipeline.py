@@ -96,7 +96,7 @@ def test_one_number_is_a_square(weights: Path, store: Store, registry: Registry,
     for wrong, words in {
         100: "multiples of 32, found 100",
         0: "multiples of 32, found 0",
-        "640": r"`imgsz` is \(height, width\) in pixels, or one number for a square, found '640'",
+        "640": r"`imgsz` must be \(height, width\) in pixels, or one number for a square, found '640'",
         (64,): r"found \(64,\)",
         64.0: "found 64.0",
         True: "found True",
@@ -195,13 +195,13 @@ def test_a_damaged_intermediate_is_made_again(
         second = _build(weights, store, registry, tmp_path, precision="fp16")
     assert json.loads(second.path.read_text()) == 6.0
     assert second.steps[0].record.outputs["model.onnx"].sha256 == onnx
-    assert "damaged" in caplog.text or "making it again" in caplog.text
+    assert "damaged" in caplog.text or "rebuilding it" in caplog.text
 
 
 @pytest.mark.parametrize(
     ("settings", "error", "words"),
     [
-        ({"precision": "int8"}, UsageError, "does not build int8"),
+        ({"precision": "int8"}, UsageError, "does not support int8"),
         ({"precision": "fp12"}, UsageError, "unknown precision `fp12`"),
         ({"builder": "onnxruntim"}, PluginError, "no builder named"),
         ({"exporter": "tf"}, PluginError, "no exporter named"),
@@ -331,7 +331,7 @@ def test_detector_runs_what_was_built(weights: Path, store: Store, registry: Reg
         assert float(detector.detect([frame])[0].scores[0]) == pytest.approx(1.2, rel=1e-6)
         with pytest.raises(UsageError, match="uint8"):
             detector.detect([frame.astype(np.float32)])  # type: ignore[list-item]
-    with pytest.raises(UsageError, match="exclude each other"):
+    with pytest.raises(UsageError, match="mutually exclusive"):
         Detector.open(weights, engine=built.path, store=store, registry=registry)
 
 

@@ -105,7 +105,7 @@ def test_ranges_of_another_model_are_refused(build: Any, store: Store, data: Pat
 
 
 def test_ranges_that_ruin_the_engine_are_held_back(build: Any) -> None:
-    with pytest.raises(GateError, match="the int8 engine is not the model any more"):
+    with pytest.raises(GateError, match="the int8 engine failed the accuracy gate"):
         build(flags={"percentile": {"percent": "60"}})
 
 

@@ -39,6 +39,7 @@ def test_no_sentence_of_the_readme_lies_about_files() -> None:
 
     for name in (
         "README.md",
+        "CONTRIBUTING.md",
         "plugins/README.md",
         "yolotrt_core/cli/README.md",
         "artifacts/README.md",

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def machine_facts() -> dict[str, Json]:
-    """Return what figures depend on: processor, GPU with its clocks now, peak memory of this process."""
+    """Return processor, GPU with its current clocks, and peak memory of this process."""
     facts: dict[str, Json] = {
         "peak_host_memory_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
         "processor": _processor(),
@@ -40,7 +40,7 @@ def _processor() -> str:
 
 
 def query_gpus(fields: Sequence[str]) -> list[list[str]]:
-    """Return these fields of every GPU by nvidia-smi, which comes with the driver; without a GPU or driver nothing."""
+    """Return these fields of every GPU by nvidia-smi; nothing without a GPU or driver."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return []

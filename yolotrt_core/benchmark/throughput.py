@@ -1,4 +1,4 @@
-"""How fast engines are here: alone, and from host frames to boxes; several in one shuffled run."""
+"""Throughput of engines: alone, and from host frames to boxes; several in one interleaved run."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _STREAM_SECONDS = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One engine to time, with the batch it is given."""
+    """An engine to time, with its batch."""
 
     name: str
     detector: Detector
@@ -37,12 +37,12 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """What was measured of a candidate.
+    """Measurements of a candidate.
 
     Attributes:
-        engine: the engine alone; by the device's clock where there is one. end_to_end: host frames
+        engine: the engine alone, by the device's clock if there is one. end_to_end: host frames
             to host boxes, wall clock. steps_ms: median of each step; on a device launched one by
-            one, so that their sum is more than a detection takes. graph: how a device launches it.
+            one, so their sum exceeds a detection. graph: how a device launches it.
     """
 
     name: str
@@ -58,7 +58,7 @@ class Speed:
 
 
 def measure_speed(candidates: Sequence[Candidate], frame_size: tuple[int, int], repeats: int) -> list[Speed]:
-    """Time every candidate on the same made-up frames.
+    """Time every candidate on the same generated frames.
 
     Args:
         frame_size: (height, width) of the host frames in pixels.
@@ -72,7 +72,7 @@ def measure_speed(candidates: Sequence[Candidate], frame_size: tuple[int, int], 
         bar.update(completed=1, text="timing frames to boxes")
         calls: dict[str, Callable[[], object]] = {}
         for c in candidates:
-            calls[c.name] = _detecting(c, frames, selection)
+            calls[c.name] = _detect_call(c, frames, selection)
         end_to_end = measure_interleaved(calls, repeats=repeats, warmup=3)
         bar.update(completed=2, text="timing steps")
         steps = {c.name: _steps(c, frames[: c.batch], selection) for c in candidates}
@@ -81,9 +81,7 @@ def measure_speed(candidates: Sequence[Candidate], frame_size: tuple[int, int], 
 
 
 def measure_streams(candidates: Sequence[Candidate], frame_size: tuple[int, int]) -> dict[str, float]:
-    """Return how many frames a second each candidate takes where they keep coming, as from cameras or files.
-
-    Several batches are in flight then, so that this is more than a single batch's time tells.
+    """Return frames per second of each candidate on a continuous stream, with several batches in flight.
 
     Args:
         frame_size: (height, width) of the host frames in pixels.
@@ -102,19 +100,19 @@ def measure_streams(candidates: Sequence[Candidate], frame_size: tuple[int, int]
 
 
 def _stream_rate(c: Candidate, frames: Sequence[NDArray[np.uint8]]) -> float:
-    def coming(seconds: float) -> Iterator[NDArray[np.uint8]]:
+    def generate(seconds: float) -> Iterator[NDArray[np.uint8]]:
         until = time.perf_counter() + seconds
         while time.perf_counter() < until:
             yield from frames
 
-    for _ in c.detector.stream(coming(_WARMUP_SECONDS)):
+    for _ in c.detector.stream(generate(_WARMUP_SECONDS)):
         pass
     began = time.perf_counter()
-    count = sum(1 for _ in c.detector.stream(coming(_STREAM_SECONDS)))
+    count = sum(1 for _ in c.detector.stream(generate(_STREAM_SECONDS)))
     return count / (time.perf_counter() - began)
 
 
-def _detecting(c: Candidate, frames: Sequence[NDArray[np.uint8]], selection: Selection) -> Callable[[], object]:
+def _detect_call(c: Candidate, frames: Sequence[NDArray[np.uint8]], selection: Selection) -> Callable[[], object]:
     return lambda: c.detector.detect(frames[: c.batch], selection)
 
 
@@ -131,7 +129,7 @@ def _engine_times(candidates: Sequence[Candidate], repeats: int) -> dict[str, Ti
 
 
 def _engine_run(c: Candidate) -> Callable[[int], list[float]]:
-    """Return what runs the engine alone `n` times and gives the milliseconds of each."""
+    """Return a function that runs the engine alone `n` times and returns milliseconds."""
     session = c.detector.session
     if isinstance(session, TimedSession):
         timed = session
@@ -171,7 +169,7 @@ def _graph(c: Candidate) -> str | None:
 
 
 def _frames(count: int, size: tuple[int, int]) -> list[NDArray[np.uint8]]:
-    """Make frames with structure, so that decoders and suppression have something to do."""
+    """Generate frames with structure, so that decoding and NMS have work to do."""
     import numpy as np
 
     random_numbers = np.random.default_rng(0)

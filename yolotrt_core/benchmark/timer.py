@@ -1,4 +1,4 @@
-"""How long something takes: percentiles of repeated calls, several candidates shuffled in one run."""
+"""Timing of repeated calls: percentiles, several candidates interleaved in one run."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Wall-clock times of one thing, in milliseconds.
+    """Wall-clock times of repeated calls, in milliseconds.
 
     Attributes:
-        p50_ms, p90_ms, p99_ms: percentiles (nearest rank). best_ms, mean_ms: as named. repeats: how many calls.
+        p50_ms, p90_ms, p99_ms: percentiles (nearest rank). repeats: number of calls.
     """
 
     p50_ms: float
@@ -25,15 +25,15 @@ class Timing:
     repeats: int
 
     def per_second(self, units: int) -> float:
-        """Return how many units a second pass, each call doing `units` of them, at the median."""
+        """Return the median units per second, for `units` per call."""
         return units * 1000.0 / self.p50_ms
 
 
 def timing(samples_ms: Sequence[float]) -> Timing:
-    """Summarise samples.
+    """Summarize samples.
 
     Raises:
-        ValueError: there are none.
+        ValueError: no samples.
     """
     if not samples_ms:
         raise ValueError("no samples")
@@ -47,10 +47,10 @@ def timing(samples_ms: Sequence[float]) -> Timing:
 
 
 def measure(call: Callable[[], object], *, repeats: int, warmup: int = 10) -> Timing:
-    """Time one call after another, without the garbage collector in between.
+    """Time calls one after another, with garbage collection off.
 
     Args:
-        call: does the work and waits for it to be done.
+        call: waits for its work.
     """
     return measure_interleaved({"": call}, repeats=repeats, warmup=warmup)[""]
 
@@ -58,11 +58,11 @@ def measure(call: Callable[[], object], *, repeats: int, warmup: int = 10) -> Ti
 def measure_interleaved(
     calls: Mapping[str, Callable[[], object]], *, repeats: int, warmup: int = 10, burst: int = 1, seed: int = 0
 ) -> dict[str, Timing]:
-    """Time several things in turn, the order of each round shuffled, so that drift hits all alike.
+    """Time several calls in shuffled rounds, so that drift affects all alike.
 
     Args:
-        calls: name to what does the work and waits for it. repeats: rounds, `burst` calls of each.
-        burst: calls in a row; more than 1 where one contender leaves threads spinning that slow the next.
+        calls: by name; each waits for its work. repeats: rounds, `burst` calls of each.
+        burst: calls in a row; more than 1 if threads of one candidate keep spinning and slow the next.
     """
     samples: dict[str, list[float]] = {name: [] for name in calls}
     for call in calls.values():

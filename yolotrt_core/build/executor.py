@@ -1,6 +1,6 @@
-"""Run the stages of a plan whose artifact is not in the store.
+"""Execution of a build plan: run the stages whose artifact is not in the store.
 
-A plan is walked: look up or run a step, take its outputs' digests, make the next step's key.
+The digests of a step's outputs enter the key of the next step.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from yolotrt_core.types import BuildRequest, Json
 
 _log = logging.getLogger(__name__)
 
-# How torch, onnxruntime and C++ say that memory ran out, for which they have no exception of their own.
+# Messages of torch, onnxruntime and C++, which have no exception of their own for this.
 _OUT_OF_MEMORY = re.compile(
     r"can't allocate memory|failed to allocate memory|bad[_ ]alloc|out of memory", re.IGNORECASE
 )
@@ -39,7 +39,7 @@ _OUT_OF_MEMORY = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """A step's action with its record, and whether it was found in the store."""
+    """Action and record of a step, and whether it was a cache hit."""
 
     step: Step
     action: Action
@@ -76,9 +76,9 @@ def run(steps: Plan, store: Store, registry: Registry, *, force: bool = False) -
     try:
         return _run(steps, store, registry, force=force, verify=False)
     except (DamagedArtifactError, MissingArtifactError) as err:
-        # Only what is handed out is read on a hit; a damaged intermediate shows when it is needed,
-        # and another process's gc may take one between two steps.
-        _log.warning("%s; making it again", err)
+        # A cache hit verifies the last artifact only: a corrupted intermediate shows when it is needed,
+        # and gc of another process may remove one between two steps.
+        _log.warning("%s; rebuilding it", err)
         return _run(steps, store, registry, force=force, verify=True)
 
 
@@ -91,21 +91,21 @@ def _run(steps: Plan, store: Store, registry: Registry, *, force: bool, verify: 
         with contextlib.ExitStack() as running:
             record, from_cache = store.obtain(
                 action,
-                functools.partial(_make, steps, step, action, store),
+                functools.partial(_run_stage, steps, step, action, store),
                 verify=verify or step is steps.steps[-1],
                 force=force,
-                on_start=functools.partial(_started, registry, running, f"{step.label} by {step.identity.name}"),
+                on_start=functools.partial(_start, registry, running, f"{step.label} by {step.identity.name}"),
             )
         seconds = time.perf_counter() - began
         registry.notify("yolotrt_stage_finished", action=action, record=record, from_cache=from_cache, seconds=seconds)
-        outcome = "found" if from_cache else "built"
+        outcome = "cached" if from_cache else "built"
         _log.info("%-9s %-11s %s  %s  %.2f s", step.label, step.identity.name, outcome, action.key[:12], seconds)
         done[step.label] = record
         results.append(StepResult(step, action, record, from_cache))
     return results
 
 
-def _started(registry: Registry, running: contextlib.ExitStack, text: str, action: Action) -> None:
+def _start(registry: Registry, running: contextlib.ExitStack, text: str, action: Action) -> None:
     registry.notify("yolotrt_stage_started", action=action)
     running.enter_context(progress(text))
 
@@ -125,8 +125,8 @@ def _action(step: Step, done: Mapping[str, Record]) -> Action:
     )
 
 
-def _make(steps: Plan, step: Step, action: Action, store: Store, folder: Path) -> Mapping[str, Json]:
-    """Do one step's work in its folder and return the facts for the record."""
+def _run_stage(steps: Plan, step: Step, action: Action, store: Store, folder: Path) -> Mapping[str, Json]:
+    """Run the stage of a step in its folder and return the facts for the record."""
     given = folder / "in"
     given.mkdir()
     for name, sha256 in action.inputs.items():
@@ -139,19 +139,19 @@ def _make(steps: Plan, step: Step, action: Action, store: Store, folder: Path) -
                 return stage_runners.WORK[step.kind](steps, step, given, folder / "out", store)
             except (YolotrtError, OSError, KeyboardInterrupt):
                 raise
-            except (Exception, SystemExit) as err:  # a stage of anyone's may fail in any way; the log keeps the trace
+            except (Exception, SystemExit) as err:  # stages may raise anything; the log has the traceback
                 _log.debug("unexpected", exc_info=True)
-                if lacking := out_of_memory_error(err, step.request):
-                    raise lacking from err
+                if memory_error := out_of_memory_error(err, step.request):
+                    raise memory_error from err
                 raise StageError(
                     f"failed with {type(err).__name__}: {err}",
-                    hint=f"a bug in `{step.identity.name}` of `{step.identity.dist}`: report it with the log",
+                    hint=f"plugin bug in `{step.identity.name}` of `{step.identity.dist}`: report it with the log",
                 ) from err
     except StageError as err:
         err.stage = step.label  # the store adds the key and the log
         raise
     except YolotrtError:
-        log_file.unlink(missing_ok=True)  # the user's input is at fault: nothing to look up in a log
+        log_file.unlink(missing_ok=True)  # invalid user input: a log does not help
         raise
 
 
@@ -160,8 +160,8 @@ def out_of_memory_error(err: BaseException, request: BuildRequest) -> StageError
     if not isinstance(err, MemoryError) and not _OUT_OF_MEMORY.search(str(err)):
         return None
     shapes = [p.max for p in request.profiles] or [(request.batch, request.height, request.width)]
-    shown = " and ".join(f"batch {batch} of {height}x{width} pixels" for batch, height, width in shapes)
+    shown = " and ".join(f"batch {batch} at {height}x{width}" for batch, height, width in shapes)
     return StageError(
-        f"memory does not suffice for {shown}",
-        hint="build for a smaller `--batch` or `--imgsz`" + (", or a smaller `--profile`" if request.profiles else ""),
+        f"out of memory for {shown}",
+        hint="use a smaller `--batch` or `--imgsz`" + (", or a smaller `--profile`" if request.profiles else ""),
     )

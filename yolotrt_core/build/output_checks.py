@@ -1,4 +1,4 @@
-"""Checks what a stage hands on, right after it ran, so that the one at fault is blamed and nothing of it is kept."""
+"""Checks of a stage's output right after it ran, so that errors name the plugin and nothing invalid is stored."""
 
 from __future__ import annotations
 
@@ -17,21 +17,19 @@ from yolotrt_core.types import EngineSpec, Json, ModelSpec, TensorSpec
 if TYPE_CHECKING:
     from yolotrt_core.build.step import Step
 
-# What later stages and other tools read from the file itself.
+# Metadata that later stages and other tools read from the ONNX.
 _METADATA = frozenset({"stride", "names", "task", "imgsz"})
-_BEFORE_CLASSES = {"yolov5": 5}  # columns of a head's output that are no class: box and objectness
+_BEFORE_CLASSES = {"yolov5": 5}  # columns of a head's output before the class scores: box and objectness
 
 
-def fault(step: Step, what: str) -> StageError:
-    """Return the error for a stage that did not do what its kind promises."""
+def plugin_error(step: Step, what: str) -> StageError:
+    """Return the error for a stage that breaks the contract of its kind."""
     who = f"{step.kind} `{step.identity.name}` of `{step.identity.dist}`"
-    return StageError(
-        f"{who} {what}", hint=f"this is a fault of the plugin: report it to the authors of `{step.identity.dist}`"
-    )
+    return StageError(f"{who} {what}", hint=f"plugin bug: please report it to the authors of `{step.identity.dist}`")
 
 
 def check_export(step: Step, spec: Any, out: Path, reader: Any) -> ModelSpec:
-    """Check an exporter's files and answer.
+    """Check an exporter's files and return value.
 
     Args:
         reader: the builder that checks exports; looks into the ONNX if it is an OnnxReader.
@@ -46,48 +44,48 @@ def check_export(step: Step, spec: Any, out: Path, reader: Any) -> ModelSpec:
     return model
 
 
-def check_pass(step: Step, answer: Any, out: Path, reader: Any) -> tuple[ModelSpec, Mapping[str, Json]]:
-    """Check a pass's file and answer; see `check_export`."""
+def check_pass(step: Step, returned: Any, out: Path, reader: Any) -> tuple[ModelSpec, Mapping[str, Json]]:
+    """Check a pass's file and return value; see `check_export`."""
     _refuse_missing(step, out, ONNX_FILE)
     wanted = "a tuple of `ModelSpec` and facts"
-    if not isinstance(answer, tuple) or len(answer) != 2 or not isinstance(answer[1], Mapping):
-        raise fault(step, f"should return {wanted}, it returned {shown(answer)}")
-    model = _model_spec(step, answer[0], wanted)
+    if not isinstance(returned, tuple) or len(returned) != 2 or not isinstance(returned[1], Mapping):
+        raise plugin_error(step, f"returned {shown(returned)}, expected {wanted}")
+    model = _model_spec(step, returned[0], wanted)
     _check_onnx(step, model, out / ONNX_FILE, reader)
-    return model, answer[1]
+    return model, returned[1]
 
 
 def check_ranges(step: Step, method: Any, out: Path) -> Ranges:
-    """Check a calibrator's file and answer; see `check_export`."""
+    """Check a calibrator's file and return value; see `check_export`."""
     _refuse_missing(step, out, RANGES_FILE)
     if not isinstance(method, str):
-        raise fault(step, f"should return its method as a str, it returned {shown(method)}")
+        raise plugin_error(step, f"returned {shown(method)}, expected the method as a str")
     try:
         return read_ranges(out / RANGES_FILE)
     except UsageError as err:
-        raise fault(step, f"wrote no usable `{RANGES_FILE}`: {err}") from err
+        raise plugin_error(step, f"wrote an invalid `{RANGES_FILE}`: {err}") from err
 
 
 def check_engine(step: Step, spec: Any, engine: Path) -> EngineSpec:
-    """Check a builder's file and answer; see `check_export`."""
+    """Check a builder's file and return value; see `check_export`."""
     _refuse_missing(step, engine.parent, engine.name)
     if not isinstance(spec, EngineSpec):
-        raise fault(step, f"should return an `EngineSpec`, it returned {shown(spec)}")
+        raise plugin_error(step, f"returned {shown(spec)}, expected an `EngineSpec`")
     return spec
 
 
 def _refuse_missing(step: Step, out: Path, *names: str) -> None:
     for name in names:
         if not (out / name).is_file():
-            raise fault(step, f"wrote no `{name}`")
+            raise plugin_error(step, f"did not write `{name}`")
 
 
 def _model_spec(step: Step, spec: Any, wanted: str) -> ModelSpec:
     if not isinstance(spec, ModelSpec):
-        raise fault(step, f"should return {wanted}, it returned {shown(spec)}")
-    for words, tensors in (("input", spec.inputs), ("output", spec.outputs)):
+        raise plugin_error(step, f"returned {shown(spec)}, expected {wanted}")
+    for kind, tensors in (("input", spec.inputs), ("output", spec.outputs)):
         if not tensors or not all(isinstance(tensor, TensorSpec) for tensor in tensors):
-            raise fault(step, f"returned a spec with {words}s {shown(tensors)}, expected `TensorSpec`s")
+            raise plugin_error(step, f"returned a spec with {kind}s {shown(tensors)}, expected `TensorSpec`s")
     return spec
 
 
@@ -98,50 +96,51 @@ def _check_reference(step: Step, spec: ModelSpec, path: Path) -> None:
         with np.load(path, allow_pickle=False) as arrays:
             names = set(arrays.files)
     except (ValueError, OSError, EOFError, AttributeError, zipfile.BadZipFile) as err:
-        raise fault(step, f"wrote a `{REFERENCE_FILE}` that is no NumPy archive: {err}") from err
+        raise plugin_error(step, f"wrote an invalid `{REFERENCE_FILE}`, expected a NumPy archive: {err}") from err
     for name in ("images", *(tensor.name for tensor in spec.outputs)):
         if name not in names:
-            raise fault(step, f"wrote a `{REFERENCE_FILE}` without `{name}`; it has {_listed(sorted(names))}")
+            raise plugin_error(step, f"wrote a `{REFERENCE_FILE}` without `{name}`; found {_list_text(sorted(names))}")
 
 
 def _check_onnx(step: Step, spec: ModelSpec, path: Path, reader: Any) -> None:
-    """Compare the spec with what the file declares; whoever wrote both is to blame if they differ."""
+    """Compare the spec with what the file declares; one stage has written both."""
     if not isinstance(reader, OnnxReader):
         return
     try:
         found = reader.contents(path)
     except StageError as err:
-        raise fault(step, f"wrote a `{ONNX_FILE}` that is none: {err}") from err
+        raise plugin_error(step, f"wrote an invalid `{ONNX_FILE}`: {err}") from err
     if found is None:
         return
     if [tensor.name for tensor in found.inputs] != ["images"]:
-        names = _listed([tensor.name for tensor in found.inputs])
-        raise fault(step, f"wrote an ONNX with the inputs {names}, expected one, named `images`")
-    for words, tensors, said in (("input", found.inputs, spec.inputs), ("output", found.outputs, spec.outputs)):
-        _compare(step, words, tensors, said)
+        names = _list_text([tensor.name for tensor in found.inputs])
+        raise plugin_error(step, f"wrote an ONNX with the inputs {names}, expected one, named `images`")
+    for kind, tensors, declared in (("input", found.inputs, spec.inputs), ("output", found.outputs, spec.outputs)):
+        _compare(step, kind, tensors, declared)
     _check_labels(step, spec, found)
 
 
-def _compare(step: Step, words: str, found: Sequence[TensorSpec], said: Sequence[TensorSpec]) -> None:
-    names = [[tensor.name for tensor in tensors] for tensors in (found, said)]
+def _compare(step: Step, kind: str, found: Sequence[TensorSpec], declared: Sequence[TensorSpec]) -> None:
+    names = [[tensor.name for tensor in tensors] for tensors in (found, declared)]
     if names[0] != names[1]:
-        raise fault(step, f"wrote an ONNX with the {words}s {_listed(names[0])}, its spec says {_listed(names[1])}")
-    for tensor, wanted in zip(found, said, strict=True):
-        if not _fits(tensor, wanted, exact=words == "input"):
-            raise fault(
-                step, f"wrote an ONNX whose {words} `{tensor.name}` is {_typed(tensor)}, its spec says {_typed(wanted)}"
-            )
+        raise plugin_error(
+            step, f"wrote an ONNX with the {kind}s {_list_text(names[0])}, expected {_list_text(names[1])}"
+        )
+    for tensor, wanted in zip(found, declared, strict=True):
+        if not _is_compatible(tensor, wanted, exact=kind == "input"):
+            shapes = f"{_tensor_text(tensor)}, expected {_tensor_text(wanted)}"
+            raise plugin_error(step, f"wrote an ONNX whose {kind} `{tensor.name}` is {shapes}")
 
 
-def _fits(found: TensorSpec, said: TensorSpec, *, exact: bool) -> bool:
-    """Say whether shapes agree; of an output the file may leave open what the spec knows, and the other way round."""
-    if found.dtype != said.dtype:
+def _is_compatible(found: TensorSpec, declared: TensorSpec, *, exact: bool) -> bool:
+    """Return whether shapes are compatible; an output dimension may be fixed in the file or in the spec only."""
+    if found.dtype != declared.dtype:
         return False
     if not found.shape and not exact:  # the file leaves the whole shape open
         return True
-    if len(found.shape) != len(said.shape):
+    if len(found.shape) != len(declared.shape):
         return False
-    pairs = list(zip(found.shape, said.shape, strict=True))
+    pairs = list(zip(found.shape, declared.shape, strict=True))
     if exact and any(isinstance(one, int) != isinstance(other, int) for one, other in pairs):
         return False
     return all(one == other for one, other in pairs if isinstance(one, int) and isinstance(other, int))
@@ -151,23 +150,23 @@ def _check_labels(step: Step, spec: ModelSpec, found: OnnxContents) -> None:
     before = _BEFORE_CLASSES.get(spec.head)
     shape = spec.outputs[0].shape
     if before is not None and shape and isinstance(shape[-1], int) and shape[-1] != before + len(spec.labels):
-        raise fault(
+        raise plugin_error(
             step,
             f"returned {len(spec.labels)} labels for an output {shape_text(shape)}: the head `{spec.head}` has "
             f"{before} + classes columns, so {shape[-1] - before} labels are expected",
         )
     missing = sorted(_METADATA - found.metadata.keys())
     if missing:
-        raise fault(
+        raise plugin_error(
             step,
-            f"wrote an ONNX without {_listed(missing)} in its metadata: an exporter writes what "
+            f"wrote an ONNX without {_list_text(missing)} in its metadata: an exporter writes what "
             "`yolotrt_core.export.onnx_metadata.metadata_of` returns, a pass keeps it",
         )
 
 
-def _listed(names: Sequence[str]) -> str:
+def _list_text(names: Sequence[str]) -> str:
     return ", ".join(f"`{name}`" for name in names) or "none"
 
 
-def _typed(tensor: TensorSpec) -> str:
+def _tensor_text(tensor: TensorSpec) -> str:
     return f"{tensor.dtype} {shape_text(tensor.shape)}"

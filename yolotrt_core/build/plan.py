@@ -1,7 +1,7 @@
-"""Plan the stages of a build, without running any.
+"""Planning of a build's stages, without running any.
 
-A key holds the digests of a stage's inputs, and those are known only once the stage before has run or was found: so
-a plan names where each input comes from, and `pipeline` walks it.
+A key holds the digests of a stage's inputs, known only once the stage before has run or was found. So a plan names
+where each input comes from, and `executor` resolves it.
 """
 
 from __future__ import annotations
@@ -39,20 +39,20 @@ def plan_build(resolved: ResolvedBuild, registry: Registry) -> Plan:
 
     Raises:
         UsageError: unknown option or precision. PluginError: a stage lacks its tools.
-        StageError: the builder says that it cannot build this request.
+        StageError: the builder cannot build this request.
     """
     request, settings, builder = resolved.request, resolved.options, resolved.builder
     precision = resolved.source_info.precision
     if request.precision not in builder.stage.precisions:
         known = ", ".join(sorted(builder.stage.precisions))
-        raise UsageError(f"builder `{builder.name}` does not build {request.precision}", hint=f"it builds {known}")
+        raise UsageError(f"builder `{builder.name}` does not support {request.precision}", hint=f"it supports {known}")
     _refuse_conversion(resolved)
     registered.refuse_unavailable(resolved.exporter, resolved.exporter.stage.available())
     chosen_options = settings.resolve(builder.stage.Options, builder.name)
     builder.stage.preflight(request, chosen_options)
     if isinstance(builder.stage, RoundingBuilder) and builder.stage.rounds_fp32(request, chosen_options):
         request = replace(request, exact_fp32=True)
-    # Ranges reach an engine once: as Q/DQ nodes of a pass, or, where it asks for them, through the builder.
+    # Ranges are applied once: as Q/DQ nodes by a pass, or by a builder that takes them.
     takes_ranges = isinstance(builder.stage, RangesBuilder) and builder.stage.takes_ranges(request, chosen_options)
     steps = list(_shared_steps(registry, resolved, request))
     passes = [
@@ -60,7 +60,7 @@ def plan_build(resolved: ResolvedBuild, registry: Registry) -> Plan:
     ]
     passes = [r for r in passes if not (takes_ranges and r.stage.needs_calibration)]
     chosen = None
-    if precision is not None:  # nothing is left to set; a quantizing pass still says what becomes of the rest
+    if precision is not None:  # types are set already, except of layers that a quantized source left in float
         passes = [r for r in passes if r.stage.order > PRECISION_ORDER or r.stage.needs_calibration]
     calibrated = precision is None and (takes_ranges or any(found.stage.needs_calibration for found in passes))
     if calibrated:
@@ -81,14 +81,12 @@ def plan_build(resolved: ResolvedBuild, registry: Registry) -> Plan:
 
 
 def _refuse_conversion(resolved: ResolvedBuild) -> None:
-    """Refuse to call a model that is below float32 already anything else: no pass leads from there."""
+    """Refuse to build a reduced-precision model in another precision: no pass converts it."""
     precision = resolved.source_info.precision
     if precision not in (None, resolved.request.precision):
         raise UsageError(
-            f"expected a float32 model to build {resolved.request.precision} from, found that "
-            f"`{resolved.source.path.name}` holds {precision} already",
-            hint="give the float32 model it was made from; "
-            f"`build --precision {precision}` makes an engine of what it holds",
+            f"cannot build {resolved.request.precision}: `{resolved.source.path.name}` is already {precision}",
+            hint=f"use the float32 model, or build with `--precision {precision}`",
         )
 
 
@@ -109,12 +107,12 @@ def _calibrator(registry: Registry, resolved: ResolvedBuild) -> Registered:
     precision = resolved.request.precision
     name = resolved.calibrator or DEFAULT_CALIBRATOR.get(precision)
     if name is None:
-        raise UsageError(f"{precision} has no default calibrator", hint="name one with `--calibrator`")
+        raise UsageError(f"{precision} has no default calibrator", hint="select one with `--calibrator`")
     return registry.usable("calibrator", name)
 
 
 def _images(calibrator: Registered, resolved: ResolvedBuild) -> ChosenImages | None:
-    """Choose the calibration images, unless the calibrator works without."""
+    """Return the calibration images; None if the calibrator needs none."""
     if not getattr(calibrator.stage, "needs_images", True):
         return None
     if resolved.calibration is None:
@@ -136,7 +134,7 @@ def _calibrate_step(
 
 
 def _last_onnx(steps: Sequence[Step]) -> str:
-    """Return the label of the last step that made an ONNX."""
+    """Return the label of the last step that writes an ONNX."""
     return next(step.label for step in reversed(steps) if step.kind in ("exporter", "pass"))
 
 
@@ -150,7 +148,7 @@ def _step(
 ) -> Step:
     registered.refuse_unavailable(found, found.stage.available())
     chosen = settings.resolve(found.stage.Options, found.name)
-    options.key_material(chosen, found.name)  # reads the files that options name: before any work, not on its way
+    options.key_material(chosen, found.name)  # reads the files that options name before any stage runs
     if isinstance(found.stage, CheckedOptions):
         found.stage.check_options(chosen)
     return Step(
@@ -191,7 +189,7 @@ def _model_inputs(label: str) -> dict[str, Output | str]:
 
 
 def _applies(registry: Registry, found: Registered, request: BuildRequest, settings: GivenOptions) -> bool:
-    """Ask a pass, leaving out one that fails unless the user has set an option of it."""
+    """Return whether a pass applies; one that fails is skipped, unless the user has set an option of it."""
     chosen = settings.resolve(found.stage.Options, found.name)
     try:
         return bool(found.stage.applies(request, chosen))
@@ -203,7 +201,7 @@ def _applies(registry: Registry, found: Registered, request: BuildRequest, setti
 
 
 def _neutral(request: BuildRequest) -> BuildRequest:
-    """The request as stages before the precision see it: fp32, at the first profile's optimum."""
+    """Return the request of the stages that all precisions share: fp32, at the optimum of the first profile."""
     if request.profiles:
         batch, height, width = request.profiles[0].opt
         request = replace(request, batch=batch, height=height, width=width)

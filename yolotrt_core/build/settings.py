@@ -35,24 +35,24 @@ ACCURACY_GATE = "Accuracy gate"
 
 STRIDE = 32  # every YOLOv5 needs multiples of it; P6 models need 64, which their exporter checks
 
-MOST_PIXELS = 8192  # per side: exports of dynamic size are made to serve up to this
+MAX_PIXELS = 8192  # per side; dynamic exports support up to this
 
 DEFAULT_SIZE = (640, 640)
 
-_IMAGE_SIZE = replace(IMAGE_SIZE, hint=f"each from {STRIDE} to {MOST_PIXELS}, a multiple of {STRIDE}")
+_IMAGE_SIZE = replace(IMAGE_SIZE, hint=f"each from {STRIDE} to {MAX_PIXELS}, a multiple of {STRIDE}")
 
 DEFAULT_PRECISION: Precision = "fp16"
 
-# The builder whose sessions check an export; whatever it opens is plain ONNX.
+# The builder whose sessions run the parity check; its engines are plain ONNX.
 PARITY_BUILDER = "onnxruntime"
 
 
 @dataclass(frozen=True, slots=True)
 class BuildSettings:
-    """Everything a user can say about a build: the flags of `build` and the keys of recipe table [build].
+    """User settings of a build: the flags of `build` and the keys of recipe table [build].
 
     Attributes:
-        imgsz: (height, width), one number for a square, or None. profiles: made up for a dynamic engine without any.
+        imgsz: (height, width), one number for a square, or None. profiles: generated for a dynamic engine without any.
         flags, recipe: stage options, see `GivenOptions`.
     """
 
@@ -69,7 +69,7 @@ class BuildSettings:
         help="Network input in pixels: 640, or height,width, e.g. 480,640",
     )  # fmt: skip
     batch: int = option(1, common=True, minimum=1, maximum=MANY, help="Images per inference")
-    dynamic: bool = option(False, common=True, help="Let batch, height and width vary within the profiles")
+    dynamic: bool = option(False, common=True, help="Dynamic batch, height and width within the profiles")
     profiles: tuple[ShapeRange, ...] = option(
         (), format=PROFILE, name="profile", repeatable=True, default_text="batch 1 to 8, half to full size",
         help="Shapes of a dynamic engine, each BATCHxHEIGHTxWIDTH; repeatable, implies --dynamic on",
@@ -105,7 +105,7 @@ class BuildSettings:
         help="Maximum loss of mAP50-95 against fp32 on labelled --eval-data; if given, int8 and fp8 engines keep the "
         "fewest layers in fp16 that meet it",
     )  # fmt: skip
-    offline: bool = option(False, switch=True, help="Never use the network")
+    offline: bool = option(False, switch=True, help="No network access")
     flags: Mapping[str, Mapping[str, str | None]] = field(default_factory=dict)
     recipe: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
@@ -116,7 +116,7 @@ class BuildSettings:
 
 
 class ResolvedModel(NamedTuple):
-    """A model with its exporter, and what the exporter says of it."""
+    """A model, its exporter, and what the exporter reports of it."""
 
     exporter: Registered
     source: ModelSource
@@ -125,15 +125,15 @@ class ResolvedModel(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ResolvedBuild:
-    """Everything a build depends on, decided once; candidates of a search are copies with another request or options.
+    """Everything a build depends on, resolved once; candidates of a search are copies with another request or options.
 
     Attributes:
-        source: the model. source_info: what its exporter says of it.
+        source: the model. source_info: what its exporter reports of it.
         request: what is built. options: stage options as the user gave them.
         calibrator: the name the user gave, or None.
         calibration: images to calibrate on, or None. digests: SHA-256 of all images that the build looks at.
         read_eval_data: reads the evaluation data for a model of these class names, once; None without any.
-        max_drop: largest loss of mAP50-95, or None.
+        max_drop: maximum loss of mAP50-95, or None.
     """
 
     source: ModelSource
@@ -150,7 +150,7 @@ class ResolvedBuild:
 
 
 def resolve(settings: BuildSettings, registry: Registry, model: ResolvedModel | None = None) -> ResolvedBuild:
-    """Find model, exporter and builder of a build, and check what is asked for; runs no stage.
+    """Find model, exporter and builder of a build, and check the request; runs no stage.
 
     Args:
         model: what `resolve_model` returned for these settings, if that was called already.
@@ -166,7 +166,7 @@ def resolve(settings: BuildSettings, registry: Registry, model: ResolvedModel | 
         reader.refuse_missing(settings.calib_data, reader.IMAGES_HINT)
     exporter, source, info = model or resolve_model(settings, registry)
     if settings.precision is None and info.precision is not None:
-        _log.info("`%s` holds %s already, so that is what is built", source.path.name, info.precision)
+        _log.info("`%s` is already %s; building %s", source.path.name, info.precision, info.precision)
     request = build_request(settings, source, info)
     refuse_unchecked(source, info, registry)
     builder = (
@@ -198,10 +198,10 @@ def resolve(settings: BuildSettings, registry: Registry, model: ResolvedModel | 
 
 
 def resolve_model(settings: BuildSettings, registry: Registry) -> ResolvedModel:
-    """Find a model, its exporter, and what the exporter says of it.
+    """Find a model and its exporter, and inspect the model.
 
     Raises:
-        UsageError: there is no such model. PluginError: no exporter for it.
+        UsageError: unknown model. PluginError: no exporter for it.
     """
     source = resolve_source(settings.weights, offline=settings.offline)
     exporter = registry.usable("exporter", settings.exporter) if settings.exporter else registry.select_exporter(source)
@@ -211,50 +211,50 @@ def resolve_model(settings: BuildSettings, registry: Registry) -> ResolvedModel:
 
 
 def refuse_unchecked(source: ModelSource, info: SourceInfo, registry: Registry) -> None:
-    """Refuse a model of a type that what checks every export cannot compute in; Q/DQ nodes it can always run.
+    """Refuse a model of a precision that the parity check cannot run; it supports all Q/DQ nodes.
 
     Raises:
-        UsageError: names the precision of the model. PluginError: what checks exports is not installed.
+        UsageError: names the precision of the model. PluginError: the builder of the parity check is not installed.
     """
     if info.precision not in parity.ROUNDED:
         return
     runner = registry.usable("builder", PARITY_BUILDER)
     if info.precision not in runner.stage.precisions:
         raise UsageError(
-            f"`{source.path.name}` holds {info.precision} already, and {runner.name}, by which every model is checked, "
-            "cannot run that",
-            hint=f"give the float32 model it was made from, and build it with `--precision {info.precision}`",
+            f"`{source.path.name}` is already {info.precision}, which {runner.name}, used for the parity check, "
+            "does not support",
+            hint=f"use the float32 model and build it with `--precision {info.precision}`",
         )
 
 
 def build_request(settings: BuildSettings, source: ModelSource, info: SourceInfo) -> BuildRequest:
-    """Check the user's settings and fill in what was left open.
+    """Check the user's settings and fill in defaults.
 
     Raises:
-        UsageError: a size that is no multiple of 32, a profile out of order, precision `auto`.
+        UsageError: a size that is not a multiple of 32, a profile out of order, precision `auto`.
     """
     if settings.precision == AUTO:
-        raise UsageError("precision `auto` is many builds, not one", hint=f"name one of {', '.join(PRECISIONS)}")
+        raise UsageError("precision `auto` is not allowed here", hint=f"use one of {', '.join(PRECISIONS)}")
     height, width = _size(settings.imgsz) or source.imgsz or info.imgsz or DEFAULT_SIZE
-    if not isinstance(settings.batch, int) or settings.batch < 1:  # a program may have read it from a text
+    if not isinstance(settings.batch, int) or settings.batch < 1:  # Python callers may pass any type
         raise UsageError(f"`--batch` expects a whole number of at least 1, found `{settings.batch}`")
     profiles = settings.profiles
     if settings.dynamic and not profiles:
         sides = (height, width)
-        least = sides if info.fixed_size else tuple(max(STRIDE, side // 2 // STRIDE * STRIDE) for side in sides)
+        minimum = sides if info.fixed_size else tuple(max(STRIDE, side // 2 // STRIDE * STRIDE) for side in sides)
         profiles = (
             ShapeRange(
-                (1, least[0], least[1]), (settings.batch, height, width), (max(8, settings.batch), height, width)
+                (1, minimum[0], minimum[1]), (settings.batch, height, width), (max(8, settings.batch), height, width)
             ),
         )
     for shape in ((1, height, width), *(s for p in profiles for s in (p.min, p.opt, p.max))):
         for side in shape[1:]:
-            if side > MOST_PIXELS:
-                raise UsageError(f"height and width must be {STRIDE} to {MOST_PIXELS} pixels, found {side}")
+            if side > MAX_PIXELS:
+                raise UsageError(f"height and width must be {STRIDE} to {MAX_PIXELS} pixels, found {side}")
             if side < STRIDE or side % STRIDE:
                 raise UsageError(
                     f"height and width must be multiples of {STRIDE}, found {side}"
-                    + (f"; {STRIDE} is the least" if side < STRIDE else ""),
+                    + (f"; {STRIDE} is the minimum" if side < STRIDE else ""),
                     hint=f"the nearest is {max(STRIDE, round(side / STRIDE) * STRIDE)}",
                 )
     for profile in profiles:
@@ -278,7 +278,7 @@ def _size(imgsz: Any) -> tuple[int, int] | None:
     sides = tuple(imgsz) if isinstance(imgsz, (tuple, list)) else (imgsz, imgsz)
     if len(sides) != 2 or not all(isinstance(side, int) and not isinstance(side, bool) for side in sides):
         raise UsageError(
-            f"`imgsz` is (height, width) in pixels, or one number for a square, found {imgsz!r}",
-            hint="as `imgsz=(480, 640)` or `imgsz=640`",
+            f"`imgsz` must be (height, width) in pixels, or one number for a square, found {imgsz!r}",
+            hint="for example `imgsz=(480, 640)` or `imgsz=640`",
         )
     return sides[0], sides[1]

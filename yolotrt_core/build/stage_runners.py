@@ -1,4 +1,4 @@
-"""What each kind of step does in its folder: hands a stage its inputs, keeps what it made, reports facts."""
+"""Runners of each kind of stage in a step's folder: pass the inputs, check and keep the outputs, return facts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from yolotrt_core.build.output_checks import check_engine, check_export, check_pass, check_ranges, fault
+from yolotrt_core.build.output_checks import check_engine, check_export, check_pass, check_ranges, plugin_error
 from yolotrt_core.build.settings import PARITY_BUILDER
 from yolotrt_core.build.step import ENGINE_SPEC_FILE, SPEC_FILE
 from yolotrt_core.calibration.images import Batches
@@ -81,17 +81,17 @@ def _build(steps: Plan, step: Step, given: Path, out: Path, store: Store) -> Map
     _write(out / ENGINE_SPEC_FILE, spec)
     facts = out / "facts.json"
     try:
-        told = json.loads(facts.read_text(encoding="utf-8")) if facts.is_file() else {}
+        reported = json.loads(facts.read_text(encoding="utf-8")) if facts.is_file() else {}
     except ValueError as err:
-        raise fault(step, f"wrote a `{facts.name}` that is no JSON: {err}") from err
-    if not isinstance(told, dict):
-        raise fault(step, f"wrote a `{facts.name}` that is no JSON object")
+        raise plugin_error(step, f"wrote invalid JSON in `{facts.name}`: {err}") from err
+    if not isinstance(reported, dict):
+        raise plugin_error(step, f"wrote a `{facts.name}` that does not hold a JSON object")
     facts.unlink(missing_ok=True)
-    return {"size": engine.stat().st_size, **told}
+    return {"size": engine.stat().st_size, **reported}
 
 
 def _reader(steps: Plan) -> Any:
-    """Return the stage that checks exports: it may know how to look into an ONNX."""
+    """Return the stage of the parity check, which may be able to read an ONNX."""
     return next((step.stage for step in steps.steps if step.kind == "parity"), None)
 
 
@@ -101,7 +101,7 @@ def _refuse_sizes(request: BuildRequest, step: int) -> None:
         for side in shape[1:]:
             if side % step:
                 raise UsageError(
-                    f"this model's height and width must be multiples of {step} pixels, a profile has {side}",
+                    f"this model's height and width must be multiples of {step} pixels, found {side} in a profile",
                     hint=f"the nearest is {max(step, round(side / step) * step)}",
                 )
 

@@ -26,7 +26,7 @@ class Step:
 
     Attributes:
         label: unique in the plan, e.g. `export`. kind: as in Action.stage.
-        request: what the stage is asked for. material: the part of it that enters the key.
+        request: of the stage. material: the part of it that enters the key.
         options: the stage's resolved options. prefix: their flag prefix.
         inputs: input name to an earlier step's output, or to the SHA-256 of something outside.
     """
@@ -45,9 +45,9 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The steps of a build, in order; the last one makes the engine.
+    """The steps of a build, in order; the last one builds the engine.
 
-    `request` is that of `resolved`, with what its builder asks for. `images` are those the network is calibrated
+    `request` is that of `resolved`, adapted to its builder. `images` are those the network is calibrated
     on, or None.
     """
 

@@ -1,7 +1,6 @@
-"""Checks of the command line before invoke parses it, for what invoke would misread.
+"""Checks of the command line that invoke's parser lacks.
 
-invoke gives any next argument to one that has no dashes: a mistyped flag becomes the PATH,
-and the second file of an unquoted glob becomes the name of a task.
+invoke takes a mistyped flag as the PATH, and the second file of an unquoted glob as a task.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from yolotrt_core.console.text import nearest, wrapped
 from yolotrt_core.errors import UsageError
 from yolotrt_core.media.inputs import redact as shown
 
-# Options of invoke's own before a task: those that need no task, and those that take a value.
+# invoke's own options before a task: those without a task, and those with a value.
 _WITHOUT_TASK = frozenset(("-l", "--list", "-V", "--version", "--complete", "--print-completion-script"))
 _TAKES_VALUE = frozenset(
     (
@@ -48,13 +47,13 @@ def own_arguments() -> list[str]:
 def check_arguments(
     tasks: invoke.Collection, arguments: Sequence[str], broken: Callable[[str], str] = lambda name: ""
 ) -> None:
-    """Print the help of a task that asks for it; refuse flags that do not exist and misplaced arguments.
+    """Print a task's help on request; refuse unknown flags and misplaced arguments.
 
     Args:
         broken: names the broken plugins that a name may belong to, see `Registry.broken_words`.
 
     Raises:
-        invoke.Exit: after help; with exit code 1, as for all that cannot be parsed, and what was probably meant.
+        invoke.Exit: after help; with exit code 1 and a suggestion for an invalid command line.
     """
     try:
         _check(tasks, list(arguments), broken)
@@ -76,7 +75,7 @@ def _check(tasks: invoke.Collection, tokens: list[str], broken: Callable[[str], 
         if word in _TAKES_VALUE:
             tokens = tokens[1:]
         elif not word.startswith("-") and (hint := nearest(word, sorted(names))).startswith("did you mean"):
-            raise UsageError(f"there is no task `{word}`", hint=hint)
+            raise UsageError(f"unknown task `{word}`", hint=hint)
     while tokens:
         name, *tokens = tokens
         try:
@@ -87,10 +86,10 @@ def _check(tasks: invoke.Collection, tokens: list[str], broken: Callable[[str], 
 
 
 def _arguments(task: invoke.Task[Any]) -> tuple[dict[str, invoke.Argument], list[str]]:
-    """Return a task's arguments by flag, and the names of those that need no dashes."""
+    """Return a task's arguments by flag, and the names of the positional ones."""
     texts = dict(task.help)
     arguments = task.get_arguments()
-    task.help = texts  # invoke takes the help texts out as it makes arguments, and makes them again later
+    task.help = texts  # invoke consumes the help texts as it creates arguments, and creates them again later
     flags = {"--" + n.replace("_", "-"): a for a in arguments for n in a.names}
     return flags, [str(a.name) for a in arguments if a.positional]
 
@@ -118,7 +117,7 @@ def _check_one(name: str, task: invoke.Task[Any], tokens: list[str], names: set[
             if flags[word].takes_value and not isinstance(flags[word], RepeatedArgument):
                 value = rest[0] if takes_value else token.partition("=")[2]
                 if word in given:
-                    raise UsageError(f"`{word}` was given twice: `{given[word]}` and `{value}`", hint="leave one out")
+                    raise UsageError(f"`{word}` was given twice: `{given[word]}` and `{value}`", hint="omit one")
                 given[word] = value
             following = rest[1:] if takes_value else rest
             if word == "--imgsz" and following:
@@ -133,7 +132,7 @@ def _check_one(name: str, task: invoke.Task[Any], tokens: list[str], names: set[
             tokens = rest
         elif token in names:
             break
-        elif token.startswith("-"):  # an option of invoke's own
+        elif token.startswith("-"):  # one of invoke's options
             return []
         elif not wanted:
             raise UsageError(
@@ -158,7 +157,7 @@ def _check_one(name: str, task: invoke.Task[Any], tokens: list[str], names: set[
 
 
 def _refuse_two_sides(height: str, width: str) -> None:
-    """Refuse height and width as two arguments, as upstream's commands take them."""
+    """Refuse height and width as two arguments, the form of upstream's commands."""
     if height.isdecimal() and width.isdecimal() and not Path(width).exists():
         raise UsageError(
             f"`--imgsz` takes one value, found `{height}` and `{width}`",
@@ -168,7 +167,7 @@ def _refuse_two_sides(height: str, width: str) -> None:
 
 def _flag_hint(name: str, token: str, flags: Mapping[str, invoke.Argument], rest: Sequence[str]) -> str:
     word, _, value = token.partition("=")
-    if word == "--source" and "--path" in flags:  # as upstream's detect.py has it
+    if word == "--source" and "--path" in flags:  # as in upstream's detect.py
         value = value or (rest[0] if rest else "PATH")
         return f"the PATH needs no flag: `{name} {camera_hint(value) or shown(value)}`"
     hint = nearest(word, list(flags))
@@ -176,12 +175,12 @@ def _flag_hint(name: str, token: str, flags: Mapping[str, invoke.Argument], rest
 
 
 def camera_hint(source: str) -> str | None:
-    """Return what a bare number stands for in upstream's detect.py; None for all else."""
+    """Return the camera for a bare number, as in upstream's detect.py, else None."""
     return f"camera:{source}" if re.fullmatch(r"\d{1,3}", source) else None
 
 
 def _word_hint(name: str, token: str, flags: Mapping[str, invoke.Argument], names: set[str]) -> str:
-    """Guess what a misplaced argument was meant as: a model, an engine, a data set or another task."""
+    """Return a suggestion for a misplaced argument: a model, an engine, a data set or another task."""
     is_data = "--data" in flags and token.lower().endswith((".yaml", ".yml", ".json"))
     meant = "--data" if is_data else meant_flag(token) or "--weights"
     hints = [f"pass `{meant} {shown(token)}`"] if meant in flags else []

@@ -42,7 +42,7 @@ def _frame_size(value: Any) -> tuple[int, int]:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class BenchSettings(RecipeSettings):
-    """Everything a user can say about a benchmark."""
+    """Settings of a benchmark."""
 
     engine: str | None = option(
         None, common=True, metavar="FILE", default_text="from --weights", help="Engine file of `build`"
@@ -67,7 +67,7 @@ class BenchSettings(RecipeSettings):
 def task(registry: Registry) -> Any:
     """Make the `bench` task."""
     summary = (
-        "Time an engine alone and from host frames to boxes; compare two in one shuffled run.\n\n"
+        "Time an engine alone and from host frames to boxes; compare two in one interleaved run.\n\n"
         "Example: bench --weights yolov5n.pt --batches 1,8,32"
     )
     groups = build_groups(registry, BenchSettings, run=True)
@@ -77,11 +77,11 @@ def task(registry: Registry) -> Any:
 def _bench(registry: Registry, given: Given) -> None:
     refuse_build_flags(given)
     settings = build_settings(registry, given)
-    # Timing needs no accuracy, and the gate would only take time.
+    # Timing needs no accuracy gate.
     settings = replace(settings, flags={**settings.flags, "gate": {"check": "off"}})
     asked = resolve_settings(BenchSettings, given)
     if asked.against:
-        read_engine_spec(user_path(asked.against))  # before anything is built to be timed beside it
+        read_engine_spec(user_path(asked.against))  # before anything is built to compare with it
     store = open_store(asked.store)
     if asked.batches and (asked.engine or settings.dynamic):
         raise UsageError("`--batches` builds static engines: it needs `--weights`, without `--dynamic`")

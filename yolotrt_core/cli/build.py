@@ -1,4 +1,4 @@
-"""`build`: from a model to an engine."""
+"""`build`: builds an engine from a model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from yolotrt_core.types import Json
 
 @dataclass(frozen=True, eq=False, repr=False)
 class BuildOutput(RecipeSettings):
-    """What `build` does with the engine."""
+    """Output settings of `build`."""
 
     out: Path | None = option(
         None, common=True, metavar="DIR", default_text="./engines/NAME-PRECISION/", help="Folder for the engine"

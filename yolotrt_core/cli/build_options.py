@@ -23,20 +23,20 @@ from yolotrt_core.types import ShapeRange
 
 _ENGINE_SUFFIXES = (".engine", ".plan", ".trt")
 _MODEL_SUFFIXES = (".pt", ".pth", ".onnx", ".pb", ".tflite", ".keras", ".h5")
-# Options of what the core itself does in a build, by recipe table, with their titles in help.
+# Options of the core's own stages, by recipe table, with their titles in help.
 CORE_OPTIONS: Mapping[str, tuple[str, type]] = {
     "parity": ("Parity check", ParityOptions),
     "gate": (ACCURACY_GATE, GateOptions),
     "sensitivity": ("Layer sensitivity", SensitivityOptions),
 }
-_WITH_ENGINE = frozenset({"offline", "calib_data", "eval_data"})  # have a meaning for an engine file too
+_WITH_ENGINE = frozenset({"offline", "calib_data", "eval_data"})  # also apply to an engine file
 _COMMON_TO_RUN = frozenset({"weights", "precision", "imgsz", "builder"})  # on the first help screen of `detect` etc.
 
 
-# Settings of commands have no comparison and no repr: generating them would take every command a millisecond a class.
+# Settings of commands have no comparison and no repr: generating them costs a millisecond per class.
 @dataclass(frozen=True, eq=False, repr=False)
 class StoreSettings:
-    """Where artifacts are."""
+    """Location of artifacts."""
 
     store: Path | None = option(
         None,
@@ -49,7 +49,7 @@ class StoreSettings:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class RecipeSettings(StoreSettings):
-    """Where settings and artifacts come from."""
+    """Source of settings and artifacts."""
 
     recipe: Path | None = option(
         None,
@@ -60,7 +60,7 @@ class RecipeSettings(StoreSettings):
 
 
 def build_groups(registry: Registry, own: type[RecipeSettings], *, run: bool = False) -> list[OptionGroup]:
-    """Return the options of a command that builds: its own, those of a build, of the core and of every stage.
+    """Return the options of a command that builds: its own, those of a build, of the core and of all stages.
 
     Args:
         own: the command's settings. run: whether it runs the engine, not only builds it.
@@ -69,7 +69,7 @@ def build_groups(registry: Registry, own: type[RecipeSettings], *, run: bool = F
     own_fields = setting_fields(own)
     fields = [*setting_fields(BuildSettings), *(f for f in own_fields if f.name in place)]
     if run:
-        runs = "the first whose engines run here: tensorrt with a GPU, else onnxruntime"
+        runs = "the first that runs: tensorrt with a GPU, else onnxruntime"
         fields = [
             replace(f, common=f.name in _COMMON_TO_RUN, default_text=runs if f.name == "builder" else f.default_text)
             for f in fields
@@ -90,13 +90,13 @@ def build_groups(registry: Registry, own: type[RecipeSettings], *, run: bool = F
 
 
 def stage_title(found: Registered) -> str:
-    """Return the title of a stage's options in help: its attribute `title`, else made of name and kind."""
+    """Return the title of a stage's options in help: its attribute `title`, else name and kind."""
     title = getattr(found.stage, "title", None)
     return title if isinstance(title, str) else f"{found.name.capitalize()} {found.kind}"
 
 
 def reserved_flags() -> list[str]:
-    """Return the flags of every build, which no stage may have."""
+    """Return the flags of every build, reserved for the core."""
     core = [f for name, (_, options) in CORE_OPTIONS.items() for f in option_fields(options, name)]
     return [f.flag for f in (*setting_fields(BuildSettings), *setting_fields(RecipeSettings), *core)]
 
@@ -139,37 +139,37 @@ def _stage_flags(registry: Registry, given: Given) -> dict[str, dict[str, str | 
 
 
 def meant_flag(word: str) -> str | None:
-    """Return the flag for a file that is a model or an engine by its suffix; None for all else."""
+    """Return the flag for a model or engine file by its suffix, else None."""
     pairs = (("--engine", _ENGINE_SUFFIXES), ("--weights", _MODEL_SUFFIXES))
     return next((flag for flag, suffixes in pairs if word.lower().endswith(suffixes)), None)
 
 
 def _refuse_engine(weights: str | Path | None, *, can_run: bool) -> None:
-    """Refuse an engine in the place of the model it is made of."""
+    """Refuse an engine where a model is expected."""
     if weights is not None and meant_flag(str(weights)) == "--engine" and not user_path(weights).is_dir():
         raise UsageError(
             f"`--weights` expects a model, but `{weights}` has the suffix of an engine",
-            hint=f"pass `--engine {weights}`" if can_run else "pass the model that it was built from",
+            hint=f"pass `--engine {weights}`" if can_run else "pass the model it was built from",
         )
 
 
 def _refuse_two_shapes(profile: ShapeRange, settings: BuildSettings, named: set[str]) -> None:
-    """Refuse a batch or size that differs from the profile, which would silently win."""
+    """Refuse a batch or size that differs from the profile, which takes precedence."""
     optimum = {"batch": profile.opt[0], "imgsz": profile.opt[1:]}
     for name in sorted(named):
         asked = getattr(settings, name)
         if asked != optimum[name]:
-            # A square is written as one number, as its dictionary of sides has one key.
+            # The set of sides of a square has one element.
             sides = (dict.fromkeys(n) if isinstance(n, tuple) else (n,) for n in (asked, optimum[name]))
             shown, expected = (",".join(map(str, each)) for each in sides)
             raise UsageError(
                 f"`--{name} {shown}` differs from the optimum of the first `--profile`, {expected}",
-                hint=f"leave out `--{name}`: a profile sets batch, height and width",
+                hint=f"omit `--{name}`: a profile sets batch, height and width",
             )
 
 
 def refuse_build_flags(given: Given) -> None:
-    """Refuse build flags beside an engine file: they would have no effect.
+    """Refuse build flags with an engine file: they have no effect.
 
     Raises:
         UsageError: names the flag.
@@ -192,12 +192,12 @@ def read_recipe(path: Path, registry: Registry) -> Mapping[str, Mapping[str, Any
     """
     try:
         recipe = tomllib.loads(path.read_text(encoding="utf-8"))
-        repr(recipe)  # fails for a hexadecimal number of thousands of digits, which no error could show
+        repr(recipe)  # fails for a hexadecimal number of thousands of digits, which Python cannot print
     except OSError as err:
         raise UsageError(f"cannot read the recipe `{path}`: {(err.strerror or str(err)).lower()}") from err
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as err:
         raise UsageError(f"the recipe `{path}` is not valid TOML: {err}") from err
-    except ValueError as err:  # Python neither reads nor shows a number of thousands of digits
+    except ValueError as err:  # Python neither reads nor prints a number of thousands of digits
         raise UsageError(f"the recipe `{path}` has a number of too many digits") from err
     except RecursionError as err:
         raise UsageError(f"the recipe `{path}` is nested too deeply") from err

@@ -29,7 +29,7 @@ from yolotrt_core.console.progress import progress
 from yolotrt_core.console.signals import Interrupt, endable, interruptible
 from yolotrt_core.console.text import counted
 from yolotrt_core.detection import formats
-from yolotrt_core.detection.output_names import Names, numbered
+from yolotrt_core.detection.output_names import Names, number_duplicates
 from yolotrt_core.detection.run import DetectionRun, Summary
 from yolotrt_core.errors import ArtifactError, UsageError
 from yolotrt_core.export.model_source import sample_path
@@ -45,9 +45,9 @@ from yolotrt_core.types import Selection
 _log = logging.getLogger(__name__)
 
 SAMPLE = "sample"
-_LISTED = 100  # files; of more, their sum
+_LISTED = 100  # files; for more, totals
 _IN_A_ROW = 10  # classes: a video may show dozens
-_SHOWN_CLASSES = 10  # of a model with hundreds, all would hide the error
+_SHOWN_CLASSES = 10  # a list of hundreds would hide the error
 
 
 def _class_names(value: Any) -> tuple[str, ...]:
@@ -59,7 +59,7 @@ def _class_names(value: Any) -> tuple[str, ...]:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class DetectSettings(RecipeSettings):
-    """Everything a user can say about a detection; the keys of recipe table [detect] are fields of it."""
+    """Settings of a detection; the keys of recipe table [detect] are fields of it."""
 
     path: str = option(
         "", positional=True, in_recipe=False, common=True,
@@ -88,14 +88,14 @@ class DetectSettings(RecipeSettings):
         help="Folder for annotated images and results",
     )  # fmt: skip
     max_frames: int | None = option(
-        None, minimum=1, maximum=MANY, default_text="its end", help="Frame to stop a video or live source after"
+        None, minimum=1, maximum=MANY, default_text="its end", help="Maximum frames of a video or live source"
     )
     show_timing: bool = option(False, switch=True, in_recipe=False, help="Print the time of each step")
     json: bool = json_option("detect")
 
     @property
     def selection(self) -> Selection:
-        """The thresholds; what `classes` names only the model knows."""
+        """Return the thresholds, without `classes`, whose names need the model."""
         return Selection(
             conf=self.conf,
             iou=self.iou,
@@ -155,7 +155,7 @@ def _detect(registry: Registry, given: Given) -> None:
 
 @contextlib.contextmanager
 def _recording(source: str, out: Path, *, new: bool) -> Iterator[Path]:
-    """Yield the folder for the results of a live source; a new one, as a recording cannot be repeated.
+    """Yield a new folder for the results of a live source: a recording cannot be repeated.
 
     Args:
         new: make one in `out`, named by the source and the time.
@@ -166,24 +166,24 @@ def _recording(source: str, out: Path, *, new: bool) -> Iterator[Path]:
     name = f"{inputs.live_name(source)}-{time.strftime('%Y%m%d-%H%M%S')}"
     with _writing(out):
         out.mkdir(parents=True, exist_ok=True)
-        folder = next(place for place in (out / one for one in numbered(name)) if _made(place))
+        folder = next(place for place in (out / one for one in number_duplicates(name)) if _made(place))
     try:
         yield folder
     finally:
-        with contextlib.suppress(OSError):  # it is not empty, mostly
+        with contextlib.suppress(OSError):  # usually not empty
             folder.rmdir()
 
 
 def _made(folder: Path) -> bool:
     try:
         folder.mkdir()
-    except FileExistsError:  # of another camera of the same host, in the same second
+    except FileExistsError:  # another camera of the same host, in the same second
         return False
     return True
 
 
 def _paths(source: str) -> list[Path]:
-    """Return the files to read; none for a live source."""
+    """Return the files to read; empty for a live source."""
     if inputs.is_live(source):
         return []
     if source == SAMPLE and not Path(SAMPLE).exists():
@@ -220,7 +220,7 @@ def _report(run: DetectionRun, detector: Detector, settings: DetectSettings, out
         print(json.dumps(run.entries, indent=2))
         return
     if settings.json:
-        print(formats.one_to_a_line(run.document(), "images"), end="")
+        print(formats.dump_by_line(run.document(), "images"), end="")
         return
     if len(run.summaries) > _LISTED:
         _print_totals(run.summaries, detector.labels, out)

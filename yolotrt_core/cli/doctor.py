@@ -44,7 +44,7 @@ _OTHERS = {
 
 @dataclass(frozen=True, eq=False, repr=False)
 class DoctorSettings:
-    """How `doctor` reports."""
+    """Settings of `doctor`."""
 
     json: bool = json_option("doctor")
 
@@ -97,7 +97,7 @@ def _gpus() -> list[Json]:
 
 
 def _is_of(requirement: Requirement, extra: str) -> bool:
-    """Return whether a requirement is of this extra, the empty one being always installed."""
+    """Return whether a requirement belongs to this extra; the empty one is always installed."""
     marker = requirement.marker
     if marker is None or "extra" not in str(marker):
         return not extra
@@ -164,7 +164,7 @@ def _print(report: dict[str, Any]) -> None:
     ]
     print_table(("builder", "builds", "runs", "with", "missing"), builders)
     print()
-    lost: dict[str, list[str]] = {}  # several extras ask for the same package
+    lost: dict[str, list[str]] = {}  # several extras require the same package
     for p in report["packages"]:
         lost.setdefault(p["package"], []).extend([p["disables"]] if p["disables"] else [])
     versions = {p["package"]: p["installed"] or "missing" for p in report["packages"]}
@@ -173,7 +173,7 @@ def _print(report: dict[str, Any]) -> None:
     commands = [command for b in report["builders"] for command in b["install"]]
     commands += [p["install"] for p in report["packages"] if p["install"]]
     if commands:
-        # Each on a line of its own, unindented and unbroken, so that it can be copied.
+        # One per line, unindented and unwrapped, for copying.
         print("\nto install what is missing:")
         print("\n".join(dict.fromkeys(commands)))
     if report["broken_plugins"]:

@@ -28,12 +28,12 @@ from yolotrt_core.store.location import open_store
 from yolotrt_core.store.store import Store
 from yolotrt_core.types import PRECISIONS, Json, Selection
 
-_MOST_RESAMPLES = 100_000  # far more than change the fourth digit of an interval, and hours of work already
+_MOST_RESAMPLES = 100_000  # more change no fourth digit of an interval, and take hours
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class EvaluateSettings(RecipeSettings):
-    """Everything a user can say about an evaluation."""
+    """Settings of an evaluation."""
 
     data: str | None = option(
         None, common=True, metavar="DIR|FILE", default_text="none",
@@ -61,7 +61,7 @@ class EvaluateSettings(RecipeSettings):
 
     @property
     def selection(self) -> Selection:
-        """The thresholds."""
+        """Return the thresholds."""
         return Selection(conf=self.conf, iou=self.iou, multi_label=self.multi_label, max_det=self.max_det)
 
 
@@ -82,14 +82,14 @@ def _evaluate(registry: Registry, given: Given) -> None:
         raise UsageError("`evaluate` needs labelled images", hint="pass `--data DIR_OR_YAML`")
     refuse_build_flags(given)
     settings = build_settings(registry, given)
-    # The gate would evaluate the engine a second time, and could hide the figures.
+    # The gate would evaluate the engine twice, and its failure would hide the figures.
     settings = replace(settings, flags={**settings.flags, "gate": {"check": "off"}})
     store = open_store(asked.store)
     bootstrap = Bootstrap(asked.bootstrap, asked.seed)
     if asked.against and not bootstrap.resamples:
         raise UsageError(
             "`--against` needs resamples to test for a significant difference, found `--bootstrap 0`",
-            hint="leave out `--bootstrap`, or evaluate each engine separately",
+            hint="omit `--bootstrap`, or evaluate each engine separately",
         )
     if asked.engine:
         if asked.framework:
@@ -165,7 +165,7 @@ def document(evaluator: Evaluator, result: Evaluation, rival: Evaluation | None,
             "difference": {
                 "map50": to_json(comparison.map50),
                 "map50_95": to_json(comparison.map50_95),
-                "more_than_noise": comparison.more_than_noise,
+                "more_than_noise": comparison.is_significant,
             },
         }
     return {
@@ -210,12 +210,12 @@ def _report(evaluator: Evaluator, result: Evaluation, rival: Evaluation | None, 
     print(f"\n{counted(result.images, 'image')}, {counted(result.boxes, 'box')}{skipped}")
     too_few = evaluator.bootstrap.shortfall(result.images)
     if comparison is None:
-        if too_few and evaluator.bootstrap.resamples:  # without any they were not asked for
+        if too_few and evaluator.bootstrap.resamples:  # 0 resamples: no intervals requested
             print(f"no confidence interval: only {too_few}")
     elif too_few:
         print(f"the difference in mAP50-95 was not tested for significance: only {too_few}")
     else:
-        result_of_test = "statistically significant" if comparison.more_than_noise else "not statistically significant"
+        result_of_test = "statistically significant" if comparison.is_significant else "not statistically significant"
         print(f"the difference in mAP50-95 is {result_of_test} on these images")
 
 

@@ -17,7 +17,7 @@ from yolotrt_core.scaffold.writer import write_plugin
 
 @dataclass(frozen=True, eq=False, repr=False)
 class PluginSettings:
-    """Name, kind and place of a new plugin."""
+    """Name, kind and folder of a new plugin."""
 
     name: str = option("", positional=True, help="Name of the stage, used for `--exporter NAME` and its flags")
     kind: Kind | None = option(None, help="Kind of the stage", default_text="required")

@@ -17,9 +17,9 @@ from yolotrt_core.types import Json
 
 @dataclass(frozen=True, eq=False, repr=False)
 class PluginsSettings:
-    """What `plugins` prints."""
+    """Settings of `plugins`."""
 
-    options: bool = option(False, switch=True, help="List the options of every stage too")
+    options: bool = option(False, switch=True, help="Options of every stage")
     json: bool = json_option("plugins")
 
 

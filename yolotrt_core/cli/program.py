@@ -1,4 +1,4 @@
-"""The two programs: the tasks for `invoke`, and `yolotrt` around the same tasks."""
+"""Entry points: the tasks for `invoke`, and the program `yolotrt` with the same tasks."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ if TYPE_CHECKING:
 
 
 def namespace(arguments: Sequence[str] | None = None) -> invoke.Collection:
-    """Make all tasks, with the options of every installed plugin as flags.
+    """Create all tasks, with the options of every installed plugin as flags.
 
     Args:
-        arguments: the command line, to be checked before invoke parses it; None: of this process, if it is ours.
+        arguments: the command line, checked before invoke parses it; None: that of this process, if it is ours.
     """
     import invoke
 
-    # invoke turns bytecode caching off for everything imported later, which would compile our
-    # modules anew for every command of an editable install.
+    # invoke disables bytecode caching for later imports, which would compile our
+    # modules again for every command of an editable install.
     sys.dont_write_bytecode = bool(os.environ.get("PYTHONDONTWRITEBYTECODE"))
     from yolotrt_core.cli import stdio
 
@@ -58,7 +58,7 @@ def namespace(arguments: Sequence[str] | None = None) -> invoke.Collection:
 
 
 def program(arguments: Sequence[str] | None = None) -> invoke.Program:
-    """Make the `yolotrt` program around the tasks; `arguments` as for `namespace`."""
+    """Create the `yolotrt` program with the tasks; `arguments` as for `namespace`."""
     import importlib.metadata
 
     import invoke
@@ -66,7 +66,7 @@ def program(arguments: Sequence[str] | None = None) -> invoke.Program:
     from yolotrt_core.cli.task_factory import print_help
 
     class Config(invoke.Config):
-        """invoke's settings without its files: a user's `~/.invoke.yaml` is for other tasks."""
+        """invoke's settings without configuration files: a user's `~/.invoke.yaml` is for other tasks."""
 
         def load_base_conf_files(self) -> None:
             return
@@ -93,6 +93,6 @@ def main() -> None:
 
         stdio.prepare()
         stdio.finish(lambda: program(sys.argv[1:]).run())
-    except KeyboardInterrupt:  # before a task could begin
+    except KeyboardInterrupt:  # before a task starts
         sys.stderr.write("cancelled\n")
         sys.exit(130)

@@ -29,7 +29,7 @@ _SUGGESTED = 4
 
 @dataclass(frozen=True, eq=False, repr=False)
 class SensitivitySettings(RecipeSettings):
-    """What `sensitivity` does with the figures."""
+    """Output settings of `sensitivity`."""
 
     plot: Path | None = option(
         None, common=True, default_text="none", help="Plot of the errors, .svg, .png or .pdf; needs matplotlib"
@@ -68,7 +68,7 @@ def _sensitivity(registry: Registry, given: Given) -> None:
         print(json.dumps(document(found), indent=2))
     else:
         _report(found)
-    if plot is not None:  # last: what was measured is not lost where it cannot be drawn
+    if plot is not None:  # last, so that a failure to plot loses no figures
         _draw(found, plot, planned.resolved.source.name)
 
 

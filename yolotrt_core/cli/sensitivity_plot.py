@@ -20,7 +20,7 @@ def draw(found: Sensitivity, path: Path, title: str) -> None:
         from matplotlib.figure import Figure
     except ImportError as err:
         raise PluginError(
-            "plotting needs matplotlib", hint="pip install 'yolotrt-core[plot]', or leave out `--plot`"
+            "plotting needs matplotlib", hint="pip install 'yolotrt-core[plot]', or omit `--plot`"
         ) from err
     names = [d.layer for d in found.layers]
     figure = Figure(figsize=(9, 1.5 + _INCHES_PER_LAYER * len(names)), layout="constrained")

@@ -1,4 +1,4 @@
-"""Standard streams that may be closed, full, or of an encoding that lacks characters."""
+"""Standard streams that are closed, full, or lack characters in their encoding."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _NAMES = ("stdin", "stdout", "stderr")
 def prepare() -> None:
     """Make standard streams safe to use: a closed one becomes /dev/null, no character raises.
 
-    Python leaves None in place of a stream that was closed, and its number free for the next file
-    that is opened, into which native libraries would then print.
+    Python leaves the descriptor of a closed stream free for the next file opened, into which
+    native libraries would then print.
     """
     for number, name in enumerate(_NAMES):
         if getattr(sys, name) is None:
@@ -46,20 +46,20 @@ class ReaderGoneError(invoke.Exit, BrokenPipeError):
 
 
 class _Output(io.TextIOWrapper):
-    """Standard output whose failure to write is an error for users, and which replaces what it cannot encode."""
+    """Standard output that reports failed writes to the user, and replaces characters it cannot encode."""
 
-    refusal: invoke.Exit | None = None  # how the program is to end once a write has failed
+    refusal: invoke.Exit | None = None  # exit of the program after a failed write
 
     def __init__(self, replaced: io.TextIOWrapper) -> None:
         encoding, errors = replaced.encoding, replaced.errors
         if errors == "strict":
-            # A file name that is not UTF-8 goes out as it came in; elsewhere what is missing becomes `?`.
+            # A file name that is not UTF-8 is written unchanged; other missing characters become `?`.
             errors = "surrogateescape" if encoding.lower().replace("-", "") == "utf8" else "replace"
         lines, through = replaced.line_buffering, replaced.write_through
         super().__init__(replaced.detach(), encoding, errors, line_buffering=lines, write_through=through)
 
     def write(self, text: str, /) -> int:
-        """Write; raises invoke.Exit where that fails."""
+        """Write; raises invoke.Exit on failure."""
         with self._reporting():
             return super().write(text)
 
@@ -70,7 +70,7 @@ class _Output(io.TextIOWrapper):
 
     @contextlib.contextmanager
     def _reporting(self) -> Iterator[None]:
-        # Not an error of ours: what invoke prints outside of any task (`--list`) must end the same way.
+        # Also for what invoke prints outside of tasks (`--list`).
         try:
             yield
         except BrokenPipeError:
@@ -79,7 +79,7 @@ class _Output(io.TextIOWrapper):
             raise self.refusal from None
         except OSError as err:
             give_up()
-            if self.refusal is None:  # reported here: Python drops what its own flush raises as a program ends
+            if self.refusal is None:  # reported now: Python drops errors of its flush at exit
                 reason = (err.strerror or str(err)).lower()
                 sys.stderr.write(f"error: cannot write to standard output: {reason}\n")
                 sys.stderr.write("hint: free some space, or redirect it elsewhere\n")
@@ -88,12 +88,12 @@ class _Output(io.TextIOWrapper):
 
 
 def _end(output: _Output) -> None:
-    """Write what `invoke` itself has printed outside of any task."""
+    """Flush what `invoke` has printed outside of tasks."""
     with contextlib.suppress(invoke.Exit):
         output.flush()
     if output.refusal is not None:
         sys.stderr.flush()
-        os._exit(output.refusal.code)  # an exception would change nothing this late
+        os._exit(output.refusal.code)  # too late for an exception
 
 
 def _open_nowhere(number: int) -> None:
@@ -116,7 +116,7 @@ def can_show(text: str) -> bool:
 
 
 def give_up() -> None:
-    """Drop what standard output did not take, or Python reports the error again at exit."""
+    """Drop unwritten output, or Python reports the error again at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 

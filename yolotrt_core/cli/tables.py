@@ -16,7 +16,7 @@ def print_table(
 ) -> None:
     """Print rows under headings.
 
-    Piped output is as wide as its content, without spaces at the ends of lines: a script or `less -S` gets whole cells.
+    Piped output is as wide as its content, without trailing spaces: a script or `less -S` gets whole cells.
 
     Args:
         whole: columns that a narrow terminal must not break; others fold.
@@ -30,7 +30,7 @@ def print_table(
     for column in columns:
         table.add_column(column, overflow="fold", no_wrap=not is_terminal or column in whole)
     for row in rows:
-        table.add_row(*map(printable, row))  # names of files may hold anything
+        table.add_row(*map(printable, row))  # file names may contain any character
     if is_terminal:
         Console(highlight=False, markup=False).print(table, soft_wrap=False)
         return

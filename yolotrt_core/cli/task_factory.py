@@ -1,4 +1,4 @@
-"""Makes invoke tasks from plain functions and declared options, with their help and error messages."""
+"""Creates invoke tasks from functions and declared options, with help and error messages."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class OptionGroup:
 class RepeatedArgument(invoke.Argument):
     """A flag that may be given several times.
 
-    invoke's parser collects several values in nothing else than a list, and what it parses into is a deep copy.
+    invoke's parser collects several values in a list only, and parses into a deep copy.
     """
 
     def __deepcopy__(self, memo: dict[int, Any]) -> invoke.Argument:
@@ -59,7 +59,7 @@ class Task(invoke.Task[Any]):
 
 
 def make_task(name: str, summary: str, groups: Sequence[OptionGroup | type], body: Callable[[Given], None]) -> Task:
-    """Make one invoke task.
+    """Create an invoke task.
 
     Args:
         summary: first line is shown by `--list`, all of it by `--help`.
@@ -73,7 +73,7 @@ def make_task(name: str, summary: str, groups: Sequence[OptionGroup | type], bod
     @functools.wraps(body)
     def run(context: invoke.Context, **given: Any) -> None:
         words = {given[f.argument] for f in fields if f.positional} & {*HELP, HELP_ALL}
-        if words:  # invoke took the flag for the argument
+        if words:  # invoke took the flag as the argument
             print_help(name, task, full=HELP_ALL in words)
             return
         with_errors(lambda: body(given))

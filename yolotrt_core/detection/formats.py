@@ -1,4 +1,4 @@
-"""Detections as files that other tools read: our JSON, COCO results, YOLO labels."""
+"""Formats of results: yolotrt's JSON, COCO results, YOLO labels."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from yolotrt_core.types import Detections, Json
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What was found on one image or one frame of a video.
+    """Detections of one image or one frame of a video.
 
     Attributes:
         path: the file, or a live source's name. frame: number from 0 within a video, else None.
@@ -49,14 +49,14 @@ def as_json(found: Found, labels: Sequence[str]) -> dict[str, Json]:
 
 
 def _plain(d: Detections) -> Iterator[tuple[list[float], float, int]]:
-    """Yield box, score and class id as Python numbers, converted whole: one by one takes three times as long."""
+    """Yield box, score and class id as Python numbers, converted as whole arrays: three times as fast."""
     return zip(d.boxes.tolist(), d.scores.tolist(), d.class_ids.tolist(), strict=True)
 
 
-def one_to_a_line(document: Mapping[str, Json], name: str) -> str:
-    """Return JSON to be read by people too, with each element of its last member, the list `name`, on a line.
+def dump_by_line(document: Mapping[str, Json], name: str) -> str:
+    """Return JSON with each element of its last member, the list `name`, on a line of its own.
 
-    Indented JSON is written by Python's slow encoder, which takes longer than detecting.
+    Indented JSON uses Python's slow encoder, which takes longer than detection.
     """
     *others, last = document
     assert last == name
@@ -70,7 +70,7 @@ def as_coco(found: Found, image_id: int | str) -> list[Json]:
     """Return COCO result entries: bbox is x y w h in pixels, category_id the model's class index.
 
     Args:
-        image_id: what the run calls the image or frame, see `naming.Names.image_id`.
+        image_id: of the image or frame, see `output_names.Names.image_id`.
     """
     return [
         {
@@ -84,7 +84,7 @@ def as_coco(found: Found, image_id: int | str) -> list[Json]:
 
 
 def as_yolo(found: Found) -> str:
-    """Return YOLO label lines `class cx cy w h score`, coordinates as a share of the image."""
+    """Return YOLO label lines `class cx cy w h score`, coordinates relative to the image size."""
     lines = []
     for (x1, y1, x2, y2), score, class_id in _plain(found.detections):
         cx, cy = (x1 + x2) / 2 / found.width, (y1 + y2) / 2 / found.height

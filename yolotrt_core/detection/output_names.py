@@ -1,4 +1,4 @@
-"""What a detection run calls its files: one name for each source, kept by images, labels and ids alike."""
+"""Output names of a detection run: one per source, used for images, labels and ids."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ _log = logging.getLogger(__name__)
 
 Format = Literal["json", "coco", "yolo"]
 LABELS = "labels"  # folder for labels in YOLO's form
-# What stands between a video's name and the number of a frame, where frames have names of their own.
+# Separator of video name and frame number, in formats that name frames.
 _FRAME_MARKS: dict[Format, str] = {"coco": ":", "yolo": "_"}
 
 
 class Names:
-    """The names of a run, all known before it begins.
+    """Output names of a run, all assigned before it starts.
 
-    A source keeps the name it has. If another one of the run has that already, a number follows; where labels or ids
-    go by the name, also if only the endings differ.
+    A source keeps its own name. A number is appended to a duplicate; in formats that name labels or ids, also if only
+    the suffixes differ.
     """
 
     def __init__(self, sources: Sequence[Path | str], out: Path, form: Format) -> None:
         """Name the sources.
 
         Args:
-            sources: files, or live sources as `media_inputs.is_live` tells them (str).
-            out: folder for what is written. form: of the results file.
+            sources: files, or live sources see `media.inputs.is_live` (str).
+            out: folder for results. form: format of the results file.
         """
         self.out = out
         self._mark, self._form = _FRAME_MARKS.get(form), form
         self._taken: set[tuple[bool, str, str]] = set()
-        self._like_frames: set[str] = set()  # videos that would call a frame what an image is called
+        self._like_frames: set[str] = set()  # videos with a frame named like an image
         self._names: dict[Path | str, str] = {}
         for source in sorted(sources, key=_is_video):  # the order of a run
             if source not in self._names:
@@ -47,11 +47,11 @@ class Names:
 
     @property
     def count(self) -> int:
-        """How many sources there are."""
+        """Number of sources."""
         return len(self._names)
 
     def name(self, source: Path | str) -> str:
-        """Return the name of a source, without an ending."""
+        """Return the name of a source, without suffix."""
         return self._names[source]
 
     def frame_name(self, source: Path | str, number: int) -> str:
@@ -59,21 +59,21 @@ class Names:
         return f"{self._names[source]}{self._mark}{number}"
 
     def image_id(self, source: Path | str, number: int | None = None) -> int | str:
-        """Return the COCO id of an image, or of a frame: the number that COCO names its images by, else the name."""
+        """Return the COCO id of an image or a frame: its number if it is named by one, else its name."""
         return self._ids[source] if number is None else self.frame_name(source, number)
 
     def target(self, source: Path | str) -> Path:
-        """Return where the annotated copy of a source goes."""
-        return self.out / (self._names[source] + _ending(source))
+        """Return the path of the annotated copy of a source."""
+        return self.out / (self._names[source] + _suffix(source))
 
     def refuse_inputs(self, *, annotate: bool) -> None:
-        """Refuse to write over what is read, and over the labels that belong to it.
+        """Refuse to overwrite inputs and their labels.
 
         Args:
-            annotate: whether there will be annotated copies.
+            annotate: whether annotated copies are written.
 
         Raises:
-            UsageError: a copy or a labels file would be one of the run's own files, by whatever path.
+            UsageError: an annotated copy or labels file is an input or its labels.
         """
         files = [source for source in self._names if isinstance(source, Path)]
         hint = "choose another folder with `--out`"
@@ -82,23 +82,23 @@ class Names:
             found = read.get(_identity(self.target(source)))
             if found is not None:
                 copy = self.target(source)
-                raise UsageError(f"the annotated copy `{copy}` would be written over the input `{found}`", hint=hint)
+                raise UsageError(f"the annotated copy `{copy}` would overwrite the input `{found}`", hint=hint)
         stills = [source for source in files if self._form == "yolo" and not _is_video(source)]
         known = {_identity(label_file(source)): source for source in stills}
         for source in stills:
             labels = self.out / LABELS / f"{self._names[source]}.txt"
             found = known.get(_identity(labels))
             if found is not None and labels.exists():
-                raise UsageError(f"`{labels}` would be written over: it holds the labels of `{found}`", hint=hint)
+                raise UsageError(f"cannot overwrite `{labels}`: it holds the labels of `{found}`", hint=hint)
 
     def _take(self, source: Path | str) -> str:
         is_video = _is_video(source)
         stem = source.stem if isinstance(source, Path) else inputs.live_name(source)
-        ending = "" if self._mark else _ending(source)
-        for name in numbered(stem):
-            if (is_video, name, ending) not in self._taken and not (is_video and name in self._like_frames):
+        suffix = "" if self._mark else _suffix(source)
+        for name in number_duplicates(stem):
+            if (is_video, name, suffix) not in self._taken and not (is_video and name in self._like_frames):
                 break
-        self._taken.add((is_video, name, ending))
+        self._taken.add((is_video, name, suffix))
         frame = re.fullmatch(rf"(.+){self._mark}(0|[1-9]\d*)", name) if self._mark and not is_video else None
         if frame:
             self._like_frames.add(frame[1])
@@ -118,7 +118,7 @@ class Names:
             if first is source:
                 ids[source] = number
             else:
-                _log.warning("`%s` has the image_id %d already: that of `%s` is `%s`", first, number, source, name)
+                _log.warning("image_id %d is used by `%s`; using the name for `%s`: `%s`", number, first, source, name)
         return ids
 
 
@@ -126,19 +126,19 @@ def _is_video(source: Path | str) -> bool:
     return isinstance(source, str) or inputs.is_video(source)
 
 
-def _ending(source: Path | str) -> str:
+def _suffix(source: Path | str) -> str:
     return ".mp4" if isinstance(source, str) or inputs.is_video(source) else source.suffix
 
 
-def numbered(stem: str) -> Iterator[str]:
-    """Yield a name, and then the same with 2, 3, ... behind it."""
+def number_duplicates(stem: str) -> Iterator[str]:
+    """Yield a name, then the same with -2, -3, ... appended."""
     yield stem
     for number in count(2):
         yield f"{stem}-{number}"
 
 
 def _identity(path: Path) -> tuple[int, int] | Path:
-    """Return what tells a file from all others, whatever path leads to it; the path of what is gone."""
+    """Return the identity of a file, independent of its path; the path of a missing file."""
     try:
         status = path.stat()
     except OSError:

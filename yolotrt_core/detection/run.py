@@ -1,6 +1,6 @@
-"""Detect on images, videos and live sources, and write what was found.
+"""Detection runs over images, videos and live sources, with their result files.
 
-Reading runs ahead on threads and writing behind on others, so that the engine is what one waits for.
+Threads read ahead and write behind, so that the engine is the bottleneck.
 """
 
 from __future__ import annotations
@@ -46,16 +46,16 @@ _log = logging.getLogger(__name__)
 
 _RESULTS: dict[Format, str] = {"json": "detections.json", "coco": "predictions.json", "yolo": LABELS}
 _FRAMES_AHEAD = 8  # of a video
-_MOST_WAITING = 32  # images drawn but not yet written, so that a slow disk does not fill the memory
+_MAX_PENDING = 32  # annotated images not yet written: a slow disk must not fill the memory
 
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What was found in one file.
+    """Summary of one file.
 
     Attributes:
-        path: the file. written: the annotated copy; without one, what holds its boxes. classes: class id to how
-            often. truncated: boxes that `max_det` cut off. frames: how many, or None for an image.
+        path: the file. written: the annotated copy, else the file with its boxes. classes: class id to number
+            of boxes. truncated: boxes dropped by `max_det`. frames: number of frames, or None for an image.
     """
 
     path: Path
@@ -66,11 +66,11 @@ class Summary:
 
 
 class DetectionRun:
-    """One run over any number of files; `finish` writes the results file.
+    """A run over any number of files; `finish` writes the results file.
 
     Attributes:
-        summaries: one for each file that could be read, in order. entries: the content of the
-            results file. unread: the error of each file that could not be read. last: the last frame,
+        summaries: of each readable file, in order. entries: content of the results
+            file. unread: the error of each unreadable file. last: the last frame,
             (H, W, 3) BGR, or None.
     """
 
@@ -80,7 +80,7 @@ class DetectionRun:
         """Prepare a run.
 
         Args:
-            annotate: write copies with the boxes drawn in; without them, images need not be on the host.
+            annotate: write annotated copies; without them, images need not be on the host.
         """
         self.summaries: list[Summary] = []
         self.entries: list[Json] = []
@@ -91,7 +91,7 @@ class DetectionRun:
         self._names, self._out = names, names.out
 
     def stills(self, paths: Sequence[Path], bar: Bar, interrupt: Interrupt) -> None:
-        """Detect on images until `interrupt` asks; one that cannot be read is noted, and the run goes on."""
+        """Detect on images until interrupted; unreadable ones are recorded and skipped."""
         read: deque[tuple[Path, Frame]] = deque()
         ahead = read_ahead if self._annotate else decode_ahead
 
@@ -119,37 +119,37 @@ class DetectionRun:
                     self._write_labels(self._names.name(path), formats.as_yolo(found))
                 bar.update(completed=number + 1)
 
-    def video(self, path: Path, bar: Bar, interrupt: Interrupt, most_frames: int | None = None) -> None:
-        """Detect on a video file until `interrupt` asks; one that cannot be opened, or was cut short, is noted."""
+    def video(self, path: Path, bar: Bar, interrupt: Interrupt, max_frames: int | None = None) -> None:
+        """Detect on a video file until interrupted; an unreadable or truncated one is recorded."""
         try:
             with ExitStack() as stack:
                 facts, frames = stack.enter_context(open_video(path))
                 of_all = f" of {facts.frames}" if facts.frames else ""
-                wanted = _until(interrupt, islice(frames, most_frames))
+                wanted = _stop_on(interrupt, islice(frames, max_frames))
                 ahead = stack.enter_context(closing(drawn_ahead(wanted, _FRAMES_AHEAD)))
                 count = self._video(path, facts, ahead, bar, of_all)
-            if interrupt.requested or count == most_frames:
+            if interrupt.requested or count == max_frames:
                 return
             if missing := missing_bytes(path):
                 raise UsageError(
-                    f"the video `{path}` was cut short: {missing} bytes are missing at its end, "
-                    f"{counted(count, 'frame')} could be read and are in the results",
+                    f"the video `{path}` is truncated ({missing} bytes missing); "
+                    f"the results include {counted(count, 'frame')}",
                     hint="copy or record it again",
                 )
-        except _StoppedAtOnce:
+        except _StoppedBeforeStart:
             return
         except UsageError as err:
             self._note(err)
 
-    def live(self, source: str, bar: Bar, interrupt: Interrupt, most_frames: int | None = None) -> None:
-        """Detect on a live source to its end, or until `interrupt` asks; one that cannot be opened is noted.
+    def live(self, source: str, bar: Bar, interrupt: Interrupt, max_frames: int | None = None) -> None:
+        """Detect on a live source until it ends or is interrupted; an unavailable one is recorded.
 
         Raises:
-            KeyboardInterrupt: asked to end before the first frame.
+            KeyboardInterrupt: interrupted before the first frame.
         """
         try:
             with open_live(source, interrupt) as (facts, frames):
-                self._video(source, facts, islice(frames, most_frames), bar, ", Ctrl-C ends")
+                self._video(source, facts, islice(frames, max_frames), bar, ", Ctrl-C stops")
         except UsageError as err:
             self._note(err)
 
@@ -159,7 +159,7 @@ class DetectionRun:
         facts: VideoFacts,
         frames: Iterable[NDArray[np.uint8]],
         bar: Bar,
-        words: str,
+        suffix: str,
     ) -> int:
         target = self._target(source)
         path = self._path(source)
@@ -186,21 +186,21 @@ class DetectionRun:
                 count = number + 1
                 if self._form == "yolo":
                     self._write_labels(self._names.frame_name(source, number), formats.as_yolo(found))
-                bar.update(text=f"{path.name} frame {count}{words}")
+                bar.update(text=f"{path.name} frame {count}{suffix}")
         self.summaries.append(Summary(path, target or self._boxes(source), classes, truncated, count))
         return count
 
     def finish(self) -> None:
-        """Write the results file; without any readable file there is none."""
+        """Write the results file, unless no file was readable."""
         if self._form == "yolo" or not self.summaries:
             return
         self._out.mkdir(parents=True, exist_ok=True)
         coco = self._form == "coco"
-        content = json.dumps(self.entries) + "\n" if coco else formats.one_to_a_line(self.document(), "images")
+        content = json.dumps(self.entries) + "\n" if coco else formats.dump_by_line(self.document(), "images")
         write_whole(self._out / _RESULTS[self._form], content)
 
     def document(self) -> dict[str, Json]:
-        """Return the results in yolotrt's own form, see yolotrt_core/schemas/detect.json."""
+        """Return the results as yolotrt's JSON, see yolotrt_core/schemas/detect.json."""
         spec = self._detector.spec
         return {
             "schema": 1,
@@ -213,20 +213,20 @@ class DetectionRun:
         }
 
     def milliseconds(self) -> dict[str, Json]:
-        """Return the detector's time for one frame by step."""
+        """Return the detector's time per frame by step."""
         frames = max(1, self._detector.frames)
         return {step: round(1000 * seconds / frames, 3) for step, seconds in self._detector.seconds.items()}
 
     def device_milliseconds(self) -> dict[str, float]:
-        """Return what each step of the last frame alone takes on the GPU; nothing where there is none."""
+        """Return the GPU time of each step for the last frame alone; nothing without a GPU."""
         if self.last is None:
             return {}
-        # The first rounds load kernels that a recorded graph has not needed one by one.
+        # The first rounds load kernels that a recorded CUDA graph has not loaded one by one.
         rounds = [self._detector.device_steps([self.last], self._selection) or {} for _ in range(7)][2:]
         return {step: round(median(r[step] for r in rounds), 4) for step in rounds[0]}
 
     def refuse_unread(self) -> None:
-        """Raise for the files that could not be read to their end, after all else is done.
+        """Raise if files could not be read completely, after all others are done.
 
         Raises:
             UsageError: one or more could not.
@@ -237,12 +237,12 @@ class DetectionRun:
         if self._names.count <= 1:
             raise first
         raise UsageError(
-            f"{len(self.unread)} of {self._names.count} files could not be read to their end; the first: {first}",
+            f"{len(self.unread)} of {self._names.count} files could not be read completely; the first: {first}",
             hint=first.hint,
         )
 
     def _note(self, err: UsageError) -> None:
-        if self._names.count > 1:  # of one file alone the error at the end says it all
+        if self._names.count > 1:  # for a single file the final error suffices
             _log.warning("%s", err)
         self.unread.append(err)
 
@@ -256,18 +256,18 @@ class DetectionRun:
         return found
 
     def _path(self, source: Path | str) -> Path:
-        """Return what results call a source: of an address only the host, since the rest may hold a password."""
+        """Return the path of a source in results: of a URL only the host, as the rest may contain a password."""
         return source if isinstance(source, Path) else Path(self._names.name(source))
 
     def _target(self, source: Path | str) -> Path | None:
-        """Return where the annotated copy of a source goes, if there is to be one."""
+        """Return the path of the annotated copy of a source, or None."""
         if not self._annotate:
             return None
         self._out.mkdir(parents=True, exist_ok=True)
         return self._names.target(source)
 
     def _boxes(self, source: Path | str) -> Path:
-        """Return what holds the boxes of a source: a file, or the labels' folder for a video."""
+        """Return the file that holds the boxes of a source, or the labels folder of a video."""
         of_one = self._form == "yolo" and isinstance(source, Path) and not inputs.is_video(source)
         return self._out / _RESULTS[self._form] / (f"{self._names.name(source)}.txt" if of_one else "")
 
@@ -278,14 +278,14 @@ class DetectionRun:
 
 
 class _Writer:
-    """Draws and writes images on threads; the first failure is raised by the next call."""
+    """Draws and writes images on threads; a failure is raised by the next call."""
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(thread_name_prefix="yolotrt-write")
         self._waiting: deque[Future[None]] = deque()
 
     def submit(self, work: Any, *arguments: Any) -> None:
-        while len(self._waiting) >= _MOST_WAITING or (self._waiting and self._waiting[0].done()):
+        while len(self._waiting) >= _MAX_PENDING or (self._waiting and self._waiting[0].done()):
             self._waiting.popleft().result()
         self._waiting.append(self._pool.submit(work, *arguments))
 
@@ -303,7 +303,7 @@ class _Writer:
 
 
 class _VideoWriter:
-    """Writes annotated frames; opened at the first one, whose size it takes."""
+    """Writes annotated frames, in the size of the first."""
 
     def __init__(self, target: Path, fps: float) -> None:
         self._target, self._fps = target, fps
@@ -330,25 +330,25 @@ class _VideoWriter:
             return
         with images.quiet_opencv():
             self._writer.release()
-        # OpenCV tells no one that a write failed, so what was written is asked.
+        # OpenCV does not report a failed write, so count the frames.
         if kind is None and count_frames(self._target) != self._frames:
             raise ArtifactError(
-                "cannot write the annotated video: it is incomplete, as when no space is left",
+                "cannot write the annotated video: it is incomplete; the disk may be full",
                 hint="free some space, or choose another folder with `--out`",
             )
 
 
-class _StoppedAtOnce(Exception):  # noqa: N818 - nothing went wrong
-    """Asked to end before the first frame: there is no video to keep."""
+class _StoppedBeforeStart(Exception):  # noqa: N818 - not an error
+    """Interrupted before the first frame: there is no video to keep."""
 
 
-def _until(interrupt: Interrupt, frames: Iterable[NDArray[np.uint8]]) -> Iterator[NDArray[np.uint8]]:
+def _stop_on(interrupt: Interrupt, frames: Iterable[NDArray[np.uint8]]) -> Iterator[NDArray[np.uint8]]:
     begun = False
     for frame in frames:
         if interrupt.requested:
             if begun:
                 return
-            raise _StoppedAtOnce
+            raise _StoppedBeforeStart
         begun = True
         yield frame
 

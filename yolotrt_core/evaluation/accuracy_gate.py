@@ -1,7 +1,7 @@
-"""Is a lowered engine still the model it was made from? Asked after every build below fp32, before it is handed out.
+"""Accuracy gate: validates every reduced-precision engine against its fp32 model before it is returned.
 
-With labels, mAP decides; without, agreement with what the fp32 network finds. The engine itself is
-run where it can run here; elsewhere the typed ONNX it was built from, in onnxruntime.
+With labels, mAP decides; without, agreement with the detections of the fp32 network. The engine itself is
+run if this machine can; otherwise the typed ONNX it was built from, in onnxruntime.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from yolotrt_core.calibration.images import digest_of_images
 from yolotrt_core.console.text import counted
 from yolotrt_core.datasets import dataset, reader
 from yolotrt_core.errors import GateError, UsageError
-from yolotrt_core.evaluation.agreement import agree
+from yolotrt_core.evaluation.agreement import compare_detections
 from yolotrt_core.evaluation.coco_map import Bootstrap
 from yolotrt_core.evaluation.evaluator import Evaluator
 from yolotrt_core.evaluation.predictions import predict
@@ -42,21 +42,19 @@ from yolotrt_core.types import EngineSpec, Json, ModelSpec, Selection
 _log = logging.getLogger(__name__)
 
 _FEW_BOXES = 5
-_VERDICT_FILE = "verdict.json"
+_RESULT_FILE = "gate.json"
 _BUNDLED = "the bundled image"
 _SELECTION = Selection()
 
 
 @dataclass(frozen=True, slots=True)
 class GateOptions:
-    """What an engine must keep of its fp32 model to be handed out."""
+    """Limits of the accuracy gate."""
 
-    check: bool = option(True, help="Compare every engine below fp32 with the fp32 model before it is handed out")
-    agreement: float = option(
-        0.8, help="Least share of boxes that engine and fp32 model have in common", minimum=0.0, maximum=1.0
-    )
-    drift: float = option(0.1, help="Largest mean difference in score of the boxes in common", minimum=0.0, maximum=1.0)
-    images: int = option(32, help="How many images are compared where there are no labels", minimum=1)
+    check: bool = option(True, help="Validate reduced-precision engines against the fp32 model")
+    agreement: float = option(0.8, help="Minimum share of matching boxes", minimum=0.0, maximum=1.0)
+    drift: float = option(0.1, help="Maximum mean score difference of matched boxes", minimum=0.0, maximum=1.0)
+    images: int = option(32, help="Maximum number of images to compare without labels", minimum=1)
 
 
 DEFAULT_MAX_DROP = 0.005
@@ -64,11 +62,11 @@ DEFAULT_MAX_DROP = 0.005
 
 @dataclass(frozen=True, slots=True)
 class GateResult:
-    """What the gate found.
+    """Result of the accuracy gate.
 
     Attributes:
-        passed: whether the engine may be handed out. text: one line for people.
-        facts: the figures, for the record; `reference` says what it was compared with. key: of the record.
+        passed: whether the engine may be returned. text: summary in one line.
+        facts: the figures, for the record; `reference` names what it was compared with. key: of the record.
         from_cache: whether nothing was run.
     """
 
@@ -80,10 +78,10 @@ class GateResult:
 
 
 def check_settings(settings: BuildSettings) -> None:
-    """Check what the gate will need before anything is built for it.
+    """Check the gate's options and data before anything is built.
 
     Raises:
-        UsageError: an option out of bounds, evaluation data that is not there, `max_drop` without any.
+        UsageError: an option out of bounds, missing evaluation data, `max_drop` without any.
     """
     options: GateOptions = settings.options.resolve(GateOptions, "gate")
     if not options.check:
@@ -95,7 +93,7 @@ def check_settings(settings: BuildSettings) -> None:
 
 
 def refuse_max_drop(resolved: ResolvedBuild) -> None:
-    """Refuse a limit on what is lost against float32 where the model itself is below that.
+    """Refuse `max_drop` for a reduced-precision model: there is no fp32 reference.
 
     Raises:
         UsageError: names the precision of the model.
@@ -103,18 +101,17 @@ def refuse_max_drop(resolved: ResolvedBuild) -> None:
     precision = resolved.source_info.precision
     if resolved.max_drop is not None and precision is not None and resolved.options.resolve(GateOptions, "gate").check:
         raise UsageError(
-            f"`--max-drop` is a loss against float32, and `{resolved.source.path.name}` holds {precision} "
-            "already: what that lost cannot be measured",
-            hint="leave it out and `evaluate` the engine, or give the float32 model",
+            f"`--max-drop` needs an fp32 reference, but `{resolved.source.path.name}` is already {precision}",
+            hint="omit it and `evaluate` the engine, or use the float32 model",
         )
 
 
 def validate(planned: Plan, results: Sequence[StepResult], *, store: Store, registry: Registry) -> GateResult | None:
-    """Compare the engine of a build with the network it was made from: fp32, or the precision of the model itself.
+    """Compare the engine of a build with its source network: fp32, or the precision of the source model.
 
     Returns:
-        The result, or None where there is nothing to compare: an fp32 engine, the check is off, or the engine is the
-        very graph that was given.
+        The result, or None if there is nothing to compare: an fp32 engine, the gate is off, or the engine is the
+        source graph itself.
 
     Raises:
         UsageError: `max_drop` without labels, or images that cannot be used.
@@ -131,14 +128,14 @@ def validate(planned: Plan, results: Sequence[StepResult], *, store: Store, regi
     is_given = source_precision is not None and _same_onnx(reference, typed)
     if is_given and (not runnable or builder.name == runner.name):
         _log.warning(
-            "the gate has nothing to compare: the engine is the %s ONNX that was given, and no float32 model says what "
-            "that lost; `evaluate` it on labelled images",
+            "accuracy gate skipped: the source ONNX is already %s, so there is no fp32 reference; "
+            "`evaluate` it on labelled images",
             source_precision,
         )
         return None
-    # Without an engine that runs, the graph is judged; one that types nothing is the fp32 graph itself.
+    # Without an engine that runs, the graph is validated; an untyped one is the fp32 graph itself.
     if not runnable and (reference is typed or planned.request.precision not in runner.stage.precisions):
-        _log.warning("the %s engine was not checked: nothing here can run it", planned.request.precision)
+        _log.warning("accuracy gate skipped: no runtime on this machine supports %s", planned.request.precision)
         return None
     case = _Case(planned, build, reference, typed, runner, runnable, store, registry)
     files, labelled, origin = _images(resolved, options, case.labels)
@@ -157,7 +154,7 @@ def validate(planned: Plan, results: Sequence[StepResult], *, store: Store, regi
             "engine": build.record.outputs[builder.stage.engine_file].sha256,
             "onnx": typed.record.outputs[ONNX_FILE].sha256,
             "reference": reference.record.outputs[ONNX_FILE].sha256,
-            # Head, labels and strides, which say how the same numbers are read.
+            # Head, labels and strides decide how the same outputs are decoded.
             "engine spec": build.record.outputs[ENGINE_SPEC_FILE].sha256,
             "onnx spec": typed.record.outputs[SPEC_FILE].sha256,
             "reference spec": reference.record.outputs[SPEC_FILE].sha256,
@@ -171,7 +168,7 @@ def validate(planned: Plan, results: Sequence[StepResult], *, store: Store, regi
     def make(folder: Path) -> Mapping[str, Json]:
         facts = _by_map(case, labelled, limit) if labelled else _by_agreement(case, files, options)
         facts = {"pictures_from": origin, "ran": case.ran, "reference": case.compared_with, **facts}
-        (folder / "out" / _VERDICT_FILE).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        (folder / "out" / _RESULT_FILE).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
         return facts
 
     record, from_cache = store.obtain(action, make)
@@ -179,39 +176,37 @@ def validate(planned: Plan, results: Sequence[StepResult], *, store: Store, regi
     return GateResult(bool(facts["passed"]), _text(facts), facts, record.key, from_cache)
 
 
-def refuse_failed(verdict: GateResult | None, precision: str, key: str) -> None:
-    """Log a verdict, and raise if the engine may not be handed out.
+def refuse_failed(result: GateResult | None, precision: str, key: str) -> None:
+    """Log the gate's result, and raise if the engine failed.
 
     Raises:
-        GateError: it failed; says where the engine is kept.
+        GateError: it failed; names the artifact of the engine.
     """
-    if verdict is None:
+    if result is None:
         return
-    if verdict.passed:
-        _log.info("gate      %s", verdict.text)
-        if verdict.facts["reference"] != "fp32":
+    if result.passed:
+        _log.info("gate      %s", result.text)
+        if result.facts["reference"] != "fp32":
             _log.warning(
-                "no float32 model was there to compare with: the gate says that the engine is still the %s, not what "
-                "%s lost; `evaluate` both models on labelled images",
-                verdict.facts["reference"],
-                precision,
+                "accuracy gate compared with the %s, not with fp32; `evaluate` both models on labelled images",
+                result.facts["reference"],
             )
-        boxes = verdict.facts.get("fp32_boxes")
+        boxes = result.facts.get("fp32_boxes")
         if isinstance(boxes, int) and boxes < _FEW_BOXES:
             _log.warning(
-                "the gate had %s to compare, which says little: pass images of your own with `--eval-data`",
+                "accuracy gate used only %s; pass `--eval-data` for a meaningful check",
                 counted(boxes, "box"),
             )
         return
     ways = []
-    if verdict.facts["pictures_from"] == _BUNDLED:
-        ways.append("judge it on images of your own with `--eval-data`, as one says little")
-    if verdict.facts["reference"] == "fp32":
+    if result.facts["pictures_from"] == _BUNDLED:
+        ways.append("validate on your own images with `--eval-data`")
+    if result.facts["reference"] == "fp32":
         ways.append("try another `--calibrator`, more images or `--precision fp16`")
-    ways.append("`--gate-check off` hands it out as it is")
+    ways.append("`--gate-check off` disables the gate")
     raise GateError(
-        f"the {precision} engine is not the model any more: {verdict.text}",
-        hint=f"it stays in the store as {key[:12]}; {'; '.join(ways)}",
+        f"the {precision} engine failed the accuracy gate: {result.text}",
+        hint=f"the engine is kept in the store as {key[:12]}; {'; '.join(ways)}",
     )
 
 
@@ -243,19 +238,19 @@ class _Case:
 
     @property
     def decoded_by(self) -> dict[str, Json]:
-        """What tells the postprocessors of both networks and their options from others."""
-        told: dict[str, Json] = {}
+        """Cache key material of the postprocessors of both networks, by head."""
+        material: dict[str, Json] = {}
         for head in (self._spec(made).head for made in (self.reference, self.typed)):
             found = self.registry.postprocessor(head)
-            told[head] = found.cache_key_material(
+            material[head] = found.cache_key_material(
                 self.planned.resolved.options.resolve(found.stage.Options, found.name)
             )
-        return told
+        return material
 
     @property
     def opened_by(self) -> dict[str, Json]:
-        """What runs both networks here: elsewhere, or by other code, the same engine is judged again."""
-        pair = {"reference": self.runner, "judged": self.planned.resolved.builder if self.runnable else self.runner}
+        """Cache key material of the sessions that run both networks."""
+        pair = {"reference": self.runner, "engine": self.planned.resolved.builder if self.runnable else self.runner}
         options = self.planned.resolved.options
         return {k: b.session_key_material(options.resolve(b.stage.Options, b.name)) for k, b in pair.items()}
 
@@ -299,7 +294,7 @@ class _Labelled:
 
 
 def _onnx_of(results: Sequence[StepResult], kind: str) -> StepResult | None:
-    """Return the step that made the ONNX which the step of this kind read."""
+    """Return the step that wrote the ONNX input of the step of this kind."""
     reader = next((r.step for r in results if r.step.kind == kind), None)
     if reader is None:
         return None
@@ -314,7 +309,7 @@ def _same_onnx(one: StepResult, other: StepResult) -> bool:
 def _images(
     resolved: ResolvedBuild, options: GateOptions, labels: tuple[str, ...]
 ) -> tuple[list[Path], _Labelled | None, str]:
-    """Return the images to compare on, their labels if mAP decides, and where they are from."""
+    """Return the images to compare on, their labels if mAP decides, and their origin in one phrase."""
     if resolved.read_eval_data is not None:
         found = resolved.read_eval_data(labels)
         files = [p.path for p in found.images]
@@ -360,8 +355,8 @@ def _by_agreement(case: _Case, files: Sequence[Path], options: GateOptions) -> d
             lowered = predict(detector, files, _SELECTION, **given)
     expected = [d for d in reference.found if d is not None]
     found = [d for d in lowered.found if d is not None]
-    agreement = agree(expected, found)
-    # One box more or less is no verdict on an image with three.
+    agreement = compare_detections(expected, found)
+    # A single box must not decide on an image with three.
     slack = max(1.0, (1 - options.agreement) * agreement.boxes)
     passed = agreement.boxes - agreement.common <= slack and agreement.drift <= options.drift
     return {
@@ -379,18 +374,18 @@ def _by_agreement(case: _Case, files: Sequence[Path], options: GateOptions) -> d
 
 
 def _text(facts: Mapping[str, Json]) -> str:
-    where = f"on {facts['pictures_from']}, run as {facts['ran']}"
+    where = f"on {facts['pictures_from']}, evaluated with {facts['ran']}"
     reference = facts["reference"]
     if facts["by"] == "map50_95":
         return (
-            f"mAP50-95 {facts['lowered']:.4f}, {reference} {facts['fp32']:.4f}, a loss of {facts['drop']:.4f} "
-            f"({facts['max_drop']:g} allowed) {where}"
+            f"mAP50-95 {facts['lowered']:.4f}, {reference} {facts['fp32']:.4f}, loss {facts['drop']:.4f} "
+            f"(maximum {facts['max_drop']:g}) {where}"
         )
     if not facts["compared"]:
-        return f"found nothing to compare: neither the engine nor {reference} has a box {where}"
+        return f"no detections in either engine or {reference} {where}"
     return (
-        f"{facts['matched']} of {counted(facts['fp32_boxes'], f'{reference} box')} found, "
-        f"{counted(facts['boxes'], 'box')} in all, "
-        f"agreement {facts['agreement']:.3f} (at least {facts['least_agreement']:g}), "
-        f"scores differ by {facts['score_drift']:.3f} {where}"
+        f"{facts['matched']} of {counted(facts['fp32_boxes'], f'{reference} box')} matched, "
+        f"{counted(facts['boxes'], 'box')} in the engine, "
+        f"agreement {facts['agreement']:.3f} (minimum {facts['least_agreement']:g}), "
+        f"score difference {facts['score_drift']:.3f} {where}"
     )

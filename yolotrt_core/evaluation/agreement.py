@@ -1,4 +1,4 @@
-"""How far two engines find the same things on the same images, without labels."""
+"""Agreement of the detections of two engines on the same images, without labels."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-# A box counts as the same if it is of one class and overlaps as COCO's loosest threshold asks.
+# Boxes of one class match at COCO's lowest IoU threshold.
 _SAME_IOU = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """How far two sets of detections are the same.
+    """Agreement of two sets of detections.
 
     Attributes:
         expected, found: how many boxes each has. matched: pairs of one class that overlap by half or more.
@@ -32,21 +32,21 @@ class Agreement:
 
     @property
     def boxes(self) -> int:
-        """Boxes of both sides together."""
+        """Number of boxes of both sides."""
         return self.expected + self.found
 
     @property
     def common(self) -> int:
-        """Those of them that are in a pair."""
+        """Number of boxes that are in a pair."""
         return 2 * self.matched
 
     @property
     def share(self) -> float:
-        """Share in common, 0..1; 1 where there is nothing to find."""
+        """Share of matched boxes, 0..1; 1 without any box."""
         return self.common / self.boxes if self.boxes else 1.0
 
 
-def agree(expected: Sequence[Detections], found: Sequence[Detections]) -> Agreement:
+def compare_detections(expected: Sequence[Detections], found: Sequence[Detections]) -> Agreement:
     """Compare detections image by image; each box is in at most one pair, the best-scored choose first."""
     matched, drift = 0, 0.0
     for one, other in zip(expected, found, strict=True):

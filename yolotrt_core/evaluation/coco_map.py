@@ -20,19 +20,18 @@ if TYPE_CHECKING:
 
 # COCO's 0.50:0.05:0.95; its 300 is ours, as detections are asked for with `max_det` 300.
 MAX_DET = 300
-_BAR_AFTER_S = 2.0  # a bar that is gone at once only flickers
-# The middle 95% leaves 2.5% of the resamples out on each side: with 40 that is the single outermost one, with 100 the
-# end lies between the second and the third.
-LEAST_RESAMPLES = 100
-# With five images an engine that is as good is better, or worse, on all of them in 2 of 2^5 = 32 cases (6%), and then
-# every resample says the same; with six in 3%, which is below what an interval of 95% leaves out.
-LEAST_IMAGES = 6
+_BAR_AFTER_S = 2.0  # shorter progress bars only flicker
+# A 95% interval excludes 2.5% of the resamples on each side: one of 40, between two and three of 100.
+MIN_RESAMPLES = 100
+# Of two equal engines one is better on all of n images with probability 2 / 2^n, and then every resample agrees:
+# 6% for five images, 3% for six, which is below the 5% that a 95% interval excludes.
+MIN_IMAGES = 6
 _FIRST_ID = 1  # 0 would mean "unmatched" inside COCO's evaluation
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Truth:
-    """What is on one image.
+    """Ground truth of one image.
 
     Attributes:
         xywh: float64 (M, 4) in pixels. class_ids: int64 (M,). crowd: bool (M,).
@@ -48,7 +47,7 @@ class Truth:
 
 @dataclass(frozen=True, slots=True)
 class ClassAccuracy:
-    """Average precision of one class; boxes is how many there are of it."""
+    """Average precision of one class with its number of boxes."""
 
     class_id: int
     label: str
@@ -67,7 +66,7 @@ class Accuracy:
 
 
 class Scored:
-    """Detections of a data set matched with its truth once; asked for figures as often as wanted."""
+    """Detections of a data set, matched with its ground truth once."""
 
     def __init__(self, truth: Sequence[Truth], found: Sequence[Detections], labels: Sequence[str]) -> None:
         """Match.
@@ -103,7 +102,7 @@ class Scored:
         self._drawn: dict[Bootstrap, NDArray[np.float64]] = {}
 
     def accuracy(self) -> Accuracy:
-        """Return the figures for the data set as it is."""
+        """Return the accuracy on the whole data set."""
         per_class = self._per_class(None)
         classes = tuple(
             ClassAccuracy(c, self._labels[c], self._count[c], float(per_class[0, c]), float(per_class[1, c]))
@@ -113,7 +112,7 @@ class Scored:
         return Accuracy(*_means(per_class), classes)
 
     def resampled(self, images: NDArray[np.int64]) -> tuple[float, float]:
-        """Return (mAP50, mAP50-95) for a data set made of these images, by index, some several times.
+        """Return (mAP50, mAP50-95) of a resample, given by image indices with repetition.
 
         Args:
             images: int64 (number of images,).
@@ -121,7 +120,7 @@ class Scored:
         return _means(self._per_class(images))
 
     def resamples(self, bootstrap: Bootstrap) -> NDArray[np.float64]:
-        """Return float64 (resamples, 2): mAP50 and mAP50-95 of each; worked out once, for intervals and comparisons."""
+        """Return float64 (resamples, 2): mAP50 and mAP50-95 of each; computed once, for intervals and comparisons."""
         import numpy as np
 
         if bootstrap not in self._drawn:
@@ -166,24 +165,24 @@ def _means(per_class: NDArray[np.float64]) -> tuple[float, float]:
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A figure with the middle 95% of what resampled images give; without where those are too few to say."""
+    """A figure with its 95% interval by resampled images; without one if those are too few."""
 
     value: float
     low: float | None
     high: float | None
 
     @property
-    def leaves_out_0(self) -> bool | None:
-        """Whether 0 lies outside; None without an interval."""
+    def excludes_zero(self) -> bool | None:
+        """Whether 0 lies outside the interval; None without one."""
         return None if self.low is None or self.high is None else not self.low <= 0 <= self.high
 
 
 @dataclass(frozen=True, slots=True)
 class Bootstrap:
-    """How many resamples of the images, and the seed that makes them the same every time.
+    """Number of resamples of the images, and their seed.
 
     A class whose few images a resample lacks drops out of its mean, so with rare classes an interval lies higher
-    than the value; moving it back would make it hold the truth less often.
+    than the value; shifting it back would lower its coverage.
     """
 
     resamples: int = 200
@@ -194,20 +193,20 @@ class Bootstrap:
         import numpy as np
 
         random = np.random.default_rng(self.seed)
-        for _ in range(self.resamples):  # all at once would take gigabytes for large data sets
+        for _ in range(self.resamples):  # all at once takes gigabytes for large data sets
             yield random.integers(0, images, images)
 
     def shortfall(self, images: int) -> str | None:
-        """Say of what there is too little for an interval; None where there is enough."""
-        if images < LEAST_IMAGES:
-            return f"{counted(images, 'image')}: it takes at least {LEAST_IMAGES}"
-        if self.resamples < LEAST_RESAMPLES:
-            return f"{counted(self.resamples, 'resample')}: it takes at least {LEAST_RESAMPLES}"
+        """Return what an interval lacks, images or resamples; None if there are enough."""
+        if images < MIN_IMAGES:
+            return f"{counted(images, 'image')}; at least {MIN_IMAGES} needed"
+        if self.resamples < MIN_RESAMPLES:
+            return f"{counted(self.resamples, 'resample')}; at least {MIN_RESAMPLES} needed"
         return None
 
 
 def intervals(scored: Scored, bootstrap: Bootstrap) -> tuple[Interval, Interval]:
-    """Return mAP50 and mAP50-95 with their intervals, or without where `Bootstrap.shortfall` says why."""
+    """Return mAP50 and mAP50-95 with their intervals, or without; `Bootstrap.shortfall` names the reason."""
     accuracy = scored.accuracy()
     drawn = None if bootstrap.shortfall(scored.images) else scored.resamples(bootstrap)
     return _both((accuracy.map50, accuracy.map50_95), drawn)

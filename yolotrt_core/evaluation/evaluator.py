@@ -1,4 +1,4 @@
-"""How good an engine is on labelled images, and whether another one is better or worse than by chance."""
+"""Evaluation of engines on labelled images, and significance tests between two."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from yolotrt_core.plugin.stages import SourceRunner, Stage
 from yolotrt_core.store.store import Store
 from yolotrt_core.types import Detections, EngineSpec, Selection
 
-# What upstream's val.py asks for: nearly all candidates, since the metric ranks them itself.
+# As upstream's val.py: nearly all candidates, since the metric ranks them.
 SELECTION = Selection(conf=0.001, iou=0.6, multi_label=True, max_det=coco_map.MAX_DET)
 
 _BOOTSTRAP = Bootstrap()
@@ -31,8 +31,8 @@ class Evaluation:
     """One engine on one data set.
 
     Attributes:
-        spec: the engine. images, boxes: how many were judged. skipped: names that cannot be read.
-        map50, map50_95: with the middle 95% of resampled images. accuracy: the same by class.
+        spec: the engine. images, boxes: how many were evaluated. skipped: names of unreadable images.
+        map50, map50_95: with 95% intervals. accuracy: the same by class.
         predictions: key of the artifact that holds the detections.
     """
 
@@ -49,22 +49,22 @@ class Evaluation:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Second engine minus first, judged on the same resampled images.
+    """Second engine minus first, on the same resampled images.
 
-    A difference is more than noise if its interval leaves out 0; None where images or resamples are too few to tell.
+    A difference is significant if its interval excludes 0; None if images or resamples are too few.
     """
 
     map50: Interval
     map50_95: Interval
 
     @property
-    def more_than_noise(self) -> bool | None:
-        return self.map50_95.leaves_out_0
+    def is_significant(self) -> bool | None:
+        return self.map50_95.excludes_zero
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluator:
-    """Evaluates engines the same way, one after the other."""
+    """Evaluates engines with the same data and settings."""
 
     data: DataSet
     store: Store
@@ -100,10 +100,10 @@ class Evaluator:
         )
 
     def compare(self, first: Evaluation, second: Evaluation) -> Comparison:
-        """Judge the second against the first, by the same resamples of the images.
+        """Compare the second with the first on the same resamples of the images.
 
         Raises:
-            UsageError: they were not made on the same images.
+            UsageError: they are of different images.
         """
         if (first.images, first.skipped) != (second.images, second.skipped):
             raise UsageError("the two evaluations are of different images")
@@ -121,7 +121,7 @@ class Evaluator:
 
 
 def open_framework(settings: BuildSettings, registry: Registry) -> Detector:
-    """Open a model in its own framework, without any engine; with `settings.dynamic` for any shape.
+    """Open a model in its own framework, without an engine; with `settings.dynamic` for any shape.
 
     Raises:
         UsageError: its exporter cannot run it. PluginError: the framework is not installed.
@@ -131,7 +131,7 @@ def open_framework(settings: BuildSettings, registry: Registry) -> Detector:
     request = build_request(replace(settings, precision="fp32"), source, replace(info, fixed_size=False))
     if not isinstance(exporter.stage, SourceRunner):
         raise UsageError(
-            f"exporter `{exporter.name}` cannot run a model itself", hint="evaluate the fp32 ONNX: `--precision fp32`"
+            f"exporter `{exporter.name}` cannot run models", hint="evaluate the fp32 ONNX: `--precision fp32`"
         )
     given = settings.options
     options: Any = given.resolve(cast(Stage, exporter.stage).Options, exporter.name)

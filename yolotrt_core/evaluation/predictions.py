@@ -1,4 +1,4 @@
-"""What an engine finds on a list of images, kept in the store so that no image is run twice."""
+"""Predictions of an engine on a list of images, cached in the store."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ class Predictions:
     """Detections of one engine.
 
     Attributes:
-        found: by index into the list of images; None for one that cannot be read.
-        sizes: (height, width) in pixels of each; (0, 0) for one that cannot be read.
+        found: by index into the list of images; None for an unreadable one.
+        sizes: (height, width) in pixels of each; (0, 0) for an unreadable one.
         record: the artifact that holds them. from_cache: whether no image was run.
     """
 
@@ -63,7 +63,7 @@ def predict(
     registry: Registry,
     digests: ImageDigests | None = None,
 ) -> Predictions:
-    """Run an engine on images, or take what the store holds of this engine, these images and thresholds.
+    """Run an engine on images; cached by engine, images and thresholds.
 
     Args:
         digests: those of the build, so that no file is hashed again.
@@ -108,7 +108,7 @@ def predict(
 
 @dataclass(slots=True)
 class _Reading:
-    """Reads files in order, noting sizes and what cannot be read."""
+    """Reads files in order, and records sizes and unreadable files."""
 
     files: Sequence[Path]
     detector: Detector | None = None

@@ -1,4 +1,4 @@
-"""The fastest engine that the gate lets through, over what can run on this machine."""
+"""Automatic precision: the fastest engine, of all that run on this machine, that passes the accuracy gate."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from yolotrt_core.types import PRECISIONS, Precision
 
 _log = logging.getLogger(__name__)
 
-# Of two engines the more precise one, unless the other is faster by more than a shuffled run repeats to.
+# The more precise of two engines wins unless the other is faster by more than the noise of an interleaved run.
 _FASTER = 0.98
 _CALIBRATED: tuple[Precision, ...] = ("int8", "fp8")
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One builder and precision, and what became of it.
+    """A builder and precision, and its result.
 
     Attributes:
         ms: of one image, frames to boxes, in the run in which it was last compared; None if it was
-            not timed. passed: whether the gate let it through; None if it was not built.
-        note: the verdict, or why it was not built.
+            not timed. passed: whether it passed the gate; None if it was not built.
+        note: result of the gate, or why it was not built.
     """
 
     builder: str
@@ -45,11 +45,11 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class AutoPrecisionResult:
-    """The choice among options.
+    """The selected engine and all candidates.
 
     Attributes:
-        options: all of them, in the order they were tried. text: the answer in one line.
-        mixed: how the selected engine came to its mix of precisions, if it is one.
+        options: all of them, in the order they were tried. text: summary in one line.
+        mixed: the search that found the selected engine, if it is of mixed precision.
     """
 
     builder: str
@@ -62,34 +62,34 @@ class AutoPrecisionResult:
 def select(
     settings: BuildSettings, *, store: Store, registry: Registry, force: bool = False
 ) -> tuple[ValidatedBuild, AutoPrecisionResult]:
-    """Build, judge and time every precision on every builder that runs here, and choose.
+    """Build, validate and time every precision on every builder that runs on this machine; select the fastest.
 
     Args:
-        settings: their precision is not looked at; a named builder is the only one tried.
+        settings: without regard to their precision; a named builder is the only candidate.
 
     Raises:
         UsageError: the gate is off, or the model or data cannot be used.
-        PluginError: no builder can run an engine here. GateError: no engine passed.
+        PluginError: no builder can run an engine on this machine. GateError: no engine passed.
     """
     gate: GateOptions = settings.options.resolve(GateOptions, "gate")
     if not gate.check:
         raise UsageError(
-            "`--precision auto` asks the gate what may be handed out, and it is off here",
-            hint="`build` with it first, then name the file with `--engine`",
+            "`--precision auto` requires the accuracy gate (`--gate-check on`)",
+            hint="`build` with the gate first, then pass the file with `--engine`",
         )
     model = resolve_model(settings, registry)
     refuse_unchecked(model.source, model.info, registry)
     given = model.info.precision
     pairs = list(_pairs(settings, registry, (given,) if given else PRECISIONS))
     if not pairs:
-        raise UsageError(f"the model holds {given}, and no builder that runs here builds that", hint="see `doctor`")
+        raise UsageError(f"no builder on this machine supports {given}, the source precision", hint="see `doctor`")
     check_settings(settings)
     first = replace(settings, builder=pairs[0][0].name, precision=pairs[0][1])
     resolved = resolve(first, registry, model)
     made: list[ValidatedBuild] = []
     skipped: list[Candidate] = []
     for builder, precision in pairs:
-        reason = None if given else _unfit(settings, precision)
+        reason = None if given else _skip_reason(settings, precision)
         if reason is None:
             try:
                 candidate = replace(resolved, builder=builder, request=replace(resolved.request, precision=precision))
@@ -97,7 +97,7 @@ def select(
                 continue
             except (StageError, PluginError) as err:
                 reason = err.message
-        _log.info("auto      %s %s is left out: %s", builder.name, precision, reason)
+        _log.info("auto      skipped %s %s: %s", builder.name, precision, reason)
         skipped.append(Candidate(builder.name, precision, 0, None, None, reason))
     passing = [m for m in made if m.passed]
     if not passing:
@@ -106,7 +106,7 @@ def select(
     best = _fastest(passing, ms)
     mixed: MixedPrecisionResult | None = None
     for failed in made:
-        # Layers in fp16 do not make it faster, so one that is too slow already is not worth a search.
+        # Layers in fp16 make it no faster, so a search cannot help one that is too slow already.
         if mixed_precision.is_search_needed(failed) and ms[failed.record.key] < _FASTER * ms[best.record.key]:
             best, mixed, ms = _search_mixed(failed, best, mixed, ms, store=store, registry=registry)
     options = [*(_option(m, ms) for m in made), *skipped]
@@ -114,8 +114,10 @@ def select(
         options.append(replace(_option(best, ms), kept=len(mixed.kept)))
     for option in options:
         if option.ms is not None:
-            _log.info("auto      %s %s: %.3f ms an image; %s", option.builder, option.precision, option.ms, option.note)
-    text = _answer(best, mixed, ms)
+            _log.info(
+                "auto      %s %s: %.3f ms per image; %s", option.builder, option.precision, option.ms, option.note
+            )
+    text = _summary(best, mixed, ms)
     _log.info("auto      %s", text)
     return best, AutoPrecisionResult(
         best.planned.resolved.builder.name, best.planned.request.precision, tuple(options), text, mixed
@@ -125,13 +127,13 @@ def select(
 def _pairs(
     settings: BuildSettings, registry: Registry, precisions: Sequence[Precision]
 ) -> Iterator[tuple[Registered, Precision]]:
-    """Yield what to try, the most precise first."""
+    """Yield the candidates, the most precise first."""
     if settings.builder:
         named = registry.usable("builder", settings.builder)
         refuse_unavailable(named, named.stage.runnable())
         builders = [named]
     else:
-        registry.default_builder(to_run=True)  # says for each builder why it cannot
+        registry.default_builder(to_run=True)  # raises with the reason of each builder
         builders = [b for b in registry.builders() if registry.able(b, to_run=True).ok]
     for precision in precisions:
         for builder in builders:
@@ -139,9 +141,9 @@ def _pairs(
                 yield builder, precision
 
 
-def _unfit(settings: BuildSettings, precision: Precision) -> str | None:
+def _skip_reason(settings: BuildSettings, precision: Precision) -> str | None:
     if precision in _CALIBRATED and settings.calib_data is None and settings.calibrator is None:
-        return "there are no images to calibrate on (`--calib-data`)"
+        return "no calibration images (`--calib-data`)"
     return None
 
 
@@ -154,7 +156,7 @@ def _search_mixed(
     store: Store,
     registry: Registry,
 ) -> tuple[ValidatedBuild, MixedPrecisionResult | None, Mapping[str, float]]:
-    """Give layers of a failed engine back, and compare what comes out with the best so far."""
+    """Search mixed precision for a failed engine, and compare the result with the best so far."""
     try:
         searched, found = mixed_precision.search(failed, store=store, registry=registry)
     except GateError as err:
@@ -175,9 +177,9 @@ def _fastest(engines: Sequence[ValidatedBuild], ms: Mapping[str, float]) -> Vali
 
 
 def _option(made: ValidatedBuild, ms: Mapping[str, float]) -> Candidate:
-    note = made.gate.text if made.gate else "what the others are judged by"
+    note = made.gate.text if made.gate else "reference"
     if made.gate is None and made.planned.resolved.source_info.precision is not None:
-        note = "the model as it was given"
+        note = "the source model, unchanged"
     request = made.planned.request
     return Candidate(
         made.planned.resolved.builder.name, request.precision, 0, ms.get(made.record.key), made.passed, note
@@ -190,13 +192,13 @@ def _note(made: ValidatedBuild) -> str:
     )
 
 
-def _answer(best: ValidatedBuild, mixed: MixedPrecisionResult | None, ms: Mapping[str, float]) -> str:
+def _summary(best: ValidatedBuild, mixed: MixedPrecisionResult | None, ms: Mapping[str, float]) -> str:
     precision = best.planned.request.precision
-    what = f"{precision} of {best.planned.resolved.builder.name}, {ms[best.record.key]:.3f} ms an image"
+    what = f"{precision} of {best.planned.resolved.builder.name}, {ms[best.record.key]:.3f} ms per image"
     if mixed is not None:
         return f"{what}: {mixed.text}"
     if best.planned.resolved.source_info.precision is not None:
-        return f"{what}: the model holds no other precision"
+        return f"{what}: the only precision of the source model"
     if precision in _CALIBRATED:
-        return f"{what}: the fastest that passed"
-    return f"{precision} is the answer: {what}; no quantized engine is both faster and good enough"
+        return f"{what}: the fastest that passes the gate"
+    return f"selected {what}: no quantized engine is faster and passes the gate"

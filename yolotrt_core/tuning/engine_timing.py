@@ -1,4 +1,4 @@
-"""How fast built engines are beside each other, kept in the store by engines and machine."""
+"""Timing of built engines against each other, cached by engines and machine."""
 
 from __future__ import annotations
 
@@ -26,15 +26,14 @@ _REPEATS = 20
 
 
 def times_ms(engines: Sequence[ValidatedBuild], *, store: Store, registry: Registry) -> dict[str, float]:
-    """Time engines that run here in one shuffled run, from host frames to boxes.
+    """Time engines in one interleaved run, from host frames to boxes.
 
-    Only times of one run can be compared, so the run is what is kept: other engines, or these on
-    another machine or with any other option, are another run.
+    Only times of one run are comparable, so the artifact is the run of these engines, options and machine.
 
     Returns:
-        Key of the engine's record to milliseconds of one image, the median.
+        Median milliseconds per image, by key of the engine's record.
     """
-    # Not by the file: two builders may make the same one, and run it at different speeds.
+    # By key, not by file: two builders may write the same file and run it at different speeds.
     distinct = {e.record.key: e for e in engines}
     runs = {key: _run(made, store, registry) for key, made in distinct.items()}
     names = {key: f"engine {n}" for n, key in enumerate(sorted(runs, key=lambda key: canonical_json(runs[key])))}
@@ -75,7 +74,7 @@ def times_ms(engines: Sequence[ValidatedBuild], *, store: Store, registry: Regis
 
 
 def _run(made: ValidatedBuild, store: Store, registry: Registry) -> dict[str, Json]:
-    """Return all that an engine's speed depends on beside the machine."""
+    """Return all that an engine's speed depends on, except the machine."""
     given, builder = made.planned.resolved.options, made.planned.resolved.builder
     head = registry.postprocessor(spec_of(made, store).model.head)
     return {

@@ -1,8 +1,8 @@
-"""The fewest layers to leave in fp16 so that a quantized engine loses no more than it may.
+"""Mixed precision: the fewest layers to keep in fp16 so that a quantized engine meets `max_drop`.
 
-Layers are given back in the order of their damage when quantized alone. How many are needed is found
-by doubling, then halving: each candidate is built and judged as any engine is, so each is in the
-store, and a search that was interrupted runs through what it has done already.
+Layers return to fp16 in the order of their sensitivity. Their number is found by doubling, then
+bisection. Each candidate is built and validated like any engine, so an interrupted search resumes
+from the store.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ _NAMED = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Tried:
-    """One candidate.
+class Trial:
+    """A candidate of the search.
 
     Attributes:
-        kept: how many layers stay in fp16. loss: of mAP50-95 against fp32; low, high: its middle 95%, None for
+        kept: how many layers stay in fp16. loss: of mAP50-95 against fp32; low, high: its 95% interval, None for
             too few images.
-        passed: whether it may be handed out. size: of the engine file in bytes. key: of its record.
+        passed: whether it passed the gate. size: of the engine file in bytes. key: of its record.
     """
 
     kept: int
@@ -44,44 +44,44 @@ class Tried:
 
     @property
     def loss_text(self) -> str:
-        """The loss with its interval, where there is one."""
+        """Loss with its interval, if there is one."""
         around = "" if self.low is None or self.high is None else f" ({self.low:.4f} to {self.high:.4f})"
         return f"{self.loss:.4f}{around}"
 
 
 @dataclass(frozen=True, slots=True)
 class MixedPrecisionResult:
-    """What a search found.
+    """Result of a search.
 
     Attributes:
-        layers: how many layers the network has to quantize. kept: those left in fp16.
+        layers: number of layers that can be quantized. kept: those kept in fp16.
         tried: every candidate, by layers kept; the first is all quantized.
-        ms, ms_before: of one image with the layers kept and with none, where the engine runs here.
+        ms, ms_before: per image with the layers kept and with none, if the engine runs on this machine.
     """
 
     precision: str
     max_drop: float
     layers: int
     kept: tuple[str, ...]
-    tried: tuple[Tried, ...]
+    tried: tuple[Trial, ...]
     ms: float | None = None
     ms_before: float | None = None
 
     @property
     def text(self) -> str:
-        """One line for people."""
+        """Summary in one line."""
         first, chosen = self.tried[0], next(t for t in self.tried if t.kept == len(self.kept))
-        speed = f", {self.ms:.3f} ms an image instead of {self.ms_before:.3f}" if self.ms and self.ms_before else ""
+        speed = f", {self.ms:.3f} ms per image instead of {self.ms_before:.3f}" if self.ms and self.ms_before else ""
         names = ", ".join(self.kept[:_NAMED]) + (f" and {len(self.kept) - _NAMED} more" if self.kept[_NAMED:] else "")
         return (
-            f"{len(self.kept)} of {self.layers} layers stay in fp16 ({names}): a loss of mAP50-95 of "
-            f"{chosen.loss_text} instead of {first.loss_text}, {self.max_drop:g} allowed; "
+            f"{len(self.kept)} of {self.layers} layers kept in fp16 ({names}): mAP50-95 loss "
+            f"{chosen.loss_text} instead of {first.loss_text} (maximum {self.max_drop:g}); "
             f"{chosen.size:,} bytes instead of {first.size:,}{speed}"
         )
 
 
 def is_search_needed(made: ValidatedBuild) -> bool:
-    """Say whether a search can mend this build: it failed a stated `max_drop`, and has layers to give back."""
+    """Return whether to search: the build failed a given `max_drop`, and has quantized layers."""
     resolved = made.planned.resolved
     options = resolved.options.resolve(SensitivityOptions, "sensitivity")
     return (
@@ -90,7 +90,7 @@ def is_search_needed(made: ValidatedBuild) -> bool:
 
 
 def search(first: ValidatedBuild, *, store: Store, registry: Registry) -> tuple[ValidatedBuild, MixedPrecisionResult]:
-    """Find the fewest layers to leave in fp16.
+    """Find the fewest layers to keep in fp16.
 
     Args:
         first: the build with all layers quantized, which failed; see `is_search_needed`.
@@ -99,27 +99,27 @@ def search(first: ValidatedBuild, *, store: Store, registry: Registry) -> tuple[
         GateError: no engine that quantizes anything passes.
     """
     max_drop, precision = float(first.planned.resolved.max_drop or 0), first.planned.request.precision
-    _log.info("mixed     %s; looking for the layers that cause it", first.gate.text if first.gate else "")
+    _log.info("mixed     %s; searching for the layers to keep in fp16", first.gate.text if first.gate else "")
     ranking = measure(first.planned, store=store, registry=registry)
     order = [d.layer for d in ranking.layers]
     builds = {0: first}
 
     def passes(count: int) -> bool:
         if count not in builds:
-            builds[count] = build_and_validate(_keeping(first, order[:count]), store=store, registry=registry)
-            tried = _tried(count, builds[count])
+            builds[count] = build_and_validate(_keep_layers(first, order[:count]), store=store, registry=registry)
+            trial = _trial(count, builds[count])
             _log.info(
-                "mixed     %d of %d layers in fp16: a loss of %.4f, %s",
-                count, len(order), tried.loss, "passed" if tried.passed else "failed",
+                "mixed     %d of %d layers in fp16: loss %.4f, %s",
+                count, len(order), trial.loss, "passed" if trial.passed else "failed",
             )  # fmt: skip
         return builds[count].passed
 
-    count = fewest(passes, len(order))
+    count = find_fewest(passes, len(order))
     if count is None:
         raise GateError(
-            f"fp16 is the answer: no {precision} engine loses at most {max_drop:g} of mAP50-95; "
-            + "; ".join(f"{n} of {len(order)} layers in fp16 lose {_tried(n, b).loss:.4f}" for n, b in _sorted(builds)),
-            hint="use `--precision fp16`, another `--calibrator` or more `--calib-data`; the builds stay in the store",
+            f"no {precision} configuration meets `--max-drop {max_drop:g}`; "
+            + "; ".join(f"{n} of {len(order)} layers in fp16 lose {_trial(n, b).loss:.4f}" for n, b in _sorted(builds)),
+            hint="use `--precision fp16`, another `--calibrator` or more `--calib-data`; the store keeps the builds",
         )
     chosen = builds[count]
     ms: dict[str, float] = {}
@@ -130,7 +130,7 @@ def search(first: ValidatedBuild, *, store: Store, registry: Registry) -> tuple[
         max_drop=max_drop,
         layers=len(order),
         kept=tuple(order[:count]),
-        tried=tuple(_tried(n, b) for n, b in _sorted(builds)),
+        tried=tuple(_trial(n, b) for n, b in _sorted(builds)),
         ms=ms.get(chosen.record.key),
         ms_before=ms.get(first.record.key),
     )
@@ -138,11 +138,11 @@ def search(first: ValidatedBuild, *, store: Store, registry: Registry) -> tuple[
     return chosen, result
 
 
-def fewest(passes: Callable[[int], bool], count: int) -> int | None:
-    """Find the least number from 1 to `count` - 1 that passes, with about 2 log2 questions.
+def find_fewest(passes: Callable[[int], bool], count: int) -> int | None:
+    """Find the smallest number from 1 to `count` - 1 that passes, in about 2 log2 `count` calls.
 
-    Whether n passes is taken to say that what is over n passes too. On few images that is true only
-    nearly: what is returned did pass, and one less did not.
+    Assumes that all numbers above a passing one pass. On few images that holds only approximately: the
+    returned number passed, and one less did not.
     """
     low, high = 0, 1
     while high < count and not passes(high):
@@ -157,8 +157,8 @@ def fewest(passes: Callable[[int], bool], count: int) -> int | None:
     return high if high < count else None
 
 
-def _keeping(first: ValidatedBuild, layers: Sequence[str]) -> ResolvedBuild:
-    """Return the build as if the user had named these layers to be kept, beside those that were named."""
+def _keep_layers(first: ValidatedBuild, layers: Sequence[str]) -> ResolvedBuild:
+    """Return the build with these layers kept in fp16, in addition to those that the user named."""
     step = lowering_step(first.planned)
     assert step is not None
     named = [step.options.keep] if step.options.keep else []
@@ -172,8 +172,8 @@ def _sorted(builds: Mapping[int, ValidatedBuild]) -> list[tuple[int, ValidatedBu
     return sorted(builds.items())
 
 
-def _tried(kept: int, made: ValidatedBuild) -> Tried:
+def _trial(kept: int, made: ValidatedBuild) -> Trial:
     assert made.gate is not None
     facts = made.gate.facts
     low, high = (None if facts[k] is None else float(str(facts[k])) for k in ("drop_low", "drop_high"))
-    return Tried(kept, float(str(facts["drop"])), low, high, made.passed, made.engine.size, made.record.key)
+    return Trial(kept, float(str(facts["drop"])), low, high, made.passed, made.engine.size, made.record.key)

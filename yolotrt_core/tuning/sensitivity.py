@@ -1,8 +1,8 @@
-"""What it costs to quantize each layer alone: the order in which layers are given back to floating point.
+"""Sensitivity of each layer to quantization: the order in which layers return to floating point.
 
 Each layer in turn is quantized in an otherwise float32 network, which runs on a few of the
-calibration images; never on images that an engine is judged on. Each layer's figures are an
-artifact of their own, so that an interrupted measurement goes on where it stopped.
+calibration images, never on evaluation images. The figures of each layer are an artifact of
+their own, so that an interrupted measurement resumes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from yolotrt_core.calibration.images import digest_of_images
 from yolotrt_core.calibration.ranges import read_ranges
 from yolotrt_core.console.progress import progress
 from yolotrt_core.errors import StageError, UsageError
-from yolotrt_core.evaluation.agreement import agree
+from yolotrt_core.evaluation.agreement import compare_detections
 from yolotrt_core.export.model_source import sample_path
 from yolotrt_core.inference.detector import Detector
 from yolotrt_core.media import images as images
@@ -47,29 +47,30 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_FIGURES_FILE = "damage.json"
-# Low enough that single layers change something: surer boxes hardly ever come and go by one layer.
+_FIGURES_FILE = "sensitivity.json"
+# Low, because single layers hardly change which boxes of high confidence are found.
 _SELECTION = Selection(conf=0.05)
 
 
 @dataclass(frozen=True, slots=True)
 class SensitivityOptions:
-    """How the layers are measured, and whether a build gives them back."""
+    """Options of the sensitivity measurement and the mixed-precision search."""
 
-    images: int = option(8, help="How many of the calibration images each layer is measured on", minimum=1)
+    images: int = option(8, help="Calibration images each layer is measured on", minimum=1)
     search: bool = option(
-        True, help="Leave the layers that suffer most in fp16 where an int8 or fp8 engine loses more than --max-drop"
+        True,
+        help="Mixed-precision search if an int8 or fp8 engine fails --max-drop: sensitive layers stay in fp16",
     )
 
 
 @dataclass(frozen=True, slots=True)
-class LayerDamage:
-    """What quantizing one layer does.
+class LayerSensitivity:
+    """Error of quantizing one layer alone.
 
     Attributes:
         layer: YOLO module, e.g. `model.2.cv1`. error: relative L2 error of the raw output, the mean over its
-            columns. agreement: share of boxes (score over 0.05) in common with float32, 0..1.
-            drift: mean difference in score of these. seconds: how long the measurement took.
+            columns. agreement: share of boxes (score over 0.05) that match float32, 0..1.
+            drift: mean score difference of these. seconds: how long the measurement took.
     """
 
     layer: str
@@ -81,14 +82,14 @@ class LayerDamage:
 
 @dataclass(frozen=True, slots=True)
 class Sensitivity:
-    """The layers of a network, the most damaged first.
+    """The layers of a network, the most sensitive first.
 
     Attributes:
-        precision: `int8` or `fp8`. images: how many were run. from_cache: whether nothing was run.
+        precision: `int8` or `fp8`. images: number of images. from_cache: whether nothing was run.
     """
 
     precision: str
-    layers: tuple[LayerDamage, ...]
+    layers: tuple[LayerSensitivity, ...]
     images: int
     from_cache: bool
 
@@ -97,18 +98,18 @@ def measure(planned: Plan, *, store: Store, registry: Registry) -> Sensitivity:
     """Measure every layer that a build of this plan would quantize.
 
     Args:
-        planned: a plan of precision int8 or fp8; its steps up to the lowering are run if they must. Where its
-            calibrator looks at no images, the calibration images are used all the same, else the bundled one.
+        planned: a plan of precision int8 or fp8; its steps up to the quantization are run if needed. Without
+            calibration images, the bundled one is used.
 
     Raises:
-        UsageError: a precision without layers to choose from, or a network that is quantized already.
+        UsageError: a precision that quantizes no layers, or a network that is quantized already.
         StageError: a stage failed.
     """
     lowering = lowering_step(planned)
     if lowering is None:
         raise UsageError(
             f"{planned.request.precision} quantizes no layers",
-            hint="int8 and fp8 by Q/DQ nodes have them",
+            hint="use int8 or fp8 by Q/DQ nodes",
         )
     before = replace(planned, steps=planned.steps[: planned.steps.index(lowering)])
     results = {r.step.label: r.record for r in executor.run(before, store, registry)}
@@ -118,16 +119,14 @@ def measure(planned: Plan, *, store: Store, registry: Registry) -> Sensitivity:
     with tempfile.TemporaryDirectory(prefix="yolotrt-") as folder:
         names = case.layers(Path(folder))
         if not names:
-            raise UsageError(
-                "there is no layer to quantize", hint="a model that brings its own Q/DQ nodes stays as it is"
-            )
+            raise UsageError("no layer can be quantized", hint="a model with Q/DQ nodes of its own is built unchanged")
         found, cached = [], True
         with progress("measuring layers", total=len(names)) as bar:
             for number, name in enumerate(names, 1):
-                record, from_cache = case.damage(name, names)
+                record, from_cache = case.measure_layer(name, names)
                 cached &= from_cache
                 figures = {k: float(str(record.facts[k])) for k in ("error", "agreement", "drift")}
-                found.append(LayerDamage(layer=name, seconds=record.seconds, **figures))
+                found.append(LayerSensitivity(layer=name, seconds=record.seconds, **figures))
                 bar.update(completed=number)
     ranked = sorted(found, key=lambda d: (-d.error, d.agreement, -d.drift))
     return Sensitivity(planned.request.precision, tuple(ranked), len(files), cached)
@@ -138,8 +137,8 @@ def lowering_step(planned: Plan) -> Step | None:
     return next((s for s in planned.steps if s.kind == "pass" and isinstance(s.stage, QuantizingPass)), None)
 
 
-class _Watched:
-    """A session whose raw outputs are kept, or compared with those of another."""
+class _RecordingSession:
+    """A session that records raw outputs, or compares them with those of another."""
 
     def __init__(self, session: Session, reference: Sequence[Mapping[str, NDArray[Any]]] | None = None) -> None:
         self._session = session
@@ -173,7 +172,7 @@ class _Watched:
     def error(self) -> float:
         """Relative L2 error, the mean over the columns of all outputs.
 
-        A whole row's norm would be that of its pixel coordinates alone.
+        Pixel coordinates would dominate the norm of whole rows.
         """
         import numpy as np
 
@@ -201,7 +200,7 @@ class _Reference:
 
 @dataclass(slots=True)
 class _Case:
-    """One network, its ranges, and the images its layers are measured on."""
+    """A network, its ranges, and the images to measure its layers on."""
 
     planned: Plan
     lowering: Step
@@ -215,7 +214,7 @@ class _Case:
         names: tuple[str, ...] = self.lowering.stage.layers(self._model(folder), self.lowering.options)
         return names
 
-    def damage(self, name: str, names: Sequence[str]) -> tuple[Record, bool]:
+    def measure_layer(self, name: str, names: Sequence[str]) -> tuple[Record, bool]:
         """Return the record of measuring the layer `name` of all `names`."""
         kept = [n.strip() for n in (self.lowering.options.keep or "").split(",") if n.strip()]
         alone = replace(self.lowering.options, keep=",".join([*kept, *(n for n in names if n != name)]), base="fp32")
@@ -250,7 +249,7 @@ class _Case:
         return self.store.obtain(action, make)
 
     def _measure(self, folder: Path, name: str, alone: Any) -> dict[str, Json]:
-        reference = self._expected()
+        reference = self._run_reference()
         work = folder / "in"
         work.mkdir()
         model = self._model(work)
@@ -264,20 +263,20 @@ class _Case:
         with answering(f"pass `{who.name}` of `{who.dist}`", who.dist, "apply"):
             made = stage.apply(model, calibration, replace(request, profiles=()), alone, lowered)
         spec, _ = check_pass(self.lowering, made, lowered, self._runner.stage)
-        watched = _Watched(self._open(lowered / ONNX_FILE, spec), reference.outputs)
+        watched = _RecordingSession(self._open(lowered / ONNX_FILE, spec), reference.outputs)
         with self._detector(watched) as detector:
-            agreement = agree(reference.found, detector.detect(reference.frames, _SELECTION))
+            agreement = compare_detections(reference.found, detector.detect(reference.frames, _SELECTION))
         if not math.isfinite(watched.error):
-            raise StageError(f"the network gives values that are no numbers once `{name}` is quantized")
+            raise StageError(f"the network has non-finite outputs with `{name}` quantized")
         return {"error": watched.error, "agreement": agreement.share, "drift": agreement.drift}
 
-    def _expected(self) -> _Reference:
-        """Return what the float32 network gives; run once, and only if some layer must be measured."""
+    def _run_reference(self) -> _Reference:
+        """Return the results of the float32 network; run at most once."""
         if self._reference is None:
-            frames = _frames(self.files)
+            frames = _read_frames(self.files)
             with tempfile.TemporaryDirectory(prefix="yolotrt-") as folder:
                 model = self._model(Path(folder))
-                watched = _Watched(self._open(model.path, model.spec))
+                watched = _RecordingSession(self._open(model.path, model.spec))
                 with self._detector(watched) as detector:
                     found = detector.detect(frames, _SELECTION)
             self._reference = _Reference(frames, watched.outputs, found)
@@ -317,12 +316,12 @@ class _Case:
 def _images(planned: Plan) -> Sequence[Path]:
     if planned.resolved.calibration is not None:
         return planned.resolved.calibration.chosen.files
-    _log.warning("layers are measured on the bundled image only; pass others with `--calib-data`")
+    _log.warning("layers are measured on the bundled image only; pass `--calib-data` for a meaningful ranking")
     return [sample_path()]
 
 
-def _frames(files: Sequence[Path]) -> list[NDArray[np.uint8]]:
-    """Read images, leaving out those that cannot be read: calibration has complained of them already."""
+def _read_frames(files: Sequence[Path]) -> list[NDArray[np.uint8]]:
+    """Read images without the unreadable ones, of which calibration has warned already."""
     frames = []
     for file in files:
         try:

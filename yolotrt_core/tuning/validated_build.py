@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class ValidatedBuild:
-    """A build: its plan, what ran, and the result of the gate; None for what the gate does not look at."""
+    """A build: its plan, its steps, and the result of the gate; None if the gate does not apply."""
 
     planned: Plan
     results: tuple[StepResult, ...]
@@ -39,7 +39,7 @@ class ValidatedBuild:
 
     @property
     def record(self) -> Record:
-        """The engine's."""
+        """Record of the engine."""
         return self.results[-1].record
 
     @property
@@ -49,29 +49,29 @@ class ValidatedBuild:
 
 
 def check_settings(settings: BuildSettings) -> None:
-    """Check what validation will need, before a model is looked for.
+    """Check options and data of the validation, before the model is resolved.
 
     Raises:
-        UsageError: an option out of bounds, evaluation data that is not there.
+        UsageError: an option out of bounds, missing evaluation data.
     """
     accuracy_gate.check_settings(settings)
     settings.options.resolve(SensitivityOptions, "sensitivity")
 
 
 def build_and_validate(
-    resolved: ResolvedBuild, *, store: Store, registry: Registry, force: bool = False, is_asked_for: bool = False
+    resolved: ResolvedBuild, *, store: Store, registry: Registry, force: bool = False, is_requested: bool = False
 ) -> ValidatedBuild:
-    """Build an engine and run the gate on it; what the store holds is not made again.
+    """Build an engine, with cached stages, and run the accuracy gate.
 
     Args:
-        is_asked_for: this very build is what a user named, not a candidate of a search.
+        is_requested: the user named this build; it is not a candidate of a search.
 
     Raises:
         YolotrtError: see `api.build`; not for an engine that fails the gate.
     """
     planned = plan_build(resolved, registry)
     accuracy_gate.refuse_max_drop(resolved)
-    if is_asked_for:
+    if is_requested:
         _warn_of_unused_flags(planned, registry)
     results = executor.run(planned, store, registry, force=force)
     gate = accuracy_gate.validate(planned, results, store=store, registry=registry)
@@ -79,18 +79,18 @@ def build_and_validate(
 
 
 def _warn_of_unused_flags(planned: Plan, registry: Registry) -> None:
-    """Warn of flags for stages that the build does not have; a recipe may serve many builds, so not of its keys."""
+    """Warn of flags for stages that do not run; not of recipe keys, since a recipe may be shared by many builds."""
     given = planned.resolved.options
     if not given.flags:
         return
     running = {(step.kind, step.identity.name) for step in planned.steps}
     for kind, named in registry.stages.items():
         for name, flags in given.flags.items():
-            # Boxes are decoded with any postprocessor, and the gate may run the ONNX where the engine cannot run.
+            # Any postprocessor may decode the boxes, and the gate may run the ONNX instead of the engine.
             if kind == "postprocessor" or name not in named or (kind, name) in running or name == PARITY_BUILDER:
                 continue
-            asked = given.resolve(named[name].stage.Options, name)
-            # A pass that would run by default is away because a flag says so, which is its effect; not so where the
+            chosen = given.resolve(named[name].stage.Options, name)
+            # A pass that runs by default is off because of its flag, which thus has an effect; not so if the
             # model is in that precision already.
             stage = named[name].stage
             is_off = (
@@ -99,12 +99,12 @@ def _warn_of_unused_flags(planned: Plan, registry: Registry) -> None:
                 and stage.applies(planned.request, stage.Options())
             )
             for option in named[name].options:
-                if flags.get(option.name) is not None and getattr(asked, option.name) != option.default and not is_off:
+                if flags.get(option.name) is not None and getattr(chosen, option.name) != option.default and not is_off:
                     _log.warning("`%s` has no effect: no stage `%s` runs in this build", option.flag, name)
 
 
 def spec_of(made: ValidatedBuild, store: Store) -> EngineSpec:
-    """Return the engine's spec, as it lies beside it in the store."""
+    """Return the engine's spec from the store."""
     return from_json(EngineSpec, json.loads(store.read(made.record.outputs[ENGINE_SPEC_FILE].sha256)))
 
 
@@ -112,7 +112,7 @@ def open_engine(made: ValidatedBuild, folder: Path, *, store: Store, registry: R
     """Open the engine from a copy in `folder`.
 
     Raises:
-        StageError: it does not run here.
+        StageError: it does not run on this machine.
     """
     resolved = made.planned.resolved
     stage = resolved.builder.stage
