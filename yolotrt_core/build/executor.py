@@ -10,6 +10,7 @@ import functools
 import logging
 import re
 import time
+import traceback
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,7 +141,8 @@ def _make(steps: Plan, step: Step, action: Action, store: Store, folder: Path) -
             except (YolotrtError, OSError, KeyboardInterrupt):
                 raise
             except (Exception, SystemExit) as err:  # a stage of anyone's may fail in any way; the log keeps the trace
-                _log.debug("unexpected", exc_info=True)
+                with log_file.open("a", encoding="utf-8") as log_of_stage:  # whatever the levels of loggers are
+                    traceback.print_exc(file=log_of_stage)
                 if lacking := out_of_memory_error(err, step.request):
                     raise lacking from err
                 raise StageError(
