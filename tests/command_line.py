@@ -17,6 +17,7 @@ from typing import IO
 from unittest import mock
 
 from yolotrt_core.cli import main
+from yolotrt_core.console import output
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = ("invoke", "yolotrt")
@@ -68,6 +69,7 @@ def call(*arguments: str, cwd: Path, store: Path, variables: Mapping[str, str] =
         undo.enter_context(mock.patch.object(sys, "argv", ["yolotrt", *arguments]))
         undo.enter_context(contextlib.chdir(cwd))
         files = [undo.enter_context(_captured(number, name)) for number, name in ((1, "stdout"), (2, "stderr"))]
+        undo.enter_context(descriptors_taken_over())
         try:
             main()
         except SystemExit as ended:
@@ -79,12 +81,25 @@ def call(*arguments: str, cwd: Path, store: Path, variables: Mapping[str, str] =
     return Ran(code, out, err)
 
 
+@contextlib.contextmanager
+def descriptors_taken_over() -> Iterator[None]:
+    """Let descriptor 1 be standard error, as in a process of the command line."""
+    saved = os.dup(1)
+    try:
+        with mock.patch.object(output, "_is_command_line", False):
+            os.close(output.take_over())
+            yield
+    finally:
+        os.dup2(saved, 1)
+        os.close(saved)
+
+
 def _variables(store: Path) -> dict[str, str]:
     return {"YOLOTRT_STORE": str(store), "COLUMNS": "200", "XDG_CACHE_HOME": str(store.parent / "cache")}
 
 
 class _Stream(io.TextIOWrapper):
-    """A standard stream that the command line leaves as it is: `streams.prepare` replaces only Python's own type."""
+    """A standard stream that the command line leaves as it is: `stdio.prepare` replaces only Python's own type."""
 
 
 @contextlib.contextmanager
@@ -98,7 +113,7 @@ def _captured(number: int, name: str) -> Iterator[IO[bytes]]:
         os.dup2(file.fileno(), number)
         undo.callback(os.dup2, saved, number)
         stream = undo.enter_context(
-            _Stream(io.FileIO(number, "w", closefd=False), "utf-8", errors, write_through=True, line_buffering=True)
+            _Stream(io.FileIO(os.dup(number), "w"), "utf-8", errors, write_through=True, line_buffering=True)
         )
         for attribute in (name, f"__{name}__"):
             undo.enter_context(mock.patch.object(sys, attribute, stream))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -49,9 +47,7 @@ def _run(tool: str, model: ModelProto) -> ModelProto:
     original = ModelProto()
     original.CopyFrom(model)
     try:
-        # Results go to stdout, so what a tool has to say may not.
-        with contextlib.redirect_stdout(sys.stderr):
-            simplified = _TOOLS[tool](model)
+        simplified = _TOOLS[tool](model)
     except StageError:
         raise
     except ImportError as err:

@@ -6,7 +6,7 @@ by what they hold.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from yolotrt_core.plugin.hookspecs import hookimpl
 from yolotrt_core.plugin.stages import Exporter
@@ -25,3 +25,9 @@ def yolotrt_exporters() -> Sequence[Exporter]:
 @hookimpl
 def yolotrt_select_exporter(source: ModelSource) -> str | None:
     return "tf" if recognise(source.path) else None
+
+
+@hookimpl
+def yolotrt_environment() -> Mapping[str, str]:
+    """Keep TensorFlow, which writes past Python's loggers, off standard error, and Keras on TensorFlow."""
+    return {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_ENABLE_ONEDNN_OPTS": "0", "KERAS_BACKEND": "tensorflow"}

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import warnings
-from collections.abc import Iterator
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -16,6 +13,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto
 
+from yolotrt_core.console.log import only_in_stage_log
 from yolotrt_core.console.text import first_line
 from yolotrt_core.errors import StageError, UsageError
 from yolotrt_core.export import onnx_normalize
@@ -58,7 +56,7 @@ def export(source: ModelSource, request: BuildRequest, options: TfOptions, out: 
     size = (request.height, request.width)
     # A free batch is tried with more than one image, or a graph that mixes them up would pass.
     frames = reference_images(max(request.batch, 2) if request.dynamic else request.batch, *size, "nhwc")
-    with _quiet():
+    with only_in_stage_log("tensorflow", "absl", "tf2onnx"):  # what matters of it is in the error
         from yolotrt_tf.loaders import load
 
         network = load(source.path, form, options)
@@ -188,35 +186,7 @@ def _finish(model: ModelProto, spec: ModelSpec, request: BuildRequest, target: P
     target.write_bytes(model.SerializeToString(deterministic=True))
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Send what TensorFlow logs and warns to our log, which the stage keeps."""
-    with warnings.catch_warnings(record=True) as warned:
-        warnings.simplefilter("always")
-        import yolotrt_tf.loaders  # noqa: F401 - imports TensorFlow, which sets up its loggers
-
-        theirs = [logging.getLogger(name) for name in ("tensorflow", "absl", "tf2onnx")]
-        taken = _Taken()
-        kept = [(logger, logger.handlers[:], logger.propagate) for logger in theirs]
-        for logger in theirs:
-            logger.handlers, logger.propagate = [taken], False
-        try:
-            yield
-        finally:
-            for logger, handlers, propagate in kept:
-                logger.handlers, logger.propagate = handlers, propagate
-            for warning in warned:
-                log.debug("TensorFlow: %s", " ".join(str(warning.message).split()))
-
-
 def _tensorflow_version() -> str:
     import tensorflow as tf
 
     return str(tf.__version__)
-
-
-class _Taken(logging.Handler):
-    """Passes records of other loggers on to ours."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        log.debug("TensorFlow: %s", " ".join(record.getMessage().split()))

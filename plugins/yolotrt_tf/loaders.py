@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,21 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import tensorflow as tf
 from numpy.typing import NDArray
+from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
 from yolotrt_core.console.text import first_line, nearest, printable
 from yolotrt_core.errors import UsageError
 from yolotrt_tf.formats import NAMES, Format
 from yolotrt_tf.keras_allowlist import refuse_classes
 from yolotrt_tf.operator_allowlist import drop_saver, refuse_operators
-
-# TensorFlow reads these when it is imported; without them it writes to standard error past Python.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-os.environ.setdefault("KERAS_BACKEND", "tensorflow")
-
-import tensorflow as tf
-from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
 if TYPE_CHECKING:
     from yolotrt_tf.options import TfOptions

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import os
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +10,11 @@ import tensorflow as tf
 from onnx import ModelProto
 from tf2onnx import convert, utils
 
+from yolotrt_core.console.output import native_output_to
 from yolotrt_core.console.text import first_line
 from yolotrt_core.errors import StageError
 from yolotrt_core.types import Layout
 from yolotrt_tf.loaders import Network
-
-log = logging.getLogger(__name__)
 
 
 def onnx_from_network(
@@ -77,7 +71,8 @@ def _with_shape(network: Network, shape: tuple[int | None, int, int]) -> Any:
 
 
 def _from_tflite(network: Network, path: Path, opset: int, planar: list[str]) -> ModelProto:
-    with _native_errors_logged():
+    # tf2onnx has TensorFlow Lite's library announce a delegate on standard error: to the stage's log.
+    with native_output_to(1, 2):
         model, _ = convert.from_tflite(
             str(path),
             input_names=[network.input_name],
@@ -86,26 +81,6 @@ def _from_tflite(network: Network, path: Path, opset: int, planar: list[str]) ->
             opset=opset,
         )
     return model
-
-
-@contextlib.contextmanager
-def _native_errors_logged() -> Iterator[None]:
-    """Send to our log what TensorFlow Lite's library writes: tf2onnx has it announce a delegate."""
-    with tempfile.TemporaryFile() as file:
-        try:
-            kept = os.dup(2)
-        except OSError:  # a process without standard error
-            yield
-            return
-        try:
-            os.dup2(file.fileno(), 2)
-            yield
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)
-            file.seek(0)
-            for line in file.read(1 << 14).decode(errors="replace").splitlines():
-                log.debug("TensorFlow Lite: %s", line)
 
 
 def _refuse_foreign(model: ModelProto) -> None:

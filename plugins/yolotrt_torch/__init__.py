@@ -5,7 +5,7 @@ The checkpoint is read without executing anything from it, and rebuilt with modu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from yolotrt_core.plugin.hookspecs import hookimpl
 from yolotrt_core.plugin.stages import Exporter
@@ -24,3 +24,9 @@ def yolotrt_exporters() -> Sequence[Exporter]:
 @hookimpl
 def yolotrt_select_exporter(source: ModelSource) -> str | None:
     return "torch" if is_checkpoint(source.path) else None
+
+
+@hookimpl
+def yolotrt_environment() -> Mapping[str, str]:
+    """Keep warnings of PyTorch's exporter, which have a handler of their own, off standard error."""
+    return {"TORCH_LOGS": "-onnx"}

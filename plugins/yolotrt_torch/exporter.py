@@ -2,16 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-import os
-import tempfile
-import warnings
-from collections.abc import Iterator
 from importlib import metadata, util
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -31,8 +24,6 @@ from yolotrt_torch.yolov5_model import Network, fuse
 
 if TYPE_CHECKING:
     from yolotrt_torch.options import TorchOptions
-
-log = logging.getLogger(__name__)
 
 DYNAMO_LEAST_OPSET = 18
 
@@ -62,8 +53,7 @@ def export(source: ModelSource, request: BuildRequest, options: TorchOptions, ou
     if not request.dynamic:
         network.detect.freeze_grid(request.height, request.width)
     target = out / ONNX_FILE
-    with _quiet():
-        _export(network, request, options, target)
+    _export(network, request, options, target)
     spec = spec_of(network, checkpoint, source, request, options)
     _finish(target, spec, request)
     return spec
@@ -154,42 +144,6 @@ def _export(network: Network, request: BuildRequest, options: TorchOptions, targ
             f"{type(err).__name__}: {first[0][:200] if first else 'no message'}",
             hint="try the other `--torch-exporter`, or another `--torch-opset`",
         ) from err
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Send what PyTorch prints and warns into our log: standard output belongs to results."""
-    printed = io.StringIO()
-    theirs = logging.getLogger("torch.onnx")
-    level = theirs.level
-    theirs.setLevel(logging.ERROR)
-    with tempfile.TemporaryFile() as native, warnings.catch_warnings(record=True) as warned:
-        warnings.simplefilter("always")
-        try:
-            with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed), _descriptor_1_to(native):
-                yield
-        finally:
-            theirs.setLevel(level)
-            native.seek(0)
-            text = native.read(1 << 14).decode(errors="replace") + printed.getvalue()
-            for line in [*text.splitlines(), *(str(w.message).replace("\n", " ") for w in warned)]:
-                log.debug("torch: %s", line)
-
-
-@contextlib.contextmanager
-def _descriptor_1_to(file: IO[bytes]) -> Iterator[None]:
-    """Redirect what native code writes: PyTorch's exporter prints the whole graph when it fails."""
-    try:
-        kept = os.dup(1)
-    except OSError:  # a process without standard output
-        yield
-        return
-    try:
-        os.dup2(file.fileno(), 1)
-        yield
-    finally:
-        os.dup2(kept, 1)
-        os.close(kept)
 
 
 def spec_of(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import pickletools
 import re
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import IO, Any
@@ -121,21 +120,15 @@ def read_pickle(stream: IO[bytes]) -> Any:
         OverflowError,
         MemoryError,
         RecursionError,
+        DeprecationWarning,  # pickletools warns of a damaged text as of a program's source; an error where asked
     ) as err:
         raise DamagedPickle(f"the pickle is damaged ({type(err).__name__}: {first_line(err)[:80]})") from err
 
 
 def _instructions(stream: IO[bytes]) -> Iterator[tuple[pickletools.OpcodeInfo, Any]]:
     """Yield each instruction with its argument."""
-    instructions = pickletools.genops(stream)
-    while True:
-        with warnings.catch_warnings():
-            # Of a damaged text it warns as of a program's source; the warning is nobody's here.
-            warnings.simplefilter("ignore", DeprecationWarning)
-            found = next(instructions, None)
-        if found is None:
-            return
-        yield found[0], found[1]
+    for code, argument, _ in pickletools.genops(stream):
+        yield code, argument
 
 
 class _Mark:

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
-import sys
-import threading
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +15,7 @@ import pytest
 from fake_stages import FakeBuilder, FakeExporter, FakePass, FakePostprocessor, FakeSession, fake_plugin
 from yolotrt_core.api import Detector, Engine, build_engine
 from yolotrt_core.build.settings import BuildSettings
-from yolotrt_core.cli import doctor, plugins
+from yolotrt_core.cli import doctor, plugins, stdio
 from yolotrt_core.errors import PluginError, StageError
 from yolotrt_core.plugin import stages
 from yolotrt_core.plugin.options import option
@@ -292,36 +289,16 @@ def test_what_a_stage_may_offer_is_seen_through_the_stand_in() -> None:
             assert inspect.getattr_static(plain, name, None) is not None, (protocol, name)
 
 
-def test_what_a_stage_prints_when_asked_goes_to_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_a_stage_prints_when_asked_spoils_no_result(capsys: pytest.CaptureFixture[str]) -> None:
     def available(self: Any) -> Availability:
         print("looking")
         return Availability(True)
 
-    print(json.dumps(plugins.document(_with(_Builder, available=available))))
+    with stdio.results_apart():
+        stdio.show(json.dumps(plugins.document(_with(_Builder, available=available))))
     told = capsys.readouterr()
     assert "looking" in told.err
     assert json.loads(told.out)["schema"] == 1
-
-
-def test_standard_output_is_itself_again_after_two_threads_asked_at_once() -> None:
-    inside, leave = [threading.Event(), threading.Event()], threading.Event()
-    numbers = iter(range(2))
-
-    def available(self: Any) -> Availability:
-        inside[next(numbers)].set()
-        assert leave.wait(10)
-        return Availability(True)
-
-    stage = _with(_Builder, available=available).get("builder", "bad").stage
-    before = sys.stdout
-    with ThreadPoolExecutor(2) as pool:
-        first = pool.submit(stage.available)
-        assert inside[0].wait(10)
-        second = pool.submit(stage.available)
-        assert inside[1].wait(10)
-        leave.set()
-        assert first.result(10) == second.result(10) == Availability(True)
-    assert sys.stdout is before
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.machinery
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import cv2
 import numpy as np
 import pytest
 
+from yolotrt_core.cli.program import ENVIRONMENT
 from yolotrt_core.errors import UsageError
 from yolotrt_core.media import images, inputs, video
 from yolotrt_core.media.jpeg_header import upright_size
@@ -76,22 +78,6 @@ def test_unreadable(tmp_path: Path, content: bytes, words: str, capfd: pytest.Ca
     assert capfd.readouterr().err == ""
 
 
-def test_opencv_speaks_again_after_the_last_of_those_who_want_silence() -> None:
-    logging = cv2.utils.logging
-    before = logging.getLogLevel()
-    logging.setLogLevel(logging.LOG_LEVEL_ERROR)
-    try:
-        first, second = images.quiet_opencv(), images.quiet_opencv()
-        first.__enter__()
-        second.__enter__()
-        first.__exit__(None, None, None)
-        assert logging.getLogLevel() == logging.LOG_LEVEL_SILENT
-        second.__exit__(None, None, None)
-        assert logging.getLogLevel() == logging.LOG_LEVEL_ERROR
-    finally:
-        logging.setLogLevel(before)
-
-
 def test_an_unreadable_video_is_one_error_without_ffmpegs_own_words(tmp_path: Path) -> None:
     (tmp_path / "x.mp4").write_bytes(b"junk")
     code = (  # a process of its own, since FFmpeg's verbosity is fixed at its first use
@@ -105,7 +91,7 @@ def test_an_unreadable_video_is_one_error_without_ffmpegs_own_words(tmp_path: Pa
         "    print(err)"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "x.mp4")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=os.environ | ENVIRONMENT)
     assert "is not a video OpenCV can read" in done.stdout
     assert done.stderr == ""
 

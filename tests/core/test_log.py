@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 _PROGRAM = """
 import logging, sys
-from yolotrt_core.console.log import configure, stage_log, stdout_aside
+from yolotrt_core.console.log import configure, stage_log
 {plugin}
 configure()
 logging.getLogger("yolotrt_core.build.executor").warning("ours")
@@ -39,33 +40,61 @@ def test_as_a_library_messages_go_where_the_program_sends_them() -> None:
     assert done.stderr == "mine ours\n"
 
 
-def test_a_stage_s_log_takes_what_a_hook_prints_inside_it(tmp_path: object) -> None:
-    program = """
-import os, sys
+_STAGE = """
+import logging, os, sys, warnings
 from pathlib import Path
-from yolotrt_core.console.log import stage_log, stdout_aside
-with stage_log(Path(sys.argv[1])):
-    print("first"); os.write(1, b"second\\n")
-    with stdout_aside():
-        print("third"); os.write(1, b"fourth\\n")
-    print("fifth")
-with stdout_aside():
-    print("aside")
-print("result")
+from yolotrt_core.cli import stdio
+from yolotrt_core.console.log import configure, only_in_stage_log, stage_log
+from yolotrt_core.console.output import native_output_to
+if sys.argv[2] == "command":
+    stdio.prepare()
+    configure()
+with stdio.results_apart():
+    with stage_log(Path(sys.argv[1])):
+        print("first"); os.write(1, b"second\\n")
+        with native_output_to(1, 2):
+            os.write(2, b"third\\n")
+        os.write(1, b"fourth\\n")
+        logging.getLogger("yolotrt_core.of_a_module_imported_later").debug("fifth")
+        with only_in_stage_log("mine"):
+            logging.getLogger("mine.own").error("sixth")
+        warnings.warn("seventh")
+        stdio.show("shown")
+    print("aside"); os.write(1, b"aside too\\n")
+    stdio.show("result")
 """
-    log = f"{tmp_path}/stage.log"
-    done = subprocess.run([sys.executable, "-c", program, log], capture_output=True, text=True, timeout=60, check=True)
-    assert done.stdout == "result\n"
-    assert done.stderr == "aside\n"
-    with open(log, encoding="utf-8") as written:  # noqa: PTH123 - one line
-        assert sorted(written.read().split()) == ["fifth", "first", "fourth", "second", "third"]
+
+
+def _run(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", program, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+
+
+def test_a_stage_s_log_takes_what_is_printed_inside_it(tmp_path: Path) -> None:
+    log = tmp_path / "stage.log"
+    done = _run(_STAGE, str(log), "command")
+    assert done.stdout == "shown\nresult\n"
+    assert sorted(done.stderr.splitlines()) == ["aside", "aside too"]
+    written = log.read_text()
+    for text in ("first", "second", "third", "fourth", "fifth", "sixth", "seventh"):
+        assert text in written
+
+
+def test_a_library_leaves_what_is_printed_and_warned_where_it_goes(tmp_path: Path) -> None:
+    log = tmp_path / "stage.log"
+    done = _run(_STAGE, str(log), "library")
+    assert {"second", "fourth", "shown", "aside too", "result"} == set(done.stdout.splitlines())
+    for text in ("third", "sixth", "seventh"):
+        assert text in done.stderr
+    assert not log.exists()  # nothing of ours from warnings on
 
 
 def test_closed_descriptors_are_no_reason_to_fail() -> None:
     program = (
-        "import os, sys; from yolotrt_core.console.log import stdout_aside\n"
-        "os.close(1)\nwith stdout_aside(): print('x')"
+        "import os, sys; from yolotrt_core.cli import stdio\n"
+        "os.close(1); sys.stdout = sys.__stdout__ = None; stdio.prepare()\n"
+        "with stdio.results_apart(): print('x')"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    done = _run(program)
     assert "Traceback" not in done.stderr
     assert "x" in done.stderr

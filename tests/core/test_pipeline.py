@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from command_line import descriptors_taken_over
 from fake_stages import RUNS, FakeBuilder, fake_plugin
 from yolotrt_core.api import Engine, build_engine
 from yolotrt_core.build import executor
@@ -130,7 +131,7 @@ def test_a_wrong_export_stops_at_parity(weights: Path, store: Store, registry: R
 def test_a_failed_stage_names_itself_and_its_log(
     weights: Path, store: Store, registry: Registry, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(StageError, match="the tool said no") as caught:
+    with pytest.raises(StageError, match="the tool said no") as caught, descriptors_taken_over():
         _build(weights, store, registry, tmp_path, flags={"onnxruntime": {"fail": "on"}})
     err = caught.value
     assert err.stage == "build"

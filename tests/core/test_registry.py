@@ -328,17 +328,21 @@ def test_two_strangers_who_claim_one_file_are_both_named(tmp_path: Path) -> None
     assert told.value.hint == "name the right one with `--exporter NAME`"
 
 
-def test_what_a_plugin_prints_at_import_goes_to_standard_error(capfd: pytest.CaptureFixture[str]) -> None:
-    def load() -> Any:
-        print("hello from python")
-        os.write(1, b"hello from native code\n")
-        return fake_plugin()
+def test_variables_of_two_plugins_are_those_of_the_first(caplog: pytest.LogCaptureFixture) -> None:
+    def plugin(name: str, wanted: Any) -> PluginSource:
+        @hookimpl
+        def yolotrt_environment() -> Any:
+            return wanted
 
-    assert Registry.load([PluginSource("loud", "loud-dist", "1", load)]).broken == []
-    told = capfd.readouterr()
-    assert told.out == ""
-    assert "hello from python" in told.err
-    assert "hello from native code" in told.err
+        module = SimpleNamespace(YOLOTRT_API=1, yolotrt_environment=yolotrt_environment)
+        return PluginSource(name, f"{name}-dist", "1", lambda: module)
+
+    sources = [plugin("one", {"A": "1"}), plugin("three", {"A": 3}), plugin("two", {"A": "2", "B": "2"})]
+    before = dict(os.environ)
+    registry = Registry.load(sources)
+    assert registry.environment() == {"A": "1", "B": "2"}
+    assert "`three` of `three-dist` is passed over: `yolotrt_environment` returned" in caplog.text
+    assert os.environ == before
 
 
 def test_selection_asks_the_plugins(tmp_path: Path) -> None:

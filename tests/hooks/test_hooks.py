@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,6 +83,10 @@ class Everything:
         return self._note("yolotrt_select_exporter", FakeExporter.name, source=source)
 
     @hookspecs.hookimpl
+    def yolotrt_environment(self) -> Any:
+        return self._note("yolotrt_environment", {"EVERYTHING_QUIET": "1"})
+
+    @hookspecs.hookimpl
     def yolotrt_stage_started(self, action: Any) -> Any:
         return self._note("yolotrt_stage_started", None, action=action)
 
@@ -110,8 +115,10 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Built]:
     weights.write_text("2 3")
     plugin, store = Everything(), Store(folder / "store")
     registry = Registry.of(plugin)
+    assert registry.environment() == {"EVERYTHING_QUIET": "1"}
     settings = BuildSettings(weights=weights, imgsz=(32, 64), precision="fp16")
     first = build_engine(settings, store=store, registry=registry, out=folder / "first")
+    assert "EVERYTHING_QUIET" not in os.environ  # the command line alone sets it
     calls = len(plugin.calls)
     second = build_engine(settings, store=store, registry=registry, out=folder / "second")
     yield Built(plugin, registry, weights, first, second, calls)

@@ -10,6 +10,7 @@ import functools
 import logging
 import re
 import time
+import traceback
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,7 +141,8 @@ def _run_stage(steps: Plan, step: Step, action: Action, store: Store, folder: Pa
             except (YolotrtError, OSError, KeyboardInterrupt):
                 raise
             except (Exception, SystemExit) as err:  # stages may raise anything; the log has the traceback
-                _log.debug("unexpected", exc_info=True)
+                with log_file.open("a", encoding="utf-8") as stage_log:  # whatever the levels of loggers are
+                    traceback.print_exc(file=stage_log)
                 if memory_error := out_of_memory_error(err, step.request):
                     raise memory_error from err
                 raise StageError(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from yolotrt_core.build.step import ENGINE_SPEC_FILE
 from yolotrt_core.calibration.ranges import ranges_from_json
 from yolotrt_core.calibration.tensorrt_cache import CALIBRATORS, cache_from_ranges, version_number
 from yolotrt_core.cli.build_options import RecipeSettings, StoreSettings, build_groups, build_settings
+from yolotrt_core.cli.stdio import results, show
 from yolotrt_core.cli.tables import print_table
 from yolotrt_core.cli.task_factory import Given, json_option, make_task
 from yolotrt_core.errors import ArtifactError, UsageError
@@ -166,14 +166,14 @@ def _list(settings: ListSettings) -> None:
     records = sorted(store.records(), key=lambda r: r.created)
     if settings.json:
         shown = [{**_summary(r), "names": list(names.get(r.key, []))} for r in records]
-        print(json.dumps({"schema": 1, "artifacts": shown}, indent=2))
+        show(json.dumps({"schema": 1, "artifacts": shown}, indent=2))
         return
-    if not sys.stdout.isatty():
+    if not results().isatty():
         print_table((*_COLUMNS, "name"), [(*_cells(r), " ".join(names.get(r.key, []))) for r in records])
         return
     # Names are long and an artifact can have many: in one table they would not fit on a screen.
     print_table(_COLUMNS, map(_cells, records), whole=_COLUMNS)
-    print()
+    show()
     named = [(r.short_key, name) for r in records for name in names.get(r.key, [])]
     print_table(("key", "name"), named, whole=("key",))
 
@@ -193,7 +193,7 @@ def _show(settings: ShowSettings) -> None:
     store = _existing(settings)
     lineage = store.lineage(store.resolve(settings.key))
     if settings.json:
-        print(json.dumps({"schema": 1, **_lineage_json(lineage)}, indent=2))
+        show(json.dumps({"schema": 1, **_lineage_json(lineage)}, indent=2))
         return
     record = lineage.record
     rows = [("key", record.key), ("stage", _stage(record)), ("plugin", _plugin(record)), ("made", _time(record))]
@@ -206,9 +206,9 @@ def _show(settings: ShowSettings) -> None:
         values = record.action.get(part)
         rows += [(f"{part} {k}", json.dumps(v)) for k, v in values.items()] if isinstance(values, dict) else []
     print_table(("", ""), rows)
-    print("\nmade from")
+    show("\nmade from")
     for line in _lineage_lines(lineage, 0):
-        print(line)
+        show(line)
 
 
 def _lineage_lines(lineage: Lineage, depth: int) -> list[str]:
@@ -252,7 +252,7 @@ def _explain(registry: Registry, given: Given) -> None:
                 entry["differences"] = [{"part": d.path, "stored": d.found, "wanted": d.wanted} for d in differences]
         steps.append(entry)
     if asked.json:
-        print(json.dumps({"schema": 1, "steps": steps}, indent=2))
+        show(json.dumps({"schema": 1, "steps": steps}, indent=2))
         return
     rows = [
         (str(s["step"]), str(s["plugin"]), str(s["outcome"]), str(s.get("key", ""))[:12], str(s.get("reason", "")))
@@ -262,13 +262,13 @@ def _explain(registry: Registry, given: Given) -> None:
     for s in steps:
         differences_shown = s.get("differences")
         if isinstance(differences_shown, list) and differences_shown:
-            print(f"\n{s['step']}:")
+            show(f"\n{s['step']}:")
             cells = [
                 (str(d["part"]), str(d["stored"]), str(d["wanted"])) for d in differences_shown if isinstance(d, dict)
             ]
             print_table(("part of the key", "stored", "now"), cells)
         if "material" in s:
-            print(f"\n{s['step']}:\n{json.dumps(s['material'], indent=2)}")
+            show(f"\n{s['step']}:\n{json.dumps(s['material'], indent=2)}")
 
 
 def _verify(settings: ListSettings) -> None:
@@ -286,7 +286,7 @@ def _repair(settings: ListSettings) -> None:
     _print_report(settings, report)
     if report.damage and not settings.json:
         entries = "entry" if len(report.damage) == 1 else "entries"
-        print(f"\ndeleted {len(report.damage)} corrupted {entries}; the next build rebuilds what it needs")
+        show(f"\ndeleted {len(report.damage)} corrupted {entries}; the next build rebuilds what it needs")
 
 
 def _gc(settings: GcSettings) -> None:
@@ -305,17 +305,17 @@ def _print_report(settings: ListSettings, report: Any, gone: Sequence[Record] | 
     if gone is not None:
         shown["records"] = [_summary(record) for record in gone]
     if settings.json:
-        print(json.dumps({"schema": 1, **shown}, indent=2))
+        show(json.dumps({"schema": 1, **shown}, indent=2))
         return
     print_table(("", ""), [(name.replace("_", " "), _report_cell(name, value)) for name, value in shown.items()])
     for name, value in shown.items():
         if isinstance(value, list) and value:
-            print(f"\n{name.replace('_', ' ')}:")
+            show(f"\n{name.replace('_', ' ')}:")
             if name == "records" and gone:
                 print_table(_COLUMNS, map(_cells, gone), whole=_COLUMNS)
                 continue
             for item in value:
-                print("  " + ("  ".join(map(str, item.values())) if isinstance(item, Mapping) else str(item)))
+                show("  " + ("  ".join(map(str, item.values())) if isinstance(item, Mapping) else str(item)))
 
 
 def _report_cell(name: str, value: Json) -> str:
@@ -366,9 +366,9 @@ def _export(registry: Registry, given: Given) -> None:
         spec = record.outputs[ENGINE_SPEC_FILE].sha256
         export_file(store, spec, target.with_name(target.name + ".json"))
     if asked.json:
-        print(json.dumps({"schema": 1, "kind": kind, "path": str(target), "key": record.key}, indent=2))
+        show(json.dumps({"schema": 1, "kind": kind, "path": str(target), "key": record.key}, indent=2))
     else:
-        print(target)
+        show(target)
 
 
 def _write_cache(store: Store, record: Record, target: Path, asked: ExportSettings) -> None:

@@ -14,6 +14,7 @@ from yolotrt_core.api import Detector
 from yolotrt_core.benchmark.machine import machine_facts
 from yolotrt_core.benchmark.throughput import Candidate, Speed, measure_speed, measure_streams
 from yolotrt_core.cli.build_options import RecipeSettings, build_groups, build_settings, refuse_build_flags
+from yolotrt_core.cli.stdio import show
 from yolotrt_core.cli.tables import print_table
 from yolotrt_core.cli.task_factory import Given, json_option, make_task
 from yolotrt_core.errors import UsageError
@@ -103,7 +104,7 @@ def _bench(registry: Registry, given: Given) -> None:
         engines = {c.name: c.detector.spec for c in candidates}
         facts = machine_facts()
     if asked.json:
-        print(json.dumps(document(speeds, streams, engines, facts, asked.frame), indent=2))
+        show(json.dumps(document(speeds, streams, engines, facts, asked.frame), indent=2))
     else:
         _report(speeds, streams, engines, facts, asked.frame)
 
@@ -159,7 +160,7 @@ def _report(
         ("peak memory", f"{facts['peak_host_memory_mib']} MiB"),
     ]
     print_table(("machine", ""), machine)
-    print()
+    show()
     rows = []
     for s in speeds:
         spec = engines[s.name]
@@ -172,7 +173,7 @@ def _report(
         rate = f"{streams[s.name]:.0f}"
         rows.append((s.name, spec.precision, str(s.batch), "stream", "", "", "", rate, s.graph or "-"))
     print_table(("what", "precision", "batch", "timed", "p50 ms", "p90", "p99", "images/s", "CUDA graph"), rows)
-    print()
+    show()
     steps = [(s.name, ", ".join(f"{k} {v:.3f}" for k, v in s.steps_ms.items())) for s in speeds]
     print_table(("what", "ms by step"), steps)
     if len(speeds) == 2 and speeds[1].name.endswith("(against)"):
@@ -180,7 +181,7 @@ def _report(
         alone = speeds[0].engine.p50_ms / speeds[1].engine.p50_ms
         more = streams[speeds[0].name] / streams[speeds[1].name]
         times = f"ms of engine {alone:.3f}, of frames to boxes {ratio:.3f}"
-        print(f"\nfirst / second: {times}; images/s of stream {more:.3f}")
+        show(f"\nfirst / second: {times}; images/s of stream {more:.3f}")
 
 
 def _candidate(name: str, detector: Detector) -> Candidate:

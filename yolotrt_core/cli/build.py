@@ -9,6 +9,7 @@ from typing import Any
 
 from yolotrt_core.api import Engine, build_engine
 from yolotrt_core.cli.build_options import RecipeSettings, build_groups, build_settings
+from yolotrt_core.cli.stdio import show
 from yolotrt_core.cli.task_factory import Given, json_option, make_task
 from yolotrt_core.inference.engine_file import spec_path
 from yolotrt_core.plugin.options import option, resolve_settings
@@ -40,7 +41,7 @@ def task(registry: Registry) -> Any:
         asked = resolve_settings(BuildOutput, given)
         settings, store = build_settings(registry, given), open_store(asked.store)
         engine = build_engine(settings, store=store, registry=registry, out=asked.out, force=asked.force)
-        print(json.dumps(document(engine), indent=2) if asked.json else engine.path)
+        show(json.dumps(document(engine), indent=2) if asked.json else engine.path)
 
     return make_task("build", summary, build_groups(registry, BuildOutput), body)
 

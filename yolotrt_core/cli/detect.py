@@ -23,6 +23,7 @@ from yolotrt_core.cli.build_options import (
     meant_flag,
     refuse_build_flags,
 )
+from yolotrt_core.cli.stdio import show
 from yolotrt_core.cli.tables import print_table
 from yolotrt_core.cli.task_factory import Given, json_option, make_task
 from yolotrt_core.console.progress import progress
@@ -217,21 +218,21 @@ def _files(run: DetectionRun, paths: list[Path], interrupt: Interrupt, max_frame
 
 def _report(run: DetectionRun, detector: Detector, settings: DetectSettings, out: Path) -> None:
     if settings.json and settings.format == "coco":
-        print(json.dumps(run.entries, indent=2))
+        show(json.dumps(run.entries, indent=2))
         return
     if settings.json:
-        print(formats.dump_by_line(run.document(), "images"), end="")
+        show(formats.dump_by_line(run.document(), "images"), end="")
         return
     if len(run.summaries) > _LISTED:
         _print_totals(run.summaries, detector.labels, out)
     elif run.summaries:
         print_table(("file", "found", "written"), [_row(s, detector.labels) for s in run.summaries])
     if settings.show_timing:
-        print()
+        show()
         print_table(("step", "ms per frame"), [(k, str(v)) for k, v in run.milliseconds().items()])
         steps = run.device_milliseconds()
         if steps:
-            print()
+            show()
             print_table(("step on the GPU", "ms, one frame alone"), [(k, f"{v:.3f}") for k, v in steps.items()])
 
 
@@ -254,10 +255,10 @@ def _print_totals(summaries: Sequence[Summary], labels: Sequence[str], out: Path
     if total:
         rows = [(labels[c], str(number), str(files[c])) for c, number in total.most_common()]
         print_table(("class", "found", "in files"), rows)
-        print()
+        show()
     dropped = sum(s.truncated for s in summaries)
     words = f"{counted(sum(total.values()), 'object')} in {counted(len(summaries), 'file')}"
-    print(f"{words}{f', {_dropped(dropped)}' if dropped else ''}; written to {out}")
+    show(f"{words}{f', {_dropped(dropped)}' if dropped else ''}; written to {out}")
 
 
 def _dropped(boxes: int) -> str:

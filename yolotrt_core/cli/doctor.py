@@ -10,6 +10,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from yolotrt_core.benchmark.machine import query_gpus
+from yolotrt_core.cli.stdio import show
 from yolotrt_core.cli.tables import print_table
 from yolotrt_core.cli.task_factory import Given, json_option, make_task
 from yolotrt_core.plugin.diagnostics import health, runs_here
@@ -55,7 +56,7 @@ def task(registry: Registry) -> Any:
     def body(given: Given) -> None:
         report = document(registry)
         if resolve_settings(DoctorSettings, given).json:
-            print(json.dumps(report, indent=2))
+            show(json.dumps(report, indent=2))
         else:
             _print(report)
 
@@ -151,7 +152,7 @@ def _print(report: dict[str, Any]) -> None:
         ("GPU", "; ".join(gpus) or "none found (nvidia-smi)"),
     ]
     print_table(("machine", ""), machine)
-    print()
+    show()
     builders = [
         (
             b["name"],
@@ -163,7 +164,7 @@ def _print(report: dict[str, Any]) -> None:
         for b in report["builders"]
     ]
     print_table(("builder", "builds", "runs", "with", "missing"), builders)
-    print()
+    show()
     lost: dict[str, list[str]] = {}  # several extras require the same package
     for p in report["packages"]:
         lost.setdefault(p["package"], []).extend([p["disables"]] if p["disables"] else [])
@@ -174,9 +175,9 @@ def _print(report: dict[str, Any]) -> None:
     commands += [p["install"] for p in report["packages"] if p["install"]]
     if commands:
         # One per line, unindented and unwrapped, for copying.
-        print("\nto install what is missing:")
-        print("\n".join(dict.fromkeys(commands)))
+        show("\nto install what is missing:")
+        show("\n".join(dict.fromkeys(commands)))
     if report["broken_plugins"]:
-        print()
+        show()
         broken = [(b["plugin"], b["distribution"], b["error"]) for b in report["broken_plugins"]]
         print_table(("broken plugin", "distribution", "error"), broken)

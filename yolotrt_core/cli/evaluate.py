@@ -11,6 +11,7 @@ from yolotrt_core.api import Detector
 from yolotrt_core.build.settings import BuildSettings, resolve_model
 from yolotrt_core.calibration.images import DEFAULT_CALIBRATOR
 from yolotrt_core.cli.build_options import RecipeSettings, build_groups, build_settings, refuse_build_flags
+from yolotrt_core.cli.stdio import show
 from yolotrt_core.cli.tables import print_table
 from yolotrt_core.cli.task_factory import Given, json_option, make_task
 from yolotrt_core.console.text import counted, nearest
@@ -114,7 +115,7 @@ def _evaluate(registry: Registry, given: Given) -> None:
             rival = evaluator.evaluate(RectDetector(second) if asked.rect else second)
             comparison = evaluator.compare(rival, result)
     if asked.json:
-        print(json.dumps(document(evaluator, result, rival, comparison), indent=2))
+        show(json.dumps(document(evaluator, result, rival, comparison), indent=2))
     else:
         _report(evaluator, result, rival, comparison)
 
@@ -199,7 +200,7 @@ def _figures(result: Evaluation) -> dict[str, Json]:
 def _report(evaluator: Evaluator, result: Evaluation, rival: Evaluation | None, comparison: Comparison | None) -> None:
     rows = [(c.label, str(c.boxes), f"{c.ap50:.4f}", f"{c.ap50_95:.4f}") for c in result.accuracy.classes]
     print_table(("class", "boxes", "AP50", "AP50-95"), rows)
-    print()
+    show()
     shown = [_row(f"{result.spec.builder} {result.spec.precision}", result.map50, result.map50_95)]
     if rival is not None and comparison is not None:
         shown.append(_row(f"{rival.spec.builder} {rival.spec.precision}", rival.map50, rival.map50_95))
@@ -207,16 +208,16 @@ def _report(evaluator: Evaluator, result: Evaluation, rival: Evaluation | None, 
     around = () if result.map50.low is None else ("95%",)
     print_table(("engine", "mAP50", *around, "mAP50-95", *around), shown)
     skipped = f", {len(result.skipped)} unreadable skipped" if result.skipped else ""
-    print(f"\n{counted(result.images, 'image')}, {counted(result.boxes, 'box')}{skipped}")
+    show(f"\n{counted(result.images, 'image')}, {counted(result.boxes, 'box')}{skipped}")
     too_few = evaluator.bootstrap.shortfall(result.images)
     if comparison is None:
         if too_few and evaluator.bootstrap.resamples:  # 0 resamples: no intervals requested
-            print(f"no confidence interval: only {too_few}")
+            show(f"no confidence interval: only {too_few}")
     elif too_few:
-        print(f"the difference in mAP50-95 was not tested for significance: only {too_few}")
+        show(f"the difference in mAP50-95 was not tested for significance: only {too_few}")
     else:
         result_of_test = "statistically significant" if comparison.is_significant else "not statistically significant"
-        print(f"the difference in mAP50-95 is {result_of_test} on these images")
+        show(f"the difference in mAP50-95 is {result_of_test} on these images")
 
 
 def _row(name: str, *figures: Interval, sign: str = "") -> tuple[str, ...]:

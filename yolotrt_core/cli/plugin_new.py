@@ -7,6 +7,7 @@ from pathlib import Path
 
 import invoke
 
+from yolotrt_core.cli.stdio import show
 from yolotrt_core.cli.task_factory import Given, make_task
 from yolotrt_core.errors import UsageError
 from yolotrt_core.plugin.options import option, resolve_settings
@@ -45,7 +46,7 @@ def collection(registry: Registry) -> invoke.Collection:
                     hint="choose another name",
                 )
         folder = write_plugin(name, kind, asked.out)
-        print(folder)
+        show(folder)
 
     made.add_task(make_task("plugin.new", summary, [PluginSettings], body))
     return made

@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from yolotrt_core.cli.stdio import show
 from yolotrt_core.cli.tables import print_table
 from yolotrt_core.cli.task_factory import Given, json_option, make_task
 from yolotrt_core.plugin.diagnostics import health
@@ -29,7 +30,7 @@ def task(registry: Registry) -> Any:
     def body(given: Given) -> None:
         asked = resolve_settings(PluginsSettings, given)
         if asked.json:
-            print(json.dumps(document(registry), indent=2))
+            show(json.dumps(document(registry), indent=2))
         else:
             _print(registry, asked.options)
 
@@ -71,9 +72,9 @@ def _print(registry: Registry, with_options: bool) -> None:
         rows.append((r.kind, r.name, f"{r.dist} {r.version}", "yes" if can.ok else f"no: {can.reason}"))
     print_table(("kind", "name", "distribution", "usable here"), rows)
     if with_options:
-        print()
+        show()
         print_table(("option", "meaning"), [(o.usage, o.description) for r in found for o in r.options])
     if registry.broken:
-        print()
+        show()
         broken = [(b.plugin, f"{b.dist} {b.version}", b.error) for b in registry.broken]
         print_table(("broken plugin", "distribution", "error"), broken)

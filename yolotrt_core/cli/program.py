@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import invoke
 
+# Of OpenCV, which reads it once: our errors say what its complaints about a file would.
+ENVIRONMENT = {"OPENCV_LOG_LEVEL": "SILENT", "OPENCV_FFMPEG_LOGLEVEL": "-8"}
+
 
 def namespace(arguments: Sequence[str] | None = None) -> invoke.Collection:
     """Create all tasks, with the options of every installed plugin as flags.
@@ -44,7 +47,10 @@ def namespace(arguments: Sequence[str] | None = None) -> invoke.Collection:
     own: list[type] = [build.BuildOutput, detect.DetectSettings, evaluate.EvaluateSettings]
     own += [sensitivity.SensitivitySettings, bench.BenchSettings]
     reserved = [field.flag for settings in own for field in setting_fields(settings)]
-    registry = Registry.discover(reserved_flags=[*build_options.reserved_flags(), *reserved])
+    with stdio.results_apart():
+        registry = Registry.discover(reserved_flags=[*build_options.reserved_flags(), *reserved])
+        for variable, value in (ENVIRONMENT | registry.environment()).items():
+            os.environ.setdefault(variable, value)
     top = invoke.Collection("yolotrt")
     for command in (build, detect, evaluate, sensitivity, bench):
         top.add_task(command.task(registry))

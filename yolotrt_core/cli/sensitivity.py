@@ -11,7 +11,7 @@ from yolotrt_core.build.plan import plan_build
 from yolotrt_core.build.settings import AUTO, resolve
 from yolotrt_core.calibration.images import DEFAULT_CALIBRATOR
 from yolotrt_core.cli.build_options import RecipeSettings, build_groups, build_settings
-from yolotrt_core.cli.stdio import can_show
+from yolotrt_core.cli.stdio import can_show, show
 from yolotrt_core.cli.tables import print_table
 from yolotrt_core.cli.task_factory import Given, json_option, make_task
 from yolotrt_core.console.text import counted
@@ -65,7 +65,7 @@ def _sensitivity(registry: Registry, given: Given) -> None:
     planned = plan_build(resolve(settings, registry), registry)
     found = measure(planned, store=store, registry=registry)
     if asked.json:
-        print(json.dumps(document(found), indent=2))
+        show(json.dumps(document(found), indent=2))
     else:
         _report(found)
     if plot is not None:  # last, so that a failure to plot loses no figures
@@ -100,9 +100,9 @@ def _report(found: Sensitivity) -> None:
     ]
     print_table(("", "layer", "output error", "", "boxes in common", "score drift"), rows)
     worst = ",".join(d.layer for d in found.layers[:_SUGGESTED])
-    print(f"\n{len(found.layers)} layers, each alone in {found.precision}, on {counted(found.images, 'image')}")
-    print(f"keep the worst in fp16 with --{found.precision}-keep {worst}")
-    print("or let a build find how many are needed: --max-drop 0.002 with labelled --eval-data")
+    show(f"\n{len(found.layers)} layers, each alone in {found.precision}, on {counted(found.images, 'image')}")
+    show(f"keep the worst in fp16 with --{found.precision}-keep {worst}")
+    show("or let a build find how many are needed: --max-drop 0.002 with labelled --eval-data")
 
 
 def _draw(found: Sensitivity, path: Path, model: str) -> None:

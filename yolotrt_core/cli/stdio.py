@@ -12,30 +12,57 @@ from typing import NoReturn, TextIO
 
 import invoke
 
+from yolotrt_core.console.output import take_over
 from yolotrt_core.errors import ArtifactError
 
 _NAMES = ("stdin", "stdout", "stderr")
 
 
-def prepare() -> None:
-    """Make standard streams safe to use: a closed one becomes /dev/null, no character raises.
+_results: TextIO | None = None  # where results go while `sys.stdout` is another
 
-    Python leaves the descriptor of a closed stream free for the next file opened, into which
-    native libraries would then print.
+
+def prepare() -> None:
+    """Make standard output the commands' own, and the standard streams safe to use; the command line's entry.
+
+    A closed stream becomes /dev/null: Python leaves None in its place, and its number free for the next file that is
+    opened, into which native libraries would then print.
     """
     for number, name in enumerate(_NAMES):
         if getattr(sys, name) is None:
             _open_nowhere(number)
-            _replace(name, open(os.devnull, "r" if number == 0 else "w", encoding="utf-8"))  # noqa: SIM115, PTH123
+            _replace(name, open(number, "r" if number == 0 else "w", encoding="utf-8", closefd=False))  # noqa: SIM115
     if type(sys.stdout) is io.TextIOWrapper and sys.stdout is sys.__stdout__:  # not replaced by a test or a notebook
-        output = _Output(sys.stdout)
-        _replace("stdout", output)
-        atexit.register(_end, output)
+        sys.stdout.flush()
+        results = _Output(sys.stdout, take_over())
+        _replace("stdout", results)
+        atexit.register(_end, results)
 
 
 def _replace(name: str, stream: TextIO) -> None:
     setattr(sys, name, stream)
-    setattr(sys, f"__{name}__", stream)  # a stage's output is restored to this one
+    setattr(sys, f"__{name}__", stream)
+
+
+def results() -> TextIO:
+    """Return the stream of results."""
+    return _results or sys.stdout
+
+
+def show(text: object = "", end: str = "\n") -> None:
+    """Write a result."""
+    results().write(f"{text}{end}")
+
+
+@contextlib.contextmanager
+def results_apart() -> Iterator[None]:
+    """Send what plugins print during the block to standard error; `show` writes results as before."""
+    global _results
+    before, _results = _results, results()
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _results = before
 
 
 class ReaderGoneError(invoke.Exit, BrokenPipeError):
@@ -50,13 +77,14 @@ class _Output(io.TextIOWrapper):
 
     refusal: invoke.Exit | None = None  # exit of the program after a failed write
 
-    def __init__(self, replaced: io.TextIOWrapper) -> None:
+    def __init__(self, replaced: io.TextIOWrapper, descriptor: int) -> None:
         encoding, errors = replaced.encoding, replaced.errors
         if errors == "strict":
             # A file name that is not UTF-8 is written unchanged; other missing characters become `?`.
             errors = "surrogateescape" if encoding.lower().replace("-", "") == "utf8" else "replace"
-        lines, through = replaced.line_buffering, replaced.write_through
-        super().__init__(replaced.detach(), encoding, errors, line_buffering=lines, write_through=through)
+        through = replaced.write_through
+        file = open(descriptor, "wb", buffering=0 if through else -1)  # noqa: SIM115 - for the process's life
+        super().__init__(file, encoding, errors, line_buffering=replaced.line_buffering, write_through=through)
 
     def write(self, text: str, /) -> int:
         """Write; raises invoke.Exit on failure."""
@@ -109,7 +137,7 @@ def _open_nowhere(number: int) -> None:
 def can_show(text: str) -> bool:
     """Return whether standard output's encoding has every character of `text`."""
     try:
-        text.encode(sys.stdout.encoding or "ascii")
+        text.encode(results().encoding or "ascii")
     except (UnicodeEncodeError, LookupError):
         return False
     return True
@@ -117,7 +145,7 @@ def can_show(text: str) -> bool:
 
 def give_up() -> None:
     """Drop unwritten output, or Python reports the error again at exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), results().fileno())
 
 
 def finish(run: Callable[[], None]) -> NoReturn:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import io
-import sys
 from collections.abc import Iterable, Sequence
 
+from yolotrt_core.cli.stdio import results, show
 from yolotrt_core.console.text import printable
 
 _UNBROKEN = 10_000
@@ -24,7 +24,7 @@ def print_table(
     from rich.console import Console
     from rich.table import Table
 
-    is_terminal = sys.stdout.isatty()
+    is_terminal = results().isatty()
     table = Table(box=None, header_style="bold", title=title, title_justify="left", title_style="bold", pad_edge=False)
     table.show_header = any(columns)
     for column in columns:
@@ -32,9 +32,9 @@ def print_table(
     for row in rows:
         table.add_row(*map(printable, row))  # file names may contain any character
     if is_terminal:
-        Console(highlight=False, markup=False).print(table, soft_wrap=False)
+        Console(file=results(), highlight=False, markup=False).print(table, soft_wrap=False)
         return
     console = Console(width=_UNBROKEN, markup=False, file=io.StringIO())
     with console.capture() as taken:
         console.print(table, soft_wrap=False)
-    print("\n".join(line.rstrip() for line in taken.get().splitlines()))
+    show("\n".join(line.rstrip() for line in taken.get().splitlines()))

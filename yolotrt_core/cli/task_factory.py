@@ -116,20 +116,20 @@ def print_help(name: str, task: Task, *, full: bool = False) -> None:
     """Print the help of a task: its common options and the titles of the others, or all options by title."""
     program = Path(sys.argv[0]).stem
     takes = "".join(f" {f.usage}" for group in task.groups for f in group.fields if f.positional)
-    print(f"Usage: {program if program in PROGRAMS else 'yolotrt'} {name} [options]{takes}\n")
+    stdio.show(f"Usage: {program if program in PROGRAMS else 'yolotrt'} {name} [options]{takes}\n")
     for line in inspect.cleandoc(task.__doc__ or "").splitlines():
-        print(textwrap.fill(line, _HELP_WIDTH))
-    print()
+        stdio.show(textwrap.fill(line, _HELP_WIDTH))
+    stdio.show()
     titled = fields_by_title(task.groups)
     titled = {title: sorted(fields, key=lambda f: not f.positional) for title, fields in titled.items()}
     shown = titled
     if len(titled) > 1 and not full:
         shown = {"Common options": [f for fields in titled.values() for f in fields if f.common]}
     for title, fields in shown.items():
-        print(f"{title}:")
+        stdio.show(f"{title}:")
         invoke.Program().print_columns([(f.usage, f.description) for f in fields])
     if shown is not titled:
-        print(textwrap.fill(f"`{name} {HELP_ALL}` shows all options: {', '.join(titled)}.", _HELP_WIDTH))
+        stdio.show(textwrap.fill(f"`{name} {HELP_ALL}` shows all options: {', '.join(titled)}.", _HELP_WIDTH))
 
 
 def with_errors(work: Callable[[], None]) -> None:
@@ -140,9 +140,9 @@ def with_errors(work: Callable[[], None]) -> None:
     """
     configure()
     try:
-        with terminable():
+        with terminable(), stdio.results_apart():
             work()
-            sys.stdout.flush()
+            stdio.results().flush()
     except YolotrtError as err:
         raise invoke.Exit(wrapped(error_text(err), sys.stderr), code=err.exit_code) from err
     except Terminated:

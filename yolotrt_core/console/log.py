@@ -4,19 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import sys
-import threading
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
 
+from yolotrt_core.console import output
 from yolotrt_core.console.text import wrapped
-
-# Reentrant, because a hook of a plugin may itself build.
-_stdout_lock = threading.RLock()
-_is_away = False
 
 
 class _ToStderr(logging.Handler):
@@ -62,90 +55,58 @@ def _others(record: logging.LogRecord) -> bool:
 
 @contextlib.contextmanager
 def stage_log(path: Path) -> Iterator[None]:
-    """Collect in a file what is logged, warned or printed during the block.
+    """Collect in a file what yolotrt and its plugins log during the block.
 
-    Standard output is redirected at the level of the file descriptor, because native libraries
-    print there and standard output belongs to results.
+    In the command line all of it from DEBUG on, and also what other libraries log, what is warned and what is printed.
+    In a program that uses yolotrt as a library these, and the levels of our loggers, are the program's.
     """
-    root = logging.getLogger()
     handler = logging.FileHandler(path, encoding="utf-8", delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    levels = {name: logging.getLogger(name).level for name in _our_loggers()}
-    root.addHandler(handler)
-    for name in levels:
-        logging.getLogger(name).setLevel(logging.DEBUG)
-    with warnings.catch_warnings():
-
-        def note(
-            message: Warning | str,
-            category: type[Warning],
-            filename: str,
-            lineno: int,
-            file: object = None,
-            line: object = None,
-        ) -> None:
-            logging.getLogger("py.warnings").warning("%s:%s: %s: %s", filename, lineno, category.__name__, message)
-
-        warnings.showwarning = note
-        try:
-            with path.open("a", encoding="utf-8") as stream, _stdout_to(stream):
-                yield
-        finally:
-            root.removeHandler(handler)
-            handler.close()
-            for name, level in levels.items():
-                logging.getLogger(name).setLevel(level)
-
-
-def _our_loggers() -> set[str]:
-    roots = {name.split(".")[0] for name in logging.root.manager.loggerDict}
-    return {name for name in roots if name.startswith("yolotrt")} | {"yolotrt_core"}
-
-
-@contextlib.contextmanager
-def stdout_aside() -> Iterator[None]:
-    """Send to standard error what plugins print while they are imported or asked, native code included.
-
-    Inside a stage the stage's log takes it already.
-    """
     with contextlib.ExitStack() as undo:
-        if _stdout_lock.acquire(blocking=False):
-            undo.callback(_stdout_lock.release)
-            if not _is_away:
-                undo.enter_context(contextlib.redirect_stdout(sys.stderr))
-                with contextlib.suppress(OSError):  # one of the two is closed: nothing can be spoilt
-                    undo.enter_context(_descriptor_to(2))
+        undo.callback(handler.close)
+        if not output.is_command_line():
+            _add_handler(handler, _our_loggers(), undo)
+            yield
+            return
+        _add_handler(handler, [logging.getLogger()], undo)
+        for logger in _our_loggers():
+            undo.callback(logger.setLevel, logger.level)
+            logger.setLevel(logging.DEBUG)
+        logging.captureWarnings(True)
+        undo.callback(logging.captureWarnings, False)
+        # One line at a time: native code writes to the same file.
+        stream = undo.enter_context(path.open("a", encoding="utf-8", buffering=1))
+        undo.enter_context(output.printed_to(stream))
         yield
 
 
+def _add_handler(handler: logging.Handler, loggers: list[logging.Logger], undo: contextlib.ExitStack) -> None:
+    for logger in loggers:
+        logger.addHandler(handler)
+        undo.callback(logger.removeHandler, handler)
+
+
 @contextlib.contextmanager
-def _descriptor_to(descriptor: int) -> Iterator[None]:
-    """Let descriptor 1 be another one during the block."""
-    global _is_away
-    _flush()
-    saved = os.dup(1)
+def only_in_stage_log(*loggers: str) -> Iterator[None]:
+    """Show nothing of what these loggers of a framework say during the block, not even errors; for plugins.
+
+    It changes what the command line shows, and nothing in a program that uses yolotrt as a library.
+    """
+
+    def is_another(record: logging.LogRecord) -> bool:
+        return record.name.partition(".")[0] not in loggers
+
+    shown = [handler for handler in logging.getLogger().handlers if isinstance(handler, _ToStderr)]
+    for handler in shown:
+        handler.addFilter(is_another)
     try:
-        os.dup2(descriptor, 1)
-        before, _is_away = _is_away, True
-        try:
-            yield
-        finally:
-            _is_away = before
-            _flush()
+        yield
     finally:
-        os.dup2(saved, 1)
-        os.close(saved)
+        for handler in shown:
+            handler.removeFilter(is_another)
 
 
-@contextlib.contextmanager
-def _stdout_to(stream: IO[str]) -> Iterator[None]:
-    with _stdout_lock, contextlib.redirect_stdout(stream), _descriptor_to(stream.fileno()):
-        try:
-            yield
-        finally:
-            stream.flush()
-
-
-def _flush() -> None:
-    if sys.__stdout__ is not None:
-        sys.__stdout__.flush()
+def _our_loggers() -> list[logging.Logger]:
+    """Return the loggers of the core and of loaded plugins; modules that a stage imports later inherit from them."""
+    names = {name for name in sys.modules if name.startswith("yolotrt") and "." not in name}
+    return [logging.getLogger(name) for name in sorted(names)]

@@ -28,7 +28,7 @@ from yolotrt_core.errors import ArtifactError, UsageError
 from yolotrt_core.files.atomic import whole_file, write_whole
 from yolotrt_core.inference.detector import Detector
 from yolotrt_core.inference.image_loader import decode_ahead, read_ahead
-from yolotrt_core.media import images, inputs
+from yolotrt_core.media import inputs
 from yolotrt_core.media.camera import open_live
 from yolotrt_core.media.prefetch import drawn_ahead
 from yolotrt_core.media.video import VideoFacts, count_frames, open_video
@@ -313,13 +313,12 @@ class _VideoWriter:
     def write(self, frame: NDArray[np.uint8]) -> None:
         import cv2
 
-        with images.quiet_opencv():
-            if self._writer is None:
-                size = (frame.shape[1], frame.shape[0])
-                self._writer = cv2.VideoWriter(str(self._target), cv2.VideoWriter.fourcc(*"mp4v"), self._fps, size)
-                if not self._writer.isOpened():
-                    raise ArtifactError("cannot write the annotated video", hint="choose another folder with `--out`")
-            self._writer.write(frame)
+        if self._writer is None:
+            size = (frame.shape[1], frame.shape[0])
+            self._writer = cv2.VideoWriter(str(self._target), cv2.VideoWriter.fourcc(*"mp4v"), self._fps, size)
+            if not self._writer.isOpened():
+                raise ArtifactError("cannot write the annotated video", hint="choose another folder with `--out`")
+        self._writer.write(frame)
         self._frames += 1
 
     def __enter__(self) -> _VideoWriter:
@@ -328,8 +327,7 @@ class _VideoWriter:
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         if self._writer is None:
             return
-        with images.quiet_opencv():
-            self._writer.release()
+        self._writer.release()
         # OpenCV does not report a failed write, so count the frames.
         if kind is None and count_frames(self._target) != self._frames:
             raise ArtifactError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -83,20 +82,19 @@ class Scored:
         self._labels = labels
         self.images = len(truth)
         self._count = [int(sum((t.class_ids[~t.crowd] == c).sum() for t in truth)) for c in range(len(labels))]
-        with contextlib.redirect_stdout(io.StringIO()):
-            expected = COCO(_dataset(truth, labels))
-            evaluation = COCOeval_faster(
-                expected,
-                expected.loadRes(_results(found))
-                if any(len(d) for d in found)
-                else COCO(_dataset_without_boxes(truth, labels)),
-                "bbox",
-                print_function=lambda *_: None,
-                separate_eval=True,
-            )
-            evaluation.params.maxDets = [MAX_DET]
-            evaluation.params.areaRng, evaluation.params.areaRngLbl = [[0, 1e10]], ["all"]
-            evaluation.evaluate()
+        expected = COCO(_dataset(truth, labels))
+        evaluation = COCOeval_faster(
+            expected,
+            expected.loadRes(_results(found))
+            if any(len(d) for d in found)
+            else COCO(_dataset_without_boxes(truth, labels)),
+            "bbox",
+            print_function=lambda *_: None,
+            separate_eval=True,
+        )
+        evaluation.params.maxDets = [MAX_DET]
+        evaluation.params.areaRng, evaluation.params.areaRngLbl = [[0, 1e10]], ["all"]
+        evaluation.evaluate()
         self._evaluation = evaluation
         self._matched = list(evaluation._evalImgs_cpp)
         self._drawn: dict[Bootstrap, NDArray[np.float64]] = {}

@@ -5,13 +5,11 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
-import threading
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from functools import cache
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from yolotrt_core.errors import UsageError, os_error_reason
 from yolotrt_core.media.jpeg_header import upright_size
@@ -65,11 +63,10 @@ def read(path: Path, room: Room | None = None, size: tuple[int, int] | None = No
         and 0 in (int.from_bytes(encoded[i : i + 4]) for i in (16, 20))
     ):
         raise UsageError(f"the image `{path}` has no pixels")  # libpng would print its own words about it
-    with quiet_opencv():
-        try:
-            frame = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR)
-        except cv2.error as err:
-            raise UsageError(f"`{path}` is not an image OpenCV can read: {err.err or err}") from err
+    try:
+        frame = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR)
+    except cv2.error as err:
+        raise UsageError(f"`{path}` is not an image OpenCV can read: {err.err or err}") from err
     if frame is None or 0 in frame.shape:
         raise UsageError(f"`{path}` is not an image OpenCV can read", hint="is the file complete?")
     if room is None:
@@ -139,11 +136,10 @@ def _read_into(path: Path, size: tuple[int, int], room: Room) -> NDArray[np.uint
     if not _imread_fills():
         return None
     target = room((*size, 3))
-    with quiet_opencv():
-        try:
-            frame = cv2.imread(str(path), dst=target)
-        except cv2.error:
-            return None
+    try:
+        frame = cv2.imread(str(path), dst=target)
+    except cv2.error:
+        return None
     # OpenCV takes other memory if the file turns out to have another size.
     return target if frame is not None and frame.ctypes.data == target.ctypes.data else None
 
@@ -169,41 +165,3 @@ def _imread_fills() -> bool:
     import cv2
 
     return "dst" in (cv2.imread.__doc__ or "")
-
-
-class _Quiet:
-    """OpenCV's log level is the process's: the first thread that wants silence sets it, the last one restores it."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._wanted = 0
-        self._before: Any = None
-
-    def __enter__(self) -> None:
-        logging = _opencv_logging()
-        with self._lock:
-            self._wanted += 1
-            if self._wanted == 1 and logging is not None:
-                self._before = logging.getLogLevel()
-                logging.setLogLevel(logging.LOG_LEVEL_SILENT)
-
-    def __exit__(self, *raised: object) -> None:
-        logging = _opencv_logging()
-        with self._lock:
-            self._wanted -= 1
-            if self._wanted == 0 and logging is not None:
-                logging.setLogLevel(self._before)
-
-
-_quiet = _Quiet()
-
-
-def quiet_opencv() -> AbstractContextManager[None]:
-    """Keep OpenCV's own complaints off standard error: the UsageError says the same better."""
-    return _quiet
-
-
-def _opencv_logging() -> Any:
-    import cv2
-
-    return getattr(getattr(cv2, "utils", None), "logging", None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from yolotrt_core.errors import UsageError
-from yolotrt_core.media.images import quiet_opencv
 from yolotrt_core.media.inputs import CAMERA, is_live, redact
 
 if TYPE_CHECKING:
@@ -41,13 +39,10 @@ def open_video(source: Path | str) -> Iterator[tuple[VideoFacts, Iterator[NDArra
     Raises:
         UsageError: it cannot be opened or holds no frame.
     """
-    # Read once, when FFmpeg is first used; its complaints are the UsageError's to make.
-    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     import cv2
 
-    with quiet_opencv():
-        camera = CAMERA.fullmatch(str(source))
-        capture = cv2.VideoCapture(int(camera[1]) if camera else str(source))
+    camera = CAMERA.fullmatch(str(source))
+    capture = cv2.VideoCapture(int(camera[1]) if camera else str(source))
     try:
         if not capture.isOpened():
             if is_live(str(source)):
@@ -71,12 +66,11 @@ def count_frames(path: Path) -> int:
     """Return how many frames a video file says it holds; 0 if it cannot be opened."""
     import cv2
 
-    with quiet_opencv():
-        capture = cv2.VideoCapture(str(path))
-        try:
-            return max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT))) if capture.isOpened() else 0
-        finally:
-            capture.release()
+    capture = cv2.VideoCapture(str(path))
+    try:
+        return max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT))) if capture.isOpened() else 0
+    finally:
+        capture.release()
 
 
 def _frames(capture: Any, source: Path | str) -> Iterator[NDArray[np.uint8]]:

@@ -11,7 +11,6 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from yolotrt_core.console.log import stdout_aside
 from yolotrt_core.errors import PluginError, YolotrtError
 from yolotrt_core.plugin.stages import Availability, DeviceProgram, SourceInfo
 from yolotrt_core.types import PRECISIONS, Detections
@@ -73,10 +72,8 @@ def _stand_in(real: Any, members: Mapping[str, Any]) -> type[_StandIn]:
 
 
 def _checked(name: str, check: _Check) -> Callable[..., Any]:
-    own_output = name not in _QUIET
-
     def call(self: Any, *given: Any, **named: Any) -> Any:
-        with answering(self._owner, self._dist, name), stdout_aside() if own_output else contextlib.nullcontext():
+        with answering(self._owner, self._dist, name):
             answer = getattr(self._real, name)(*given, **named)
             expected = check(answer, (*given, *named.values()))
         if expected is not None:
@@ -239,5 +236,3 @@ _SESSION: Mapping[str, _Check] = {
 # Passed on unchecked: `stream` raises also what the caller's own frames raise.
 _SESSION_CALLS = ("stream",)
 _SESSION_PROPERTIES = ("spec", "graph", "decodes_files")
-# Called for every image, from any thread: standard output is the process's, and is left alone there.
-_QUIET = frozenset({"decode", "open", "open_source", *_SESSION})

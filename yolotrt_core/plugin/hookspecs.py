@@ -6,7 +6,7 @@ a stage's cache key must be known before it runs. A plugin states `YOLOTRT_API =
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import pluggy
@@ -56,6 +56,15 @@ def yolotrt_select_exporter(source: ModelSource) -> str | None:
     Decide by a few bytes of the file (or by a folder's contents), never by its name alone. All plugins are asked. A
     source that a built-in exporter claims too goes to that one, with a warning that names both; one that two others
     claim is refused until `--exporter NAME` says which.
+    """
+
+
+@hookspec
+def yolotrt_environment() -> Mapping[str, str]:  # type: ignore[empty-body]
+    """Return environment variables that the command line sets, where unset, before any framework is imported.
+
+    For what a framework reads only when it is imported. A program that uses yolotrt as a library keeps its environment:
+    a stage must work without these, and such a program sets them itself if it wants them.
     """
 
 

@@ -11,14 +11,13 @@ import importlib.metadata
 import importlib.util
 import logging
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
 import pluggy
 
-from yolotrt_core.console.log import stdout_aside
 from yolotrt_core.console.text import nearest
 from yolotrt_core.errors import PluginError, UsageError, YolotrtError
 from yolotrt_core.plugin import hookspecs
@@ -74,8 +73,7 @@ class Registry:
         for source in sorted(sources, key=lambda s: (s.dist != OWN_DIST, s.dist, s.name)):
             if (source.dist, source.name) not in seen:  # an editable install can list a distribution twice
                 seen.add((source.dist, source.name))
-                with stdout_aside():
-                    registry._load_one(source)
+                registry._load_one(source)
         return registry
 
     def get(self, kind: Kind, name: str) -> Registered:
@@ -237,14 +235,24 @@ class Registry:
         for _ in self._ask(hook, **given):
             pass
 
+    def environment(self) -> dict[str, str]:
+        """Return the environment variables that plugins want; of two for one variable, that of the first loaded."""
+        wanted: dict[str, str] = {}
+        for plugin, answer in self._ask("yolotrt_environment"):
+            if isinstance(answer, Mapping) and all(isinstance(text, str) for pair in answer.items() for text in pair):
+                wanted |= answer
+            else:
+                _log.warning("plugin %s is passed over: `yolotrt_environment` returned %s, not a mapping of str to str",
+                             plugin, shown(answer))  # fmt: skip
+        return wanted
+
     def _ask(self, hook: str, **given: Any) -> Iterator[tuple[str, Any]]:
         """Yield each plugin, in words, and what its hook answers; the plugin loaded last first."""
         for impl in reversed(getattr(self.manager.hook, hook).get_hookimpls()):
             dist, _, name = impl.plugin_name.partition(":")
             plugin = f"`{name}` of `{dist}`"
             try:
-                with stdout_aside():
-                    answer = impl.function(*(given[name] for name in impl.argnames))
+                answer = impl.function(*(given[name] for name in impl.argnames))
             except YolotrtError:
                 raise
             except (Exception, SystemExit) as err:  # noqa: BLE001 - another's code may fail in any way

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import logging
 import os
-import sys
-from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from yolotrt_core.console.output import native_output_to
 from yolotrt_core.errors import StageError, UsageError
 from yolotrt_core.types import BuildRequest
 from yolotrt_tensorrt import discovery
@@ -83,7 +82,8 @@ def int8_convolution_builds(library: Library) -> bool:
     import numpy as np
 
     trt = library.trt
-    with library.collecting(), _silent_stderr():
+    # TensorRT-RTX 1.6 prints its failed assertion on standard error itself.
+    with library.collecting(), Path(os.devnull).open("wb") as away, native_output_to(away.fileno(), 2):
         builder = trt.Builder(library.logger)
         network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
         config = builder.create_builder_config()
@@ -101,17 +101,3 @@ def int8_convolution_builds(library: Library) -> bool:
         convolution.set_input(1, kernel)
         network.mark_output(convolution.get_output(0))
         return builder.build_serialized_network(network, config) is not None
-
-
-@contextlib.contextmanager
-def _silent_stderr() -> Iterator[None]:
-    """Send the process's standard error away: TensorRT-RTX 1.6 prints its failed assertion there itself."""
-    sys.stderr.flush()
-    saved, away = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(away, 2)
-        yield
-    finally:
-        os.dup2(saved, 2)
-        os.close(saved)
-        os.close(away)

