@@ -236,7 +236,7 @@ _PASS = """
 from pathlib import Path
 from yolotrt_core.plugin.hookspecs import hookimpl
 from yolotrt_core.plugin.options import NoOptions, option
-from yolotrt_core.plugin.stages import Availability
+from yolotrt_core.plugin.stages import Pass
 from dataclasses import dataclass
 YOLOTRT_API = 1
 
@@ -244,11 +244,8 @@ YOLOTRT_API = 1
 class Flags:
     {field}: int = option(1, help="a number")
 
-class Stage:
-    name, stage_version, order, needs_calibration = "{name}", 1, {order}, False
-    sources, Options = ("{module}",), {options}
-    def available(self): return Availability(True)
-    def fingerprint(self, options): return {{}}
+class Stage(Pass):
+    name, order, Options = "{name}", {order}, {options}
     def applies(self, request, options): return {applies}
     def apply(self, model, calibration, request, options, out):
         {work}

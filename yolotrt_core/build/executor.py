@@ -91,7 +91,7 @@ def _run(steps: Plan, store: Store, registry: Registry, *, force: bool, verify: 
         with contextlib.ExitStack() as running:
             record, from_cache = store.obtain(
                 action,
-                functools.partial(_make, steps, step, action, store),
+                functools.partial(_make, steps, step, action, store, registry),
                 verify=verify or step is steps.steps[-1],
                 force=force,
                 on_start=functools.partial(_started, registry, running, f"{step.label} by {step.identity.name}"),
@@ -125,7 +125,9 @@ def _action(step: Step, done: Mapping[str, Record]) -> Action:
     )
 
 
-def _make(steps: Plan, step: Step, action: Action, store: Store, folder: Path) -> Mapping[str, Json]:
+def _make(
+    steps: Plan, step: Step, action: Action, store: Store, registry: Registry, folder: Path
+) -> Mapping[str, Json]:
     """Do one step's work in its folder and return the facts for the record."""
     given = folder / "in"
     given.mkdir()
@@ -136,7 +138,7 @@ def _make(steps: Plan, step: Step, action: Action, store: Store, folder: Path) -
     try:
         with log.stage_log(log_file):
             try:
-                return stage_runners.WORK[step.kind](steps, step, given, folder / "out", store)
+                return stage_runners.WORK[step.kind](steps, step, given, folder / "out", store, registry)
             except (YolotrtError, OSError, KeyboardInterrupt):
                 raise
             except (Exception, SystemExit) as err:  # a stage of anyone's may fail in any way; the log keeps the trace

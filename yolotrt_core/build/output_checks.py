@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 from yolotrt_core.calibration.ranges import Ranges, read_ranges
 from yolotrt_core.errors import StageError, UsageError
 from yolotrt_core.inference.input_shapes import shape_text
-from yolotrt_core.plugin.call_guard import shown
-from yolotrt_core.plugin.stages import ONNX_FILE, RANGES_FILE, REFERENCE_FILE, OnnxContents, OnnxReader
+from yolotrt_core.plugin.registered import shown
+from yolotrt_core.plugin.stages import ONNX_FILE, RANGES_FILE, REFERENCE_FILE, OnnxContents
 from yolotrt_core.types import EngineSpec, Json, ModelSpec, TensorSpec
 
 if TYPE_CHECKING:
     from yolotrt_core.build.step import Step
+    from yolotrt_core.plugin.registry import Registry
 
 # What later stages and other tools read from the file itself.
 _METADATA = frozenset({"stride", "names", "task", "imgsz"})
-_BEFORE_CLASSES = {"yolov5": 5}  # columns of a head's output that are no class: box and objectness
 
 
 def fault(step: Step, what: str) -> StageError:
@@ -30,11 +30,11 @@ def fault(step: Step, what: str) -> StageError:
     )
 
 
-def check_export(step: Step, spec: Any, out: Path, reader: Any) -> ModelSpec:
+def check_export(step: Step, spec: Any, out: Path, registry: Registry) -> ModelSpec:
     """Check an exporter's files and answer.
 
     Args:
-        reader: the builder that checks exports; looks into the ONNX if it is an OnnxReader.
+        registry: its reference runtime reads what the ONNX declares, its postprocessor knows the head's columns.
 
     Raises:
         StageError: names the exporter, what was expected and what was found.
@@ -42,18 +42,18 @@ def check_export(step: Step, spec: Any, out: Path, reader: Any) -> ModelSpec:
     _refuse_missing(step, out, ONNX_FILE, REFERENCE_FILE)
     model = _model_spec(step, spec, "a `ModelSpec`")
     _check_reference(step, model, out / REFERENCE_FILE)
-    _check_onnx(step, model, out / ONNX_FILE, reader)
+    _check_onnx(step, model, out / ONNX_FILE, registry)
     return model
 
 
-def check_pass(step: Step, answer: Any, out: Path, reader: Any) -> tuple[ModelSpec, Mapping[str, Json]]:
+def check_pass(step: Step, answer: Any, out: Path, registry: Registry) -> tuple[ModelSpec, Mapping[str, Json]]:
     """Check a pass's file and answer; see `check_export`."""
     _refuse_missing(step, out, ONNX_FILE)
     wanted = "a tuple of `ModelSpec` and facts"
     if not isinstance(answer, tuple) or len(answer) != 2 or not isinstance(answer[1], Mapping):
         raise fault(step, f"should return {wanted}, it returned {shown(answer)}")
     model = _model_spec(step, answer[0], wanted)
-    _check_onnx(step, model, out / ONNX_FILE, reader)
+    _check_onnx(step, model, out / ONNX_FILE, registry)
     return model, answer[1]
 
 
@@ -104,12 +104,10 @@ def _check_reference(step: Step, spec: ModelSpec, path: Path) -> None:
             raise fault(step, f"wrote a `{REFERENCE_FILE}` without `{name}`; it has {_listed(sorted(names))}")
 
 
-def _check_onnx(step: Step, spec: ModelSpec, path: Path, reader: Any) -> None:
+def _check_onnx(step: Step, spec: ModelSpec, path: Path, registry: Registry) -> None:
     """Compare the spec with what the file declares; whoever wrote both is to blame if they differ."""
-    if not isinstance(reader, OnnxReader):
-        return
     try:
-        found = reader.contents(path)
+        found = registry.reference_runtime().stage.contents(path)
     except StageError as err:
         raise fault(step, f"wrote a `{ONNX_FILE}` that is none: {err}") from err
     if found is None:
@@ -119,7 +117,7 @@ def _check_onnx(step: Step, spec: ModelSpec, path: Path, reader: Any) -> None:
         raise fault(step, f"wrote an ONNX with the inputs {names}, expected one, named `images`")
     for words, tensors, said in (("input", found.inputs, spec.inputs), ("output", found.outputs, spec.outputs)):
         _compare(step, words, tensors, said)
-    _check_labels(step, spec, found)
+    _check_labels(step, spec, found, registry)
 
 
 def _compare(step: Step, words: str, found: Sequence[TensorSpec], said: Sequence[TensorSpec]) -> None:
@@ -147,8 +145,9 @@ def _fits(found: TensorSpec, said: TensorSpec, *, exact: bool) -> bool:
     return all(one == other for one, other in pairs if isinstance(one, int) and isinstance(other, int))
 
 
-def _check_labels(step: Step, spec: ModelSpec, found: OnnxContents) -> None:
-    before = _BEFORE_CLASSES.get(spec.head)
+def _check_labels(step: Step, spec: ModelSpec, found: OnnxContents, registry: Registry) -> None:
+    postprocessor = registry.find_postprocessor(spec.head)
+    before = postprocessor.stage.columns_before_classes if postprocessor else None
     shape = spec.outputs[0].shape
     if before is not None and shape and isinstance(shape[-1], int) and shape[-1] != before + len(spec.labels):
         raise fault(

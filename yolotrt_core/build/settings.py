@@ -43,9 +43,6 @@ _IMAGE_SIZE = replace(IMAGE_SIZE, hint=f"each from {STRIDE} to {MOST_PIXELS}, a 
 
 DEFAULT_PRECISION: Precision = "fp16"
 
-# The builder whose sessions check an export; whatever it opens is plain ONNX.
-PARITY_BUILDER = "onnxruntime"
-
 
 @dataclass(frozen=True, slots=True)
 class BuildSettings:
@@ -205,8 +202,7 @@ def resolve_model(settings: BuildSettings, registry: Registry) -> ResolvedModel:
     """
     source = resolve_source(settings.weights, offline=settings.offline)
     exporter = registry.usable("exporter", settings.exporter) if settings.exporter else registry.select_exporter(source)
-    inspect = getattr(exporter.stage, "inspect", None)
-    info = inspect(source) if inspect is not None and exporter.stage.available().ok else SourceInfo()
+    info = exporter.stage.inspect(source) if exporter.stage.available().ok else SourceInfo()
     return ResolvedModel(exporter, source, info)
 
 
@@ -218,7 +214,7 @@ def refuse_unchecked(source: ModelSource, info: SourceInfo, registry: Registry) 
     """
     if info.precision not in parity.ROUNDED:
         return
-    runner = registry.usable("builder", PARITY_BUILDER)
+    runner = registry.reference_runtime()
     if info.precision not in runner.stage.precisions:
         raise UsageError(
             f"`{source.path.name}` holds {info.precision} already, and {runner.name}, by which every model is checked, "

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from yolotrt_core.build.executor import StepResult
-from yolotrt_core.build.settings import PARITY_BUILDER, BuildSettings, ResolvedBuild
+from yolotrt_core.build.settings import BuildSettings, ResolvedBuild
 from yolotrt_core.build.step import ENGINE_SPEC_FILE, SPEC_FILE, Output, Plan
 from yolotrt_core.calibration.images import digest_of_images
 from yolotrt_core.console.text import counted
@@ -27,11 +27,10 @@ from yolotrt_core.evaluation.evaluator import Evaluator
 from yolotrt_core.evaluation.predictions import predict
 from yolotrt_core.export.model_source import sample_path
 from yolotrt_core.inference.detector import Detector
-from yolotrt_core.plugin.dependencies import tool_versions
 from yolotrt_core.plugin.options import key_material, option
 from yolotrt_core.plugin.registered import Registered
 from yolotrt_core.plugin.registry import Registry
-from yolotrt_core.plugin.stages import ONNX_FILE
+from yolotrt_core.plugin.stages import ONNX_FILE, tool_versions
 from yolotrt_core.serialization import from_json
 from yolotrt_core.store import code_digest
 from yolotrt_core.store.action import Action
@@ -126,7 +125,7 @@ def validate(planned: Plan, results: Sequence[StepResult], *, store: Store, regi
     reference, typed = (_onnx_of(results, kind) for kind in ("parity", "builder"))
     if not options.check or reference is None or typed is None or planned.request.precision == "fp32":
         return None
-    runner = registry.usable("builder", PARITY_BUILDER)
+    runner = registry.reference_runtime()
     runnable = builder.stage.runnable().ok
     is_given = source_precision is not None and _same_onnx(reference, typed)
     if is_given and (not runnable or builder.name == runner.name):

@@ -22,12 +22,22 @@ from yolotrt_core.console.log import stdout_aside
 from yolotrt_core.console.text import nearest
 from yolotrt_core.errors import PluginError, UsageError, YolotrtError
 from yolotrt_core.plugin import hookspecs
-from yolotrt_core.plugin.call_guard import answering, guarded, shown
 from yolotrt_core.plugin.declaration_checks import RESERVED, refuse_misdeclared
 from yolotrt_core.plugin.options import option_fields
-from yolotrt_core.plugin.registered import KINDS, OWN_DIST, Broken, Kind, PluginSource, Registered, refuse_unavailable
+from yolotrt_core.plugin.registered import (
+    KINDS,
+    OWN_DIST,
+    Broken,
+    Guarded,
+    Kind,
+    PluginSource,
+    Registered,
+    answering,
+    refuse_unavailable,
+    shown,
+)
 from yolotrt_core.plugin.stages import Availability
-from yolotrt_core.types import ModelSource
+from yolotrt_core.types import ModelSource, Precision
 
 _log = logging.getLogger(__name__)
 
@@ -126,10 +136,6 @@ class Registry:
             self.pass_over(found, err)
             return Availability(False, err.message)
 
-    def is_own(self, found: Registered) -> bool:
-        """Say whether a stage is one of this project's own."""
-        return found.dist == OWN_DIST
-
     def pass_over(self, found: Registered, err: YolotrtError) -> None:
         """Warn, once, that a stage is left out where it is not needed."""
         self.warn_once(f"{found.kind} `{found.name}` of `{found.dist}` is passed over: {err.message}")
@@ -165,6 +171,21 @@ class Registry:
         wanted = "run" if to_run else "build"
         raise PluginError(f"no builder can {wanted} an engine here", hint="; ".join(reasons) or "no builder installed")
 
+    def reference_runtime(self) -> Registered:
+        """Return the builder whose sessions run plain ONNX, to check exports and compare engines with.
+
+        Raises:
+            PluginError: none is installed, or it lacks its tools.
+        """
+        for found in self.stages["builder"].values():
+            if found.stage.is_reference_runtime:
+                return self.usable("builder", found.name)
+        raise PluginError("no builder is a reference runtime", hint=self.broken_words() or "see `plugins`")
+
+    def default_calibrator(self, precision: Precision | str) -> Registered | None:
+        """Return the calibrator of a precision where the user names none."""
+        return next((r for r in self.stages["calibrator"].values() if precision in r.stage.default_for), None)
+
     def select_exporter(self, source: ModelSource) -> Registered:
         """Return the exporter that plugins claim this source for.
 
@@ -190,7 +211,7 @@ class Registry:
             raise faults[0]
         for fault in faults:
             self.warn_once(f"{fault.message}; it is passed over")
-        own = [found for found in claims.values() if self.is_own(found)]
+        own = [found for found in claims.values() if found.is_own]
         others = [found for found in claims.values() if found not in own]
         if others and len(claims) > 1:
             both = " and ".join(f"`{found.name}` of `{found.dist}`" for found in (*own, *others))
@@ -227,10 +248,14 @@ class Registry:
         Raises:
             PluginError: no installed plugin does.
         """
-        for candidate in self.stages["postprocessor"].values():
-            if head in candidate.stage.heads:
-                return candidate
-        raise PluginError(f"no installed postprocessor decodes the head `{head}`", hint="see `plugins`")
+        found = self.find_postprocessor(head)
+        if found is None:
+            raise PluginError(f"no installed postprocessor decodes the head `{head}`", hint="see `plugins`")
+        return found
+
+    def find_postprocessor(self, head: str) -> Registered | None:
+        """Return the postprocessor that decodes this head, or None."""
+        return next((r for r in self.stages["postprocessor"].values() if head in r.stage.heads), None)
 
     def notify(self, hook: str, **given: Any) -> None:
         """Call a hook of every plugin that has it; a plugin that fails in it is told of and passed over."""
@@ -328,8 +353,8 @@ class Registry:
             if option.flag in taken or option.flag in self.reserved_flags:
                 owner = taken.get(option.flag, OWN_DIST)
                 return fail(f"flag `{option.flag}` is claimed by both `{owner}` and `{source.dist}`")
-        behind = guarded(stage, owner, source.dist, wrap_sessions=source.dist != OWN_DIST)
-        self.stages[kind][name] = Registered(kind, behind, source.name, source.dist, source.version, options)
+        guarded = Guarded(stage, owner, source.dist)
+        self.stages[kind][name] = Registered(kind, guarded, source.name, source.dist, source.version, options)
         return None
 
     def _refuse_both(self, kind: Kind, name: str, source: PluginSource, rival: Registered) -> None:
@@ -340,7 +365,7 @@ class Registry:
                 f"{rival.kind} `{name}` of `{rival.dist}` and {kind} `{name}` of `{source.dist}` "
                 "cannot share a name: it starts their flags and names their recipe table"
             )
-        if rival.dist != OWN_DIST:  # neither has a better claim, so neither may be taken for the other
+        if not rival.is_own:  # neither has a better claim, so neither may be taken for the other
             del self.stages[rival.kind][name]
             self._contested.add(name)
             self.broken.append(Broken(rival.plugin, rival.dist, rival.version, error, ((rival.kind, name),)))

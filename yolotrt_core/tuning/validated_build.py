@@ -10,7 +10,7 @@ from pathlib import Path
 from yolotrt_core.build import executor
 from yolotrt_core.build.executor import StepResult
 from yolotrt_core.build.plan import plan_build
-from yolotrt_core.build.settings import PARITY_BUILDER, BuildSettings, ResolvedBuild
+from yolotrt_core.build.settings import BuildSettings, ResolvedBuild
 from yolotrt_core.build.step import ENGINE_SPEC_FILE, Plan
 from yolotrt_core.evaluation import accuracy_gate
 from yolotrt_core.evaluation.accuracy_gate import GateResult
@@ -87,7 +87,9 @@ def _warn_of_unused_flags(planned: Plan, registry: Registry) -> None:
     for kind, named in registry.stages.items():
         for name, flags in given.flags.items():
             # Boxes are decoded with any postprocessor, and the gate may run the ONNX where the engine cannot run.
-            if kind == "postprocessor" or name not in named or (kind, name) in running or name == PARITY_BUILDER:
+            if kind == "postprocessor" or name not in named or (kind, name) in running:
+                continue
+            if kind == "builder" and named[name].stage.is_reference_runtime:
                 continue
             asked = given.resolve(named[name].stage.Options, name)
             # A pass that would run by default is away because a flag says so, which is its effect; not so where the
