@@ -17,8 +17,7 @@ from yolotrt_core.errors import UsageError
 from yolotrt_core.export import parity
 from yolotrt_core.export.model_source import resolve_source
 from yolotrt_core.inference.input_shapes import IMAGE_SIZE, PROFILE, profile_text
-from yolotrt_core.plugin.given_options import GivenOptions
-from yolotrt_core.plugin.options import MANY, option
+from yolotrt_core.plugin.options import MANY, GivenOptions, option
 from yolotrt_core.plugin.registered import Registered
 from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.plugin.stages import SourceInfo

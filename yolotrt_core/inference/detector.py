@@ -16,7 +16,7 @@ from yolotrt_core.inference.frame_checks import checked_frames, refuse_missing_f
 from yolotrt_core.inference.image_loader import decode_ahead
 from yolotrt_core.inference.letterbox import preprocess
 from yolotrt_core.media.frames import DeviceFrame, Frame
-from yolotrt_core.plugin.given_options import GivenOptions
+from yolotrt_core.plugin.options import GivenOptions
 from yolotrt_core.plugin.registered import Registered
 from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.plugin.stages import DeviceProgram, Session
