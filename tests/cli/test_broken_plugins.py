@@ -103,7 +103,7 @@ def test_what_fails_when_asked_harms_no_command(run: Run, install: Install) -> N
     assert (told["distribution"], told["available"]) == ("badbuilder-dist", False)
     assert "no builder today" in told["reason"]
     ran = run("artifacts.explain")
-    assert ran.err.count("builder `badbuilder` of `badbuilder-dist` is passed over") == 1
+    assert ran.err.count("builder `badbuilder` of `badbuilder-dist` is skipped") == 1
     ran = run("build", "--builder", "badbuilder")
     assert ran.code == 3
     assert "error: `available` of builder `badbuilder` of `badbuilder-dist` failed with RuntimeError" in ran.err

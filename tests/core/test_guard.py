@@ -98,22 +98,22 @@ UNNEEDED = [
 
 
 @pytest.mark.parametrize(("base", "members", "words"), UNNEEDED)
-def test_what_is_not_needed_is_passed_over_with_one_warning(
+def test_what_is_not_needed_is_skipped_with_one_warning(
     base: type, members: Mapping[str, Any], words: str, store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     stages = _with(base, **members)
     assert stages.broken == []
     for _ in range(2):
         assert _build(stages, store, tmp_path).spec.builder == "onnxruntime"
-    assert caplog.text.count("is passed over") == 1
-    assert f"`bad` of `{DIST}` is passed over: {words} of" in caplog.text
+    assert caplog.text.count("is skipped") == 1
+    assert f"`bad` of `{DIST}` is skipped: {words} of" in caplog.text
     told = next(s for s in plugins.document(stages)["stages"] if s["name"] == "bad")  # type: ignore[index, call-overload]
     assert not told["available"]
     assert words in told["reason"]
     assert doctor.document(stages)["broken_plugins"] == []
 
 
-def test_a_builder_whose_runnable_fails_is_passed_over(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_builder_whose_runnable_fails_is_skipped(caplog: pytest.LogCaptureFixture) -> None:
     stages = _with(_Preferred, runnable=_raising(BOOM))
     assert stages.default_builder(to_run=True).name == "onnxruntime"
     assert "`runnable` of builder `bad` of `bad-dist`" in caplog.text

@@ -15,7 +15,7 @@ from yolotrt_core.calibration.images import ChosenImages
 from yolotrt_core.errors import PluginError, UsageError
 from yolotrt_core.export import parity
 from yolotrt_core.plugin import options, registered
-from yolotrt_core.plugin.given_options import GivenOptions
+from yolotrt_core.plugin.options import GivenOptions
 from yolotrt_core.plugin.registered import Registered
 from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.plugin.stages import ONNX_FILE, RANGES_FILE, REFERENCE_FILE
@@ -165,7 +165,10 @@ def _parity_step(
     registry: Registry, settings: GivenOptions, request: BuildRequest, onnx: str, precision: Precision | None
 ) -> Step:
     runner = registry.reference_runtime()
-    chosen = settings.resolve(parity.ParityOptions, "parity").of(precision)
+    chosen = settings.resolve(parity.ParityOptions, "parity")
+    if chosen.tolerance is None:
+        fitting = parity.ROUNDED.get(precision, parity.TOLERANCE) if precision else parity.TOLERANCE
+        chosen = replace(chosen, tolerance=fitting)
     return Step(
         label="parity",
         kind="parity",
@@ -192,7 +195,7 @@ def _applies(registry: Registry, found: Registered, request: BuildRequest, setti
     except PluginError as err:
         if chosen != found.stage.Options():
             raise
-        registry.pass_over(found, err)
+        registry.warn_of_skipped(found, err)
         return False
 
 

@@ -51,7 +51,7 @@ def check_arguments(
     """Print the help of a task that asks for it; refuse flags that do not exist and misplaced arguments.
 
     Args:
-        broken: names the broken plugins that a name may belong to, see `Registry.broken_words`.
+        broken: names the broken plugins that a name may belong to, see `Registry.describe_broken`.
 
     Raises:
         invoke.Exit: after help; with exit code 1, as for all that cannot be parsed, and what was probably meant.

@@ -72,10 +72,16 @@ class GateResult:
     """
 
     passed: bool
-    text: str
     facts: Mapping[str, Json]
     key: str
     from_cache: bool
+
+    def __str__(self) -> str:
+        return self.text
+
+    @property
+    def text(self) -> str:
+        return _text(self.facts)
 
 
 def check_settings(settings: BuildSettings) -> None:
@@ -140,7 +146,7 @@ def validate(planned: Plan, results: Sequence[StepResult], *, store: Store, regi
         _log.warning("the %s engine was not checked: nothing here can run it", planned.request.precision)
         return None
     case = _Case(planned, build, reference, typed, runner, runnable, store, registry)
-    files, labelled, origin = _images(resolved, options, case.labels)
+    files, labelled, noun = _images(resolved, options, case.labels)
     limit = resolved.max_drop if resolved.max_drop is not None else DEFAULT_MAX_DROP
     action = Action(
         stage="gate",
@@ -168,6 +174,8 @@ def validate(planned: Plan, results: Sequence[StepResult], *, store: Store, regi
     )
 
     def make(folder: Path) -> Mapping[str, Json]:
+        origin = counted(len(files), noun) if noun else _BUNDLED
+        origin += " with labels" if labelled else ""
         facts = _by_map(case, labelled, limit) if labelled else _by_agreement(case, files, options)
         facts = {"pictures_from": origin, "ran": case.ran, "reference": case.compared_with, **facts}
         (folder / "out" / _VERDICT_FILE).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
@@ -175,7 +183,7 @@ def validate(planned: Plan, results: Sequence[StepResult], *, store: Store, regi
 
     record, from_cache = store.obtain(action, make)
     facts = record.facts
-    return GateResult(bool(facts["passed"]), _text(facts), facts, record.key, from_cache)
+    return GateResult(bool(facts["passed"]), facts, record.key, from_cache)
 
 
 def refuse_failed(verdict: GateResult | None, precision: str, key: str) -> None:
@@ -187,7 +195,7 @@ def refuse_failed(verdict: GateResult | None, precision: str, key: str) -> None:
     if verdict is None:
         return
     if verdict.passed:
-        _log.info("gate      %s", verdict.text)
+        _log.info("gate      %s", verdict)
         if verdict.facts["reference"] != "fp32":
             _log.warning(
                 "no float32 model was there to compare with: the gate says that the engine is still the %s, not what "
@@ -313,18 +321,18 @@ def _same_onnx(one: StepResult, other: StepResult) -> bool:
 def _images(
     resolved: ResolvedBuild, options: GateOptions, labels: tuple[str, ...]
 ) -> tuple[list[Path], _Labelled | None, str]:
-    """Return the images to compare on, their labels if mAP decides, and where they are from."""
+    """Return the images to compare on, their labels if mAP decides, and what they are; empty: the bundled image."""
     if resolved.read_eval_data is not None:
         found = resolved.read_eval_data(labels)
         files = [p.path for p in found.images]
         if found.boxes:
-            return files, _Labelled(found, found.digest), f"{counted(len(files), 'evaluation image')} with labels"
+            return files, _Labelled(found, found.digest), "evaluation image"
         files = files[: options.images]
-        return files, None, counted(len(files), "evaluation image")
+        return files, None, "evaluation image"
     if resolved.calibration is not None:
         files = list(resolved.calibration.chosen.files[: options.images])
-        return files, None, counted(len(files), "calibration image")
-    return [sample_path()], None, _BUNDLED
+        return files, None, "calibration image"
+    return [sample_path()], None, ""
 
 
 def _by_map(case: _Case, labelled: _Labelled, limit: float) -> dict[str, Json]:

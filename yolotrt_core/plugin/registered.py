@@ -196,7 +196,7 @@ def refuse_unavailable(found: Registered, can: Availability) -> None:
     hints, whose = [can.install] if can.install else [], ""
     if not found.is_own:
         whose = f" of `{found.dist}`"
-        if found.kind == "pass":  # nobody asked for it by name
+        if found.kind == "pass":  # it runs without being named
             hints.append(f"`pip uninstall {found.dist}` builds without it")
     raise PluginError(
         f"{found.kind} `{found.name}`{whose} cannot be used here: {can.reason}", hint="; ".join(hints) or None
