@@ -32,7 +32,7 @@ from fake_stages import (
 from yolotrt_core.calibration.ranges import Ranges, write_ranges
 from yolotrt_core.plugin.options import NoOptions, option
 from yolotrt_core.plugin.registry import Registry
-from yolotrt_core.plugin.stages import ONNX_FILE, RANGES_FILE, REFERENCE_FILE
+from yolotrt_core.plugin.stages import ONNX_FILE, RANGES_FILE, REFERENCE_FILE, Calibrator
 from yolotrt_core.types import (
     BuildRequest,
     EngineSpec,
@@ -71,9 +71,9 @@ class QuantizerOptions:
 
 class Quantizer(FakePass):
     name = "int8"
-    Options = QuantizerOptions
-    order = 50
+    Options: type = QuantizerOptions
     needs_calibration = True
+    quantizes = True
 
     def applies(self, request: BuildRequest, options: Any) -> bool:
         return request.precision == "int8"
@@ -95,7 +95,7 @@ class Half(Quantizer):
     name = "fp16"
     Options = NoOptions
     needs_calibration = False
-    layers = None  # type: ignore[assignment]
+    quantizes = False
 
     def applies(self, request: BuildRequest, options: Any) -> bool:
         return request.precision == "fp16"
@@ -107,9 +107,9 @@ class Half(Quantizer):
         return model.spec, {}
 
 
-class LayeredCalibrator(FakeStage):
+class LayeredCalibrator(FakeStage, Calibrator):
     name = "percentile"
-    needs_images = True
+    default_for: frozenset[Precision] = frozenset({"int8"})
 
     def calibrate(
         self, model: OnnxModel, batches: Iterator[Any], request: BuildRequest, options: Any, out: Path

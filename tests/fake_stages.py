@@ -18,8 +18,17 @@ from numpy.typing import NDArray
 
 from yolotrt_core.errors import StageError, UsageError
 from yolotrt_core.plugin.hookspecs import API_VERSION, hookimpl
-from yolotrt_core.plugin.options import NoOptions, option
-from yolotrt_core.plugin.stages import ONNX_FILE, REFERENCE_FILE, Availability
+from yolotrt_core.plugin.options import option
+from yolotrt_core.plugin.stages import (
+    ONNX_FILE,
+    REFERENCE_FILE,
+    Builder,
+    Exporter,
+    Pass,
+    Postprocessor,
+    Session,
+    Stage,
+)
 from yolotrt_core.types import (
     BuildRequest,
     Detections,
@@ -35,16 +44,11 @@ from yolotrt_core.types import (
 RUNS: Counter[str] = Counter()
 
 
-class FakeStage:
-    """What stages of all kinds have; a name is all that is missing."""
+class FakeStage(Stage):
+    """Base of the fake stages of all kinds."""
 
-    stage_version = 1
     sources: tuple[str, ...] = ("yolotrt_core.export.parity",)
-    Options: type = NoOptions
-    name = ""
-
-    def available(self) -> Availability:
-        return Availability(True)
+    name: str = ""
 
     def fingerprint(self, options: Any) -> Mapping[str, str]:
         return {"tool": "1.0"}
@@ -62,9 +66,9 @@ class ExporterOptions:
     offset: float = option(0.0, help="Spoils the ONNX by this much")
 
 
-class FakeExporter(FakeStage):
+class FakeExporter(FakeStage, Exporter):
     name = "text"
-    Options = ExporterOptions
+    Options: type = ExporterOptions
 
     def export(self, source: ModelSource, request: BuildRequest, options: Any, out: Path) -> ModelSpec:
         RUNS["export"] += 1
@@ -80,10 +84,9 @@ class FakeExporter(FakeStage):
         return image_spec(request, "fake")
 
 
-class FakePass(FakeStage):
+class FakePass(FakeStage, Pass):
     name = "halve"
     order = 50
-    needs_calibration = False
 
     def applies(self, request: BuildRequest, options: Any) -> bool:
         return request.precision == "fp16"
@@ -96,21 +99,12 @@ class FakePass(FakeStage):
         return model.spec, {"nodes": 1}
 
 
-class FakeSession:
+class FakeSession(Session):
     def __init__(self, factor: float, spec: EngineSpec) -> None:
         self.factor, self.spec = factor, spec
 
     def infer(self, images: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
         return {"output0": images * np.float32(self.factor)}
-
-    def close(self) -> None:
-        return
-
-    def __enter__(self) -> FakeSession:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
 
 
 @dataclass(frozen=True)
@@ -119,15 +113,16 @@ class BuilderOptions:
     level: int = option(3, help="Effort", minimum=0, maximum=5)
 
 
-class FakeBuilder(FakeStage):
-    name = "onnxruntime"  # the name under which the core looks for a session to check parity with
-    Options = BuilderOptions
+class FakeBuilder(FakeStage, Builder):
+    name = "onnxruntime"
+    Options: type = BuilderOptions
     engine_file = "model.bin"
     precisions = frozenset({"fp32", "fp16"})
     priority = 50
 
-    def runnable(self) -> Availability:
-        return Availability(True)
+    @property
+    def is_reference_runtime(self) -> bool:  # type: ignore[override] # not inherited by other fake builders
+        return self.name == "onnxruntime"
 
     def preflight(self, request: BuildRequest, options: Any) -> None:
         if request.batch > 64:
@@ -148,7 +143,7 @@ class FakeBuilder(FakeStage):
         return FakeSession(json.loads(engine.read_text()), spec)
 
 
-class FakePostprocessor(FakeStage):
+class FakePostprocessor(FakeStage, Postprocessor):
     """Finds one box as high and wide as the image; its score is the mean of the answer."""
 
     name = "fakehead"

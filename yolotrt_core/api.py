@@ -14,12 +14,11 @@ from yolotrt_core.build.executor import StepResult
 from yolotrt_core.build.settings import AUTO, BuildSettings, resolve
 from yolotrt_core.build.step import ENGINE_SPEC_FILE
 from yolotrt_core.errors import UsageError
-from yolotrt_core.files.atomic import refuse_unwritable
-from yolotrt_core.files.paths import user_path
+from yolotrt_core.files.paths import refuse_unwritable, user_path
 from yolotrt_core.inference.detector import Detector as EngineDetector
 from yolotrt_core.inference.engine_file import export_file, read_engine_spec, spec_path
 from yolotrt_core.inference.input_shapes import shapes_text
-from yolotrt_core.plugin.given_options import GivenOptions
+from yolotrt_core.plugin.options import GivenOptions
 from yolotrt_core.plugin.registered import refuse_unavailable
 from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.serialization import from_json

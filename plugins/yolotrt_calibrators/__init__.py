@@ -1,4 +1,4 @@
-"""Calibrators: how far each activation reaches, found on images or imported."""
+"""Calibrators: activation ranges, collected on images or imported."""
 
 from __future__ import annotations
 

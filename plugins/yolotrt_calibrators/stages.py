@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from importlib import metadata
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from yolotrt_calibrators.options import CollectOptions, ImportOptions, PercentileOptions
 from yolotrt_core.errors import UsageError
-from yolotrt_core.plugin.dependencies import tools_available
-from yolotrt_core.plugin.stages import Availability
-from yolotrt_core.types import BuildRequest, OnnxModel
+from yolotrt_core.plugin.stages import Calibrator
+from yolotrt_core.types import BuildRequest, OnnxModel, Precision
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,20 +18,13 @@ if TYPE_CHECKING:
     Batches = Iterator[NDArray[np.float32]]
 
 
-class _Calibrator:
-    """What the calibrators share; as it stands, one whose only option is `tensors`."""
+class _Calibrator(Calibrator):
+    """Base of the calibrators; its only option is `tensors`."""
 
-    name: ClassVar[str]
-    stage_version: ClassVar[int] = 1
-    sources: ClassVar[tuple[str, ...]] = ("yolotrt_calibrators",)
-    Options: ClassVar[type] = CollectOptions
-    needs_images: ClassVar[bool] = True
-
-    def available(self) -> Availability:
-        return tools_available(("onnx", "onnxruntime", "cv2"), "pip install onnx onnxruntime opencv-python-headless")
-
-    def fingerprint(self, options: Any) -> Mapping[str, str]:
-        return {name: metadata.version(name) for name in ("numpy", "onnxruntime")}
+    Options: type = CollectOptions
+    requires = ("onnx", "onnxruntime", "cv2")
+    install = "pip install onnx onnxruntime opencv-python-headless"
+    tools: tuple[str, ...] | None = ("numpy", "onnxruntime")
 
     def calibrate(self, model: OnnxModel, batches: Batches, request: BuildRequest, options: Any, out: Path) -> str:
         from yolotrt_calibrators import collectors
@@ -43,22 +34,27 @@ class _Calibrator:
 
 
 class MinMax(_Calibrator):
-    """The largest magnitude seen."""
+    """The largest magnitude."""
 
     name = "minmax"
+    title = "Min-max calibrator"
+    default_for: frozenset[Precision] = frozenset({"fp8"})
 
 
 class Entropy(_Calibrator):
-    """The range whose quantized distribution tells least from the real one."""
+    """The range whose quantized distribution diverges least from the real one."""
 
     name = "entropy"
+    title = "Entropy calibrator"
 
 
 class Percentile(_Calibrator):
     """The magnitude that nearly all values stay under."""
 
     name = "percentile"
+    title = "Percentile calibrator"
     Options = PercentileOptions
+    default_for: frozenset[Precision] = frozenset({"int8"})
 
     def calibrate(
         self, model: OnnxModel, batches: Batches, request: BuildRequest, options: PercentileOptions, out: Path
@@ -69,21 +65,20 @@ class Percentile(_Calibrator):
 
 
 class Mse(_Calibrator):
-    """The range that costs least in squares of rounding and clipping."""
+    """The range of the least squared error of rounding and clipping."""
 
     name = "mse"
+    title = "MSE calibrator"
 
 
 class Import(_Calibrator):
-    """Ranges that were found before or elsewhere."""
+    """Ranges imported from a file."""
 
     name = "import"
-    sources: ClassVar[tuple[str, ...]] = ("yolotrt_calibrators",)
+    title = "Imported ranges"
     Options = ImportOptions
     needs_images = False
-
-    def fingerprint(self, options: ImportOptions) -> Mapping[str, str]:
-        return {}
+    tools = ()
 
     def check_options(self, options: ImportOptions) -> None:
         if options.file is None:
@@ -94,6 +89,6 @@ class Import(_Calibrator):
     ) -> str:
         from yolotrt_calibrators import import_ranges
 
-        if options.file is None:
-            raise UsageError("calibrator `import` needs a file", hint="pass `--import-file FILE`")
+        self.check_options(options)
+        assert options.file is not None
         return import_ranges.import_ranges(model, options.file, out)

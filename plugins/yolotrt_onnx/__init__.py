@@ -6,10 +6,16 @@ from collections.abc import Sequence
 
 from yolotrt_core.plugin.hookspecs import hookimpl
 from yolotrt_core.plugin.stages import Exporter, Pass
-from yolotrt_core.types import ModelSource
-from yolotrt_onnx.formats import is_onnx
-from yolotrt_onnx.passes import Bf16Pass, Fp8Pass, Fp16Pass, Fp32Pass, Int8Pass, SimplifyPass
-from yolotrt_onnx.stages import OnnxExporter
+from yolotrt_onnx.stages import (
+    Bf16Pass,
+    Fp8Pass,
+    Fp16Pass,
+    Fp32Pass,
+    Int8Pass,
+    OnnxExporter,
+    SimplifyPass,
+    yolotrt_select_exporter as yolotrt_select_exporter,
+)
 
 YOLOTRT_API = 1
 
@@ -17,11 +23,6 @@ YOLOTRT_API = 1
 @hookimpl
 def yolotrt_exporters() -> Sequence[Exporter]:
     return (OnnxExporter(),)
-
-
-@hookimpl
-def yolotrt_select_exporter(source: ModelSource) -> str | None:
-    return "onnx" if is_onnx(source.path) else None
 
 
 @hookimpl

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from yolotrt_core.errors import StageError, UsageError
 from yolotrt_core.inference.input_shapes import refuse_unfit
+from yolotrt_core.plugin.stages import Session
 from yolotrt_core.types import EngineSpec
 from yolotrt_onnxruntime.builder import load, reason
 
 _FLOATS = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}
 
 
-class OnnxRuntimeSession:
+class OnnxRuntimeSession(Session):
     """An ONNX file ready to run on the CPU; `infer` may be called from several threads at once.
 
     Any ONNX with one float image input will do, also one that no builder made.
@@ -32,7 +32,7 @@ class OnnxRuntimeSession:
     """
 
     def __init__(self, engine: Path, spec: EngineSpec, threads: int = 0) -> None:
-        self._spec = spec
+        self.spec = spec
         self._session: Any = load(engine, threads)
         found = [(value.name, value.type) for value in self._session.get_inputs()]
         expected = [tensor.name for tensor in spec.model.inputs]
@@ -44,10 +44,6 @@ class OnnxRuntimeSession:
         self._dtype = _FLOATS[found[0][1]]
         self._outputs = [value.name for value in self._session.get_outputs()]
 
-    @property
-    def spec(self) -> EngineSpec:
-        return self._spec
-
     def infer(self, images: NDArray[np.float32]) -> Mapping[str, NDArray[Any]]:
         """Run one batch; see `yolotrt_core.plugin.stages.Session.infer`.
 
@@ -58,8 +54,8 @@ class OnnxRuntimeSession:
         session = self._session
         if session is None:
             raise UsageError("the engine was closed", hint="open it again")
-        refuse_unfit(images, self._spec)
-        feed = {self._spec.model.inputs[0].name: np.ascontiguousarray(images, self._dtype)}
+        refuse_unfit(images, self.spec)
+        feed = {self.spec.model.inputs[0].name: np.ascontiguousarray(images, self._dtype)}
         try:
             arrays = session.run(self._outputs, feed)
         except Exception as err:  # its exception classes have no common base
@@ -72,11 +68,3 @@ class OnnxRuntimeSession:
     def close(self) -> None:
         """Free the network; a running `infer` of another thread still ends well."""
         self._session = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

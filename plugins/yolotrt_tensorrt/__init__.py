@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from yolotrt_core.plugin.hookspecs import hookimpl
 from yolotrt_core.plugin.stages import Builder, Calibrator
@@ -21,5 +20,4 @@ def yolotrt_calibrators() -> Sequence[Calibrator]:
 @hookimpl
 def yolotrt_builders() -> Sequence[Builder]:
     """Bring the builder `tensorrt`."""
-    builder: Any = TensorRTBuilder()
-    return (builder,)
+    return (TensorRTBuilder(),)

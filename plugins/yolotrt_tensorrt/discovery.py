@@ -26,6 +26,8 @@ INSTALL: Mapping[str, str] = {
     "tensorrt": "pip install --extra-index-url https://pypi.nvidia.com tensorrt-cu13",
     "tensorrt_rtx": "pip install tensorrt-rtx-cu13",
 }
+# /dev/dxg is the GPU under WSL 2, /dev/nvhost-gpu that of a Jetson.
+_DEVICES = ("/dev/nvidiactl", "/dev/dxg", "/dev/nvhost-gpu")
 _VERSION = re.compile(r"""^__version__\s*=\s*["']([^"']+)["']""", re.MULTILINE)
 _LIBRARY_FOLDERS = (
     "/usr/lib/x86_64-linux-gnu",
@@ -103,7 +105,7 @@ def available(wanted: str) -> Availability:
     partly = []
     for module in modules:
         found = find(module)
-        if found and not found.missing and (found.is_rtx or driver.present()):
+        if found and not found.missing and (found.is_rtx or has_driver()):
             return Availability(True)
         if found:
             partly.append(f"{found} is installed, but {found.missing or 'it needs an NVIDIA GPU, and there is none'}")
@@ -118,11 +120,16 @@ def runnable() -> Availability:
     library = available("auto")
     if not library.ok:
         return library
-    if not driver.present():
+    if not has_driver():
         return Availability(False, "no NVIDIA GPU driver on this machine", "install the NVIDIA driver, r580 or newer")
     if importlib.util.find_spec("pycuda") is None:
         return Availability(False, "`pycuda` is not installed", "pip install 'yolotrt-core[gpu]'")
     return Availability(True)
+
+
+def has_driver() -> bool:
+    """Return whether an NVIDIA driver with a device is present, by its device files."""
+    return any(Path(device).exists() for device in _DEVICES)
 
 
 def fingerprint(options: TensorRTOptions) -> Mapping[str, str]:
@@ -158,7 +165,7 @@ def place(options: TensorRTOptions) -> Mapping[str, str]:
 def _preferred(wanted: str) -> tuple[str, ...]:
     if wanted != "auto":
         return (wanted,)
-    return MODULES if driver.present() else MODULES[::-1]
+    return MODULES if has_driver() else MODULES[::-1]
 
 
 def _folder(package: str) -> Path | None:

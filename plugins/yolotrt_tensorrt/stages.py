@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from yolotrt_core.plugin.stages import Availability, Session, SideCache
+from yolotrt_core.plugin.stages import Availability, Builder, Calibrator, Session, SideCache
 from yolotrt_core.types import PRECISIONS, BuildRequest, Calibration, EngineSpec, OnnxModel, Precision
 from yolotrt_tensorrt.options import BUILDER_NAME, ENGINE_FILE, TensorRTCalibratorOptions, TensorRTOptions
 
@@ -19,11 +19,11 @@ _SHARED = ("yolotrt_tensorrt.discovery", "yolotrt_tensorrt.library", "yolotrt_te
 _SHAPES = "yolotrt_core.inference.input_shapes"
 
 
-class TensorRTBuilder:
+class TensorRTBuilder(Builder):
     """Builds and opens TensorRT plans; the plan is a plain file that any TensorRT tool loads."""
 
     name = BUILDER_NAME
-    stage_version = 1
+    title = "TensorRT builder"
     sources = (*_SHARED, "yolotrt_tensorrt.build", _SHAPES)
     session_sources = (*_SHARED, "yolotrt_tensorrt.runtime", "yolotrt_tensorrt.cuda", _SHAPES)
     Options = TensorRTOptions
@@ -32,35 +32,35 @@ class TensorRTBuilder:
     priority = 100
 
     def available(self) -> Availability:
-        """Say whether a complete TensorRT library is installed, without importing it."""
+        """Return whether a complete TensorRT library is installed, without importing it."""
         from yolotrt_tensorrt import discovery
 
         return discovery.available("auto")
 
     def runnable(self) -> Availability:
-        """Say whether an engine can run here: library, NVIDIA driver and pycuda; nothing is imported."""
+        """Return whether engines run on this machine: library, NVIDIA driver and pycuda; nothing is imported."""
         from yolotrt_tensorrt import discovery
 
         return discovery.runnable()
 
     def fingerprint(self, options: TensorRTOptions) -> Mapping[str, str]:
-        """Name module and version, and for plans bound to a GPU that GPU and its driver."""
+        """Return module and version, and for plans bound to a GPU that GPU and its driver."""
         from yolotrt_tensorrt import discovery
 
         return discovery.fingerprint(options)
 
     def place(self, options: TensorRTOptions) -> Mapping[str, str]:
-        """Name the library, GPU and driver that run an engine here: its answers are theirs."""
+        """Return the library, GPU and driver that run an engine on this machine: its output depends on them."""
         from yolotrt_tensorrt import discovery
 
         return discovery.place(options)
 
     def takes_ranges(self, request: BuildRequest, options: TensorRTOptions) -> bool:
-        """Say whether int8 is built from ranges rather than from Q/DQ nodes."""
+        """Return whether int8 is built from ranges rather than from Q/DQ nodes."""
         return request.precision == "int8" and options.typing == "weak"
 
     def rounds_fp32(self, request: BuildRequest, options: TensorRTOptions) -> bool:
-        """Say whether TF32 is forbidden and the library uses it all the same."""
+        """Return whether TF32 is forbidden but the library uses it nevertheless."""
         from yolotrt_tensorrt import discovery
 
         return request.precision == "fp32" and not options.tf32 and discovery.choose(options.module).is_rtx
@@ -92,29 +92,28 @@ class TensorRTBuilder:
         return open_session(engine, spec, options, side_cache)
 
 
-class TensorRTCalibrator:
-    """TensorRT 8 to 10's own calibration, which needs a GPU; its ranges then serve every builder."""
+class TensorRTCalibrator(Calibrator):
+    """TensorRT 8 to 10's own calibration, which needs a GPU; every builder can use its ranges."""
 
     name = "trt"
-    stage_version = 1
+    title = "TensorRT calibrator"
     sources = (*_SHARED, "yolotrt_tensorrt.build", "yolotrt_tensorrt.cuda")
     Options = TensorRTCalibratorOptions
-    needs_images = True
 
     def available(self) -> Availability:
-        """Say whether a TensorRT with calibrators is installed, without importing it."""
+        """Return whether a TensorRT with calibrators is installed, without importing it."""
         from yolotrt_tensorrt import discovery
 
         found = discovery.find("tensorrt")
         if found is None or found.missing or int(found.version.partition(".")[0] or 0) > 10:
-            reason = "calibrators are a part of TensorRT 8 to 10" + (f", and here is {found}" if found else "")
+            reason = "calibrators are a part of TensorRT 8 to 10" + (f", found {found}" if found else "")
             return Availability(
                 False, reason, "pip install --extra-index-url https://pypi.nvidia.com 'tensorrt-cu13<11'"
             )
         return Availability(True)
 
     def fingerprint(self, options: TensorRTCalibratorOptions) -> Mapping[str, str]:
-        """Name the library and the GPU it calibrates on."""
+        """Return the library and the GPU it calibrates on."""
         from yolotrt_tensorrt import discovery
 
         return discovery.fingerprint(TensorRTOptions(module="tensorrt", device=options.device))

@@ -1,7 +1,7 @@
 """Exporter `tf`: TensorFlow models of YOLOv5 -> ONNX, through tf2onnx.
 
-SavedModel folders, `.keras` and `.h5` files, frozen GraphDefs and TensorFlow Lite files, told apart
-by what they hold.
+SavedModel folders, `.keras` and `.h5` files, frozen GraphDefs and TensorFlow Lite files, recognized
+by their content.
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from yolotrt_core.plugin.hookspecs import hookimpl
 from yolotrt_core.plugin.stages import Exporter
-from yolotrt_core.types import ModelSource
-from yolotrt_tf.formats import recognise
+from yolotrt_tf.formats import yolotrt_select_exporter as yolotrt_select_exporter
 from yolotrt_tf.stages import TfExporter
 
 YOLOTRT_API = 1
@@ -20,11 +19,6 @@ YOLOTRT_API = 1
 @hookimpl
 def yolotrt_exporters() -> Sequence[Exporter]:
     return (TfExporter(),)
-
-
-@hookimpl
-def yolotrt_select_exporter(source: ModelSource) -> str | None:
-    return "tf" if recognise(source.path) else None
 
 
 @hookimpl

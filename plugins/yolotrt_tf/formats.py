@@ -1,4 +1,4 @@
-"""Tell TensorFlow's model formats by their content; needs nothing but the standard library."""
+"""Detection of TensorFlow's model formats by their content."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import re
 import zipfile
 from pathlib import Path
 from typing import Literal
+
+from yolotrt_core.plugin.hookspecs import hookimpl
+from yolotrt_core.types import ModelSource
 
 Format = Literal["savedmodel", "savedmodel_pb", "keras", "hdf5", "graphdef", "tflite"]
 
@@ -20,8 +23,13 @@ NAMES: dict[Format, str] = {
 _OPERATOR = re.compile(rb"[A-Z][A-Za-z0-9]{1,60}")
 
 
+@hookimpl
+def yolotrt_select_exporter(source: ModelSource) -> str | None:
+    return "tf" if recognise(source.path) else None
+
+
 def recognise(path: Path) -> Format | None:
-    """Return what a path holds, or None if TensorFlow did not write it.
+    """Return the format of a file or folder, or None if TensorFlow did not write it.
 
     `savedmodel_pb` is the file `saved_model.pb` of a SavedModel, named without its folder.
     """
@@ -52,7 +60,7 @@ def _is_keras(path: Path) -> bool:
 
 
 def _starts_with_node(head: bytes) -> bool:
-    """Say whether a protobuf starts with GraphDef.node (field 1) of NodeDef.name (1) and NodeDef.op (2)."""
+    """Check whether a protobuf starts with GraphDef.node (field 1) of NodeDef.name (1) and NodeDef.op (2)."""
     if not head.startswith(b"\x0a"):
         return False
     at = 1

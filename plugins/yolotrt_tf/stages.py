@@ -2,45 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
-from typing import ClassVar
 
-from yolotrt_core.plugin.dependencies import tools_available
-from yolotrt_core.plugin.stages import Availability, SourceInfo
+from yolotrt_core.plugin.stages import Exporter, SourceInfo
 from yolotrt_core.types import BuildRequest, ModelSource, ModelSpec
 from yolotrt_tf.options import TfOptions
 
-_INSTALL = "pip install 'yolotrt-core[tf]'"
-# All install the module `tensorflow`.
-_DISTRIBUTIONS = ("tensorflow", "tensorflow-cpu", "tensorflow-intel", "tensorflow-macos", "tf-nightly")
 
-
-class TfExporter:
+class TfExporter(Exporter):
     """Turns a TensorFlow model into ONNX."""
 
-    name: ClassVar[str] = "tf"
-    stage_version: ClassVar[int] = 1
-    sources: ClassVar[tuple[str, ...]] = ("yolotrt_tf",)
-    Options: ClassVar[type] = TfOptions
-
-    def available(self) -> Availability:
-        return tools_available(("tensorflow", "tf2onnx", "onnx"), _INSTALL)
-
-    def fingerprint(self, options: TfOptions) -> Mapping[str, str]:
-        found = {}
-        for tool, distributions in (("tensorflow", _DISTRIBUTIONS), *((t, (t,)) for t in ("keras", "tf2onnx", "onnx"))):
-            for distribution in distributions:
-                try:
-                    found[tool] = metadata.version(distribution)
-                    break
-                except metadata.PackageNotFoundError:
-                    continue
-        return found
+    name = "tf"
+    title = "TensorFlow exporter"
+    Options = TfOptions
+    requires = ("tensorflow", "tf2onnx", "onnx")
+    install = "pip install 'yolotrt-core[tf]'"
+    tools = ("tensorflow", "keras", "tf2onnx", "onnx")
 
     def inspect(self, source: ModelSource) -> SourceInfo:
-        """Return a fixed size: whatever the model takes, its ONNX is written for the size that was asked for."""
+        """Return a fixed size: the ONNX is written for the requested size even if the model takes any."""
         return SourceInfo(fixed_size=True)
 
     def export(self, source: ModelSource, request: BuildRequest, options: TfOptions, out: Path) -> ModelSpec:

@@ -9,9 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from yolotrt_core.plugin.hookspecs import hookimpl
 from yolotrt_core.plugin.stages import Exporter
-from yolotrt_core.types import ModelSource
-from yolotrt_torch.formats import is_checkpoint
-from yolotrt_torch.stages import TorchExporter
+from yolotrt_torch.stages import TorchExporter, yolotrt_select_exporter as yolotrt_select_exporter
 
 YOLOTRT_API = 1
 
@@ -19,11 +17,6 @@ YOLOTRT_API = 1
 @hookimpl
 def yolotrt_exporters() -> Sequence[Exporter]:
     return (TorchExporter(),)
-
-
-@hookimpl
-def yolotrt_select_exporter(source: ModelSource) -> str | None:
-    return "torch" if is_checkpoint(source.path) else None
 
 
 @hookimpl

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 
 from yolotrt_core.errors import UsageError
 from yolotrt_core.inference.input_shapes import refuse_unfit
+from yolotrt_core.plugin.stages import Session
 from yolotrt_core.types import BuildRequest, EngineSpec, ModelSource
 from yolotrt_torch.checkpoint import read_checkpoint
 from yolotrt_torch.exporter import spec_of
@@ -22,16 +22,12 @@ if TYPE_CHECKING:
     from yolotrt_torch.options import TorchOptions
 
 
-class TorchSession:
+class TorchSession(Session):
     """A network on the CPU in float32; one thread at a time may call it."""
 
     def __init__(self, network: Network, spec: EngineSpec) -> None:
         self._network: Network | None = network
-        self._spec = spec
-
-    @property
-    def spec(self) -> EngineSpec:
-        return self._spec
+        self.spec = spec
 
     def infer(self, images: NDArray[np.float32]) -> Mapping[str, NDArray[Any]]:
         """Run one batch; see `yolotrt_core.plugin.stages.Session.infer`.
@@ -41,21 +37,13 @@ class TorchSession:
         """
         if self._network is None:
             raise UsageError("the model was closed", hint="open it again")
-        refuse_unfit(images, self._spec)
+        refuse_unfit(images, self.spec)
         with torch.inference_mode():
             return {"output0": self._network(torch.from_numpy(np.ascontiguousarray(images))).numpy()}
 
     def close(self) -> None:
         """Free the network."""
         self._network = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def open_source(source: ModelSource, request: BuildRequest, options: TorchOptions) -> TorchSession:

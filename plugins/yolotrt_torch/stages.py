@@ -2,36 +2,70 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
-from typing import ClassVar
 
-from yolotrt_core.plugin.dependencies import tools_available
-from yolotrt_core.plugin.stages import Availability, Session, SourceInfo
+from yolotrt_core.plugin.hookspecs import hookimpl
+from yolotrt_core.plugin.stages import Exporter, Session, SourceInfo, tool_versions
 from yolotrt_core.types import BuildRequest, ModelSource, ModelSpec
 from yolotrt_torch.options import TorchOptions
 
-_INSTALL = "pip install 'yolotrt-core[torch]'"
+_OTHER_FORMATS = ((0, b"\x89HDF\r\n\x1a\n"), (4, b"TFL3"))  # Keras weights, TensorFlow Lite
+_SUFFIXES = (".pt", ".pth")
 
 
-class TorchExporter:
+@hookimpl
+def yolotrt_select_exporter(source: ModelSource) -> str | None:
+    return "torch" if is_checkpoint(source.path) else None
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Check whether PyTorch saved a file, or whether its suffix says so and it is not plainly another format.
+
+    True for a text file or an ONNX named `.pt` as well, so that the exporter's error names what was found.
+    """
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        head = file.read(512)
+    if head.startswith(b"PK"):
+        return _contains_pickle(path, head)
+    if head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
+        return True
+    if any(head[at:].startswith(magic) for at, magic in _OTHER_FORMATS):
+        return False
+    return path.suffix.lower() in _SUFFIXES
+
+
+def _contains_pickle(path: Path, head: bytes) -> bool:
+    """Check whether PyTorch wrote a zip file; `NAME/data.pkl` comes first, so this works for truncated ones too."""
+    name_bytes = int.from_bytes(head[26:28], "little")
+    if head[30 : 30 + name_bytes].endswith(b"data.pkl"):
+        return True
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/data.pkl") for name in archive.namelist())
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return path.suffix.lower() in _SUFFIXES
+
+
+class TorchExporter(Exporter):
     """Turns a YOLOv5 checkpoint into ONNX."""
 
-    name: ClassVar[str] = "torch"
-    stage_version: ClassVar[int] = 2
-    sources: ClassVar[tuple[str, ...]] = ("yolotrt_torch",)
-    Options: ClassVar[type] = TorchOptions
-
-    def available(self) -> Availability:
-        return tools_available(("torch", "onnx"), _INSTALL)
+    name = "torch"
+    title = "PyTorch exporter"
+    stage_version = 2
+    Options = TorchOptions
+    requires = ("torch", "onnx")
+    install = "pip install 'yolotrt-core[torch]'"
+    runs_sources = True
 
     def fingerprint(self, options: TorchOptions) -> Mapping[str, str]:
-        tools = ("torch", "onnx", "onnxscript") if options.exporter == "dynamo" else ("torch", "onnx")
-        return {tool: _version(tool) for tool in tools}
+        return tool_versions((*self.requires, "onnxscript") if options.exporter == "dynamo" else self.requires)
 
     def inspect(self, source: ModelSource) -> SourceInfo:
-        """Return nothing: a checkpoint takes any size and is float32."""
+        """Return no properties: a checkpoint takes any size and is float32."""
         return SourceInfo()
 
     def export(self, source: ModelSource, request: BuildRequest, options: TorchOptions, out: Path) -> ModelSpec:
@@ -43,10 +77,3 @@ class TorchExporter:
         from yolotrt_torch import session
 
         return session.open_source(source, request, options)
-
-
-def _version(distribution: str) -> str:
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return "missing"

@@ -3,30 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from yolotrt_core.plugin.options import NoOptions
-from yolotrt_core.plugin.stages import Availability, DeviceProgram
+from yolotrt_core.plugin.stages import DeviceProgram, Postprocessor
 from yolotrt_core.types import Detections, Geometry, ModelSpec, Selection
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-class Yolov5Postprocessor:
+class Yolov5Postprocessor(Postprocessor):
     """Decodes the head of YOLOv5 releases 3 to 7, exactly."""
 
-    name: ClassVar[str] = "yolov5"
-    stage_version: ClassVar[int] = 1
-    sources: ClassVar[tuple[str, ...]] = ("yolotrt_yolov5",)
-    Options: ClassVar[type] = NoOptions
-    heads: ClassVar[frozenset[str]] = frozenset({"yolov5"})
-
-    def available(self) -> Availability:
-        return Availability(True)
-
-    def fingerprint(self, options: NoOptions) -> Mapping[str, str]:
-        return {}
+    name = "yolov5"
+    title = "YOLOv5 decoding"
+    heads = frozenset({"yolov5"})
+    columns_before_classes = 5  # box and objectness
+    decodes_on_device = True
 
     def decode(
         self,
@@ -41,7 +35,7 @@ class Yolov5Postprocessor:
         return decode.decode(raw, spec, geometry, selection)
 
     def device_program(self, spec: ModelSpec) -> DeviceProgram:
-        """Return the same decoding for a GPU, as `stages.DeviceProgram` describes it."""
+        """Return the same decoding for a GPU."""
         from yolotrt_yolov5 import device_program
 
         return device_program.device_program(spec)

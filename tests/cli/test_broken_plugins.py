@@ -18,18 +18,16 @@ _IMPORTS = """
 from dataclasses import dataclass
 from yolotrt_core.plugin.hookspecs import hookimpl
 from yolotrt_core.plugin.options import NoOptions, option
-from yolotrt_core.plugin.stages import Availability
+from yolotrt_core.plugin.stages import Builder, Exporter, Pass
 YOLOTRT_API = 1
 """
 _STAGE = """
-class Stage:
-    name, stage_version, sources, Options = "{module}", 1, ("{module}",), NoOptions
-    def available(self): return Availability(True)
-    def fingerprint(self, options): return {{}}
+class Stage({kind}):
+    name, Options = "{module}", NoOptions
 """
 _BUILDER = (
     _IMPORTS
-    + _STAGE
+    + _STAGE.replace("{kind}", "Builder")
     + """
     engine_file, precisions, priority = "x.bin", frozenset({{"fp32", "fp16"}}), 1000
     def available(self): raise RuntimeError("no builder today")
@@ -43,7 +41,7 @@ def yolotrt_builders(): return [Stage()]
 )
 _EXPORTER = (
     _IMPORTS
-    + _STAGE
+    + _STAGE.replace("{kind}", "Exporter")
     + """
     def export(self, source, request, options, out): {work}
 @hookimpl
@@ -59,9 +57,9 @@ _PASS = (
 class Options:
     x: int = option(9, help="x", maximum=5)
 """
-    + _STAGE.replace("NoOptions", "Options")
+    + _STAGE.replace("{kind}", "Pass").replace("NoOptions", "Options")
     + """
-    order, needs_calibration = 60, False
+    order = 60
     def applies(self, request, options): return False
     def apply(self, *given): pass
 @hookimpl
@@ -105,7 +103,7 @@ def test_what_fails_when_asked_harms_no_command(run: Run, install: Install) -> N
     assert (told["distribution"], told["available"]) == ("badbuilder-dist", False)
     assert "no builder today" in told["reason"]
     ran = run("artifacts.explain")
-    assert ran.err.count("builder `badbuilder` of `badbuilder-dist` is passed over") == 1
+    assert ran.err.count("builder `badbuilder` of `badbuilder-dist` is skipped") == 1
     ran = run("build", "--builder", "badbuilder")
     assert ran.code == 3
     assert "error: `available` of builder `badbuilder` of `badbuilder-dist` failed with RuntimeError" in ran.err

@@ -14,7 +14,7 @@ from yolotrt_core.build.settings import BuildSettings
 from yolotrt_core.calibration.ranges import Ranges, write_ranges
 from yolotrt_core.errors import UsageError
 from yolotrt_core.plugin.registry import Registry
-from yolotrt_core.plugin.stages import RANGES_FILE
+from yolotrt_core.plugin.stages import RANGES_FILE, Calibrator
 from yolotrt_core.store.store import Store
 
 Build = Callable[..., Engine]
@@ -70,7 +70,7 @@ def test_a_pass_hears_that_the_builders_library_cuts_fp32_short(run: Build) -> N
     assert [s.from_cache for s in exact.steps] == [True, True, False, False]
 
 
-class _Calibrator(FakeStage):
+class _Calibrator(FakeStage, Calibrator):
     name = "steady"
     needs_images = False
 

@@ -105,6 +105,8 @@ def test_a_class_that_the_model_does_not_have() -> None:
 
 def test_a_session_that_detects_is_left_to_it() -> None:
     class Whole(FakeSession):
+        detects = True
+
         def detect(self, frames: Sequence[NDArray[np.uint8]], program: Any, selection: Selection) -> list[Detections]:
             assert program == "program"
             return [
@@ -128,7 +130,9 @@ def test_a_session_that_detects_is_left_to_it() -> None:
             raise AssertionError("the session detects by itself")
 
     class Device(FakePostprocessor):
-        def device_program(self, spec: ModelSpec) -> str:
+        decodes_on_device = True
+
+        def device_program(self, spec: ModelSpec) -> Any:
             return "program"
 
     detector = _detector(Whole(1.0, _spec()), Device())

@@ -70,6 +70,8 @@ def test_the_torch_model_has_it_too(data: Path, registry: Registry, store: Store
 
 def test_a_framework_runs_a_model_at_the_size_that_its_engine_would_have(store: Store, tmp_path: Path) -> None:
     class Own(FakeExporter):
+        runs_sources = True
+
         def inspect(self, source: ModelSource) -> SourceInfo:
             return SourceInfo(imgsz=(64, 96))
 

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fake_stages import FakeBuilder, FakeExporter, FakePass, FakeStage, fake_plugin
+from fake_stages import FakeBuilder, FakeExporter, FakePass, FakePostprocessor, FakeStage, fake_plugin
 from yolotrt_core.api import Engine, build_engine
 from yolotrt_core.build.settings import BuildSettings
 from yolotrt_core.errors import StageError
 from yolotrt_core.plugin.registered import OWN_DIST, PluginSource
 from yolotrt_core.plugin.registry import Registry
-from yolotrt_core.plugin.stages import ONNX_FILE, RANGES_FILE, REFERENCE_FILE, OnnxContents
+from yolotrt_core.plugin.stages import ONNX_FILE, RANGES_FILE, REFERENCE_FILE, Calibrator, OnnxContents
 from yolotrt_core.store.store import Store
 from yolotrt_core.types import ModelSpec, TensorSpec
 
@@ -160,8 +160,13 @@ def test_labels_that_do_not_fit_the_head(store: Store, tmp_path: Path) -> None:
     def spoil(spec: ModelSpec, out: Path) -> ModelSpec:
         return replace(spec, outputs=(rows,), head="yolov5", labels=("a", "b"))
 
-    told = _refusal(_stages(_Reader(outputs=(rows,)), exporters=[_Exporter(spoil)]), store, tmp_path, "export")
-    assert told == (
+    class Head(FakePostprocessor):
+        name = "rows"
+        heads = frozenset({"yolov5"})
+        columns_before_classes = 5
+
+    registry = _stages(_Reader(outputs=(rows,)), exporters=[_Exporter(spoil)], postprocessors=[Head()])
+    assert _refusal(registry, store, tmp_path, "export") == (
         "exporter `text` of `bad-dist` returned 2 labels for an output (1, 100, 8): the head `yolov5` has "
         "5 + classes columns, so 3 labels are expected"
     )
@@ -202,7 +207,7 @@ def test_a_pass_that_renames_the_input_is_blamed_and_not_the_exporter(store: Sto
         _build(_stages(reader, exporters=[FakeExporter()], passes=[Renames()]), store, tmp_path)
 
 
-class _Calibrator(FakeStage):
+class _Calibrator(FakeStage, Calibrator):
     name = "lazy"
     needs_images = False
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from yolotrt_core.plugin.dependencies import tool_versions, tools_available
+from yolotrt_core.plugin.stages import tool_versions, tools_available
 
 
 def test_what_is_missing_is_named_with_the_command_that_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,8 +16,9 @@ from yolotrt_core.api import Engine, build_engine
 from yolotrt_core.build.settings import BuildSettings
 from yolotrt_core.errors import GateError, PluginError, StageError, UsageError
 from yolotrt_core.plugin.registry import Registry
-from yolotrt_core.plugin.stages import SourceInfo
+from yolotrt_core.plugin.stages import Calibrator, SourceInfo
 from yolotrt_core.store.store import Store
+from yolotrt_core.types import Precision
 
 Build = Callable[..., Engine]
 
@@ -68,8 +69,9 @@ class _Quantizing(FakePass):
         return super().apply(model, calibration, *rest)
 
 
-class _Calibrator(FakeStage):
+class _Calibrator(FakeStage, Calibrator):
     name = "percentile"
+    default_for: frozenset[Precision] = frozenset({"int8"})
 
     def calibrate(self, *given: Any) -> str:
         raise AssertionError("nothing to calibrate")
@@ -221,7 +223,7 @@ def test_an_option_of_the_pass_that_has_nothing_to_do(run: Build, caplog: pytest
     assert "`--halve-level` has no effect: no stage `halve` runs in this build" in caplog.text
 
 
-def test_an_answer_that_is_none(run: Build) -> None:
+def test_a_precision_that_no_model_has(run: Build) -> None:
     for wrong in ("fp32", "half", 16):
-        with pytest.raises(PluginError, match=r"`inspect` of exporter `text` .*`precision` one of fp16, bf16"):
+        with pytest.raises(PluginError, match=r"`inspect` of exporter `text` .*should be one of fp16, bf16"):
             run(_stages(wrong))

@@ -10,6 +10,7 @@ import pytest
 from yolotrt_core.errors import UsageError
 from yolotrt_core.inference.detector import Detector
 from yolotrt_core.inference.rect_detector import RectDetector
+from yolotrt_core.plugin.stages import Session
 from yolotrt_core.types import Detections, EngineSpec, ModelSpec, Selection, ShapeRange, TensorSpec
 
 
@@ -36,7 +37,7 @@ class _Head:
         return [Detections(box, np.array([0.9], np.float32), np.zeros(1, np.int64))]
 
 
-class _Session:
+class _Session(Session):
     def __init__(self, spec: EngineSpec) -> None:
         self.spec = spec
         self.seen: list[tuple[int, ...]] = []
@@ -44,9 +45,6 @@ class _Session:
     def infer(self, images: np.ndarray) -> dict[str, np.ndarray]:
         self.seen.append(images.shape)
         return {"images": images}
-
-    def close(self) -> None:
-        return
 
 
 ANY = (ShapeRange((1, 64, 64), (1, 640, 640), (1, 640, 640)),)

@@ -17,10 +17,10 @@ from yolotrt_core.cli.build_options import CORE_OPTIONS
 from yolotrt_core.errors import PluginError, UsageError
 from yolotrt_core.plugin.declaration_checks import RESERVED
 from yolotrt_core.plugin.hookspecs import hookimpl
-from yolotrt_core.plugin.options import NoOptions, option
+from yolotrt_core.plugin.options import option
 from yolotrt_core.plugin.registered import OWN_DIST, PluginSource
 from yolotrt_core.plugin.registry import Registry
-from yolotrt_core.plugin.stages import Availability
+from yolotrt_core.plugin.stages import Availability, Calibrator, Exporter
 from yolotrt_core.types import ModelSource
 
 
@@ -135,17 +135,8 @@ def test_a_hook_that_raises_is_told() -> None:
 
 
 def test_a_calibrator_is_swapped_in_by_name() -> None:
-    class Widest:
+    class Widest(Calibrator):
         name = "widest"
-        stage_version = 1
-        sources = ("yolotrt_core.export.parity",)
-        Options = NoOptions
-
-        def available(self) -> Availability:
-            return Availability(True)
-
-        def fingerprint(self, options: Any) -> dict[str, str]:
-            return {}
 
         def calibrate(self, *given: Any) -> str:
             return "widest"
@@ -163,7 +154,13 @@ def test_a_calibrator_is_swapped_in_by_name() -> None:
 
 
 def test_a_stage_that_lacks_members_is_told() -> None:
-    assert "lacks `stage_version`" in _broken(_exporter_plugin(SimpleNamespace(name="tf")))
+    class Nameless(Exporter):
+        def export(self, *given: Any) -> Any:
+            raise NotImplementedError
+
+    assert "lacks `name`" in _broken(_exporter_plugin(Nameless()))
+    told = _broken(_exporter_plugin(SimpleNamespace(name="tf")))
+    assert told.startswith("exporter `tf` does not inherit from `yolotrt_core.plugin.stages.Exporter`")
 
 
 @pytest.mark.parametrize("name", ["Tf", "tf exporter", "", "1tf"])

@@ -236,7 +236,7 @@ _PASS = """
 from pathlib import Path
 from yolotrt_core.plugin.hookspecs import hookimpl
 from yolotrt_core.plugin.options import NoOptions, option
-from yolotrt_core.plugin.stages import Availability
+from yolotrt_core.plugin.stages import Pass
 from dataclasses import dataclass
 YOLOTRT_API = 1
 
@@ -244,11 +244,8 @@ YOLOTRT_API = 1
 class Flags:
     {field}: int = option(1, help="a number")
 
-class Stage:
-    name, stage_version, order, needs_calibration = "{name}", 1, {order}, False
-    sources, Options = ("{module}",), {options}
-    def available(self): return Availability(True)
-    def fingerprint(self, options): return {{}}
+class Stage(Pass):
+    name, order, Options = "{name}", {order}, {options}
     def applies(self, request, options): return {applies}
     def apply(self, model, calibration, request, options, out):
         {work}
@@ -358,7 +355,7 @@ def test_a_build_that_needs_no_broken_plugin_works(broken: Run) -> None:
     assert {step["plugin"] for step in json.loads(done.stdout)["steps"]} == {"torch", "simplify", "onnxruntime"}
     for words in ("`yolotrt_select_exporter` failed", "no starting today", "no finishing today"):
         assert words in done.stderr
-    assert "plugin `raises_in_hooks` of `bad-raises-in-hooks` is passed over" in done.stderr
+    assert "plugin `raises_in_hooks` of `bad-raises-in-hooks` is skipped" in done.stderr
 
 
 def test_a_build_that_runs_a_broken_stage_names_its_distribution(broken: Run) -> None:

@@ -21,8 +21,7 @@ import yolotrt_yolov5
 from yolotrt_core import testing
 from yolotrt_core.export.model_source import default_model_path
 from yolotrt_core.files.digest import sha256_of
-from yolotrt_core.plugin.options import NoOptions
-from yolotrt_core.plugin.stages import Availability
+from yolotrt_core.plugin.stages import Pass
 from yolotrt_core.types import BuildRequest, Calibration, ModelSource, ModelSpec, TensorSpec
 
 pytest_plugins = ["pytester"]
@@ -131,19 +130,13 @@ class TestYolov5(testing.PostprocessorContract):
         return {"output0": rows}
 
 
-# Passed over as in a contract's `no_part`.
-class _Bad:
+class _Bad(Pass):
     """A pass that breaks one promise, named by `fault`."""
 
-    name, stage_version, Options = "bad", 1, NoOptions
-    order, needs_calibration = 20, False
+    name, order = "bad", 20
 
     def __init__(self, fault: str) -> None:
         self.fault, self.runs = fault, 0
-        self.sources = (__name__,)
-
-    def available(self) -> Availability:
-        return Availability(True)
 
     def fingerprint(self, options: Any) -> Mapping[str, str]:
         return {"tool": "/usr/lib" if self.fault == "path" else "1"}

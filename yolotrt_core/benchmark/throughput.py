@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 from yolotrt_core.benchmark.timer import Timing, measure_interleaved, timing
 from yolotrt_core.console.progress import progress
 from yolotrt_core.inference.detector import Detector
-from yolotrt_core.plugin.stages import TimedSession
 from yolotrt_core.types import Selection, with_channels
 
 if TYPE_CHECKING:
@@ -131,9 +130,8 @@ def _engine_times(candidates: Sequence[Candidate], repeats: int) -> dict[str, Ti
 def _engine_run(c: Candidate) -> Callable[[int], list[float]]:
     """Return a function that runs the engine alone `n` times and returns milliseconds."""
     session = c.detector.session
-    if isinstance(session, TimedSession):
-        timed = session
-        return lambda n: timed.time_engine(c.batch, n)
+    if session.is_timed:
+        return lambda n: session.time_engine(c.batch, n)
     import numpy as np
 
     shape = with_channels(c.batch, *c.detector.input_size, c.detector.spec.model.layout)
@@ -164,8 +162,7 @@ def _steps(c: Candidate, frames: Sequence[NDArray[np.uint8]], selection: Selecti
 
 
 def _graph(c: Candidate) -> str | None:
-    session = c.detector.session
-    return session.graph if isinstance(session, TimedSession) else None
+    return c.detector.session.graph
 
 
 def _frames(count: int, size: tuple[int, int]) -> list[NDArray[np.uint8]]:

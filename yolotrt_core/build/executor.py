@@ -92,7 +92,7 @@ def _run(steps: Plan, store: Store, registry: Registry, *, force: bool, verify: 
         with contextlib.ExitStack() as running:
             record, from_cache = store.obtain(
                 action,
-                functools.partial(_run_stage, steps, step, action, store),
+                functools.partial(_run_stage, steps, step, action, store, registry),
                 verify=verify or step is steps.steps[-1],
                 force=force,
                 on_start=functools.partial(_start, registry, running, f"{step.label} by {step.identity.name}"),
@@ -126,7 +126,9 @@ def _action(step: Step, done: Mapping[str, Record]) -> Action:
     )
 
 
-def _run_stage(steps: Plan, step: Step, action: Action, store: Store, folder: Path) -> Mapping[str, Json]:
+def _run_stage(
+    steps: Plan, step: Step, action: Action, store: Store, registry: Registry, folder: Path
+) -> Mapping[str, Json]:
     """Run the stage of a step in its folder and return the facts for the record."""
     given = folder / "in"
     given.mkdir()
@@ -137,7 +139,7 @@ def _run_stage(steps: Plan, step: Step, action: Action, store: Store, folder: Pa
     try:
         with log.stage_log(log_file):
             try:
-                return stage_runners.WORK[step.kind](steps, step, given, folder / "out", store)
+                return stage_runners.WORK[step.kind](steps, step, given, folder / "out", store, registry)
             except (YolotrtError, OSError, KeyboardInterrupt):
                 raise
             except (Exception, SystemExit) as err:  # stages may raise anything; the log has the traceback

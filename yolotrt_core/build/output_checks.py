@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 from yolotrt_core.calibration.ranges import Ranges, read_ranges
 from yolotrt_core.errors import StageError, UsageError
 from yolotrt_core.inference.input_shapes import shape_text
-from yolotrt_core.plugin.call_guard import shown
-from yolotrt_core.plugin.stages import ONNX_FILE, RANGES_FILE, REFERENCE_FILE, OnnxContents, OnnxReader
+from yolotrt_core.plugin.registered import shown
+from yolotrt_core.plugin.stages import ONNX_FILE, RANGES_FILE, REFERENCE_FILE, OnnxContents
 from yolotrt_core.types import EngineSpec, Json, ModelSpec, TensorSpec
 
 if TYPE_CHECKING:
     from yolotrt_core.build.step import Step
+    from yolotrt_core.plugin.registry import Registry
 
 # Metadata that later stages and other tools read from the ONNX.
 _METADATA = frozenset({"stride", "names", "task", "imgsz"})
-_BEFORE_CLASSES = {"yolov5": 5}  # columns of a head's output before the class scores: box and objectness
 
 
 def plugin_error(step: Step, what: str) -> StageError:
@@ -28,11 +28,11 @@ def plugin_error(step: Step, what: str) -> StageError:
     return StageError(f"{who} {what}", hint=f"plugin bug: please report it to the authors of `{step.identity.dist}`")
 
 
-def check_export(step: Step, spec: Any, out: Path, reader: Any) -> ModelSpec:
+def check_export(step: Step, spec: Any, out: Path, registry: Registry) -> ModelSpec:
     """Check an exporter's files and return value.
 
     Args:
-        reader: the builder that checks exports; looks into the ONNX if it is an OnnxReader.
+        registry: its reference runtime reads what the ONNX declares, its postprocessor knows the head's columns.
 
     Raises:
         StageError: names the exporter, what was expected and what was found.
@@ -40,18 +40,18 @@ def check_export(step: Step, spec: Any, out: Path, reader: Any) -> ModelSpec:
     _refuse_missing(step, out, ONNX_FILE, REFERENCE_FILE)
     model = _model_spec(step, spec, "a `ModelSpec`")
     _check_reference(step, model, out / REFERENCE_FILE)
-    _check_onnx(step, model, out / ONNX_FILE, reader)
+    _check_onnx(step, model, out / ONNX_FILE, registry)
     return model
 
 
-def check_pass(step: Step, returned: Any, out: Path, reader: Any) -> tuple[ModelSpec, Mapping[str, Json]]:
+def check_pass(step: Step, returned: Any, out: Path, registry: Registry) -> tuple[ModelSpec, Mapping[str, Json]]:
     """Check a pass's file and return value; see `check_export`."""
     _refuse_missing(step, out, ONNX_FILE)
     wanted = "a tuple of `ModelSpec` and facts"
     if not isinstance(returned, tuple) or len(returned) != 2 or not isinstance(returned[1], Mapping):
         raise plugin_error(step, f"returned {shown(returned)}, expected {wanted}")
     model = _model_spec(step, returned[0], wanted)
-    _check_onnx(step, model, out / ONNX_FILE, reader)
+    _check_onnx(step, model, out / ONNX_FILE, registry)
     return model, returned[1]
 
 
@@ -102,12 +102,10 @@ def _check_reference(step: Step, spec: ModelSpec, path: Path) -> None:
             raise plugin_error(step, f"wrote a `{REFERENCE_FILE}` without `{name}`; found {_list_text(sorted(names))}")
 
 
-def _check_onnx(step: Step, spec: ModelSpec, path: Path, reader: Any) -> None:
+def _check_onnx(step: Step, spec: ModelSpec, path: Path, registry: Registry) -> None:
     """Compare the spec with what the file declares; one stage has written both."""
-    if not isinstance(reader, OnnxReader):
-        return
     try:
-        found = reader.contents(path)
+        found = registry.reference_runtime().stage.contents(path)
     except StageError as err:
         raise plugin_error(step, f"wrote an invalid `{ONNX_FILE}`: {err}") from err
     if found is None:
@@ -117,7 +115,7 @@ def _check_onnx(step: Step, spec: ModelSpec, path: Path, reader: Any) -> None:
         raise plugin_error(step, f"wrote an ONNX with the inputs {names}, expected one, named `images`")
     for kind, tensors, declared in (("input", found.inputs, spec.inputs), ("output", found.outputs, spec.outputs)):
         _compare(step, kind, tensors, declared)
-    _check_labels(step, spec, found)
+    _check_labels(step, spec, found, registry)
 
 
 def _compare(step: Step, kind: str, found: Sequence[TensorSpec], declared: Sequence[TensorSpec]) -> None:
@@ -146,8 +144,9 @@ def _is_compatible(found: TensorSpec, declared: TensorSpec, *, exact: bool) -> b
     return all(one == other for one, other in pairs if isinstance(one, int) and isinstance(other, int))
 
 
-def _check_labels(step: Step, spec: ModelSpec, found: OnnxContents) -> None:
-    before = _BEFORE_CLASSES.get(spec.head)
+def _check_labels(step: Step, spec: ModelSpec, found: OnnxContents, registry: Registry) -> None:
+    postprocessor = registry.find_postprocessor(spec.head)
+    before = postprocessor.stage.columns_before_classes if postprocessor else None
     shape = spec.outputs[0].shape
     if before is not None and shape and isinstance(shape[-1], int) and shape[-1] != before + len(spec.labels):
         raise plugin_error(

@@ -9,23 +9,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from yolotrt_core.build.settings import PARITY_BUILDER, ResolvedBuild
+from yolotrt_core.build.settings import ResolvedBuild
 from yolotrt_core.build.step import SPEC_FILE, Output, Plan, Step
-from yolotrt_core.calibration.images import DEFAULT_CALIBRATOR, ChosenImages
+from yolotrt_core.calibration.images import ChosenImages
 from yolotrt_core.errors import PluginError, UsageError
 from yolotrt_core.export import parity
 from yolotrt_core.plugin import options, registered
-from yolotrt_core.plugin.given_options import GivenOptions
+from yolotrt_core.plugin.options import GivenOptions
 from yolotrt_core.plugin.registered import Registered
 from yolotrt_core.plugin.registry import Registry
-from yolotrt_core.plugin.stages import (
-    ONNX_FILE,
-    RANGES_FILE,
-    REFERENCE_FILE,
-    CheckedOptions,
-    RangesBuilder,
-    RoundingBuilder,
-)
+from yolotrt_core.plugin.stages import ONNX_FILE, RANGES_FILE, REFERENCE_FILE
 from yolotrt_core.serialization import to_json
 from yolotrt_core.types import BuildRequest, Json, Precision
 
@@ -50,10 +43,10 @@ def plan_build(resolved: ResolvedBuild, registry: Registry) -> Plan:
     registered.refuse_unavailable(resolved.exporter, resolved.exporter.stage.available())
     chosen_options = settings.resolve(builder.stage.Options, builder.name)
     builder.stage.preflight(request, chosen_options)
-    if isinstance(builder.stage, RoundingBuilder) and builder.stage.rounds_fp32(request, chosen_options):
+    if builder.stage.rounds_fp32(request, chosen_options):
         request = replace(request, exact_fp32=True)
     # Ranges are applied once: as Q/DQ nodes by a pass, or by a builder that takes them.
-    takes_ranges = isinstance(builder.stage, RangesBuilder) and builder.stage.takes_ranges(request, chosen_options)
+    takes_ranges = builder.stage.takes_ranges(request, chosen_options)
     steps = list(_shared_steps(registry, resolved, request))
     passes = [
         r for r in registry.passes() if r.stage.order >= PRECISION_ORDER and _applies(registry, r, request, settings)
@@ -105,15 +98,17 @@ def _shared_steps(registry: Registry, resolved: ResolvedBuild, request: BuildReq
 
 def _calibrator(registry: Registry, resolved: ResolvedBuild) -> Registered:
     precision = resolved.request.precision
-    name = resolved.calibrator or DEFAULT_CALIBRATOR.get(precision)
-    if name is None:
+    if resolved.calibrator:
+        return registry.usable("calibrator", resolved.calibrator)
+    default = registry.default_calibrator(precision)
+    if default is None:
         raise UsageError(f"{precision} has no default calibrator", hint="select one with `--calibrator`")
-    return registry.usable("calibrator", name)
+    return registry.usable("calibrator", default.name)
 
 
 def _images(calibrator: Registered, resolved: ResolvedBuild) -> ChosenImages | None:
     """Return the calibration images; None if the calibrator needs none."""
-    if not getattr(calibrator.stage, "needs_images", True):
+    if not calibrator.stage.needs_images:
         return None
     if resolved.calibration is None:
         raise UsageError(
@@ -149,8 +144,7 @@ def _step(
     registered.refuse_unavailable(found, found.stage.available())
     chosen = settings.resolve(found.stage.Options, found.name)
     options.key_material(chosen, found.name)  # reads the files that options name before any stage runs
-    if isinstance(found.stage, CheckedOptions):
-        found.stage.check_options(chosen)
+    found.stage.check_options(chosen)
     return Step(
         label=label,
         kind=found.kind,
@@ -168,8 +162,11 @@ def _step(
 def _parity_step(
     registry: Registry, settings: GivenOptions, request: BuildRequest, onnx: str, precision: Precision | None
 ) -> Step:
-    runner = registry.usable("builder", PARITY_BUILDER)
-    chosen = settings.resolve(parity.ParityOptions, "parity").of(precision)
+    runner = registry.reference_runtime()
+    chosen = settings.resolve(parity.ParityOptions, "parity")
+    if chosen.tolerance is None:
+        fitting = parity.ROUNDED.get(precision, parity.TOLERANCE) if precision else parity.TOLERANCE
+        chosen = replace(chosen, tolerance=fitting)
     return Step(
         label="parity",
         kind="parity",
@@ -196,7 +193,7 @@ def _applies(registry: Registry, found: Registered, request: BuildRequest, setti
     except PluginError as err:
         if chosen != found.stage.Options():
             raise
-        registry.pass_over(found, err)
+        registry.warn_of_skipped(found, err)
         return False
 
 

@@ -17,8 +17,7 @@ from yolotrt_core.errors import UsageError
 from yolotrt_core.export import parity
 from yolotrt_core.export.model_source import resolve_source
 from yolotrt_core.inference.input_shapes import IMAGE_SIZE, PROFILE, profile_text
-from yolotrt_core.plugin.given_options import GivenOptions
-from yolotrt_core.plugin.options import MANY, option
+from yolotrt_core.plugin.options import MANY, GivenOptions, option
 from yolotrt_core.plugin.registered import Registered
 from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.plugin.stages import SourceInfo
@@ -42,9 +41,6 @@ DEFAULT_SIZE = (640, 640)
 _IMAGE_SIZE = replace(IMAGE_SIZE, hint=f"each from {STRIDE} to {MAX_PIXELS}, a multiple of {STRIDE}")
 
 DEFAULT_PRECISION: Precision = "fp16"
-
-# The builder whose sessions run the parity check; its engines are plain ONNX.
-PARITY_BUILDER = "onnxruntime"
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,8 +201,7 @@ def resolve_model(settings: BuildSettings, registry: Registry) -> ResolvedModel:
     """
     source = resolve_source(settings.weights, offline=settings.offline)
     exporter = registry.usable("exporter", settings.exporter) if settings.exporter else registry.select_exporter(source)
-    inspect = getattr(exporter.stage, "inspect", None)
-    info = inspect(source) if inspect is not None and exporter.stage.available().ok else SourceInfo()
+    info = exporter.stage.inspect(source) if exporter.stage.available().ok else SourceInfo()
     return ResolvedModel(exporter, source, info)
 
 
@@ -218,7 +213,7 @@ def refuse_unchecked(source: ModelSource, info: SourceInfo, registry: Registry) 
     """
     if info.precision not in parity.ROUNDED:
         return
-    runner = registry.usable("builder", PARITY_BUILDER)
+    runner = registry.reference_runtime()
     if info.precision not in runner.stage.precisions:
         raise UsageError(
             f"`{source.path.name}` is already {info.precision}, which {runner.name}, used for the parity check, "

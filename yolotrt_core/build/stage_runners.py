@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from yolotrt_core.build.output_checks import check_engine, check_export, check_pass, check_ranges, plugin_error
-from yolotrt_core.build.settings import PARITY_BUILDER
 from yolotrt_core.build.step import ENGINE_SPEC_FILE, SPEC_FILE
 from yolotrt_core.calibration.images import Batches
 from yolotrt_core.calibration.ranges import read_ranges, with_origin
@@ -22,30 +21,30 @@ from yolotrt_core.types import BuildRequest, Calibration, EngineSpec, Json, Mode
 
 if TYPE_CHECKING:
     from yolotrt_core.build.step import Plan, Step
+    from yolotrt_core.plugin.registry import Registry
     from yolotrt_core.store.store import Store
 
 
-Work = Callable[["Plan", "Step", Path, Path, "Store"], Mapping[str, Json]]
+Work = Callable[["Plan", "Step", Path, Path, "Store", "Registry"], Mapping[str, Json]]
 
 
-def _export(steps: Plan, step: Step, given: Path, out: Path, store: Store) -> Mapping[str, Json]:
-    spec = check_export(
-        step, step.stage.export(steps.resolved.source, step.request, step.options, out), out, _reader(steps)
-    )
+def _export(steps: Plan, step: Step, given: Path, out: Path, store: Store, registry: Registry) -> Mapping[str, Json]:
+    spec = step.stage.export(steps.resolved.source, step.request, step.options, out)
+    spec = check_export(step, spec, out, registry)
     if sha256_of(steps.resolved.source.path) != steps.resolved.source.sha256:
         raise StageError(f"`{steps.resolved.source.path}` changed while it was being exported", hint="build again")
     _write(out / SPEC_FILE, spec)
     return {"source": steps.resolved.source.name}
 
 
-def _pass(steps: Plan, step: Step, given: Path, out: Path, store: Store) -> Mapping[str, Json]:
+def _pass(steps: Plan, step: Step, given: Path, out: Path, store: Store, registry: Registry) -> Mapping[str, Json]:
     made = step.stage.apply(_model(step, given, store), _calibration(given), step.request, step.options, out)
-    spec, facts = check_pass(step, made, out, _reader(steps))
+    spec, facts = check_pass(step, made, out, registry)
     _write(out / SPEC_FILE, spec)
     return dict(facts)
 
 
-def _calibrate(steps: Plan, step: Step, given: Path, out: Path, store: Store) -> Mapping[str, Json]:
+def _calibrate(steps: Plan, step: Step, given: Path, out: Path, store: Store, registry: Registry) -> Mapping[str, Json]:
     size = (step.request.height, step.request.width)
     model = _model(step, given, store)
     batches = Batches(steps.images, size, model.spec.layout) if steps.images else None
@@ -63,16 +62,16 @@ def _calibrate(steps: Plan, step: Step, given: Path, out: Path, store: Store) ->
     return {"method": method, **batches.facts()}
 
 
-def _parity(steps: Plan, step: Step, given: Path, out: Path, store: Store) -> Mapping[str, Json]:
+def _parity(steps: Plan, step: Step, given: Path, out: Path, store: Store, registry: Registry) -> Mapping[str, Json]:
     model = _model(step, given, store)
-    spec = EngineSpec(model=model.spec, precision="fp32", builder=PARITY_BUILDER, tools=step.tools)
+    spec = EngineSpec(model=model.spec, precision="fp32", builder=step.identity.name, tools=step.tools)
     with step.stage.open(model.path, spec, step.stage.Options(), store.side_cache()) as session:
         facts = parity.check(session, given / "reference", step.options)
     (out / "parity.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     return facts
 
 
-def _build(steps: Plan, step: Step, given: Path, out: Path, store: Store) -> Mapping[str, Json]:
+def _build(steps: Plan, step: Step, given: Path, out: Path, store: Store, registry: Registry) -> Mapping[str, Json]:
     model = _model(step, given, store)
     _refuse_sizes(step.request, max(model.spec.strides, default=1))
     spec = step.stage.build(model, _calibration(given), step.request, step.options, out, store.side_cache())
@@ -88,11 +87,6 @@ def _build(steps: Plan, step: Step, given: Path, out: Path, store: Store) -> Map
         raise plugin_error(step, f"wrote a `{facts.name}` that does not hold a JSON object")
     facts.unlink(missing_ok=True)
     return {"size": engine.stat().st_size, **reported}
-
-
-def _reader(steps: Plan) -> Any:
-    """Return the stage of the parity check, which may be able to read an ONNX."""
-    return next((step.stage for step in steps.steps if step.kind == "parity"), None)
 
 
 def _refuse_sizes(request: BuildRequest, step: int) -> None:

@@ -20,7 +20,7 @@ from yolotrt_core.inference.letterbox import preprocess
 from yolotrt_core.media import images
 from yolotrt_core.store import code_digest
 from yolotrt_core.store.code_digest import core_digest
-from yolotrt_core.types import Json, Layout, Precision
+from yolotrt_core.types import Json, Layout
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 # The best of those measured on calibration images; figures and script in the calibrators' README.
-DEFAULT_CALIBRATOR: dict[Precision, str] = {"int8": "percentile", "fp8": "minmax"}
 DEFAULT_IMAGES = 128
 # Lost nothing measurable with two different choices of images (same README).
 ENOUGH_IMAGES = 64

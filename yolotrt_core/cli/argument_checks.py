@@ -50,7 +50,7 @@ def check_arguments(
     """Print a task's help on request; refuse unknown flags and misplaced arguments.
 
     Args:
-        broken: names the broken plugins that a name may belong to, see `Registry.broken_words`.
+        broken: names the broken plugins that a name may belong to, see `Registry.describe_broken`.
 
     Raises:
         invoke.Exit: after help; with exit code 1 and a suggestion for an invalid command line.

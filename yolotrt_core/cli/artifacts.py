@@ -23,8 +23,8 @@ from yolotrt_core.cli.stdio import results, show
 from yolotrt_core.cli.tables import print_table
 from yolotrt_core.cli.task_factory import Given, json_option, make_task
 from yolotrt_core.errors import ArtifactError, UsageError
-from yolotrt_core.files.atomic import refuse_unwritable
 from yolotrt_core.files.digest import sha256_of
+from yolotrt_core.files.paths import refuse_unwritable
 from yolotrt_core.inference.engine_file import export_file
 from yolotrt_core.plugin.options import option, resolve_settings
 from yolotrt_core.plugin.registry import Registry

@@ -205,7 +205,7 @@ def read_recipe(path: Path, registry: Registry) -> Mapping[str, Mapping[str, Any
     known = ["build", "detect", *CORE_OPTIONS, *sorted(names)]
     for name, table in recipe.items():
         if name not in known:
-            hint = "; ".join(filter(None, (nearest(name, known), registry.broken_words(name))))
+            hint = "; ".join(filter(None, (nearest(name, known), registry.describe_broken(name))))
             raise UsageError(f"unknown name `{name}` in the recipe `{path}`", hint=hint)
         if not isinstance(table, dict):
             raise UsageError(f"`{name}` in the recipe `{path}` is not a table", hint=f"write [{name}] above its keys")

@@ -34,7 +34,7 @@ from yolotrt_core.detection.output_names import Names, number_duplicates
 from yolotrt_core.detection.run import DetectionRun, Summary
 from yolotrt_core.errors import ArtifactError, UsageError
 from yolotrt_core.export.model_source import sample_path
-from yolotrt_core.files.atomic import refuse_unwritable
+from yolotrt_core.files.paths import refuse_unwritable
 from yolotrt_core.inference.frame_checks import refuse_selection
 from yolotrt_core.media import inputs
 from yolotrt_core.media.inputs import is_video, redact

@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 from yolotrt_core.api import Detector
 from yolotrt_core.build.settings import BuildSettings, resolve_model
-from yolotrt_core.calibration.images import DEFAULT_CALIBRATOR
 from yolotrt_core.cli.build_options import RecipeSettings, build_groups, build_settings, refuse_build_flags
 from yolotrt_core.cli.stdio import show
 from yolotrt_core.cli.tables import print_table
@@ -143,7 +142,7 @@ def _check_against(registry: Registry, settings: BuildSettings, asked: EvaluateS
             f"`--against {wanted}` needs a float32 model, but `{source.path.name}` is already {info.precision}",
             hint=f"build its float32 model with `--precision {wanted}`, and pass the engine file here",
         )
-    if wanted in DEFAULT_CALIBRATOR and settings.calib_data is None and settings.calibrator is None:
+    if registry.default_calibrator(wanted) and settings.calib_data is None and settings.calibrator is None:
         raise UsageError(
             f"`--against {wanted}` needs calibration images, but `--calib-data` was not given",
             hint="pass `--calib-data DIR`",

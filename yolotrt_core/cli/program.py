@@ -59,7 +59,7 @@ def namespace(arguments: Sequence[str] | None = None) -> invoke.Collection:
     top.add_collection(plugin_new.collection(registry))
     top.add_task(doctor.task(registry))
     given = argument_checks.own_arguments() if arguments is None else arguments
-    argument_checks.check_arguments(top, given, registry.broken_words)
+    argument_checks.check_arguments(top, given, registry.describe_broken)
     return top
 
 

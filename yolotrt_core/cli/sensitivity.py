@@ -9,7 +9,6 @@ from typing import Any
 
 from yolotrt_core.build.plan import plan_build
 from yolotrt_core.build.settings import AUTO, resolve
-from yolotrt_core.calibration.images import DEFAULT_CALIBRATOR
 from yolotrt_core.cli.build_options import RecipeSettings, build_groups, build_settings
 from yolotrt_core.cli.stdio import can_show, show
 from yolotrt_core.cli.tables import print_table
@@ -56,10 +55,10 @@ def _sensitivity(registry: Registry, given: Given) -> None:
     plot = asked.plot
     if plot is not None and plot.suffix not in (".svg", ".png", ".pdf"):
         raise UsageError(f"`--plot` expects a file with the suffix .svg, .png or .pdf, found `{plot.name}`")
-    usual = DEFAULT_CALIBRATOR.get(precision)
+    usual = registry.default_calibrator(precision)
     if usual is not None and settings.calib_data is None and settings.calibrator is None:
         raise UsageError(
-            f"calibrator `{usual}` needs images, but `--calib-data` was not given", hint="pass `--calib-data DIR`"
+            f"calibrator `{usual.name}` needs images, but `--calib-data` was not given", hint="pass `--calib-data DIR`"
         )
     store = open_store(asked.store)
     planned = plan_build(resolve(settings, registry), registry)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from yolotrt_core.build.executor import StepResult
-from yolotrt_core.build.settings import PARITY_BUILDER, BuildSettings, ResolvedBuild
+from yolotrt_core.build.settings import BuildSettings, ResolvedBuild
 from yolotrt_core.build.step import ENGINE_SPEC_FILE, SPEC_FILE, Output, Plan
 from yolotrt_core.calibration.images import digest_of_images
 from yolotrt_core.console.text import counted
@@ -27,11 +27,10 @@ from yolotrt_core.evaluation.evaluator import Evaluator
 from yolotrt_core.evaluation.predictions import predict
 from yolotrt_core.export.model_source import sample_path
 from yolotrt_core.inference.detector import Detector
-from yolotrt_core.plugin.dependencies import tool_versions
 from yolotrt_core.plugin.options import key_material, option
 from yolotrt_core.plugin.registered import Registered
 from yolotrt_core.plugin.registry import Registry
-from yolotrt_core.plugin.stages import ONNX_FILE
+from yolotrt_core.plugin.stages import ONNX_FILE, tool_versions
 from yolotrt_core.serialization import from_json
 from yolotrt_core.store import code_digest
 from yolotrt_core.store.action import Action
@@ -71,10 +70,16 @@ class GateResult:
     """
 
     passed: bool
-    text: str
     facts: Mapping[str, Json]
     key: str
     from_cache: bool
+
+    def __str__(self) -> str:
+        return self.text
+
+    @property
+    def text(self) -> str:
+        return _text(self.facts)
 
 
 def check_settings(settings: BuildSettings) -> None:
@@ -123,7 +128,7 @@ def validate(planned: Plan, results: Sequence[StepResult], *, store: Store, regi
     reference, typed = (_onnx_of(results, kind) for kind in ("parity", "builder"))
     if not options.check or reference is None or typed is None or planned.request.precision == "fp32":
         return None
-    runner = registry.usable("builder", PARITY_BUILDER)
+    runner = registry.reference_runtime()
     runnable = builder.stage.runnable().ok
     is_given = source_precision is not None and _same_onnx(reference, typed)
     if is_given and (not runnable or builder.name == runner.name):
@@ -138,7 +143,7 @@ def validate(planned: Plan, results: Sequence[StepResult], *, store: Store, regi
         _log.warning("accuracy gate skipped: no runtime on this machine supports %s", planned.request.precision)
         return None
     case = _Case(planned, build, reference, typed, runner, runnable, store, registry)
-    files, labelled, origin = _images(resolved, options, case.labels)
+    files, labelled, noun = _images(resolved, options, case.labels)
     limit = resolved.max_drop if resolved.max_drop is not None else DEFAULT_MAX_DROP
     action = Action(
         stage="gate",
@@ -166,6 +171,8 @@ def validate(planned: Plan, results: Sequence[StepResult], *, store: Store, regi
     )
 
     def make(folder: Path) -> Mapping[str, Json]:
+        origin = counted(len(files), noun) if noun else _BUNDLED
+        origin += " with labels" if labelled else ""
         facts = _by_map(case, labelled, limit) if labelled else _by_agreement(case, files, options)
         facts = {"pictures_from": origin, "ran": case.ran, "reference": case.compared_with, **facts}
         (folder / "out" / _RESULT_FILE).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
@@ -173,7 +180,7 @@ def validate(planned: Plan, results: Sequence[StepResult], *, store: Store, regi
 
     record, from_cache = store.obtain(action, make)
     facts = record.facts
-    return GateResult(bool(facts["passed"]), _text(facts), facts, record.key, from_cache)
+    return GateResult(bool(facts["passed"]), facts, record.key, from_cache)
 
 
 def refuse_failed(result: GateResult | None, precision: str, key: str) -> None:
@@ -185,7 +192,7 @@ def refuse_failed(result: GateResult | None, precision: str, key: str) -> None:
     if result is None:
         return
     if result.passed:
-        _log.info("gate      %s", result.text)
+        _log.info("gate      %s", result)
         if result.facts["reference"] != "fp32":
             _log.warning(
                 "accuracy gate compared with the %s, not with fp32; `evaluate` both models on labelled images",
@@ -309,18 +316,18 @@ def _same_onnx(one: StepResult, other: StepResult) -> bool:
 def _images(
     resolved: ResolvedBuild, options: GateOptions, labels: tuple[str, ...]
 ) -> tuple[list[Path], _Labelled | None, str]:
-    """Return the images to compare on, their labels if mAP decides, and their origin in one phrase."""
+    """Return the images to compare on, their labels if mAP decides, and what they are; empty: the bundled image."""
     if resolved.read_eval_data is not None:
         found = resolved.read_eval_data(labels)
         files = [p.path for p in found.images]
         if found.boxes:
-            return files, _Labelled(found, found.digest), f"{counted(len(files), 'evaluation image')} with labels"
+            return files, _Labelled(found, found.digest), "evaluation image"
         files = files[: options.images]
-        return files, None, counted(len(files), "evaluation image")
+        return files, None, "evaluation image"
     if resolved.calibration is not None:
         files = list(resolved.calibration.chosen.files[: options.images])
-        return files, None, counted(len(files), "calibration image")
-    return [sample_path()], None, _BUNDLED
+        return files, None, "calibration image"
+    return [sample_path()], None, ""
 
 
 def _by_map(case: _Case, labelled: _Labelled, limit: float) -> dict[str, Json]:

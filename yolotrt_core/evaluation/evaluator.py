@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from typing import Any
 
 from yolotrt_core.build.settings import BuildSettings, build_request, resolve_model
 from yolotrt_core.calibration.images import ImageDigests
@@ -16,7 +16,6 @@ from yolotrt_core.inference.detector import Detector
 from yolotrt_core.inference.rect_detector import RectDetector
 from yolotrt_core.plugin.registered import refuse_unavailable
 from yolotrt_core.plugin.registry import Registry
-from yolotrt_core.plugin.stages import SourceRunner, Stage
 from yolotrt_core.store.store import Store
 from yolotrt_core.types import Detections, EngineSpec, Selection
 
@@ -129,12 +128,12 @@ def open_framework(settings: BuildSettings, registry: Registry) -> Detector:
     exporter, source, info = resolve_model(settings, registry)
     refuse_unavailable(exporter, exporter.stage.available())
     request = build_request(replace(settings, precision="fp32"), source, replace(info, fixed_size=False))
-    if not isinstance(exporter.stage, SourceRunner):
+    if not exporter.stage.runs_sources:
         raise UsageError(
             f"exporter `{exporter.name}` cannot run models", hint="evaluate the fp32 ONNX: `--precision fp32`"
         )
     given = settings.options
-    options: Any = given.resolve(cast(Stage, exporter.stage).Options, exporter.name)
+    options: Any = given.resolve(exporter.stage.Options, exporter.name)
     session = exporter.stage.open_source(source, request, options)
     head = registry.postprocessor(session.spec.model.head)
     chosen = given.resolve(head.stage.Options, head.name)

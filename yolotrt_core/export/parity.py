@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-_TOLERANCE = 1e-4
+TOLERANCE = 1e-4
 # Other kernels, or other fused nodes, round a value of these types to its neighbour. Measured for YOLOv5n in fp16 are
 # 1.7e-4 at 160 pixels and 1.0e-4 at 640; allowed are four times what one rounding can be (2^-11, of bf16 2^-8).
 ROUNDED: dict[Precision, float] = {"fp16": 2e-3, "bf16": 1.6e-2}
@@ -33,11 +33,6 @@ class ParityOptions:
         "model that holds fp16 already",
         minimum=0.0,
     )
-
-    def of(self, precision: Precision | None) -> ParityOptions:
-        """Return them with a tolerance: what was given, else what fits the precision of the model itself."""
-        fitting = ROUNDED.get(precision, _TOLERANCE) if precision else _TOLERANCE
-        return self if self.tolerance is not None else replace(self, tolerance=fitting)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +100,7 @@ def check(session: Session, reference: Path, options: ParityOptions) -> Mapping[
     with np.load(reference, allow_pickle=False) as arrays:
         expected = {name: arrays[name] for name in arrays.files}
     images = expected.pop("images")
-    tolerance = _TOLERANCE if options.tolerance is None else options.tolerance
+    tolerance = TOLERANCE if options.tolerance is None else options.tolerance
     limit = max(tolerance, float(expected.pop("tolerance", tolerance)))
     differences = compare(expected, session.infer(images))
     worst = differences[0]

@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from yolotrt_core.errors import ArtifactError, os_error_reason
-
 
 @contextmanager
 def whole_file(target: Path) -> Iterator[Path]:
@@ -25,23 +23,6 @@ def whole_file(target: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # what failed before it is what matters
             partial.unlink(missing_ok=True)
-
-
-def refuse_unwritable(folder: Path) -> None:
-    """Check that files can be put into a folder, which need not exist yet; makes nothing.
-
-    Raises:
-        ArtifactError: something on its path is no folder, or must not be written to.
-    """
-    hint = "choose another folder with `--out`"
-    try:
-        place = next(p for p in (folder, *folder.absolute().parents) if p.exists() or p.is_symlink())
-        if not place.is_dir():
-            raise ArtifactError(f"cannot write to `{folder}`: `{place}` is not a folder", hint=hint)
-        if not os.access(place, os.W_OK | os.X_OK):
-            raise ArtifactError(f"cannot write to `{folder}`: `{place}` must not be written to", hint=hint)
-    except OSError as err:
-        raise ArtifactError(f"cannot write to `{folder}`: {os_error_reason(err)}", hint=hint) from err
 
 
 def write_whole(target: Path, content: bytes | str) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
-from yolotrt_core.errors import UsageError, os_error_reason
+from yolotrt_core.errors import ArtifactError, UsageError, os_error_reason
 
 
 def user_path(text: str | Path) -> Path:
@@ -55,3 +56,20 @@ def text_of(path: Path, what: str) -> str:
         raise UsageError(f"cannot read {what} `{path}`: {os_error_reason(err)}") from err
     except UnicodeDecodeError as err:
         raise UsageError(f"cannot read {what} `{path}`: byte {err.start} is no UTF-8") from err
+
+
+def refuse_unwritable(folder: Path) -> None:
+    """Check that files can be put into a folder, which need not exist yet; makes nothing.
+
+    Raises:
+        ArtifactError: something on its path is no folder, or must not be written to.
+    """
+    hint = "choose another folder with `--out`"
+    try:
+        place = next(p for p in (folder, *folder.absolute().parents) if p.exists() or p.is_symlink())
+        if not place.is_dir():
+            raise ArtifactError(f"cannot write to `{folder}`: `{place}` is not a folder", hint=hint)
+        if not os.access(place, os.W_OK | os.X_OK):
+            raise ArtifactError(f"cannot write to `{folder}`: `{place}` must not be written to", hint=hint)
+    except OSError as err:
+        raise ArtifactError(f"cannot write to `{folder}`: {os_error_reason(err)}", hint=hint) from err

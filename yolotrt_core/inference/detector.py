@@ -16,18 +16,10 @@ from yolotrt_core.inference.frame_checks import checked_frames, refuse_missing_f
 from yolotrt_core.inference.image_loader import decode_ahead
 from yolotrt_core.inference.letterbox import preprocess
 from yolotrt_core.media.frames import DeviceFrame, Frame
-from yolotrt_core.plugin.given_options import GivenOptions
+from yolotrt_core.plugin.options import GivenOptions
 from yolotrt_core.plugin.registered import Registered
 from yolotrt_core.plugin.registry import Registry
-from yolotrt_core.plugin.stages import (
-    DecodingSession,
-    DetectingSession,
-    DeviceDecoding,
-    DeviceProgram,
-    PageLockingSession,
-    Session,
-    TimedSession,
-)
+from yolotrt_core.plugin.stages import DeviceProgram, Session
 from yolotrt_core.store.store import Store
 from yolotrt_core.types import Detections, EngineSpec, Json, Selection, without_channels
 
@@ -63,8 +55,8 @@ class Detector:
         self._options = options
         self._batch, self._size = _limits(self.spec)
         stage = postprocessor.stage
-        self._device: tuple[DetectingSession, DeviceProgram] | None = None
-        if isinstance(session, DetectingSession) and isinstance(stage, DeviceDecoding):
+        self._device: tuple[Session, DeviceProgram] | None = None
+        if session.detects and stage.decodes_on_device:
             self._device = (session, stage.device_program(self.spec.model))
 
     @property
@@ -227,7 +219,7 @@ class Detector:
         Args:
             frames: as for `detect`, at most one batch.
         """
-        if self._device is None or not isinstance(self._session, TimedSession):
+        if self._device is None or not self._session.is_timed:
             return None
         return self._session.time_steps(frames, self._device[1], selection)
 
@@ -261,14 +253,14 @@ class Detector:
         Raises:
             StageError: the memory cannot be locked.
         """
-        if self._device is None or not isinstance(self._session, PageLockingSession):
+        if self._device is None or not self._session.locks_pages:
             return None
         return self._session.page_lock(memory)
 
     @property
     def decodes_files(self) -> bool:
         """Whether `decode` does anything here: image files decoded where the engine runs."""
-        return self._device is not None and isinstance(self._session, DecodingSession) and self._session.decodes_files
+        return self._device is not None and self._session.decodes_files
 
     def decode(self, files: Sequence[bytes]) -> Sequence[DeviceFrame | None]:
         """Decode contents of image files where the engine runs; `detect` and `stream` take the result as frames.
@@ -277,7 +269,7 @@ class Detector:
             None for each file to be read by OpenCV instead: not a JPEG, turned by its EXIF block, or broken.
         """
         session = self._session
-        return session.decode(files) if isinstance(session, DecodingSession) else [None] * len(files)
+        return session.decode(files) if session.decodes_files else [None] * len(files)
 
     def _detect_batch(self, frames: Sequence[NDArray[np.uint8]], selection: Selection) -> list[Detections]:
         import numpy as np

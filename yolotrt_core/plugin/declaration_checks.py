@@ -1,23 +1,24 @@
-"""What a stage declares about itself, checked once when it is registered, so that nothing later trips over it."""
+"""Checks of what a stage declares, done once when it is registered."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+import functools
+import types
+import typing
+from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any
 
 from yolotrt_core.errors import PluginError
-from yolotrt_core.plugin.call_guard import shown
-from yolotrt_core.plugin.registered import Kind
+from yolotrt_core.plugin.registered import Kind, shown
+from yolotrt_core.plugin.stages import Builder, Calibrator, Exporter, Pass, Postprocessor, Stage
 
-# What a stage of each kind must have beyond the attributes that all share.
-COMMON = ("name", "stage_version", "sources", "Options", "available", "fingerprint")
-MEMBERS: Mapping[Kind, tuple[str, ...]] = {
-    "exporter": ("export",),
-    "pass": ("order", "needs_calibration", "applies", "apply"),
-    "calibrator": ("calibrate",),
-    "builder": ("engine_file", "precisions", "priority", "runnable", "preflight", "build", "open"),
-    "postprocessor": ("heads", "decode"),
+BASES: Mapping[Kind, type[Stage]] = {
+    "exporter": Exporter,
+    "pass": Pass,
+    "calibrator": Calibrator,
+    "builder": Builder,
+    "postprocessor": Postprocessor,
 }
 # Recipe tables and flags of the commands, and the names of steps that the core itself puts into a plan.
 RESERVED = frozenset(
@@ -26,58 +27,60 @@ RESERVED = frozenset(
         *("parity", "plugin", "plugins", "sensitivity"),
     }
 )
-
-
-def _whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _texts(*kinds: type[Collection[Any]]) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, kinds) and all(isinstance(each, str) for each in value)
-
-
-def _file_name(value: Any) -> bool:
-    return isinstance(value, str) and PurePath(value).name == value != ""
-
-
-# Attributes that a stage of any kind may lack.
-_OPTIONAL = ("session_sources",)
-# Attribute to what it must be, in words, and the test for it; all other members are methods.
-_ATTRIBUTES: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
-    "name": ("a str", lambda value: isinstance(value, str)),
-    "stage_version": ("an int", _whole),
-    "sources": ("a tuple of module names", _texts(tuple, list)),
-    "session_sources": ("a tuple of module names", _texts(tuple, list)),
-    "Options": ("a class", lambda value: isinstance(value, type)),
-    "order": ("a number", _number),
-    "needs_calibration": ("True or False", lambda value: isinstance(value, bool)),
-    "engine_file": ("a plain file name", _file_name),
-    "precisions": ("a frozenset of str", _texts(frozenset, set, tuple, list)),
-    "priority": ("a number", _number),
-    "heads": ("a frozenset of str", _texts(frozenset, set, tuple, list)),
+# Type of an attribute to its description, and to what values are checked with.
+_TYPES: Mapping[Any, tuple[str, type | tuple[type, ...]]] = {
+    str: ("a str", str),
+    int: ("an int", int),
+    float: ("a number", (int, float)),
+    bool: ("True or False", bool),
+    type: ("a class", type),
+    tuple: ("a tuple of str", (tuple, list)),
+    frozenset: ("a frozenset of str", (frozenset, set, tuple, list)),
 }
 
 
 def refuse_misdeclared(kind: Kind, stage: Any) -> None:
-    """Refuse a stage that lacks a member of its kind, or declares one of another type.
+    """Refuse a stage that does not inherit from the class of its kind, lacks an attribute or has one of another type.
 
     Raises:
         PluginError: names the member, what was expected and what was found.
     """
+    base = BASES[kind]
     if isinstance(stage, type):
-        made = stage.__name__
-        raise PluginError(f"hook for kind `{kind}` returned the class `{made}`: an instance is expected, `{made}()`")
+        found = stage.__name__
+        raise PluginError(f"hook for kind `{kind}` returned the class `{found}`: an instance is expected, `{found}()`")
     name = getattr(stage, "name", type(stage).__name__)
-    members: Sequence[str] = (*COMMON, *MEMBERS[kind])
-    missing = [member for member in members if not hasattr(stage, member)]
+    if not isinstance(stage, base):
+        raise PluginError(
+            f"{kind} `{name}` does not inherit from `yolotrt_core.plugin.stages.{base.__name__}`, "
+            f"it is of class `{type(stage).__name__}`"
+        )
+    attributes = _attributes(base)
+    missing = [attribute for attribute in attributes if not hasattr(stage, attribute)]
     if missing:
-        raise PluginError(f"{kind} `{name}` lacks " + ", ".join(f"`{member}`" for member in missing))
-    for member in (*members, *(name for name in _OPTIONAL if hasattr(stage, name))):
-        words, fits = _ATTRIBUTES.get(member, ("a method", callable))
-        value = getattr(stage, member)
-        if not fits(value):
-            raise PluginError(f"`{member}` of {kind} `{name}` should be {words}, it is {shown(value)}")
+        raise PluginError(f"{kind} `{name}` lacks " + ", ".join(f"`{attribute}`" for attribute in missing))
+    for attribute, (hint, optional) in attributes.items():
+        value, (expected, classes) = getattr(stage, attribute), _TYPES[hint]
+        fits = isinstance(value, classes) and (hint is bool or not isinstance(value, bool))
+        if hint in (tuple, frozenset):
+            fits = fits and all(isinstance(each, str) for each in value)
+        if attribute == "engine_file" and fits and PurePath(value).name != value:
+            expected, fits = "a plain file name", False
+        if not fits and not (optional and value is None):
+            raise PluginError(f"`{attribute}` of {kind} `{name}` should be {expected}, it is {shown(value)}")
+    for method in (name for name in dir(base) if isinstance(getattr(base, name), types.FunctionType)):
+        if not callable(value := getattr(stage, method)):
+            raise PluginError(f"`{method}` of {kind} `{name}` should be a method, it is {shown(value)}")
+
+
+@functools.cache
+def _attributes(base: type[Stage]) -> Mapping[str, tuple[Any, bool]]:
+    """Return the attributes of a kind with their type and whether None is allowed."""
+    hints = {**typing.get_type_hints(base), "sources": tuple[str, ...]}
+    found = {}
+    for attribute, hint in hints.items():
+        parts = [part for part in typing.get_args(hint) if part is not types.NoneType]
+        optional = isinstance(hint, types.UnionType)
+        kind = parts[0] if optional else hint
+        found[attribute] = (typing.get_origin(kind) or kind, optional)
+    return found

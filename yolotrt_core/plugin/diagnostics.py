@@ -1,16 +1,15 @@
-"""Whether a stage answers all that a build asks before it runs one; for listings."""
+"""Health of stages for listings: every call that a build makes before it runs them."""
 
 from __future__ import annotations
 
 from yolotrt_core.errors import YolotrtError
-from yolotrt_core.plugin.call_guard import answering
-from yolotrt_core.plugin.registered import Registered
+from yolotrt_core.plugin.registered import Registered, answering
 from yolotrt_core.plugin.stages import Availability
 from yolotrt_core.types import PRECISIONS, BuildRequest
 
 
 def health(found: Registered) -> Availability:
-    """Say whether a stage can work here; what is wrong with its code is a reason too."""
+    """Return whether a stage works on this machine; a fault in its code is a reason too."""
     stage = found.stage
     try:
         with answering(f"{found.kind} `{found.name}` of `{found.dist}`", found.dist, "Options"):
@@ -30,7 +29,7 @@ def health(found: Registered) -> Availability:
 
 
 def runs_here(found: Registered) -> Availability:
-    """Say whether a builder's engines can run here; what is wrong with its code is a reason too."""
+    """Return whether a builder's engines run on this machine; a fault in its code is a reason too."""
     try:
         can: Availability = found.stage.runnable()
     except YolotrtError as err:

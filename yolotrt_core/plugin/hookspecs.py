@@ -53,9 +53,9 @@ def yolotrt_postprocessors() -> Sequence[Postprocessor]:  # type: ignore[empty-b
 def yolotrt_select_exporter(source: ModelSource) -> str | None:
     """Return the name of the exporter for this source, or None if it is not this plugin's.
 
-    Decide by a few bytes of the file (or by a folder's contents), never by its name alone. All plugins are asked. A
-    source that a built-in exporter claims too goes to that one, with a warning that names both; one that two others
-    claim is refused until `--exporter NAME` says which.
+    Decide by a few bytes of the file (or by a folder's contents), never by its name alone. Every plugin's hook
+    is called. A built-in exporter wins a source that a plugin claims too, with a warning that names both; a source that
+    two other plugins claim needs `--exporter NAME`.
     """
 
 

@@ -8,7 +8,7 @@ import hashlib
 import math
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -16,171 +16,22 @@ from typing import Any, Literal, TypeVar
 from yolotrt_core.console.text import nearest
 from yolotrt_core.errors import PluginError, UsageError, os_error_reason
 from yolotrt_core.files.paths import user_path
+from yolotrt_core.plugin.option_field import (
+    MANY as MANY,
+    METADATA,
+    Format as Format,
+    NoOptions as NoOptions,
+    OptionField as OptionField,
+    is_literal,
+    option as option,
+)
 from yolotrt_core.types import Json
 
 O = TypeVar("O")  # noqa: E741 - an options dataclass
 
-_METADATA = "yolotrt"
 _SCALARS = (bool, int, float, str, Path)
 _ON_OFF = {**dict.fromkeys(("on", "true", "yes", "1"), True), **dict.fromkeys(("off", "false", "no", "0"), False)}
 _MAXIMUM = 2**63 - 1  # of a whole number: what stages pass it on to holds 64 bits
-MANY = 999_999_999  # maximum of a count, larger than any sensible one: help and errors do not name it
-_TYPES: Mapping[Any, tuple[str, str]] = {
-    int: ("INT", "a whole number"),
-    float: ("FLOAT", "a number"),
-    str: ("TEXT", "a text"),
-    Path: ("FILE", "a path"),
-}
-_WIDEST_CHOICES = 16  # characters of choices that help shows in place of a type
-
-
-@dataclass(frozen=True, slots=True)
-class Format:
-    """The notation of a value that is neither of a plain type nor one of several choices.
-
-    Attributes:
-        metavar: its placeholder in help. expects: its description in errors.
-        read: converts the text of a flag or the value of a recipe; raises ValueError.
-        hint: what else an error says.
-    """
-
-    metavar: str
-    expects: str
-    read: Callable[[Any], Any]
-    hint: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class OptionField:
-    """One option as users meet it.
-
-    Attributes:
-        attribute: field of the dataclass. name: recipe key. flag: e.g. `--tensorrt-workspace`.
-        type: one of bool, int, float, str, Path, a Literal of strings or a Format; `optional` where
-            None is allowed too. default: of the field.
-        others: as declared, see `option`.
-    """
-
-    attribute: str
-    name: str
-    flag: str
-    type: Any
-    optional: bool
-    default: Any
-    help: str
-    unit: str | None = None
-    minimum: float | None = None
-    maximum: float | None = None
-    in_key: bool = True
-    in_recipe: bool = True
-    common: bool = False
-    switch: bool = False
-    repeatable: bool = False
-    positional: bool = False
-    group: str | None = None
-    metavar: str | None = None
-    default_text: str | None = None
-
-    @property
-    def argument(self) -> str:
-        """The flag as a Python name."""
-        return self.flag.removeprefix("--").replace("-", "_")
-
-    @property
-    def choices(self) -> tuple[str, ...]:
-        """The allowed values of a Literal, of a bool `on` and `off`, else empty."""
-        if _is_literal(self.type):
-            return typing.get_args(self.type)
-        return ("on", "off") if self.type is bool else ()
-
-    @property
-    def expects(self) -> str:
-        """Description of a valid value, for an error."""
-        if isinstance(self.type, Format):
-            return self.type.expects
-        if self.choices:
-            *others, last = (f"`{c}`" for c in self.choices)
-            return f"{', '.join(others)} or {last}" if others else last
-        named = (("at least", self.minimum), ("at most", None if self.maximum == MANY else self.maximum))
-        bounds = [f"{words} {bound:.12g}" for words, bound in named if bound is not None]
-        unit = f" of {self.unit}" if self.unit else ""
-        return _TYPES[self.type][1] + unit + (", " + " and ".join(bounds) if bounds else "")
-
-    @property
-    def usage(self) -> str:
-        """The flag with the type of its value, e.g. `--tensorrt-workspace INT`."""
-        if self.positional:
-            return self.metavar or self.name.upper()
-        if self.switch:
-            return self.flag
-        listed = "|".join(self.choices)
-        shown = listed if listed and len(listed) <= _WIDEST_CHOICES else "NAME"
-        if not self.choices:
-            shown = self.type.metavar if isinstance(self.type, Format) else _TYPES[self.type][0]
-        return f"{self.flag} {self.metavar or shown}"
-
-    @property
-    def shown_default(self) -> str:
-        """The default as a user would write it."""
-        if self.default_text is not None or self.default is None:
-            return self.default_text or "automatic"
-        if isinstance(self.default, bool):
-            return "on" if self.default else "off"
-        return f"{self.default} {self.unit}" if self.unit else str(self.default)
-
-    @property
-    def description(self) -> str:
-        """Help text with unit, default, and the choices that `usage` does not show."""
-        if self.positional or self.switch:
-            return self.help
-        listed = "|".join(self.choices)
-        choices = f"{listed}; " if len(listed) > _WIDEST_CHOICES else ""
-        in_unit = f", in {self.unit}" if self.unit and self.default is None else ""
-        return f"{self.help}{in_unit} ({choices}default: {self.shown_default})"
-
-
-def option(
-    default: Any,
-    *,
-    help: str,
-    unit: str | None = None,
-    minimum: float | None = None,
-    maximum: float | None = None,
-    in_key: bool = True,
-    in_recipe: bool = True,
-    common: bool = False,
-    switch: bool = False,
-    repeatable: bool = False,
-    positional: bool = False,
-    group: str | None = None,
-    name: str | None = None,
-    metavar: str | None = None,
-    default_text: str | None = None,
-    format: Format | None = None,
-) -> Any:
-    """Declare one field of an options dataclass of a stage, or of the settings of a command.
-
-    Args:
-        default: value when neither flag nor recipe gives one; its type must fit the annotation.
-        help: one line for `--help`; required.
-        unit: unit of a number, shown in help, e.g. "MiB".
-        minimum, maximum: inclusive bounds of a number.
-        in_key: False only for what cannot change a single byte of the stage's output.
-        in_recipe: False for what a recipe cannot set. common: whether the first screen of help shows it.
-        switch: the flag takes no value. repeatable: it may be given several times; the value is a tuple.
-        positional: has no flag. group: title in help other than the one of the whole dataclass.
-        name: recipe key and flag other than the field's name.
-        metavar: placeholder of the value in help, e.g. "DIR", other than the one made from the type.
-        default_text: the default in help, where `default` alone does not explain it.
-        format: how the value is written if its type is another than those of `OptionField.type`.
-    """
-    declared = dict(locals())
-    return dataclasses.field(default=declared.pop("default"), metadata={_METADATA: declared})
-
-
-@dataclass(frozen=True, slots=True)
-class NoOptions:
-    """Options of a stage that has none."""
 
 
 def option_fields(options: type, prefix: str) -> tuple[OptionField, ...]:
@@ -197,7 +48,7 @@ def option_fields(options: type, prefix: str) -> tuple[OptionField, ...]:
     if not dataclasses.is_dataclass(options) or not options.__dataclass_params__.frozen:  # type: ignore[attr-defined]
         raise PluginError(f"{where} are not a frozen dataclass")
     for field in dataclasses.fields(options):
-        if not field.metadata.get(_METADATA, {}).get("help"):
+        if not field.metadata.get(METADATA, {}).get("help"):
             raise PluginError(f"field `{field.name}` of {where} is not declared with `option(default, help=...)`")
     return _declared(options, where, f"{prefix}-")
 
@@ -212,12 +63,12 @@ def _declared(options: type, where: str, prefix: str) -> tuple[OptionField, ...]
     hints = typing.get_type_hints(options)
     found = []
     for field in dataclasses.fields(options):
-        if _METADATA not in field.metadata:
+        if METADATA not in field.metadata:
             continue
-        declared = dict(field.metadata[_METADATA])
+        declared = dict(field.metadata[METADATA])
         format, name = declared.pop("format"), declared.pop("name") or field.name
         kind, optional = (format, True) if format else _plain_type(hints[field.name])
-        are_texts = _is_literal(kind) and all(isinstance(a, str) for a in typing.get_args(kind))
+        are_texts = is_literal(kind) and all(isinstance(a, str) for a in typing.get_args(kind))
         if kind not in _SCALARS and not are_texts and not format:
             raise PluginError(
                 f"field `{field.name}` of {where} has type `{hints[field.name]}`",
@@ -396,10 +247,6 @@ def refuse_unknown(given: Mapping[str, Any], known: Sequence[str], where: str) -
             raise UsageError(f"unknown name `{name}` {where}", hint=nearest(name, known))
 
 
-def _is_literal(kind: Any) -> bool:
-    return typing.get_origin(kind) is Literal
-
-
 def _plain_type(hint: Any) -> tuple[Any, bool]:
     """Split `T | None` into T and True; several Literals become one, and what may be a Path is a text."""
     if typing.get_origin(hint) not in (typing.Union, types.UnionType):
@@ -408,6 +255,17 @@ def _plain_type(hint: Any) -> tuple[Any, bool]:
     optional = len(parts) < len(typing.get_args(hint))
     if len(parts) == 1:
         return parts[0], optional
-    if all(map(_is_literal, parts)):
+    if all(map(is_literal, parts)):
         return Literal[tuple(a for p in parts for a in typing.get_args(p))], optional
     return (str, optional) if set(parts) == {str, Path} else (hint, False)
+
+
+@dataclass(frozen=True, slots=True)
+class GivenOptions:
+    """Stage options as the user gave them: `flags[stage][field]` text, `recipe[stage][field]`."""
+
+    flags: Mapping[str, Mapping[str, str | None]] = dataclasses.field(default_factory=dict)
+    recipe: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+
+    def resolve(self, cls: type, prefix: str) -> Any:
+        return resolve(cls, prefix, self.flags.get(prefix), self.recipe.get(prefix))

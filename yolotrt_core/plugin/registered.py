@@ -1,14 +1,15 @@
-"""A stage with the plugin it comes from, and a plugin that cannot be used."""
+"""Registered stages: the plugin a stage comes from, guarded calls of its code, and its cache-key material."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from yolotrt_core.errors import PluginError
+from yolotrt_core.errors import PluginError, YolotrtError
 from yolotrt_core.plugin.options import OptionField, key_material
-from yolotrt_core.plugin.stages import Availability, PlacedBuilder
+from yolotrt_core.plugin.stages import Availability
 from yolotrt_core.serialization import to_json
 from yolotrt_core.store.action import PluginIdentity
 from yolotrt_core.store.code_digest import code_digest
@@ -18,6 +19,72 @@ Kind = Literal["exporter", "pass", "calibrator", "builder", "postprocessor"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 OWN_DIST = "yolotrt-core"
+# The executor reports failures of these with the stage's log; a stream raises also what the caller's frames raise.
+_UNGUARDED = frozenset({"export", "apply", "calibrate", "build", "layers", "stream"})
+
+
+@contextlib.contextmanager
+def answering(owner: str, dist: str, member: str) -> Iterator[None]:
+    """Turn an unexpected exception of a plugin's code in the block into a PluginError.
+
+    Args:
+        owner: as in ``builder `mine` of `yolotrt-mine```. member: what was called.
+
+    Raises:
+        PluginError: names owner and member. yolotrt's own errors, an interrupt, a lack of memory and a closed output
+            pass as they are.
+    """
+    try:
+        yield
+    except (YolotrtError, MemoryError, BrokenPipeError):
+        raise
+    except (Exception, SystemExit) as err:  # a plugin's code may fail in any way
+        text = " ".join(str(err).split())[:300]
+        raise PluginError(
+            f"`{member}` of {owner} failed with {type(err).__name__}" + (f": {text}" if text else ""),
+            hint=f"this is a fault of the plugin: report it to the authors of `{dist}`",
+        ) from err
+
+
+class Guarded:
+    """A proxy of a stage, or of a session that it opened, whose methods fail with a PluginError only; see `answering`.
+
+    Sessions of this project's own stages are not wrapped.
+    """
+
+    def __init__(self, target: Any, owner: str, dist: str) -> None:
+        self._target, self._owner, self._dist = target, owner, dist
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        member = getattr(self._target, name)
+        if not callable(member) or isinstance(member, type) or name in _UNGUARDED:
+            return member
+
+        def call(*given: Any, **named: Any) -> Any:
+            with answering(self._owner, self._dist, name):
+                answer = member(*given, **named)
+            if name in ("open", "open_source") and self._dist != OWN_DIST:
+                return Guarded(answer, f"the session of {self._owner}", self._dist)
+            return answer
+
+        return call
+
+    def __enter__(self) -> Any:
+        self._target.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._target.__exit__(*error)
+
+
+def shown(value: Any) -> str:
+    """Return a value as an error names it: its type, and itself where that is short."""
+    if isinstance(value, type):
+        return f"the class `{value.__name__}`"
+    text = repr(value)
+    return f"{type(value).__name__} `{text}`" if len(text) <= 60 else f"{type(value).__name__}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +102,7 @@ class Registered:
     """One stage and the distribution that brought it.
 
     Attributes:
-        stage: the plugin's object behind a guard, see `yolotrt_core.plugin.call_guard`. plugin: its entry point.
+        stage: the plugin's object, `Guarded`. plugin: its entry point.
     """
 
     kind: Kind
@@ -48,6 +115,11 @@ class Registered:
     @property
     def name(self) -> str:
         return str(self.stage.name)
+
+    @property
+    def is_own(self) -> bool:
+        """Whether it is one of this project's own stages."""
+        return self.dist == OWN_DIST
 
     @property
     def identity(self) -> PluginIdentity:
@@ -69,8 +141,8 @@ class Registered:
 
     @property
     def session_sources(self) -> tuple[str, ...]:
-        """What the stage names as running what it opens, see `stages.SessionSources`."""
-        return tuple(getattr(self.stage, "session_sources", self.stage.sources))
+        """The code that runs what the stage opens; see `stages.Stage`."""
+        return tuple(self.stage.session_sources or self.stage.sources)
 
     def identity_of(self, sources: Sequence[str]) -> PluginIdentity:
         """Return the stage's identity with the text of these sources."""
@@ -102,7 +174,7 @@ class Registered:
             "code": to_json(self.session_identity),
             "options": dict(key_material(options, self.name, every=timed)),
             "tools": dict(self.stage.fingerprint(options)),
-            "place": dict(self.stage.place(options)) if isinstance(self.stage, PlacedBuilder) else {},
+            "place": dict(self.stage.place(options)) if self.kind == "builder" else {},
         }
 
 
@@ -122,9 +194,9 @@ def refuse_unavailable(found: Registered, can: Availability) -> None:
     if can.ok:
         return
     hints, whose = [can.install] if can.install else [], ""
-    if found.dist != OWN_DIST:
+    if not found.is_own:
         whose = f" of `{found.dist}`"
-        if found.kind == "pass":  # nobody asked for it by name
+        if found.kind == "pass":  # it runs without being named
             hints.append(f"`pip uninstall {found.dist}` builds without it")
     raise PluginError(
         f"{found.kind} `{found.name}`{whose} cannot be used here: {can.reason}", hint="; ".join(hints) or None

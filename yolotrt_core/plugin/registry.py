@@ -1,4 +1,4 @@
-"""Finds plugins, keeps their stages by kind and name, and says what is wrong with the broken ones.
+"""Registry of plugins: their stages by kind and name, and the broken ones with their errors.
 
 A plugin is loaded in its own `try`: one that cannot be used is listed with its error, and only a
 build that asks for one of its stages fails.
@@ -21,12 +21,22 @@ import pluggy
 from yolotrt_core.console.text import nearest
 from yolotrt_core.errors import PluginError, UsageError, YolotrtError
 from yolotrt_core.plugin import hookspecs
-from yolotrt_core.plugin.call_guard import answering, guarded, shown
 from yolotrt_core.plugin.declaration_checks import RESERVED, refuse_misdeclared
 from yolotrt_core.plugin.options import option_fields
-from yolotrt_core.plugin.registered import KINDS, OWN_DIST, Broken, Kind, PluginSource, Registered, refuse_unavailable
+from yolotrt_core.plugin.registered import (
+    KINDS,
+    OWN_DIST,
+    Broken,
+    Guarded,
+    Kind,
+    PluginSource,
+    Registered,
+    answering,
+    refuse_unavailable,
+    shown,
+)
 from yolotrt_core.plugin.stages import Availability
-from yolotrt_core.types import ModelSource
+from yolotrt_core.types import ModelSource, Precision
 
 _log = logging.getLogger(__name__)
 
@@ -41,8 +51,8 @@ class Registry:
     stages: dict[Kind, dict[str, Registered]] = field(default_factory=lambda: {kind: {} for kind in KINDS})
     broken: list[Broken] = field(default_factory=list)
     reserved_flags: frozenset[str] = frozenset()
-    _told: set[str] = field(default_factory=set)
-    _contested: set[str] = field(default_factory=set)  # names of stages that nobody got
+    _warned: set[str] = field(default_factory=set)
+    _contested: set[str] = field(default_factory=set)  # names of stages that two distributions claim
 
     @classmethod
     def discover(cls, reserved_flags: Iterable[str] = ()) -> Registry:
@@ -80,15 +90,15 @@ class Registry:
         """Return the stage of this kind and name.
 
         Raises:
-            PluginError: there is none, with the nearest names; or it belongs to a broken plugin,
-                whose error is told.
+            PluginError: it does not exist, with the nearest names; or it belongs to a broken plugin,
+                with the plugin's error.
         """
         for broken in self.broken:
             if (kind, name) in broken.stages and name not in self.stages[kind]:
                 raise PluginError(f"{kind} `{name}` of `{broken.dist}` cannot be used: {broken.error}")
         found = self.stages[kind].get(name)
         if found is None:
-            hint = "; ".join(filter(None, (nearest(name, list(self.stages[kind])), self.broken_words())))
+            hint = "; ".join(filter(None, (nearest(name, list(self.stages[kind])), self.describe_broken())))
             raise PluginError(f"there is no {kind} named `{name}`", hint=hint)
         return found
 
@@ -102,7 +112,7 @@ class Registry:
         refuse_unavailable(found, found.stage.available())
         return found
 
-    def broken_words(self, name: str | None = None) -> str:
+    def describe_broken(self, name: str | None = None) -> str:
         """Name the broken plugins with their reasons; empty if there are none.
 
         Args:
@@ -116,26 +126,22 @@ class Registry:
         return f"it belongs to the broken plugin {listed}" if owners else f"broken plugins: {listed}"
 
     def able(self, found: Registered, *, to_run: bool = False) -> Availability:
-        """Say whether a stage that may not be needed can work here, and if asked, run; a fault of it is a reason."""
+        """Return whether a stage that may not be needed works, and with `to_run` runs; a fault in it is a reason."""
         try:
             can: Availability = found.stage.available()
             return found.stage.runnable() if can.ok and to_run else can
         except YolotrtError as err:
-            self.pass_over(found, err)
+            self.warn_of_skipped(found, err)
             return Availability(False, err.message)
 
-    def is_own(self, found: Registered) -> bool:
-        """Say whether a stage is one of this project's own."""
-        return found.dist == OWN_DIST
-
-    def pass_over(self, found: Registered, err: YolotrtError) -> None:
-        """Warn, once, that a stage is left out where it is not needed."""
-        self.warn_once(f"{found.kind} `{found.name}` of `{found.dist}` is passed over: {err.message}")
+    def warn_of_skipped(self, found: Registered, err: YolotrtError) -> None:
+        """Warn, once, that a stage is skipped where it is not needed."""
+        self.warn_once(f"{found.kind} `{found.name}` of `{found.dist}` is skipped: {err.message}")
 
     def warn_once(self, text: str) -> None:
-        """Warn, unless the same was said before."""
-        if text not in self._told:
-            self._told.add(text)
+        """Warn, unless the same warning was given before."""
+        if text not in self._warned:
+            self._warned.add(text)
             _log.warning("%s", text)
 
     def passes(self) -> list[Registered]:
@@ -147,10 +153,10 @@ class Registry:
         return sorted(self.stages["builder"].values(), key=lambda r: (-r.stage.priority, r.name))
 
     def default_builder(self, *, to_run: bool) -> Registered:
-        """Return the preferred builder that can build here and, if asked, run its engines here.
+        """Return the preferred builder that builds and, with `to_run`, runs engines on this machine.
 
         Raises:
-            PluginError: none can; every builder's reason is told.
+            PluginError: none does, with every builder's reason.
         """
         reasons: list[str] = []
         for candidate in self.builders():
@@ -162,6 +168,21 @@ class Registry:
             reasons.append(f"`{candidate.name}`: {can.reason}" + (f" ({can.install})" if can.install else ""))
         wanted = "run" if to_run else "build"
         raise PluginError(f"no builder can {wanted} an engine here", hint="; ".join(reasons) or "no builder installed")
+
+    def reference_runtime(self) -> Registered:
+        """Return the builder whose sessions run plain ONNX, to check exports and compare engines with.
+
+        Raises:
+            PluginError: none is installed, or it lacks its tools.
+        """
+        for found in self.stages["builder"].values():
+            if found.stage.is_reference_runtime:
+                return self.usable("builder", found.name)
+        raise PluginError("no builder is a reference runtime", hint=self.describe_broken() or "see `plugins`")
+
+    def default_calibrator(self, precision: Precision | str) -> Registered | None:
+        """Return the calibrator of a precision where the user names none."""
+        return next((r for r in self.stages["calibrator"].values() if precision in r.stage.default_for), None)
 
     def select_exporter(self, source: ModelSource) -> Registered:
         """Return the exporter that plugins claim this source for.
@@ -187,8 +208,8 @@ class Registry:
         if not claims and faults:
             raise faults[0]
         for fault in faults:
-            self.warn_once(f"{fault.message}; it is passed over")
-        own = [found for found in claims.values() if self.is_own(found)]
+            self.warn_once(f"{fault.message}; it is skipped")
+        own = [found for found in claims.values() if found.is_own]
         others = [found for found in claims.values() if found not in own]
         if others and len(claims) > 1:
             both = " and ".join(f"`{found.name}` of `{found.dist}`" for found in (*own, *others))
@@ -205,19 +226,19 @@ class Registry:
             known = ", ".join(f"`{n}`" for n in sorted(self.stages["exporter"])) or "none"
             raise UsageError(
                 f"`{source.path}` is not a model that an installed exporter can read",
-                hint=f"exporters here: {known}; force one with `--exporter NAME`",
+                hint=f"installed exporters: {known}; force one with `--exporter NAME`",
             )
         return next(iter((*own, *others)))
 
     def _named_exporter(self, plugin: str, answer: Any) -> Registered:
         """Return the exporter that a plugin's `yolotrt_select_exporter` named."""
-        told = f"plugin {plugin} chose {shown(answer)} in `yolotrt_select_exporter`"
+        chose = f"plugin {plugin} chose {shown(answer)} in `yolotrt_select_exporter`"
         if not isinstance(answer, str):
-            raise PluginError(f"{told}; the name of an exporter or None is expected")
+            raise PluginError(f"{chose}; the name of an exporter or None is expected")
         try:
             return self.get("exporter", answer)
         except PluginError as err:
-            raise PluginError(f"{told}: {err.message}", hint=err.hint) from err
+            raise PluginError(f"{chose}: {err.message}", hint=err.hint) from err
 
     def postprocessor(self, head: str) -> Registered:
         """Return the postprocessor that decodes this head.
@@ -225,13 +246,17 @@ class Registry:
         Raises:
             PluginError: no installed plugin does.
         """
-        for candidate in self.stages["postprocessor"].values():
-            if head in candidate.stage.heads:
-                return candidate
-        raise PluginError(f"no installed postprocessor decodes the head `{head}`", hint="see `plugins`")
+        found = self.find_postprocessor(head)
+        if found is None:
+            raise PluginError(f"no installed postprocessor decodes the head `{head}`", hint="see `plugins`")
+        return found
+
+    def find_postprocessor(self, head: str) -> Registered | None:
+        """Return the postprocessor that decodes this head, or None."""
+        return next((r for r in self.stages["postprocessor"].values() if head in r.stage.heads), None)
 
     def notify(self, hook: str, **given: Any) -> None:
-        """Call a hook of every plugin that has it; a plugin that fails in it is told of and passed over."""
+        """Call a hook of every plugin that has it; a plugin that fails in it is skipped with a warning."""
         for _ in self._ask(hook, **given):
             pass
 
@@ -247,7 +272,7 @@ class Registry:
         return wanted
 
     def _ask(self, hook: str, **given: Any) -> Iterator[tuple[str, Any]]:
-        """Yield each plugin, in words, and what its hook answers; the plugin loaded last first."""
+        """Yield each plugin's description and its hook's result; the plugin loaded last first."""
         for impl in reversed(getattr(self.manager.hook, hook).get_hookimpls()):
             dist, _, name = impl.plugin_name.partition(":")
             plugin = f"`{name}` of `{dist}`"
@@ -255,8 +280,8 @@ class Registry:
                 answer = impl.function(*(given[name] for name in impl.argnames))
             except YolotrtError:
                 raise
-            except (Exception, SystemExit) as err:  # noqa: BLE001 - another's code may fail in any way
-                _log.warning("plugin %s is passed over: `%s` failed: %s: %s", plugin, hook, type(err).__name__, err)
+            except (Exception, SystemExit) as err:  # noqa: BLE001 - a plugin's code may fail in any way
+                _log.warning("plugin %s is skipped: `%s` failed: %s: %s", plugin, hook, type(err).__name__, err)
                 continue
             yield plugin, answer
 
@@ -266,7 +291,7 @@ class Registry:
 
         try:
             module = source.load()
-        except (Exception, SystemExit) as err:  # noqa: BLE001 - another's code may fail in any way at import
+        except (Exception, SystemExit) as err:  # noqa: BLE001 - a plugin's code may fail in any way at import
             return fail(f"import failed: {type(err).__name__}: {err}")
         version = getattr(module, "YOLOTRT_API", None)
         if version is not None and type(version) is not int:
@@ -288,7 +313,7 @@ class Registry:
         for kind in KINDS:
             try:
                 stages = self._collect(kind, module)
-            except (Exception, SystemExit) as err:  # noqa: BLE001 - another's code may fail in any way
+            except (Exception, SystemExit) as err:  # noqa: BLE001 - a plugin's code may fail in any way
                 fail(f"hook for kind `{kind}` failed: {type(err).__name__}: {err}")
                 continue
             for stage in stages:
@@ -309,8 +334,8 @@ class Registry:
         return found
 
     def _add(self, kind: Kind, stage: Any, source: PluginSource) -> None:
-        told = getattr(stage, "name", None)
-        name = told if isinstance(told, str) else type(stage).__name__
+        declared = getattr(stage, "name", None)
+        name = declared if isinstance(declared, str) else type(stage).__name__
 
         def fail(error: str) -> None:
             self.broken.append(Broken(source.name, source.dist, source.version, error, ((kind, name),)))
@@ -328,7 +353,7 @@ class Registry:
             return fail(f"`{name}` is a name of `{OWN_DIST}` itself, and {owner} cannot have it too")
         rivals = [named[name] for named in self.stages.values() if name in named]
         if name in self._contested:
-            return fail(f"{kind} `{name}` of `{source.dist}` has a name that others contend for already")
+            return fail(f"{kind} `{name}` of `{source.dist}` has a name that other distributions claim already")
         if rivals:  # flags and recipe tables are by name, whatever the kind
             return self._refuse_both(kind, name, source, rivals[0])
         taken = {f.flag: r.dist for stages in self.stages.values() for r in stages.values() for f in r.options}
@@ -336,8 +361,8 @@ class Registry:
             if option.flag in taken or option.flag in self.reserved_flags:
                 owner = taken.get(option.flag, OWN_DIST)
                 return fail(f"flag `{option.flag}` is claimed by both `{owner}` and `{source.dist}`")
-        behind = guarded(stage, owner, source.dist, wrap_sessions=source.dist != OWN_DIST)
-        self.stages[kind][name] = Registered(kind, behind, source.name, source.dist, source.version, options)
+        guarded = Guarded(stage, owner, source.dist)
+        self.stages[kind][name] = Registered(kind, guarded, source.name, source.dist, source.version, options)
         return None
 
     def _refuse_both(self, kind: Kind, name: str, source: PluginSource, rival: Registered) -> None:
@@ -348,7 +373,7 @@ class Registry:
                 f"{rival.kind} `{name}` of `{rival.dist}` and {kind} `{name}` of `{source.dist}` "
                 "cannot share a name: it starts their flags and names their recipe table"
             )
-        if rival.dist != OWN_DIST:  # neither has a better claim, so neither may be taken for the other
+        if not rival.is_own:  # neither has a better claim, so neither may be taken for the other
             del self.stages[rival.kind][name]
             self._contested.add(name)
             self.broken.append(Broken(rival.plugin, rival.dist, rival.version, error, ((rival.kind, name),)))

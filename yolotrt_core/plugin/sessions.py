@@ -1,11 +1,12 @@
-"""What an open engine offers: from network inputs to raw output, and on a GPU from host frames to boxes."""
+"""Sessions: open engines, from network inputs to raw output, and on a GPU from host frames to boxes."""
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, Any, Self
 
 from yolotrt_core.types import Detections, EngineSpec, Selection
 
@@ -16,12 +17,51 @@ if TYPE_CHECKING:
     from yolotrt_core.media.frames import DeviceFrame, Frame
 
 
-class Session(Protocol):
-    """An engine ready to run; a context manager that frees it."""
+@dataclass(frozen=True, slots=True)
+class DeviceProgram:
+    """GPU code that decodes a head's raw output in device memory.
+
+    Attributes:
+        output: name of the raw output tensor, (B, rows, columns).
+        classes: number of classes.
+        source: CUDA C++ without includes that defines `struct Head`, the device twin of the
+            postprocessor's `decode`. What it may use and must define is stated in the runner's
+            `yolotrt_tensorrt/cuda/kernels/`: prelude.cuh and suppress.cu.
+    """
+
+    output: str
+    classes: int
+    source: str
+
+
+class Session(abc.ABC):
+    """An engine ready to run; a context manager that frees it.
+
+    A session that sets one of the capabilities implements the methods that need it. Frames are uint8 (H, W, 3) in BGR
+    of any sizes, `Nv12Frame`, or what `decode` returned. Any number of threads may call a session that `detects`.
+
+    Attributes:
+        spec: the engine's spec.
+        detects: capability: `detect`, `stream`, `pinned_frames` and `pinned_copy` work.
+        locks_pages: capability: `page_lock` works. is_timed: capability: `time_engine` and `time_steps` work.
+        decodes_files: capability: `decode` works.
+        graph: how the engine is launched: by a CUDA graph (`capture`, `library`) or `none`; None off a GPU.
+    """
+
+    spec: EngineSpec
+    detects: bool = False
+    locks_pages: bool = False
+    is_timed: bool = False
 
     @property
-    def spec(self) -> EngineSpec: ...
+    def decodes_files(self) -> bool:
+        return False
 
+    @property
+    def graph(self) -> str | None:
+        return None
+
+    @abc.abstractmethod
     def infer(self, images: NDArray[np.float32]) -> Mapping[str, NDArray[Any]]:
         """Run one batch.
 
@@ -33,100 +73,58 @@ class Session(Protocol):
             Output name to array, float32 (or the engine's own float type widened to it).
 
         Raises:
-            UsageError: another shape or dtype, saying what the engine accepts.
+            UsageError: another shape or dtype; states what the engine accepts.
         """
 
-    def close(self) -> None: ...
+    def close(self) -> None:  # noqa: B027 - a session without resources of its own needs none
+        """Free the engine; more than one call is allowed."""
 
-    def __enter__(self) -> Self: ...
+    def __enter__(self) -> Self:
+        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class DeviceProgram:
-    """How a GPU reads a head's raw output where it lies, for runners that decode without the CPU.
-
-    Attributes:
-        output: name of the raw output tensor, (B, rows, columns).
-        classes: how many class ids there are.
-        source: CUDA C++ without includes that defines `struct Head`, the device twin of the
-            postprocessor's `decode`. What it may use and must define is stated in the runner's
-            `yolotrt_tensorrt/cuda/kernels/`: prelude.cuh and suppress.cu.
-    """
-
-    output: str
-    classes: int
-    source: str
-
-
-@runtime_checkable
-class DetectingSession(Protocol):
-    """What a session may offer beside `Session`: host frames to boxes without a stop on the way.
-
-    Frames are uint8 (H, W, 3) in BGR of any sizes, or `Nv12Frame`; or what the session's own `DecodingSession.decode`
-    returned.
-    Any number of threads may call one session at once.
-    """
+    ) -> None:
+        self.close()
 
     def detect(self, frames: Sequence[Frame], program: DeviceProgram, selection: Selection) -> list[Detections]:
         """Return what `infer` and the program's postprocessor would, one Detections per frame."""
+        raise NotImplementedError
 
     def stream(self, frames: Iterable[Frame], program: DeviceProgram, selection: Selection) -> Iterator[Detections]:
-        """Do the same for frames that keep coming; batches are in flight while `frames` is asked for more.
+        """Detect on a stream of frames, with several batches in flight.
 
         An exception of `frames` reaches the caller after the results of the frames before it.
         """
+        raise NotImplementedError
 
     def pinned_frames(self, count: int, shape: tuple[int, ...]) -> list[NDArray[np.uint8]]:
         """Return frame buffers that upload fastest, for a decoder or camera to fill in place."""
+        raise NotImplementedError
 
     def pinned_copy(self, frame: Frame) -> Frame:
-        """Return a copy of the same kind in such a buffer: a thread that decodes takes this off the one that detects.
-
-        A frame on the device is returned as it is.
-        """
-
-
-@runtime_checkable
-class PageLockingSession(Protocol):
-    """What a session may offer beside `DetectingSession`: frames that another process decodes upload fastest too."""
+        """Return a copy of a frame in such a buffer; a frame on the device is returned as it is."""
+        raise NotImplementedError
 
     def page_lock(self, memory: NDArray[np.uint8]) -> object:
         """Page-lock memory of another owner; views of it count as such where `HostBuffer` says so.
 
         Returns:
-            What undoes it when it goes, which must be before the memory does.
+            An object that unlocks the memory when it is freed, which must be before the memory is.
 
         Raises:
             StageError: the memory cannot be locked.
         """
-
-
-@runtime_checkable
-class DecodingSession(Protocol):
-    """What a session may offer beside `DetectingSession`: image files decoded on the device, on any thread."""
-
-    @property
-    def decodes_files(self) -> bool:
-        """Whether it can here; `decode` knows nothing otherwise."""
+        raise NotImplementedError
 
     def decode(self, files: Sequence[bytes]) -> Sequence[DeviceFrame | None]:
-        """Decode contents of files; None for each that OpenCV should have a try at, broken ones too."""
-
-
-@runtime_checkable
-class TimedSession(Protocol):
-    """What a session on a GPU may offer beside `DetectingSession`: the device's own clock."""
-
-    @property
-    def graph(self) -> str:
-        """How the engine is launched: by a CUDA graph (`capture`, `library`) or `none`."""
+        """Decode contents of image files on the device, on any thread; None for each file to decode with OpenCV."""
+        raise NotImplementedError
 
     def time_engine(self, batch: int, repeats: int) -> list[float]:
         """Return device milliseconds of the engine alone, for each of `repeats` runs after a warm-up."""
+        raise NotImplementedError
 
     def time_steps(self, frames: Sequence[Frame], program: DeviceProgram, selection: Selection) -> dict[str, float]:
         """Return device milliseconds of each step of one batch, launched one by one."""
+        raise NotImplementedError

@@ -1,32 +1,29 @@
-"""What each kind of stage must offer. A plugin implements these; only defaults need inheriting.
+"""Base classes of stages: a plugin's stage inherits from the class of its kind.
 
 Rules that hold for every stage:
 - Constructing a stage, reading its attributes and calling `available` or `fingerprint` imports no
-  framework: heavy imports happen inside the method that does the work.
-- Work methods write only under `out` and import their tool themselves.
-- `sources` names the packages and modules that the *work* runs through, as a rule the plugin's own package: an edit
-  there must rebuild. What the core contributes to every stage is in the key already (`code_digest.STAGE`).
-- `stage_version` is raised by the author when the output changes for another reason.
+  framework: heavy imports are inside the method that does the work.
+- Work methods write only under `out`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import abc
+import functools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import metadata, util
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol
 
-# What an engine is once it is open belongs to the same contract.
+from yolotrt_core.console.text import not_installed
+
+# Frames and sessions belong to the same contract.
 from yolotrt_core.media.frames import DeviceFrame as DeviceFrame, Frame as Frame, Nv12Frame as Nv12Frame
-from yolotrt_core.plugin.sessions import (
-    DecodingSession as DecodingSession,
-    DetectingSession as DetectingSession,
-    DeviceProgram as DeviceProgram,
-    PageLockingSession as PageLockingSession,
-    Session as Session,
-    TimedSession as TimedSession,
-)
+from yolotrt_core.plugin.options import NoOptions
+from yolotrt_core.plugin.sessions import DeviceProgram as DeviceProgram, Session as Session
 from yolotrt_core.types import (
+    PRECISIONS,
     BuildRequest,
     Calibration,
     Detections,
@@ -53,7 +50,7 @@ RANGES_FILE = "ranges.json"
 
 @dataclass(frozen=True, slots=True)
 class Availability:
-    """Whether this machine can do something; if not, why, and the command that would mend it."""
+    """Whether a stage works on this machine; if not, the reason and the command that fixes it."""
 
     ok: bool
     reason: str = ""
@@ -63,7 +60,7 @@ class Availability:
 class SideCache(Protocol):
     """Files a stage keeps between runs to be faster: timing caches, compiled kernels.
 
-    They may never change what the output means, so they are in no key. `material` says what a
+    They may never change what the output means, so they are in no key. `material` states what a
     file is valid for (library version, GPU, source digest); another material is another file.
     """
 
@@ -74,29 +71,48 @@ class SideCache(Protocol):
         """Keep `data`, replacing what was there."""
 
 
-@runtime_checkable
-class Stage(Protocol):
-    """What all kinds share."""
+class Stage(abc.ABC):
+    """Base of all kinds.
 
-    @property
-    def name(self) -> str:
-        """Lower case, unique among all stages, no command's name; starts the flags and names the recipe table."""
+    Attributes:
+        name: lower case, unique among all stages, not a command's name; starts the flags and names the recipe table.
+        title: of its options in `--help-all`; None: made of name and kind.
+        stage_version: raised by the author when the output changes and no text in `sources` does.
+        sources: dotted names of the packages and modules that the work runs through, and files as `package/file`,
+            whose text enters the cache key; default: the top-level package of the class. What the core contributes
+            is in the key already.
+        session_sources: as `sources`, of what `open` or `open_source` and the session run through; None: `sources`.
+            They enter the keys of what sessions answer (parity, gate, predictions, timings) and not that of an engine,
+            so that an edit there evaluates again and rebuilds nothing.
+        Options: frozen dataclass of its options.
+        requires: modules that the work imports; `available` looks for them.
+        install: command that installs them; default: `pip install` and the missing modules.
+        tools: modules whose versions can change the output, for `fingerprint`; None: `requires`.
+    """
 
-    @property
-    def stage_version(self) -> int: ...
+    name: str
+    title: str | None = None
+    stage_version: int = 1
+    session_sources: tuple[str, ...] | None = None
+    Options: type = NoOptions
+    requires: tuple[str, ...] = ()
+    install: str = ""
+    tools: tuple[str, ...] | None = None
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """Dotted names of the modules, and files as `package/file`, whose text enters the cache key."""
-
-    @property
-    def Options(self) -> type: ...  # noqa: N802 - a class, read through the stage
+        return (type(self).__module__.partition(".")[0],)
 
     def available(self) -> Availability:
-        """Say whether the stage can work here, without importing its framework."""
+        """Return whether the stage works on this machine, without importing its framework."""
+        return tools_available(self.requires, self.install)
 
     def fingerprint(self, options: Any) -> Mapping[str, str]:
-        """Name the tools whose version can change the output, read from package metadata."""
+        """Return the versions of the tools that can change the output, read from package metadata."""
+        return tool_versions(self.requires if self.tools is None else self.tools)
+
+    def check_options(self, options: Any) -> None:  # noqa: B027 - most stages accept all options of valid types
+        """Raise a UsageError for options that cannot be used together, before any stage of a build runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +120,8 @@ class SourceInfo:
     """Properties of a model before its export.
 
     Attributes:
-        imgsz: (height, width) the model is made for, used where `--imgsz` is not given.
-        fixed_size: whether the ONNX will take one height and width even for a dynamic request; then only the batch
+        imgsz: (height, width) of the model's own input, used where `--imgsz` is not given.
+        fixed_size: whether the ONNX will have a fixed height and width even for a dynamic request; then only the batch
             varies unless the user gives a profile.
         precision: precision of the model itself where it is below float32, which its engine then has. int8 and fp8
             mean Q/DQ nodes of its own at convolutions.
@@ -115,20 +131,33 @@ class SourceInfo:
     fixed_size: bool = False
     precision: Precision | None = None
 
+    def __post_init__(self) -> None:
+        if self.precision not in (None, *PRECISIONS[1:]):
+            raise ValueError(
+                f"`precision` should be one of {', '.join(PRECISIONS[1:])} or None, it is {self.precision!r}"
+            )
 
-class Exporter(Stage, Protocol):
-    """Framework model -> ONNX."""
+
+class Exporter(Stage):
+    """Framework model -> ONNX.
+
+    Attributes:
+        runs_sources: whether `open_source` works.
+    """
+
+    runs_sources: bool = False
 
     def inspect(self, source: ModelSource) -> SourceInfo:
-        """Return what is known of a model before its export; an exporter that knows nothing may lack the method.
+        """Return properties of a model before its export.
 
-        Called once for each build, so it must be quick and parse the file at most once. What is wrong with a file
-        is for `export` to say.
+        Called once for each build, so it must be quick and parse the file at most once. `export` reports what is wrong
+        with a file.
         """
         return SourceInfo()
 
+    @abc.abstractmethod
     def export(self, source: ModelSource, request: BuildRequest, options: Any, out: Path) -> ModelSpec:
-        """Write `out/model.onnx` and `out/reference.npz`; return what the ONNX holds.
+        """Write `out/model.onnx` and `out/reference.npz`; return the spec of the ONNX.
 
         `request` is precision fp32 and has no profiles, so that all of them share the export; if
         it is dynamic, batch, height and width are the first profile's optimum.
@@ -136,84 +165,62 @@ class Exporter(Stage, Protocol):
         The ONNX has float32 input `images`, (B, 3, H, W) or (B, H, W, 3), and is valid for `onnx.checker`.
         Its metadata_props hold `stride`, `names`, `task`, `imgsz` and provenance.
         `reference.npz` holds a fixed input under `images` and the framework's own output for it
-        under each output's name, float32: the pipeline compares the ONNX with it. A framework that
+        under each output's name, float32: the ONNX is compared with it. A framework that
         computes with integers also states there, under `tolerance`, how far the ONNX may be.
         """
 
-
-@runtime_checkable
-class CheckedOptions(Protocol):
-    """What a stage of any kind may offer beside `Stage`: to look at its options before any stage of a build runs."""
-
-    def check_options(self, options: Any) -> None:
-        """Raise a UsageError for options that it cannot work with, before any stage of a build runs."""
-
-
-class SessionSources(Protocol):
-    """What a stage that opens sessions may offer beside `Stage`: to tell what runs an engine from what makes it."""
-
-    @property
-    def session_sources(self) -> tuple[str, ...]:
-        """As `sources`, of all that `open` or `open_source` and the session run through; without, `sources` are.
-
-        They enter the keys of what sessions answer (parity, verdicts, predictions, speeds) and not that of an
-        engine, so that an edit there measures again and rebuilds nothing.
-        """
-
-
-@runtime_checkable
-class SourceRunner(Protocol):
-    """What an exporter may offer beside `Exporter`: to run a model in its own framework."""
-
     def open_source(self, source: ModelSource, request: BuildRequest, options: Any) -> Session:
-        """Return the model as a session of the request's shape or profiles.
+        """Return the model in its own framework, as a session of the request's shape or profiles.
 
         The spec's builder is the exporter's name.
         """
+        raise NotImplementedError
 
 
-class Pass(Stage, Protocol):
-    """ONNX -> ONNX."""
+class Pass(Stage):
+    """ONNX -> ONNX.
 
-    @property
-    def order(self) -> int:
-        """Passes run from low to high: 10 simplify, 50 the one that sets the precision.
+    Attributes:
+        order: passes run from low to high: 10 simplify, 50 the one that sets the precision. A pass below 50 is shared
+            by all precisions: it gets a request of precision fp32 without profiles. From 50 on it gets the precision
+            of the build.
+        needs_calibration: whether `apply` needs ranges.
+        quantizes: whether `layers` works, for layer sensitivity and mixed precision. The options then have the fields
+            `keep` (str or None), names of layers that stay in floating point, separated by commas, and `base`, of which
+            `fp32` leaves everything else as precise as the model.
+    """
 
-        A pass below 50 serves every precision: it sees a request of precision fp32 without
-        profiles. From 50 on it sees the precision that was asked for.
-        """
+    order: float
+    needs_calibration: bool = False
+    quantizes: bool = False
 
-    @property
-    def needs_calibration(self) -> bool: ...
-
+    @abc.abstractmethod
     def applies(self, request: BuildRequest, options: Any) -> bool:
-        """Say whether a build of this request runs the pass."""
+        """Return whether a build of this request runs the pass."""
 
+    @abc.abstractmethod
     def apply(
         self, model: OnnxModel, calibration: Calibration | None, request: BuildRequest, options: Any, out: Path
     ) -> tuple[ModelSpec, Mapping[str, Json]]:
         """Write `out/model.onnx`; return its spec and facts for the record (node counts ...)."""
 
-
-@runtime_checkable
-class QuantizingPass(Protocol):
-    """What a pass that quantizes may offer beside `Pass`: layer by layer, for sensitivity and mixed precision.
-
-    Its options then have the fields `keep` (str or None), names of layers that stay in floating point,
-    separated by commas, and `base`, of which `fp32` leaves everything else as precise as the model.
-    """
-
     def layers(self, model: OnnxModel, options: Any) -> tuple[str, ...]:
         """Return the names of the layers it would quantize, in the graph's order; each fits `keep`."""
+        raise NotImplementedError
 
 
-class Calibrator(Stage, Protocol):
-    """ONNX and images -> the range of each activation."""
+class Calibrator(Stage):
+    """ONNX and images -> the range of each activation.
 
-    @property
-    def needs_images(self) -> bool:
-        """Whether it looks at images; one that lacks the attribute does. Without, `batches` is empty."""
+    Attributes:
+        needs_images: whether it reads images; without, `batches` is empty.
+        default_for: precisions that it calibrates unless the user names a calibrator.
+    """
 
+    needs_images: bool = True
+    default_for: frozenset[Precision] = frozenset()
+
+    @abc.abstractmethod
     def calibrate(
         self,
         model: OnnxModel,
@@ -231,52 +238,58 @@ class Calibrator(Stage, Protocol):
         """
 
 
-@runtime_checkable
-class DeviceDecoding(Protocol):
-    """What a postprocessor may offer beside `Postprocessor`."""
+@dataclass(frozen=True, slots=True)
+class OnnxContents:
+    """Inputs and outputs that an ONNX file declares, in their order, and its metadata."""
 
-    def device_program(self, spec: ModelSpec) -> DeviceProgram:
-        """Return the device twin of `decode` for this network."""
-
-
-@runtime_checkable
-class RangesBuilder(Protocol):
-    """What a builder may offer beside `Builder`: to be given ranges instead of Q/DQ nodes."""
-
-    def takes_ranges(self, request: BuildRequest, options: Any) -> bool:
-        """Say whether this build wants ranges; `build` then gets a calibration and an ONNX without Q/DQ."""
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    metadata: Mapping[str, str]
 
 
-@runtime_checkable
-class RoundingBuilder(Protocol):
-    """What a builder may offer beside `Builder`, if its library ignores a wish for exact fp32."""
+class Builder(Stage):
+    """Typed ONNX -> engine, and engine -> session.
 
-    def rounds_fp32(self, request: BuildRequest, options: Any) -> bool:
-        """Say whether fp32 operands would be cut short against the options; passes then see `exact_fp32`."""
+    Attributes:
+        engine_file: name of the engine under `out`, e.g. `model.engine`.
+        precisions: precisions that it builds.
+        priority: the available builder of the highest is the default to build and, where it runs, to run with.
+        is_reference_runtime: whether its engine is the plain ONNX file, and its sessions check every export and stand
+            in for engines that do not run on this machine; exactly one installed builder is one.
+    """
 
-
-class Builder(Stage, Protocol):
-    """Typed ONNX -> engine, and engine -> session."""
-
-    engine_file: ClassVar[str]  # file name under `out`, e.g. "model.engine"
-
-    @property
-    def precisions(self) -> frozenset[Precision]: ...
-
-    @property
-    def priority(self) -> int:
-        """The highest available one is the default to build and, where it can run, to run with."""
+    engine_file: str
+    precisions: frozenset[Precision]
+    priority: float = 0
+    is_reference_runtime: bool = False
 
     def runnable(self) -> Availability:
-        """Say whether an engine of this builder can run here (a GPU, a driver)."""
+        """Return whether an engine of this builder runs on this machine (a GPU, a driver)."""
+        return self.available()
 
     def preflight(self, request: BuildRequest, options: Any) -> None:
         """Raise before any work starts if the installed library cannot build this request.
 
         Raises:
-            StageError: says what the library lacks and what would do instead.
+            StageError: states what the library lacks and what to do instead.
         """
 
+    def takes_ranges(self, request: BuildRequest, options: Any) -> bool:
+        """Return whether `build` takes a calibration and an ONNX without Q/DQ nodes."""
+        return False
+
+    def rounds_fp32(self, request: BuildRequest, options: Any) -> bool:
+        """Return whether the library rounds fp32 operands against the options; passes then get `exact_fp32`."""
+        return False
+
+    def place(self, options: Any) -> Mapping[str, str]:
+        """Return what runs an engine on this machine (GPU, driver, library) if its output may differ on another.
+
+        Predictions and gate results hold for this alone.
+        """
+        return {}
+
+    @abc.abstractmethod
     def build(
         self,
         model: OnnxModel,
@@ -286,55 +299,43 @@ class Builder(Stage, Protocol):
         out: Path,
         side_cache: SideCache,
     ) -> EngineSpec:
-        """Write `out/<engine_file>` and return what a runner must know of it.
+        """Write `out/<engine_file>` and return its spec.
 
         May write `out/facts.json`, one JSON object of figures for the record (kernel counts ...).
         """
 
+    @abc.abstractmethod
     def open(self, engine: Path, spec: EngineSpec, options: Any, side_cache: SideCache) -> Session:
-        """Load an engine made by this builder.
+        """Load an engine of this builder.
 
         Raises:
-            StageError: it does not run here, with the reason.
+            StageError: it does not run on this machine, with the reason.
         """
-
-
-@dataclass(frozen=True, slots=True)
-class OnnxContents:
-    """What an ONNX file declares of itself: its tensors in their order, its metadata."""
-
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-    metadata: Mapping[str, str]
-
-
-@runtime_checkable
-class OnnxReader(Protocol):
-    """What the builder that checks exports may offer beside `Builder`: to tell what an ONNX file declares."""
 
     def contents(self, onnx: Path) -> OnnxContents | None:
-        """Read names, types and shapes, without loading the network; None where that is not possible.
+        """Read what an ONNX file declares, without loading the network; None where that is not possible.
 
         Raises:
-            StageError: it is no ONNX file.
+            StageError: it is not an ONNX file.
         """
+        return None
 
 
-@runtime_checkable
-class PlacedBuilder(Protocol):
-    """What a builder may offer beside `Builder`, if its engines may answer otherwise on another machine."""
+class Postprocessor(Stage):
+    """Raw network output -> boxes. Pure: the same input gives the same output, no files.
 
-    def place(self, options: Any) -> Mapping[str, str]:
-        """Name what runs an engine here (GPU, driver, library): predictions and verdicts hold for this alone."""
+    Attributes:
+        heads: the values of `ModelSpec.head` that it decodes.
+        columns_before_classes: columns of the output before those of the classes; None: the output is laid out
+            otherwise, and the number of labels is not checked.
+        decodes_on_device: whether `device_program` works.
+    """
 
+    heads: frozenset[str]
+    columns_before_classes: int | None = None
+    decodes_on_device: bool = False
 
-class Postprocessor(Stage, Protocol):
-    """Raw network output -> boxes. Pure: the same input gives the same output, no files."""
-
-    @property
-    def heads(self) -> frozenset[str]:
-        """The `ModelSpec.head` values it decodes."""
-
+    @abc.abstractmethod
     def decode(
         self,
         raw: Mapping[str, NDArray[Any]],
@@ -346,5 +347,46 @@ class Postprocessor(Stage, Protocol):
         """Turn a batch's raw output into one Detections per image, in source-image pixels.
 
         Raises:
-            UsageError: the output is not what the head promises (name, rank, width, dtype).
+            UsageError: the output does not fit the head (name, rank, width, dtype).
         """
+
+    def device_program(self, spec: ModelSpec) -> DeviceProgram:
+        """Return the device twin of `decode` for this network."""
+        raise NotImplementedError
+
+
+def tools_available(modules: Iterable[str], install: str = "") -> Availability:
+    """Return whether every module can be imported, without importing it.
+
+    Args:
+        modules: names as `import` has them.
+        install: the command that installs them; default: `pip install` and the missing modules.
+    """
+    missing = [module for module in modules if not _is_installed(module)]
+    if not missing:
+        return Availability(True)
+    return Availability(False, not_installed(missing), install or f"pip install {' '.join(missing)}")
+
+
+def tool_versions(modules: Iterable[str]) -> dict[str, str]:
+    """Return each installed module with the version of the distribution that contains it."""
+    return {module: version for module in modules if (version := _version(module)) is not None}
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        spec = util.find_spec(module)
+        return spec is not None and spec.origin is not None  # a namespace folder is not an installed tool
+    except (ModuleNotFoundError, ValueError):  # its package is missing, or it is set to None
+        return False
+
+
+@functools.cache
+def _version(module: str) -> str | None:
+    if not _is_installed(module):
+        return None
+    try:
+        return metadata.version(module)
+    except metadata.PackageNotFoundError:  # `tensorflow` of `tensorflow-cpu`; reading every list of files is slow
+        names = metadata.packages_distributions().get(module.partition(".")[0], ())
+        return metadata.version(names[0]) if names else None

@@ -12,7 +12,7 @@ from string import Template
 
 from yolotrt_core.console.text import nearest
 from yolotrt_core.errors import ArtifactError, UsageError, os_error_reason
-from yolotrt_core.files.atomic import refuse_unwritable
+from yolotrt_core.files.paths import refuse_unwritable
 from yolotrt_core.plugin.declaration_checks import RESERVED
 from yolotrt_core.plugin.registered import KINDS, OWN_DIST, Kind
 

@@ -20,6 +20,7 @@ SENSITIVITY = (*PREDICTIONS, "build", "tuning")
 TIMING = (*PIXELS, "benchmark", "tuning")
 
 
+@functools.cache
 def core_digest(packages: tuple[str, ...]) -> str:
     """Return the SHA-256 over packages of the core, one of the tuples above."""
     return code_digest(tuple(f"yolotrt_core.{name}" for name in packages), "the core")

@@ -39,11 +39,25 @@ def obtain_artifact(
     action: Action,
     make: Make,
     *,
-    verify: bool,
-    force: bool,
-    on_start: OnStart | None,
+    verify: bool = False,
+    force: bool = False,
+    on_start: OnStart | None = None,
 ) -> tuple[Record, bool]:
-    """Return the record of an action and whether it was found; see `Store.obtain`."""
+    """Return the record of an action and whether it was found; make it if it was not.
+
+    Of all processes that want the same action at one time, one makes it and the others wait.
+
+    Args:
+        make: gets an empty folder that holds an empty `out/`, writes every output under `out`
+            and returns facts for the record. It may also write `stage.log` and under `in/`.
+        verify: read a found artifact's files and compare their digests; rebuild on a mismatch.
+        force: make it even if it is there.
+        on_start: called just before `make`.
+
+    Raises:
+        ArtifactError: the store fails, is full or read-only. Whatever `make` raises; a
+            `StageError` then names the stage, the key and the log, which is all that is kept.
+    """
     key = action.key
     record = None if force else database.find(key)
     if record is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from yolotrt_core.store.action import Action, Record
 from yolotrt_core.store.database import Database
-from yolotrt_core.store.execution import Make, OnStart, obtain_artifact
+from yolotrt_core.store.execution import obtain_artifact
 from yolotrt_core.store.gc import GcReport, collect_garbage
 from yolotrt_core.store.lineage import Difference, Lineage, find_nearest, trace_lineage
 from yolotrt_core.store.side_cache import StoredSideCache
@@ -21,31 +21,7 @@ class Store(Database):
         root: the store's folder; made when something is first written.
     """
 
-    def obtain(
-        self,
-        action: Action,
-        make: Make,
-        *,
-        verify: bool = False,
-        force: bool = False,
-        on_start: OnStart | None = None,
-    ) -> tuple[Record, bool]:
-        """Return the record of an action and whether it was found; make it if it was not.
-
-        Of all processes that want the same action at one time, one makes it and the others wait.
-
-        Args:
-            make: gets an empty folder that holds an empty `out/`, writes every output under `out`
-                and returns facts for the record. It may also write `stage.log` and under `in/`.
-            verify: read a found artifact's files and compare their digests; rebuild on a mismatch.
-            force: make it even if it is there.
-            on_start: called just before `make`.
-
-        Raises:
-            ArtifactError: the store fails, is full or read-only. Whatever `make` raises; a
-                `StageError` then names the stage, the key and the log, which is all that is kept.
-        """
-        return obtain_artifact(self, action, make, verify=verify, force=force, on_start=on_start)
+    obtain = obtain_artifact
 
     def lineage(self, record: Record) -> Lineage:
         """Trace a record's inputs back to the sources."""

@@ -6,8 +6,8 @@
         plugin = yolotrt_polish
         name = "polish"
 
-Every contract checks what `yolotrt_core.plugin.stages` promises of a kind; what your stage computes is for
-your own tests. Needs pytest and NumPy; contracts that look into an ONNX need onnx and onnxruntime.
+Every contract checks the rules in `yolotrt_core.plugin.stages` for a kind; your own tests check what your stage
+computes. Needs pytest and NumPy; contracts that look into an ONNX need onnx and onnxruntime.
 """
 
 from __future__ import annotations

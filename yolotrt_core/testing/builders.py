@@ -1,4 +1,4 @@
-"""What `yolotrt_core.plugin.stages` promises of builders."""
+"""Contract of builders, see `yolotrt_core.plugin.stages`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class BuilderContract(StageContract):
     """A builder; builds `small_model` in fp32 unless you give other fixtures.
 
     Attributes:
-        tolerance: how far its engine's answer may be from onnxruntime's, relative L2.
+        tolerance: maximum relative L2 error of its engine's output against onnxruntime's.
     """
 
     kind = "builder"
@@ -32,7 +32,7 @@ class BuilderContract(StageContract):
     def model(self, tmp_path: Path) -> OnnxModel:
         return small_model(tmp_path / "model")
 
-    def test_builds_what_it_says(
+    def test_builds_what_it_declares(
         self, stage: Any, model: OnnxModel, request_: BuildRequest, options: Any, out: Path
     ) -> None:
         assert stage.precisions <= set(PRECISIONS)
@@ -43,12 +43,12 @@ class BuilderContract(StageContract):
         assert from_json(EngineSpec, json.loads(json.dumps(to_json(spec)))) == spec
         assert [tensor.name for tensor in spec.model.inputs] == ["images"]
 
-    def test_its_engine_answers_as_the_onnx_does(
+    def test_its_engine_computes_what_the_onnx_does(
         self, stage: Any, model: OnnxModel, request_: BuildRequest, options: Any, out: Path
     ) -> None:
         can = stage.runnable()
         if not can.ok:
-            pytest.skip(f"engines do not run here: {can.reason}")
+            pytest.skip(f"engines do not run on this machine: {can.reason}")
         cache = MemorySideCache()
         spec = stage.build(model, None, request_, options, out, cache)
         images = reference_images(request_.batch, request_.height, request_.width)

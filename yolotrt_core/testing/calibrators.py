@@ -1,4 +1,4 @@
-"""What `yolotrt_core.plugin.stages` promises of calibrators."""
+"""Contract of calibrators, see `yolotrt_core.plugin.stages`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class CalibratorContract(StageContract):
         """The images to calibrate on, float32 (n, 3, H, W) in 0..1."""
         return reference_images(12, 64, 64)
 
-    def test_writes_ranges_of_tensors_that_are_there(
+    def test_writes_ranges_of_existing_tensors(
         self, stage: Any, model: OnnxModel, images: Any, request_: BuildRequest, options: Any, out: Path
     ) -> None:
         onnx = pytest.importorskip("onnx", reason="this contract looks into an ONNX")
@@ -44,7 +44,7 @@ class CalibratorContract(StageContract):
         assert ranges.tensors
         assert set(ranges.tensors) <= known
         read = {node.input[0] for node in graph.node if node.op_type == "Conv"}
-        assert read <= set(ranges.tensors), "what a convolution reads has no range, so it cannot be quantized"
+        assert read <= set(ranges.tensors), "an input of a convolution has no range, so it cannot be quantized"
 
     def test_takes_each_image_once_and_one_batch_at_a_time(
         self, stage: Any, model: OnnxModel, images: Any, request_: BuildRequest, options: Any, out: Path

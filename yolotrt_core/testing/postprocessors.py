@@ -1,4 +1,4 @@
-"""What `yolotrt_core.plugin.stages` promises of postprocessors."""
+"""Contract of postprocessors, see `yolotrt_core.plugin.stages`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from yolotrt_core.types import Detections, Geometry, ModelSpec, Selection
 
 
 class PostprocessorContract(StageContract):
-    """A postprocessor; give the fixtures `spec` and `raw`, an answer of two images with some boxes in each."""
+    """A postprocessor; give the fixtures `spec` and `raw`, the output for two images with some boxes in each."""
 
     kind = "postprocessor"
 
@@ -25,11 +25,11 @@ class PostprocessorContract(StageContract):
 
     @pytest.fixture
     def raw(self) -> Mapping[str, NDArray[Any]]:
-        raise NotImplementedError("return that network's answer to two images, by output name")
+        raise NotImplementedError("return that network's output for two images, by output name")
 
     @pytest.fixture
     def geometry(self, spec: ModelSpec) -> list[Geometry]:
-        """Two images of other sizes, placed in the network's input by the letterbox."""
+        """Two images of other sizes, fitted into the network's input by the letterbox."""
         from yolotrt_core.inference.letterbox import geometry
         from yolotrt_core.types import without_channels
 
@@ -38,13 +38,15 @@ class PostprocessorContract(StageContract):
 
     def test_decodes_the_head_it_names(self, stage: Any, spec: ModelSpec) -> None:
         assert spec.head in stage.heads
+        if stage.columns_before_classes is not None:
+            assert spec.outputs[0].shape[-1] == stage.columns_before_classes + len(spec.labels)
 
     def test_gives_sound_detections(self, stage: Any, raw: Any, spec: ModelSpec, geometry: Any, options: Any) -> None:
         given = {name: values.copy() for name, values in raw.items()}
         found = stage.decode(raw, spec, geometry, Selection(), options)
         assert all(np.array_equal(raw[name], given[name]) for name in given), "decoding may not change its input"
         assert len(found) == len(geometry)
-        assert all(len(each) for each in found), "`raw` should hold boxes, or nothing is tested"
+        assert all(len(each) for each in found), "`raw` should hold boxes"
         for each, placed in zip(found, geometry, strict=True):
             self.assert_sound(each, placed, spec)
         again = stage.decode(raw, spec, geometry, Selection(), options)

@@ -1,4 +1,4 @@
-"""An ONNX opened as the pipeline's own parity check does, and the side cache that takes."""
+"""An ONNX opened as the parity check does, and the side cache for it."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class MemorySideCache:
 
 
 def open_onnx(path: Path, spec: ModelSpec) -> Any:
-    """Open an ONNX as the pipeline's own parity check does."""
+    """Open an ONNX as the parity check of a build does."""
     pytest.importorskip("onnxruntime", reason="this contract runs an ONNX")
-    builder = Registry.discover().get("builder", "onnxruntime").stage
-    engine = EngineSpec(model=spec, precision="fp32", builder="onnxruntime", tools={})
-    return builder.open(path, engine, builder.Options(), MemorySideCache())
+    runtime = Registry.discover().reference_runtime()
+    engine = EngineSpec(model=spec, precision="fp32", builder=runtime.name, tools={})
+    return runtime.stage.open(path, engine, runtime.stage.Options(), MemorySideCache())

@@ -1,4 +1,4 @@
-"""What holds for stages of every kind, and for the errors they raise."""
+"""Contract of stages of every kind, and of the errors they raise."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ print(*[name for name in sys.argv[2:] if name in sys.modules])
 
 
 class StageContract:
-    """What holds for a stage of every kind.
+    """Base of the contracts.
 
     Attributes:
         plugin: the plugin module, as its entry point names it. name: the stage's.
@@ -45,7 +45,7 @@ class StageContract:
 
     @pytest.fixture
     def found(self) -> Registered:
-        """The stage as yolotrt finds it; fails with yolotrt's own words if the plugin is broken."""
+        """The registered stage; fails with the registry's error if the plugin is broken."""
         registry = Registry.of(self.plugin)
         assert not registry.broken, registry.broken[0].error
         return registry.get(self.kind, self.name)
@@ -64,12 +64,12 @@ class StageContract:
 
     @pytest.fixture
     def request_(self) -> BuildRequest:
-        """What is asked for: as your model or `small_model` is made."""
+        """The request, of the shape of your model or `small_model`."""
         return BuildRequest("fp32", 1, 64, 64)
 
     @pytest.fixture
     def out(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-        """The folder to write to; whatever appears in the current one instead fails the test."""
+        """The folder to write to; a file in the current folder instead fails the test."""
         here = tmp_path / "here"
         here.mkdir()
         monkeypatch.chdir(here)
@@ -87,19 +87,19 @@ class StageContract:
         material = key_material(found.stage.Options(), found.name)
         assert json.loads(json.dumps(material)) == material
 
-    def test_says_whether_it_can_work_here(self, found: Registered) -> None:
+    def test_reports_whether_it_is_available(self, found: Registered) -> None:
         can = found.stage.available()
         assert isinstance(can, Availability)
         assert can.ok or (can.reason and can.install)
 
     def test_fingerprint_is_short_plain_and_steady(self, stage: Any, options: Any) -> None:
-        told = stage.fingerprint(options)
-        assert all(isinstance(key, str) and isinstance(value, str) for key, value in told.items())
-        assert dict(stage.fingerprint(options)) == dict(told)
-        assert not any("/" in value for value in told.values()), "paths never enter a key"
+        tools = stage.fingerprint(options)
+        assert all(isinstance(key, str) and isinstance(value, str) for key, value in tools.items())
+        assert dict(stage.fingerprint(options)) == dict(tools)
+        assert not any("/" in value for value in tools.values()), "paths never enter a key"
 
     def test_help_imports_no_framework(self) -> None:
-        """`--help` loads every plugin, so importing one must cost nothing."""
+        """`--help` loads every plugin, so importing one must be fast."""
         command = [sys.executable, "-c", _CHECK_IMPORT, self.plugin.__name__, *_FRAMEWORKS]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
         assert done.returncode == 0, done.stderr
@@ -107,7 +107,7 @@ class StageContract:
 
 
 def assert_readable(err: YolotrtError) -> None:
-    """Check that an error is one that users can read: one line, lower case, no final stop."""
+    """Check the form of an error message: one line, lower case, no final stop."""
     assert "\n" not in err.message
     assert err.message
     assert not err.message[0].isupper()

@@ -14,12 +14,10 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from yolotrt_core.build import executor
 from yolotrt_core.build.output_checks import check_pass
-from yolotrt_core.build.settings import PARITY_BUILDER
 from yolotrt_core.build.step import Output, Plan, Step
 from yolotrt_core.calibration.images import digest_of_images
 from yolotrt_core.calibration.ranges import read_ranges
@@ -29,11 +27,10 @@ from yolotrt_core.evaluation.agreement import compare_detections
 from yolotrt_core.export.model_source import sample_path
 from yolotrt_core.inference.detector import Detector
 from yolotrt_core.media import images as images
-from yolotrt_core.plugin.call_guard import answering
 from yolotrt_core.plugin.options import key_material, option
-from yolotrt_core.plugin.registered import Registered
+from yolotrt_core.plugin.registered import Registered, answering
 from yolotrt_core.plugin.registry import Registry
-from yolotrt_core.plugin.stages import ONNX_FILE, RANGES_FILE, QuantizingPass, Session
+from yolotrt_core.plugin.stages import ONNX_FILE, RANGES_FILE, Session
 from yolotrt_core.serialization import from_json, to_json
 from yolotrt_core.store import code_digest
 from yolotrt_core.store.action import Action, Record
@@ -134,21 +131,17 @@ def measure(planned: Plan, *, store: Store, registry: Registry) -> Sensitivity:
 
 def lowering_step(planned: Plan) -> Step | None:
     """Return the step that quantizes layer by layer, or None."""
-    return next((s for s in planned.steps if s.kind == "pass" and isinstance(s.stage, QuantizingPass)), None)
+    return next((s for s in planned.steps if s.kind == "pass" and s.stage.quantizes), None)
 
 
-class _RecordingSession:
+class _RecordingSession(Session):
     """A session that records raw outputs, or compares them with those of another."""
 
     def __init__(self, session: Session, reference: Sequence[Mapping[str, NDArray[Any]]] | None = None) -> None:
-        self._session = session
+        self._session, self.spec = session, session.spec
         self._reference = iter(reference) if reference is not None else None
         self.outputs: list[Mapping[str, NDArray[Any]]] = []
         self._squares: dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]] = {}
-
-    @property
-    def spec(self) -> EngineSpec:
-        return self._session.spec
 
     def infer(self, images: NDArray[np.float32]) -> Mapping[str, NDArray[Any]]:
         raw = self._session.infer(images)
@@ -181,14 +174,6 @@ class _RecordingSession:
 
     def close(self) -> None:
         self._session.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 @dataclass(slots=True)
@@ -262,7 +247,7 @@ class _Case:
         who = self.lowering.identity
         with answering(f"pass `{who.name}` of `{who.dist}`", who.dist, "apply"):
             made = stage.apply(model, calibration, replace(request, profiles=()), alone, lowered)
-        spec, _ = check_pass(self.lowering, made, lowered, self._runner.stage)
+        spec, _ = check_pass(self.lowering, made, lowered, self.registry)
         watched = _RecordingSession(self._open(lowered / ONNX_FILE, spec), reference.outputs)
         with self._detector(watched) as detector:
             agreement = compare_detections(reference.found, detector.detect(reference.frames, _SELECTION))
@@ -284,7 +269,7 @@ class _Case:
 
     @property
     def _runner(self) -> Registered:
-        return self.registry.usable("builder", PARITY_BUILDER)
+        return self.registry.reference_runtime()
 
     @property
     def _spec(self) -> ModelSpec:

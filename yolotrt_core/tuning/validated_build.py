@@ -10,7 +10,7 @@ from pathlib import Path
 from yolotrt_core.build import executor
 from yolotrt_core.build.executor import StepResult
 from yolotrt_core.build.plan import plan_build
-from yolotrt_core.build.settings import PARITY_BUILDER, BuildSettings, ResolvedBuild
+from yolotrt_core.build.settings import BuildSettings, ResolvedBuild
 from yolotrt_core.build.step import ENGINE_SPEC_FILE, Plan
 from yolotrt_core.evaluation import accuracy_gate
 from yolotrt_core.evaluation.accuracy_gate import GateResult
@@ -87,7 +87,9 @@ def _warn_of_unused_flags(planned: Plan, registry: Registry) -> None:
     for kind, named in registry.stages.items():
         for name, flags in given.flags.items():
             # Any postprocessor may decode the boxes, and the gate may run the ONNX instead of the engine.
-            if kind == "postprocessor" or name not in named or (kind, name) in running or name == PARITY_BUILDER:
+            if kind == "postprocessor" or name not in named or (kind, name) in running:
+                continue
+            if kind == "builder" and named[name].stage.is_reference_runtime:
                 continue
             chosen = given.resolve(named[name].stage.Options, name)
             # A pass that runs by default is off because of its flag, which thus has an effect; not so if the

@@ -41,11 +41,13 @@ def check(request: BuildRequest, options: TensorRTOptions) -> None:
     if options.typing == "weak":
         _check_weak(request, load(found.module))
         return
-    wanted = compute_capability.parse(options.compute_capabilities)
-    if wanted:
+    wanted: tuple[str, ...] = ()
+    sms: list[int] = []
+    if options.compute_capabilities is not None:
+        wanted = compute_capability.parse(options.compute_capabilities)
         compute_capability.refuse_unknown(load(found.module), wanted)
+        sms = compute_capability.numbers(wanted)
     lowest = LOWEST_SM.get(request.precision, 0)
-    sms = compute_capability.numbers(wanted)
     if not found.is_rtx or compute_capability.CURRENT in wanted:
         sms.append(driver.gpu(options.device).sm)
     if sms and min(sms) < lowest:

@@ -12,8 +12,6 @@ from pathlib import Path
 
 from yolotrt_core.errors import StageError
 
-# /dev/dxg is the GPU under WSL 2, /dev/nvhost-gpu that of a Jetson.
-_DEVICES = ("/dev/nvidiactl", "/dev/dxg", "/dev/nvhost-gpu")
 _VERSION_FILE = Path("/proc/driver/nvidia/version")
 # cuda.h, CUdevice_attribute.
 _CAPABILITY_MAJOR = 75
@@ -34,11 +32,6 @@ class Gpu:
         """The compute capability as in `SM90`."""
         major, minor = self.capability.split(".")
         return int(major) * 10 + int(minor)
-
-
-def present() -> bool:
-    """Say whether a driver with a device is here, by its device files."""
-    return any(Path(device).exists() for device in _DEVICES)
 
 
 @functools.cache

@@ -12,14 +12,13 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeGuard, TypeVar
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
 import numpy as np
 
 from yolotrt_core.errors import StageError, UsageError
 from yolotrt_core.media.frames import Frame, Nv12Frame
-from yolotrt_core.plugin.stages import DeviceProgram, SideCache
+from yolotrt_core.plugin.stages import DeviceProgram, Session, SideCache
 from yolotrt_core.types import Detections, EngineSpec, Selection, with_channels, without_channels
 from yolotrt_tensorrt.cuda.device import Gpu, PageLock, PinnedMemoryError, PinnedPool, as_stage_error, open_gpu
 from yolotrt_tensorrt.cuda.kernels_loader import load_kernels
@@ -51,12 +50,14 @@ def open_session(engine: Path, spec: EngineSpec, options: TensorRTOptions, side_
     return EngineSession(gpu, plan, spec, options, side_cache)
 
 
-class EngineSession:
-    """An engine ready to run; see `yolotrt_core.plugin.stages.Session` and `DetectingSession`.
+class EngineSession(Session):
+    """An engine ready to run; see `yolotrt_core.plugin.stages.Session`.
 
     Attributes:
         spec: the engine's spec. gpu: where it runs. plan: the loaded engine.
     """
+
+    detects = locks_pages = is_timed = True
 
     def __init__(
         self, gpu: Gpu, plan: LoadedEngine, spec: EngineSpec, options: TensorRTOptions, side_cache: SideCache
@@ -137,13 +138,13 @@ class EngineSession:
         return handle
 
     def detect(self, frames: Sequence[Frame], program: DeviceProgram, selection: Selection) -> list[Detections]:
-        """Find objects on frames; see `yolotrt_core.plugin.stages.DetectingSession.detect`."""
+        """Find objects on frames; see `yolotrt_core.plugin.stages.Session.detect`."""
         if 1 <= len(frames) <= self._most_images:
             return self.submit(frames, program, selection).result()
         return list(self.stream(frames, program, selection))
 
     def stream(self, frames: Iterable[Frame], program: DeviceProgram, selection: Selection) -> Iterator[Detections]:
-        """Find objects on frames that keep coming; see `yolotrt_core.plugin.stages.DetectingSession.stream`."""
+        """Find objects on frames that keep coming; see `yolotrt_core.plugin.stages.Session.stream`."""
         coming = iter(frames)
         waiting: deque[BatchHandle] = deque()
         failure: Exception | None = None
@@ -168,11 +169,11 @@ class EngineSession:
             raise failure
 
     def pinned_frames(self, count: int, shape: tuple[int, ...]) -> list[NDArray[np.uint8]]:
-        """Return frame buffers that upload fastest; see `yolotrt_core.plugin.stages.DetectingSession`."""
+        """Return frame buffers that upload fastest; see `yolotrt_core.plugin.stages.Session`."""
         return [self._pool.array(shape) for _ in range(count)]
 
     def pinned_copy(self, frame: Frame) -> Frame:
-        """Return a copy that uploads fastest; see `yolotrt_core.plugin.stages.DetectingSession`."""
+        """Return a copy that uploads fastest; see `yolotrt_core.plugin.stages.Session`."""
         (source,) = check_frames([frame])
         if isinstance(source, DeviceImage):
             return source
@@ -181,12 +182,12 @@ class EngineSession:
         return Nv12Frame(copy) if isinstance(frame, Nv12Frame) else copy
 
     def page_lock(self, memory: NDArray[np.uint8]) -> PageLock:
-        """Page-lock memory of another owner; see `yolotrt_core.plugin.stages.PageLockingSession`."""
+        """Page-lock memory of another owner; see `yolotrt_core.plugin.stages.Session.page_lock`."""
         return PageLock(self.gpu, memory)
 
     @property
     def decodes_files(self) -> bool:
-        """Whether `decode` decodes JPEG files on the GPU here; see `yolotrt_core.plugin.stages.DecodingSession`."""
+        """Whether `decode` decodes JPEG files on the GPU here; see `yolotrt_core.plugin.stages.Session.decode`."""
         with self._loading:
             if not self._jpegs_asked and not self._closed:
                 self._jpegs = open_decoder(self.gpu, self._pool)
@@ -194,7 +195,7 @@ class EngineSession:
         return self._jpegs is not None
 
     def decode(self, files: Sequence[bytes]) -> Sequence[DeviceImage | None]:
-        """Decode JPEG files on the GPU; see `yolotrt_core.plugin.stages.DecodingSession`."""
+        """Decode JPEG files on the GPU; see `yolotrt_core.plugin.stages.Session.decode`."""
         if not self.decodes_files or self._jpegs is None:
             return [None] * len(files)
         return self._jpegs.decode(files)
@@ -322,14 +323,6 @@ class EngineSession:
         if self._jpegs is not None:
             self._jpegs.close()
         self._pool.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _needs_explanation(err: BaseException) -> TypeGuard[Exception]:

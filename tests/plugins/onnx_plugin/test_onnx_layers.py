@@ -11,10 +11,9 @@ import pytest
 
 from yolotrt_core.calibration.ranges import Ranges, write_ranges
 from yolotrt_core.files.digest import sha256_of
-from yolotrt_core.plugin.stages import QuantizingPass
 from yolotrt_core.types import BuildRequest, Calibration, OnnxModel
 from yolotrt_onnx.options import Fp8Options, Int8Options
-from yolotrt_onnx.passes import Bf16Pass, Fp8Pass, Fp16Pass, Int8Pass
+from yolotrt_onnx.stages import Bf16Pass, Fp8Pass, Fp16Pass, Int8Pass
 
 Write = Callable[..., OnnxModel]
 MODULES = {"stem": "model.0", "down": "model.1.conv", "deep": "model.1.conv2", "join": "model.2.m.0.cv1"}
@@ -35,10 +34,10 @@ def named(toy_yolo: Any, toy_model: Write) -> OnnxModel:
 
 
 def test_which_passes_have_layers() -> None:
-    assert isinstance(Int8Pass(), QuantizingPass)
-    assert isinstance(Fp8Pass(), QuantizingPass)
-    assert not isinstance(Fp16Pass(), QuantizingPass)
-    assert not isinstance(Bf16Pass(), QuantizingPass)
+    assert Int8Pass.quantizes
+    assert Fp8Pass.quantizes
+    assert not Fp16Pass.quantizes
+    assert not Bf16Pass.quantizes
 
 
 def test_layers_are_yolo_modules_in_the_order_of_the_graph(named: OnnxModel, toy_model: Write) -> None:

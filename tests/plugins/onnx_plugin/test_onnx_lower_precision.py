@@ -21,7 +21,7 @@ from yolotrt_core.plugin.options import NoOptions
 from yolotrt_core.types import BuildRequest, OnnxModel
 from yolotrt_onnx.graph import type_conflicts
 from yolotrt_onnx.options import Fp16Options
-from yolotrt_onnx.passes import Bf16Pass, Fp16Pass
+from yolotrt_onnx.stages import Bf16Pass, Fp16Pass
 
 WriteToy = Callable[..., OnnxModel]
 FP16 = BuildRequest("fp16", 1, 64, 64)

@@ -21,7 +21,7 @@ from yolotrt_core.types import BuildRequest, Calibration, OnnxModel
 from yolotrt_onnx import qdq_insertion
 from yolotrt_onnx.graph import type_conflicts
 from yolotrt_onnx.options import Fp8Options, Int8Options
-from yolotrt_onnx.passes import Fp8Pass, Int8Pass
+from yolotrt_onnx.stages import Fp8Pass, Int8Pass
 
 REQUEST = BuildRequest("int8", 1, 64, 64)
 Write = Callable[..., OnnxModel]

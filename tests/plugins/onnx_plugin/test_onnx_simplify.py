@@ -18,7 +18,7 @@ import pytest
 from yolotrt_core.errors import StageError
 from yolotrt_core.types import BuildRequest, OnnxModel
 from yolotrt_onnx.options import SimplifyOptions
-from yolotrt_onnx.passes import SimplifyPass
+from yolotrt_onnx.stages import SimplifyPass
 
 REQUEST = BuildRequest("fp32", 1, 64, 64)
 WriteToy = Callable[..., OnnxModel]

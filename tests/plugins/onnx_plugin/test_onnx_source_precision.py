@@ -26,8 +26,8 @@ from yolotrt_core.plugin.stages import Availability
 from yolotrt_core.types import BuildRequest, Calibration
 from yolotrt_onnx.graph import lift_constants
 from yolotrt_onnx.options import Fp8Options, Fp16Options, Int8Options
-from yolotrt_onnx.passes import Bf16Pass, Fp8Pass, Fp16Pass, Int8Pass
 from yolotrt_onnx.source_precision import source_precision
+from yolotrt_onnx.stages import Bf16Pass, Fp8Pass, Fp16Pass, Int8Pass
 from yolotrt_tensorrt.stages import TensorRTBuilder
 
 Make = Callable[..., Any]

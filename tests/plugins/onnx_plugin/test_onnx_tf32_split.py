@@ -22,7 +22,7 @@ from onnx.reference.ops.op_conv import _conv_implementation
 from arrays import relative_l2
 from yolotrt_core.types import BuildRequest, OnnxModel
 from yolotrt_onnx.options import Fp32Options
-from yolotrt_onnx.passes import Fp32Pass
+from yolotrt_onnx.stages import Fp32Pass
 from yolotrt_onnx.tf32_split import split_convolutions
 
 WriteToy = Callable[..., OnnxModel]

@@ -18,7 +18,7 @@ from yolotrt_core.inference.letterbox import preprocess
 from yolotrt_core.types import BuildRequest, ModelSource, OnnxModel
 from yolotrt_onnx.graph import type_conflicts
 from yolotrt_onnx.options import Fp16Options, SimplifyOptions
-from yolotrt_onnx.passes import Fp16Pass, SimplifyPass
+from yolotrt_onnx.stages import Fp16Pass, SimplifyPass
 from yolotrt_torch.stages import TorchExporter
 
 REQUEST = BuildRequest("fp32", 1, 640, 640)

@@ -28,7 +28,7 @@ def lay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lay]:
     monkeypatch.setattr(sys, "path", [str(tmp_path), *hidden])
     for name in [n for n in sys.modules if n.split(".")[0].startswith("tensorrt")]:
         monkeypatch.delitem(sys.modules, name)  # imported by a test before: looked up before the path is
-    monkeypatch.setattr(driver, "present", lambda: False)
+    monkeypatch.setattr(discovery, "has_driver", lambda: False)
     # The loader's own folders may hold a real TensorRT.
     monkeypatch.setattr(discovery, "_LIBRARY_FOLDERS", ())
     discovery.find.cache_clear()
@@ -88,7 +88,7 @@ def test_auto_takes_tensorrt_with_a_gpu_and_rtx_without(lay: Lay, monkeypatch: p
     assert "needs an NVIDIA GPU" in state.reason
     lay("tensorrt_rtx", "1.7.1.116", "tensorrt_rtx_cu13_bindings")
     assert discovery.choose("auto").module == "tensorrt_rtx"
-    monkeypatch.setattr(driver, "present", lambda: True)
+    monkeypatch.setattr(discovery, "has_driver", lambda: True)
     assert discovery.choose("auto").module == "tensorrt"
     assert discovery.choose("tensorrt_rtx").module == "tensorrt_rtx"
 
@@ -102,7 +102,7 @@ def test_nothing_installed_proposes_what_needs_no_gpu(lay: Lay) -> None:
 def test_a_plan_bound_to_a_gpu_names_it(lay: Lay, monkeypatch: pytest.MonkeyPatch) -> None:
     lay("tensorrt", "10.16.1.11", "tensorrt_cu13_bindings")
     lay("tensorrt_rtx", "1.7.1.116", "tensorrt_rtx_cu13_bindings")
-    monkeypatch.setattr(driver, "present", lambda: True)
+    monkeypatch.setattr(discovery, "has_driver", lambda: True)
     monkeypatch.setattr(driver, "gpu", lambda device: driver.Gpu(f"Test GPU {device}", "8.9"))
     monkeypatch.setattr(driver, "version", lambda: "580.65.06")
     fingerprint = TensorRTBuilder().fingerprint
@@ -121,7 +121,7 @@ def test_a_plan_bound_to_a_gpu_names_it(lay: Lay, monkeypatch: pytest.MonkeyPatc
 
 
 def test_tensorrt_without_a_gpu_says_so_before_work(lay: Lay) -> None:
-    if driver.present():
+    if discovery.has_driver():
         pytest.skip("this machine has a GPU")
     lay("tensorrt", "10.16.1.11", "tensorrt_cu13_bindings")
     with pytest.raises(StageError, match="GPU"):
@@ -158,7 +158,7 @@ def test_only_tensorrt_rtx_rounds_fp32_against_the_options(
     lay: Lay, monkeypatch: pytest.MonkeyPatch, module: str
 ) -> None:
     lay(module, "1.7.1", None)
-    monkeypatch.setattr(driver, "present", lambda: True)
+    monkeypatch.setattr(discovery, "has_driver", lambda: True)
     builder, forbidden = TensorRTBuilder(), TensorRTOptions(tf32=False)
     assert builder.rounds_fp32(BuildRequest("fp32", 1, 64, 64), forbidden) == (module == "tensorrt_rtx")
     assert not builder.rounds_fp32(BuildRequest("fp32", 1, 64, 64), TensorRTOptions())

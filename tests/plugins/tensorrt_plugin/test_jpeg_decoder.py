@@ -19,7 +19,8 @@ import pytest
 from fake_gpu import FakeCuda, fake_gpu
 
 from yolotrt_core.errors import UsageError
-from yolotrt_tensorrt.cuda import driver, nvjpeg
+from yolotrt_tensorrt import discovery
+from yolotrt_tensorrt.cuda import nvjpeg
 from yolotrt_tensorrt.cuda.device import Gpu, PinnedPool
 from yolotrt_tensorrt.cuda.nvjpeg import NvJpeg, NvJpegError
 from yolotrt_tensorrt.runtime import jpeg_decoder
@@ -152,7 +153,7 @@ def test_the_genuine_library_has_every_call_and_says_what_is_missing() -> None:
     major = ctypes.c_int()
     assert library.nvjpegGetProperty(0, ctypes.byref(major)) == 0
     assert major.value >= 12
-    if not driver.present():
+    if not discovery.has_driver():
         with pytest.raises(NvJpegError, match="nvjpegCreateEx: "):
             NvJpeg(library)
 

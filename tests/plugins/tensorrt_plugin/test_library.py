@@ -15,7 +15,7 @@ from trt_build import build, request
 from yolotrt_core.errors import StageError
 from yolotrt_core.serialization import from_json
 from yolotrt_core.types import EngineSpec, ModelSpec
-from yolotrt_tensorrt import library
+from yolotrt_tensorrt import discovery, library
 from yolotrt_tensorrt.cuda import driver
 
 EMPTY = ModelSpec((), (), (), ())
@@ -70,7 +70,7 @@ def test_the_sidecar_of_a_build_is_accepted_here(convolution: Any, tmp_path: Pat
     plan = (tmp_path / "model.engine").read_bytes()
     with pytest.raises(StageError, match="malformed engine"):
         library.check_plan(loaded, runtime, plan[:40])
-    if not driver.present():
+    if not discovery.has_driver():
         with pytest.raises(StageError, match="no usable GPU driver"):
             library.check_plan(loaded, runtime, plan)
 

@@ -2,30 +2,22 @@
 
 import zipfile
 
-from yolotrt_core.plugin.dependencies import tool_versions, tools_available
 from yolotrt_core.plugin.hookspecs import hookimpl
-from yolotrt_core.plugin.options import NoOptions
+from yolotrt_core.plugin.stages import Exporter
 
 YOLOTRT_API = 1
-TOOLS = ("onnx", "onnxruntime")
 
 
-class ZooExporter:
+class ZooExporter(Exporter):
     name = "zoo"
-    stage_version = 1
+    title = "Model zoo exporter"
     sources = (
-        "yolotrt_zoo.exporter",
+        "yolotrt_zoo",
         "yolotrt_core.datasets.class_names",
         "yolotrt_core.export.reference_input",
         "yolotrt_core.export.output_layout",
     )
-    Options = NoOptions
-
-    def available(self):
-        return tools_available(TOOLS)
-
-    def fingerprint(self, options):
-        return tool_versions(TOOLS)
+    requires = ("onnx", "onnxruntime")
 
     def export(self, source, request, options, out):
         from yolotrt_zoo import exporter

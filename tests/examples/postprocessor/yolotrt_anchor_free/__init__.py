@@ -1,24 +1,15 @@
-"""Postprocessor `anchor_free`: heads with a column for each box and no objectness, as YOLOv8 and later have them."""
+"""Postprocessor `anchor_free`: heads with a column for each box and no objectness, as in YOLOv8 and later."""
 
 from yolotrt_core.plugin.hookspecs import hookimpl
-from yolotrt_core.plugin.options import NoOptions
-from yolotrt_core.plugin.stages import Availability
+from yolotrt_core.plugin.stages import Postprocessor
 
 YOLOTRT_API = 1
 
 
-class AnchorFreePostprocessor:
+class AnchorFreePostprocessor(Postprocessor):
     name = "anchor_free"
-    stage_version = 1
-    sources = ("yolotrt_anchor_free.decode",)
-    Options = NoOptions
+    title = "Anchor-free decoding"
     heads = frozenset({"yolov8"})
-
-    def available(self):
-        return Availability(True)
-
-    def fingerprint(self, options):
-        return {}
 
     def decode(self, raw, spec, geometry, selection, options):
         from yolotrt_anchor_free import decode
