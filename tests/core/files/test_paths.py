@@ -19,7 +19,7 @@ from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.store import location
 from yolotrt_core.store.store import Store
 
-PACKAGES = [Path(__file__).resolve().parents[2] / name for name in ("yolotrt_core", "plugins")]
+PACKAGES = [Path(__file__).resolve().parents[3] / name for name in ("yolotrt_core", "plugins")]
 NOBODYS = "~nobody-has-this-name/x"
 TOO_LONG = "x" * 300
 
