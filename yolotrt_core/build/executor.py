@@ -24,7 +24,7 @@ from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.store import code_digest
 from yolotrt_core.store.action import Action, Record
 from yolotrt_core.store.code_digest import core_digest
-from yolotrt_core.store.errors import DamagedArtifactError, MissingArtifactError
+from yolotrt_core.store.errors import CorruptedArtifactError, MissingArtifactError
 from yolotrt_core.store.names import STAGE_LOG
 from yolotrt_core.store.store import Store
 from yolotrt_core.types import BuildRequest, Json
@@ -75,7 +75,7 @@ def run(steps: Plan, store: Store, registry: Registry, *, force: bool = False) -
     """
     try:
         return _run(steps, store, registry, force=force, verify=False)
-    except (DamagedArtifactError, MissingArtifactError) as err:
+    except (CorruptedArtifactError, MissingArtifactError) as err:
         # Only what is handed out is read on a hit; a damaged intermediate shows when it is needed,
         # and another process's gc may take one between two steps.
         _log.warning("%s; making it again", err)

@@ -1,4 +1,4 @@
-"""The artifact store: the output of each stage, found again by the stage's inputs."""
+"""Artifact store: outputs of stages, addressed by everything that determines them."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from yolotrt_core.store.verify import VerifyReport, repair_database, verify_data
 class Store(Database):
     """Artifacts by key and files by content, shared safely between processes.
 
-    Constructing one touches no disk; reading needs no write access, so a read-only store serves
-    what it holds. Every method may raise `ArtifactError` for a disk or database that fails.
+    The constructor does not access the disk. Reading needs no write access. Every method may raise
+    `ArtifactError` if the disk or database fails.
 
     Args:
-        root: the store's folder; made when something is first written.
+        root: the store's folder, created at the first write.
     """
 
     def obtain(
@@ -30,20 +30,20 @@ class Store(Database):
         force: bool = False,
         on_start: OnStart | None = None,
     ) -> tuple[Record, bool]:
-        """Return the record of an action and whether it was found; make it if it was not.
+        """Return the record of an action and whether it was cached; build it on a cache miss.
 
-        Of all processes that want the same action at one time, one makes it and the others wait.
+        If several processes request the same action, one builds it and the others wait.
 
         Args:
-            make: gets an empty folder that holds an empty `out/`, writes every output under `out`
-                and returns facts for the record. It may also write `stage.log` and under `in/`.
-            verify: read a found artifact's files and compare their digests; rebuild on a mismatch.
-            force: make it even if it is there.
+            make: called with a folder that contains an empty `out/`; writes every output under `out`
+                and returns facts for the record. It may also write `stage.log` and files under `in/`.
+            verify: compare the files of a cached artifact with their digests, and rebuild on a mismatch.
+            force: rebuild a cached artifact.
             on_start: called just before `make`.
 
         Raises:
-            ArtifactError: the store fails, is full or read-only. Whatever `make` raises; a
-                `StageError` then names the stage, the key and the log, which is all that is kept.
+            ArtifactError: the store failed, is full or read-only. Errors of `make` are raised unchanged;
+                a `StageError` gets the stage, the key and the path of the log.
         """
         return obtain_artifact(self, action, make, verify=verify, force=force, on_start=on_start)
 
@@ -52,25 +52,25 @@ class Store(Database):
         return trace_lineage(self.records(), record)
 
     def nearest(self, action: Action) -> tuple[Record, tuple[Difference, ...]] | None:
-        """Return the record of the same stage and plugin that differs least, and in what."""
+        """Return the most similar record of the same stage and plugin, and the differences."""
         return find_nearest(self.records(), action)
 
     def side_cache(self) -> StoredSideCache:
-        """Return the cache where stages keep timing caches and the like between runs."""
+        """Return the cache for files that stages keep between runs, such as timing caches."""
         return StoredSideCache(self)
 
     def verify(self) -> VerifyReport:
-        """Read everything and compare it with its digests; changes nothing."""
+        """Compare the whole store with its digests, without changes."""
         return verify_database(self)
 
     def repair(self) -> VerifyReport:
-        """Delete what `verify` finds damaged, and what killed processes left; returns what it found.
+        """Delete corrupted entries and leftovers of killed processes; return what `verify` found.
 
         Raises:
-            ArtifactError: something is being built in the store.
+            ArtifactError: a build is running in the store.
         """
         return repair_database(self)
 
     def gc(self, keep_days: float, dry_run: bool = False) -> GcReport:
-        """Delete what no name, no running build and nothing younger than `keep_days` needs."""
+        """Delete artifacts not needed by a name, a running build or an artifact newer than `keep_days`."""
         return collect_garbage(self, keep_days, dry_run)
