@@ -11,7 +11,7 @@ from typing import Any
 from yolotrt_core.console.text import nearest
 from yolotrt_core.datasets.dataset import DataSet, LabeledImage
 from yolotrt_core.errors import UsageError
-from yolotrt_core.files.paths import existing_path, text_of
+from yolotrt_core.files.paths import existing_path, read_text
 from yolotrt_core.serialization import number_from_json
 
 _log = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ def read_coco(path: Path, labels: Sequence[str]) -> DataSet:
     import numpy as np
 
     try:
-        data = json.loads(text_of(path, "the annotations"))
+        data = json.loads(read_text(path, "the annotations"))
         if not isinstance(data, dict) or not data.keys() >= {"images", "annotations", "categories"}:
             raise ValueError("expected an object with `images`, `annotations` and `categories`")
         categories = {int(c["id"]): str(c["name"]) for c in data["categories"]}

@@ -14,7 +14,7 @@ from yolotrt_core.datasets.coco import read_coco
 from yolotrt_core.datasets.dataset import DataSet, LabeledImage
 from yolotrt_core.datasets.yolo import MOST_CLASSES
 from yolotrt_core.errors import UsageError
-from yolotrt_core.files.paths import existing_path, text_of, user_path
+from yolotrt_core.files.paths import existing_path, read_text, user_path
 from yolotrt_core.media.inputs import IMAGE_SUFFIXES
 
 _log = logging.getLogger(__name__)
@@ -166,7 +166,7 @@ def _images_at(place: Path) -> Iterator[Path]:
     if place.is_dir():
         yield from (p for p in place.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
     elif place.suffix.lower() == ".txt":
-        for line in text_of(place, "the image list").splitlines():
+        for line in read_text(place, "the image list").splitlines():
             if line.strip():
                 yield Path(line.strip()) if Path(line.strip()).is_absolute() else place.parent / line.strip()
     else:
@@ -181,7 +181,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
             "a data set YAML needs PyYAML, which is not installed", hint="`pip install yolotrt-core[eval]`"
         ) from err
     try:
-        described = yaml.safe_load(text_of(path, "the description"))
+        described = yaml.safe_load(read_text(path, "the description"))
     except (ValueError, RecursionError, yaml.YAMLError) as err:  # ValueError: a date that is none, and the like
         raise UsageError(f"`{path}` is not YAML: {' '.join(str(err).split())}") from err
     if not isinstance(described, dict):

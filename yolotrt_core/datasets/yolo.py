@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from yolotrt_core.console.text import counted
 from yolotrt_core.errors import UsageError
-from yolotrt_core.files.paths import text_of
+from yolotrt_core.files.paths import read_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,7 +33,7 @@ def read(image: Path) -> NDArray[np.float64]:
     file = label_file(image)
     rows = []
     if file.is_file():
-        for number, line in enumerate(text_of(file, "the labels").splitlines(), 1):
+        for number, line in enumerate(read_text(file, "the labels").splitlines(), 1):
             if line.strip():
                 rows.append(_label_row(line, f"{file}, line {number}"))
     once = list(dict.fromkeys(map(tuple, rows)))  # some tools write an object twice, and it is there once

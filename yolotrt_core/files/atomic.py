@@ -1,4 +1,4 @@
-"""Files of the user's, written whole or not at all."""
+"""Atomic writes of user files."""
 
 from __future__ import annotations
 
@@ -11,27 +11,26 @@ from yolotrt_core.errors import ArtifactError, os_error_reason
 
 
 @contextmanager
-def whole_file(target: Path) -> Iterator[Path]:
-    """Give a path beside `target` to write to, which takes its place at the end of the block.
+def atomic_path(target: Path) -> Iterator[Path]:
+    """Yield a temporary path next to `target` that replaces it at the end of the block.
 
-    If the block fails, neither it nor a part of it stays. Each writer has a path of its own: of several, the last
-    to finish wins. The ending is kept, since libraries choose the format by it; the rest of the name is not, since
-    more could be too long for the disk. Not from `tempfile`: its files are private whatever the user's mask says.
+    It is deleted if the block fails. Of several writers the last one wins. The path keeps the file suffix, by which
+    libraries choose the format. Not from `tempfile`, which ignores the user's umask.
     """
     partial = target.with_name(f".partial-{os.urandom(6).hex()}{target.suffix}")
     try:
         yield partial
         partial.replace(target)
     finally:
-        with suppress(OSError):  # what failed before it is what matters
+        with suppress(OSError):  # the original error matters
             partial.unlink(missing_ok=True)
 
 
 def refuse_unwritable(folder: Path) -> None:
-    """Check that files can be put into a folder, which need not exist yet; makes nothing.
+    """Check that a folder, which may not exist yet, is writable; creates nothing.
 
     Raises:
-        ArtifactError: something on its path is no folder, or must not be written to.
+        ArtifactError: a part of its path is not a folder, or not writable.
     """
     hint = "choose another folder with `--out`"
     try:
@@ -39,12 +38,12 @@ def refuse_unwritable(folder: Path) -> None:
         if not place.is_dir():
             raise ArtifactError(f"cannot write to `{folder}`: `{place}` is not a folder", hint=hint)
         if not os.access(place, os.W_OK | os.X_OK):
-            raise ArtifactError(f"cannot write to `{folder}`: `{place}` must not be written to", hint=hint)
+            raise ArtifactError(f"cannot write to `{folder}`: `{place}` is not writable", hint=hint)
     except OSError as err:
         raise ArtifactError(f"cannot write to `{folder}`: {os_error_reason(err)}", hint=hint) from err
 
 
-def write_whole(target: Path, content: bytes | str) -> None:
-    """Write a file at once; text as UTF-8."""
-    with whole_file(target) as partial:
+def write_atomic(target: Path, content: bytes | str) -> None:
+    """Write a file atomically; text as UTF-8."""
+    with atomic_path(target) as partial:
         partial.write_bytes(content.encode() if isinstance(content, str) else content)

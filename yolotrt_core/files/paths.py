@@ -1,4 +1,4 @@
-"""Paths as users write them: on a command line, in a recipe, in a variable of the environment; and what is there."""
+"""User-supplied paths, and reading of text files."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from yolotrt_core.errors import UsageError, os_error_reason
 
 
 def user_path(text: str | Path) -> Path:
-    """Return the path that a text means, with `~` and `~NAME` as the home folder; reads no disk.
+    """Expand `~` and `~NAME` in a path, without reading the disk.
 
     Raises:
-        UsageError: nobody has that home folder, or the text has a NUL character.
+        UsageError: unknown home folder, or a NUL character.
     """
     if "\0" in str(text):
-        raise UsageError(f"{str(text)!a} is no path: it has a NUL character")
+        raise UsageError(f"invalid path {str(text)!a}: it has a NUL character")
     try:
         return Path(text).expanduser()
     except RuntimeError as err:
@@ -28,10 +28,10 @@ def existing_path(text: str | Path, hint: str | None = None) -> Path | None:
     """Return `user_path(text)` if a file or folder is there, else None.
 
     Args:
-        hint: what to say where it cannot be told.
+        hint: hint of the error.
 
     Raises:
-        UsageError: as `user_path`; the system refuses to look, for instance at a name that is too long.
+        UsageError: as `user_path`, or the path cannot be examined, for instance because a name is too long.
     """
     path = user_path(text)
     try:
@@ -40,11 +40,11 @@ def existing_path(text: str | Path, hint: str | None = None) -> Path | None:
         raise UsageError(f"cannot read `{text}`: {os_error_reason(err)}", hint=hint) from err
 
 
-def text_of(path: Path, what: str) -> str:
-    """Read a text file of the user's.
+def read_text(path: Path, description: str) -> str:
+    """Read a user's text file.
 
     Args:
-        what: what it is, for the error.
+        description: description of the file for errors.
 
     Raises:
         UsageError: it cannot be read, or is not UTF-8.
@@ -52,6 +52,6 @@ def text_of(path: Path, what: str) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except OSError as err:
-        raise UsageError(f"cannot read {what} `{path}`: {os_error_reason(err)}") from err
+        raise UsageError(f"cannot read {description} `{path}`: {os_error_reason(err)}") from err
     except UnicodeDecodeError as err:
-        raise UsageError(f"cannot read {what} `{path}`: byte {err.start} is no UTF-8") from err
+        raise UsageError(f"cannot read {description} `{path}`: byte {err.start} is not UTF-8") from err

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from yolotrt_core.errors import ArtifactError, UsageError, os_error_reason
-from yolotrt_core.files.atomic import whole_file
+from yolotrt_core.files.atomic import atomic_path
 from yolotrt_core.files.paths import user_path
 from yolotrt_core.store.action import Record, UnknownSchemaError, is_name, is_sha256, record_from_bytes
 from yolotrt_core.store.errors import (
@@ -87,7 +87,7 @@ class Database:
         with self._open_blob(sha256) as file:
             digest = hashlib.sha256()
             try:
-                with whole_file(destination) as partial:
+                with atomic_path(destination) as partial:
                     with partial.open("xb") as out:
                         while chunk := file.read(_CHUNK_BYTES):
                             digest.update(chunk)

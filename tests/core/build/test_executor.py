@@ -296,7 +296,7 @@ def test_an_engine_is_only_read_with_its_own_spec(
         (lambda spec: spec["model"]["inputs"][0].update(kind=1), "field `model.inputs[0].kind` is unknown"),
         (lambda spec: spec["model"].update(strides=8), "field `model.strides` cannot be 8"),
         (lambda spec: spec.update(precision="fp99"), "field `precision`: expected one of"),
-        (lambda spec: spec.update(model=[]), "field `model` is no JSON object"),
+        (lambda spec: spec.update(model=[]), "field `model` is not a JSON object"),
     ):
         spec = json.loads(text)
         change(spec)

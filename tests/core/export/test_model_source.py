@@ -107,7 +107,7 @@ def test_folder_digest_follows_names_and_contents_only(tmp_path: Path) -> None:
 def test_folders_that_are_no_model_are_refused(tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
-    with pytest.raises(UsageError, match="holds no file"):
+    with pytest.raises(UsageError, match="is empty"):
         resolve_source(empty, cache_dir=tmp_path)
     linked = tmp_path / "linked"
     linked.mkdir()
@@ -117,12 +117,12 @@ def test_folders_that_are_no_model_are_refused(tmp_path: Path) -> None:
     piped = tmp_path / "piped"
     piped.mkdir()
     os.mkfifo(piped / "saved_model.pb")
-    with pytest.raises(UsageError, match="neither a file nor a folder"):
+    with pytest.raises(UsageError, match="neither a file nor a model folder"):
         resolve_source(piped, cache_dir=tmp_path)
 
 
 def test_device_is_refused_not_read_forever(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="neither a file nor a folder"):
+    with pytest.raises(UsageError, match="neither a file nor a model folder"):
         resolve_source("/dev/zero", cache_dir=tmp_path)
 
 
