@@ -131,7 +131,7 @@ def test_images_at_their_own_shape(run: Run, warm: Path, labelled: Path) -> None
     ("arguments", "message"),
     [
         ((), "`evaluate` needs labelled images"),
-        (("--data", "nowhere"), "there is no data set `nowhere`"),
+        (("--data", "nowhere"), "the data set `nowhere` does not exist"),
         (("--data", ".", "--part", "half"), "`--part` expects `train`, `val` or `test`, found `half`"),
         (("--data", ".", "--bootstrap", "x"), "`--bootstrap` expects a whole number"),
         (

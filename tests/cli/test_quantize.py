@@ -52,7 +52,7 @@ def test_ranges_and_cache_go_out_and_come_back(run: Run, warm: Path, images: Pat
     ("arguments", "code", "message"),
     [
         (("build", *_INT8), 2, "calibrator `percentile` needs images, but `--calib-data` was not given"),
-        (("build", *_INT8, "--calib-data", "nowhere"), 2, "there is no data set `nowhere`"),
+        (("build", *_INT8, "--calib-data", "nowhere"), 2, "the data set `nowhere` does not exist"),
         (("build", *_INT8, "--calib-data", "."), 2, "no image in `.`"),
         (("build", *_INT8, "--calib-data", ".", "--calib-images", "0"), 2, "`--calib-images` expects a whole number"),
         (("build", *_INT8, "--calibrator", "import"), 2, "calibrator `import` needs a file"),

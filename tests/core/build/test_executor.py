@@ -115,7 +115,7 @@ def test_an_engine_is_shown_in_a_line(weights: Path, store: Store, registry: Reg
 
 
 def test_a_wrong_export_stops_at_parity(weights: Path, store: Store, registry: Registry, tmp_path: Path) -> None:
-    with pytest.raises(StageError, match="output `output0` is off by relative L2") as caught:
+    with pytest.raises(StageError, match="the relative L2 error of output `output0`") as caught:
         _build(weights, store, registry, tmp_path, flags={"text": {"offset": "0.5"}})
     assert caught.value.stage == "parity"
     assert RUNS["build"] == 0

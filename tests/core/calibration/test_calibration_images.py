@@ -100,5 +100,5 @@ def test_no_images(tmp_path: Path, make: bool) -> None:
     place = tmp_path / "empty"
     if make:
         place.mkdir()
-    with pytest.raises(UsageError, match="no image in" if make else "there is no data set"):
+    with pytest.raises(UsageError, match="no image in" if make else "does not exist"):
         choose(CalibrationData(place))
