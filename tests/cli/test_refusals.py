@@ -31,7 +31,7 @@ from .conftest import Run
         (("detect", "--conf", "1.5", "sample"), 2, "`--conf` expects a number, at least 0 and at most 1"),
         (("detect", "--format", "xml", "sample"), 2, "`--format` expects `json`, `coco` or `yolo`"),
         (("detect", "--engine", "x.engine", "--precision", "fp32", "sample"), 2, "`--precision` sets how to build"),
-        (("detect", "--engine", "missing.engine", "sample"), 2, "no engine file `missing.engine`"),
+        (("detect", "--engine", "missing.engine", "sample"), 2, "no such engine file: `missing.engine`"),
         (("detect", "--max-frames", "3", "sample"), 2, "`--max-frames` is for a video or live source"),
         (("artifacts.gc", "--keep-days", "soon"), 2, "`--keep-days` expects a number of days"),
         (("artifacts.export", "--kind", "plan", "--out", "x"), 2, "`--kind` expects `onnx`, `ranges`"),
