@@ -1,15 +1,14 @@
-"""Errors that yolotrt shows to its users, and the exit codes they end a command with."""
+"""User-facing errors and their exit codes."""
 
 from pathlib import Path
 
 
 class YolotrtError(Exception):
-    """Base of every error that is the user's to read: one line, what to do in `hint`.
+    """Base class of user-facing errors.
 
     Args:
-        message: lower case, no final stop, literals in backticks; says what was expected and
-            what was found.
-        hint: what to do about it, or None.
+        message: one line, lower case, no final stop, literals in backticks; what was expected and found.
+        hint: how to fix it, or None.
     """
 
     exit_code = 1
@@ -24,21 +23,21 @@ class YolotrtError(Exception):
 
 
 class UsageError(YolotrtError):
-    """A bad option, recipe, image or model file: something only the caller can mend."""
+    """Invalid user input: an option, recipe, image or model file."""
 
     exit_code = 2
 
 
 class PluginError(YolotrtError):
-    """A plugin that is missing, broken, or in conflict with another."""
+    """A plugin is missing, broken or conflicts with another."""
 
     exit_code = 3
 
 
 class StageError(YolotrtError):
-    """A stage whose tool (torch, TensorFlow, onnxruntime, TensorRT) failed.
+    """A stage or its tool (torch, TensorFlow, onnxruntime, TensorRT) failed.
 
-    The pipeline fills in `stage`, `key` and `log` before the user sees the error.
+    The pipeline sets `stage`, `key` and `log`.
     """
 
     exit_code = 4
@@ -59,17 +58,17 @@ class StageError(YolotrtError):
 
 
 class ArtifactError(YolotrtError):
-    """The store cannot be read or written: no space, no permission, damaged content."""
+    """The store cannot be read or written: no space, no permission, corrupted content."""
 
     exit_code = 5
 
 
 class GateError(YolotrtError):
-    """An engine was built but lost more accuracy than the gate allows."""
+    """An engine failed the accuracy gate."""
 
     exit_code = 6
 
 
 def os_error_reason(err: OSError) -> str:
-    """Return why the system refused, lower case, as messages end with it."""
+    """Return the reason of a system error in lower case, for the end of a message."""
     return (err.strerror or str(err)).lower()

@@ -1,4 +1,4 @@
-"""Dataclasses as JSON and back, checked against their type annotations."""
+"""JSON serialization of dataclasses, validated against their type annotations."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def to_json(value: Any) -> Json:
         return value.as_posix()
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
-    raise TypeError(f"{type(value).__name__} has no JSON form")
+    raise TypeError(f"{type(value).__name__} is not JSON serializable")
 
 
 def number_from_json(data: object) -> float | None:
-    """Return a JSON number as a float; None for anything else, NaN, infinity and what no float can hold."""
+    """Return a JSON number as a float; None for NaN, infinity, overflow and other types."""
     if isinstance(data, bool) or not isinstance(data, (int, float)):
         return None
     try:
@@ -52,7 +52,7 @@ def from_json(cls: type[T], data: Any) -> T:
 
 
 def invalid_field(cls: type, data: Any) -> str | None:
-    """Name the first field for which `from_json` fails, and why; None if it does not fail."""
+    """Return the error of `from_json`, which names the first invalid field; None if valid."""
     try:
         from_json(cls, data)
     except ValueError as err:
@@ -86,7 +86,7 @@ def _decode(hint: Any, data: Any, at: str) -> Any:
         return Path(data)
     if hint is float and isinstance(data, int) and not isinstance(data, bool):
         if (number := number_from_json(data)) is None:
-            raise ValueError(f"field `{at}`: expected a number, found a whole number that is too large")
+            raise ValueError(f"field `{at}`: expected a number, found an integer that is too large")
         return number
     if isinstance(hint, type) and origin is None and hint is not Any and not isinstance(data, hint):
         raise ValueError(f"field `{at}`: expected {hint.__name__}, found {data!r}")
@@ -95,7 +95,7 @@ def _decode(hint: Any, data: Any, at: str) -> Any:
 
 def _decode_dataclass(cls: Any, data: Any, at: str) -> Any:
     if not isinstance(data, dict):
-        raise ValueError(f"{f'field `{at}`' if at else 'its content'} is no JSON object")
+        raise ValueError(f"{f'field `{at}`' if at else 'its content'} is not a JSON object")
     start = f"{at}." if at else ""
     hints = typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):

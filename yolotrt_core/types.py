@@ -1,4 +1,4 @@
-"""The values passed from stage to stage. All but arrays round-trip through JSON, see `serialization`."""
+"""Values passed between stages. All but arrays round-trip through JSON, see `serialization`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ T = TypeVar("T")
 Json = Union[None, bool, int, float, str, list["Json"], dict[str, "Json"]]  # noqa: UP007 - `|` fails on a forward name
 Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
-# Where the channels of a network's input lie: before its sides (torch's way) or behind (TensorFlow's).
+# Memory layout of a network's input: channels first (PyTorch) or last (TensorFlow).
 Layout = Literal["nchw", "nhwc"]
 CHANNELS = 3
 
@@ -23,8 +23,7 @@ CHANNELS = 3
 def layout_of(shape: Sequence[object]) -> Layout:
     """Return the layout of an input shape; a dynamic dimension may be anything but 3.
 
-    The shape decides it, since exactly one of the two axes can have three entries: height and width are multiples of
-    the strides. So no further field has to be kept, or could contradict it.
+    The shape is sufficient: height and width are multiples of the strides, so only the channel axis has size 3.
     """
     return "nhwc" if len(shape) == 4 and shape[3] == CHANNELS and shape[1] != CHANNELS else "nchw"
 
@@ -42,14 +41,13 @@ def without_channels(shape: Sequence[T], layout: Layout) -> tuple[T, T, T]:
 
 @dataclass(frozen=True, slots=True)
 class ModelSource:
-    """Where a model comes from: a file or folder whose content is known by digest.
+    """File or folder of a model, with its digest.
 
     Attributes:
-        path: the file, or the folder of a format that is one (SavedModel).
-        sha256: digest of the file; of a folder, of its sorted relative names and contents.
-        name: short name for people and output folders, e.g. `yolov5n`.
-        imgsz: (height, width) the model is best used at where the source is known to yolotrt,
-            else None; an explicit `--imgsz` wins.
+        path: the file, or the folder of a SavedModel.
+        sha256: digest of the file, or of a folder's sorted relative names and contents.
+        name: short name for display and output folders, e.g. `yolov5n`.
+        imgsz: recommended (height, width) of a known source, else None; `--imgsz` takes precedence.
     """
 
     path: Path
@@ -60,7 +58,7 @@ class ModelSource:
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """One named tensor: `dtype` in NumPy's spelling, a `str` dimension is dynamic."""
+    """Name, NumPy dtype and shape of a tensor; a `str` dimension is dynamic."""
 
     name: str
     dtype: str
@@ -69,7 +67,7 @@ class TensorSpec:
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """What later stages must know of a network, whatever framework it came from.
+    """Framework-independent description of a network.
 
     Attributes:
         inputs: named `images`, (B, 3, H, W) or (B, H, W, 3), RGB in 0..1; see `layout_of`.
@@ -77,9 +75,9 @@ class ModelSpec:
             objectness, class scores in 0..1; rows ordered by level, anchor, y, x.
         labels: class names, index is the class id.
         strides: pixels per cell of each detection level, finest first.
-        head: what the postprocessor must be able to decode, e.g. `yolov5`.
+        head: kind of detection head, selects the postprocessor, e.g. `yolov5`.
         anchors: per level, (width, height) of each anchor in input pixels; empty if the head has none.
-        provenance: facts about the origin, for people; never needed to run.
+        provenance: informational facts about the origin.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -92,13 +90,13 @@ class ModelSpec:
 
     @property
     def layout(self) -> Layout:
-        """Where the channels of the input lie."""
+        """Layout of the input."""
         return layout_of(self.inputs[0].shape)
 
 
 @dataclass(frozen=True, slots=True)
 class OnnxModel:
-    """An ONNX file, its digest and what is in it."""
+    """An ONNX file, its digest and its model spec."""
 
     path: Path
     sha256: str
@@ -107,7 +105,7 @@ class OnnxModel:
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """The ranges of a network's activations, as the readable file `ranges.json`."""
+    """Activation ranges of a network: the file `ranges.json`."""
 
     ranges_path: Path
     sha256: str
@@ -125,10 +123,10 @@ class ShapeRange:
 
 @dataclass(frozen=True, slots=True)
 class BuildRequest:
-    """What the user wants built. Height and width in pixels, multiples of the largest stride.
+    """Requested precision and input shapes. Height and width in pixels, multiples of the largest stride.
 
-    `profiles` is empty for a static model; with `dynamic` there is at least one. `exact_fp32`: the library that will
-    run the network multiplies fp32 operands cut short, which the user forbids, so a pass must write them as sums.
+    `profiles` is empty for a static model and has at least one entry with `dynamic`. `exact_fp32`: a pass must rewrite
+    fp32 products that the runtime would compute with truncated operands.
     """
 
     precision: Precision
@@ -142,13 +140,13 @@ class BuildRequest:
 
 @dataclass(frozen=True, slots=True)
 class EngineSpec:
-    """What a runner must know of an engine; stored as `<engine file>.json` beside it.
+    """Engine spec, stored as the sidecar `<engine file>.json`.
 
     Attributes:
         model: the network as the engine exposes it (names, dtypes, shapes, labels, strides).
         precision: lowest precision of the convolutions.
-        builder: name of the builder that made the engine and can open it.
-        tools: what made it, e.g. {"module": "tensorrt_rtx", "version": "1.7.1.116"}.
+        builder: name of the builder that built the engine and can open it.
+        tools: versions of the tools that built it, e.g. {"module": "tensorrt_rtx", "version": "1.7.1.116"}.
         profiles: the shapes a dynamic engine accepts; empty if static.
         onnx_sha256: the typed ONNX it was built from.
         engine_sha256: digest of the engine file; filled in by the pipeline.
@@ -165,13 +163,13 @@ class EngineSpec:
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """How one source image was placed in the network input by the letterbox.
+    """Placement of a source image in the network input by the letterbox.
 
     Attributes:
         source: (height, width) of the image in pixels.
         target: (height, width) of the network input in pixels.
         scale: resized pixels per source pixel, the same on both axes.
-        pad: real-valued (left, top) padding in input pixels, as boxes are moved back by.
+        pad: real-valued (left, top) padding in input pixels, subtracted from boxes.
     """
 
     source: tuple[int, int]
@@ -182,13 +180,12 @@ class Geometry:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Which of the network's candidates become detections.
+    """Thresholds that select detections from the network's candidates.
 
     Attributes:
-        conf: least score kept, exclusive, 0..1. iou: overlap above which the lower-scored box
-            goes, exclusive, 0..1. multi_label: a box may count once for each class over `conf`.
-        agnostic: boxes of different classes suppress each other. classes: ids kept; empty: all.
-        max_det: most detections for one image.
+        conf: confidence threshold, exclusive, 0..1. iou: IoU threshold for NMS, exclusive, 0..1.
+        multi_label: a box may have several classes over `conf`. agnostic: class-agnostic NMS.
+        classes: class ids to keep; empty: all. max_det: maximum detections per image.
     """
 
     conf: float = 0.25
@@ -201,12 +198,12 @@ class Selection:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Detections:
-    """The boxes found on one image, best score first.
+    """Detected boxes of one image, highest score first.
 
     Attributes:
         boxes: float32 (M, 4), x1 y1 x2 y2 in source-image pixels, clipped to the image.
         scores: float32 (M,), 0..1. class_ids: int64 (M,).
-        truncated: how many further boxes `max_det` cut off; 0 says that nothing is missing.
+        truncated: number of boxes dropped by `max_det`.
     """
 
     boxes: NDArray[np.float32]

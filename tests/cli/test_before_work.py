@@ -34,13 +34,13 @@ def here(tmp_path: Path) -> Path:
         ("evaluate --data pics --against NONSENSE", 2, "`--against` expects an engine file or one of fp32"),
         ("evaluate --data pics --against fp31", 2, "hint: did you mean `fp32`"),
         ("evaluate --data pics --against int8", 2, "`--against int8` needs calibration images"),
-        ("evaluate --data nix", 2, "there is no data set `nix`"),
-        ("bench --against nix.engine", 2, "there is no engine file `nix.engine`"),
+        ("evaluate --data nix", 2, "the data set `nix` does not exist"),
+        ("bench --against nix.engine", 2, "no such engine file: `nix.engine`"),
         ("build --gate-agreement 2", 2, "`--gate-agreement` expects a number, at least 0 and at most 1, found `2`"),
         ("build --gate-images x", 2, "`--gate-images` expects a whole number"),
         ("build --sensitivity-images 0", 2, "`--sensitivity-images` expects a whole number"),
-        ("build --eval-data nix", 2, "there is no data set `nix`"),
-        ("build --eval-data video.mp4", 2, "`video.mp4` is no data set"),
+        ("build --eval-data nix", 2, "the data set `nix` does not exist"),
+        ("build --eval-data video.mp4", 2, "`video.mp4` is not a data set"),
         ("build --max-drop 0.1", 2, "`--max-drop` needs labelled images"),
         ("build --precision int8 --calibrator import --import-file nix", 2, "`nix`: no such file or directory"),
         ("build --precision int8 --calibrator import", 2, "calibrator `import` needs a file"),
@@ -165,7 +165,11 @@ def test_flags_that_change_nothing(run: Run, warm: Path, tmp_path: Path) -> None
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [("[1,2", "no JSON from line 1, column 5 on"), ("[1, 2]", "it has no table `tensors`"), ("[" * 9**6, "no JSON")],
+    [
+        ("[1,2", "invalid JSON at line 1, column 5"),
+        ("[1, 2]", "object `tensors` is missing"),
+        ("[" * 9**6, "invalid JSON"),
+    ],
 )
 def test_a_ranges_file_that_is_none(run: Run, warm: Path, tmp_path: Path, content: str, words: str) -> None:
     file = tmp_path / "r.json"
@@ -173,7 +177,7 @@ def test_a_ranges_file_that_is_none(run: Run, warm: Path, tmp_path: Path, conten
     common = ("build", "--builder", "onnxruntime", "--precision", "int8", "--calibrator", "import")
     ran = run(*common, "--import-file", str(file), store=warm / "store")
     assert ran.code == 2
-    assert f"`{file}` is no ranges file: " in ran.err
+    assert f"`{file}` is not a ranges file: " in ran.err
     assert words in ran.err
     assert "Expecting" not in ran.err
     assert "recursion" not in ran.err
@@ -224,5 +228,5 @@ def test_a_folder_with_an_engine_in_it(run: Run, here: Path) -> None:
     (here / "made" / "x.engine").touch()
     ran = run("detect", "--engine", "made", "pics")
     assert ran.code == 2
-    assert "there is no engine file `made`" in ran.err
+    assert "no such engine file: `made`" in ran.err
     assert "hint: it is a folder: pass `made/x.engine`" in ran.err

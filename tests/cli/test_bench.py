@@ -51,7 +51,7 @@ def test_two_engines_side_by_side(run: Run, warm: Path) -> None:
         (("--repeats", "0"), "`--repeats` expects a whole number, at least 1"),
         (("--batches", "1,x"), "`--batches` expects whole numbers of at least 1"),
         (("--batches", "1", "--engine", "x.engine"), "`--batches` builds static engines"),
-        (("--engine", "x.engine"), "no engine file `x.engine`"),
+        (("--engine", "x.engine"), "no such engine file: `x.engine`"),
     ],
 )
 def test_refusals(run: Run, arguments: tuple[str, ...], words: str) -> None:

@@ -270,7 +270,7 @@ def test_a_store_that_is_not_there_is_not_an_empty_one(run: Run, warm: Path, tmp
     if task == "show":
         ran = run(*arguments, store=warm / "store")
         assert ran.code == 2
-        assert "no artifact has a key that starts with `abc`" in ran.err
+        assert "no artifact with the name or key prefix `abc`" in ran.err
 
 
 def test_the_default_store_need_not_be_made_yet(tmp_path: Path) -> None:

@@ -253,7 +253,7 @@ def test_what_was_found_until_a_signal_is_kept(
         assert sorted(p.name for p in out.iterdir()) == [*drawn, "detections.json"]
 
 
-def test_a_video_that_was_cut_short_is_told(run: Run, warm: Path, tmp_path: Path) -> None:
+def test_a_truncated_video_is_reported(run: Run, warm: Path, tmp_path: Path) -> None:
     whole = tmp_path / "whole.avi"
     _video(whole, 60)
     data = whole.read_bytes()

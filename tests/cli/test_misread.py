@@ -63,7 +63,7 @@ def test_an_unquoted_glob_says_to_quote_it(run: Run) -> None:
 
 def test_a_second_task_is_still_a_task(run: Run) -> None:
     ran = run("detect", "none.jpg", "plugins")
-    assert "there is no file or folder `none.jpg`" in ran.err
+    assert "no such file or folder: `none.jpg`" in ran.err
     assert "takes one PATH" not in ran.err
 
 

@@ -27,11 +27,11 @@ from .conftest import Run
         (("build", "--profile", "1x320x320"), 2, "`--profile` expects MIN:OPT:MAX"),
         (("build", "--dynamic", "off", "--profile", "1x32x32:1x32x32:1x32x32"), 2, "needs a dynamic engine"),
         (("build", "--recipe", "missing.toml"), 2, "cannot read the recipe"),
-        (("detect", "missing.jpg"), 2, "there is no file or folder `missing.jpg`"),
+        (("detect", "missing.jpg"), 2, "no such file or folder: `missing.jpg`"),
         (("detect", "--conf", "1.5", "sample"), 2, "`--conf` expects a number, at least 0 and at most 1"),
         (("detect", "--format", "xml", "sample"), 2, "`--format` expects `json`, `coco` or `yolo`"),
         (("detect", "--engine", "x.engine", "--precision", "fp32", "sample"), 2, "`--precision` sets how to build"),
-        (("detect", "--engine", "missing.engine", "sample"), 2, "no engine file `missing.engine`"),
+        (("detect", "--engine", "missing.engine", "sample"), 2, "no such engine file: `missing.engine`"),
         (("detect", "--max-frames", "3", "sample"), 2, "`--max-frames` is for a video or live source"),
         (("artifacts.gc", "--keep-days", "soon"), 2, "`--keep-days` expects a number of days"),
         (("artifacts.export", "--kind", "plan", "--out", "x"), 2, "`--kind` expects `onnx`, `ranges`"),
@@ -85,8 +85,8 @@ def test_files_that_are_no_images(run: Run, warm: Path, tmp_path: Path) -> None:
     (bad / "nothing.png").write_bytes(_png_without_pixels())
     cases = {
         "empty.jpg": "is an empty file",
-        "text.png": "is not an image OpenCV can read",
-        "notes.txt": "is no image or video by its ending",
+        "text.png": "cannot decode the image",
+        "notes.txt": "unsupported file suffix",
         "nothing.png": "has no pixels",
     }
     for name, words in cases.items():

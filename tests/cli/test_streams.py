@@ -49,7 +49,7 @@ def test_a_name_that_cannot_be_printed_is_refused_before_the_build(run: Run, tmp
     shutil.copy(default_model_path(), weights)
     ran = run(*_BUILD, "--weights", str(weights))
     assert ran.code == 2
-    assert "cannot name an engine" in ran.err.splitlines()[0]
+    assert "invalid model name" in ran.err.splitlines()[0]
     assert "\x1b" not in ran.err
     assert not (tmp_path / "store").exists()
 

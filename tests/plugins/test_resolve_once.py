@@ -96,7 +96,7 @@ def _assert_once(counts: Counts, caplog: pytest.LogCaptureFixture) -> None:
     assert set(counts.claims.values()) == {1}
     assert {name: counts.hashed[name] for name in ("0.png", "1.png", "2.png")} == {f"{n}.png": 1 for n in range(3)}
     warnings = Counter(r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING)
-    assert warnings["only 3 calibration images: 64 are known to be enough"] == 1
+    assert warnings["only 3 calibration images: at least 64 are recommended"] == 1
     assert set(warnings.values()) == {1}
 
 

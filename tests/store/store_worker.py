@@ -184,12 +184,12 @@ def _read(store: Store, settings: dict[str, Any]) -> object:
     try:
         store.obtain(action(2), maker(2))
     except ArtifactError as err:
-        told = str(err)
-    return {"from_cache": from_cache, "sha256": hashlib.sha256(data).hexdigest(), "told": told}
+        error = str(err)
+    return {"from_cache": from_cache, "sha256": hashlib.sha256(data).hexdigest(), "error": error}
 
 
 def _hold(store: Store, settings: dict[str, Any]) -> object:
-    """Start to build, say so, and stay there until told to go on."""
+    """Start to build, say so, and stay there until released."""
 
     def make(work: Path) -> Mapping[str, Json]:
         print("building", flush=True)

@@ -174,12 +174,12 @@ def _changed(**changes: object) -> bytes:
         _changed(action={**action().material(), "stage": math.nan}),
     ],
 )
-def test_damaged_record_is_refused(data: bytes) -> None:
+def test_corrupted_record_is_refused(data: bytes) -> None:
     with pytest.raises(ValueError):
         record_from_bytes(action().key, data)
 
 
-def test_record_of_another_schema_is_told_apart_from_damage() -> None:
+def test_record_of_another_schema_is_not_corrupted() -> None:
     with pytest.raises(UnknownSchemaError, match="schema 2"):
         record_from_bytes(action().key, _changed(schema=2))
 

@@ -29,7 +29,7 @@ def files_of(root: Path) -> set[str]:
     return {path.relative_to(root).as_posix() for path in found if not path.name.startswith("cache.db")}
 
 
-def assert_told(error: ArtifactError, *words: str) -> None:
+def assert_error(error: ArtifactError, *words: str) -> None:
     """One line, lower case, with a hint that names another store."""
     for word in words:
         assert word in str(error)
@@ -50,7 +50,7 @@ def test_disk_fills_while_a_stage_writes(disk: Mount) -> None:
 
     with pytest.raises(ArtifactError) as caught:
         store.obtain(action(1), make)
-    assert_told(caught.value, "no space left", str(store.root))
+    assert_error(caught.value, "no space left", str(store.root))
     assert files_of(store.root) == set()
     assert store.obtain(action(1), maker(1))[1] is False
     assert store.verify().ok
@@ -67,7 +67,7 @@ def test_disk_fills_while_a_tool_hides_the_reason(disk: Mount) -> None:
 
     with pytest.raises(ArtifactError) as caught:
         store.obtain(action(1), make)
-    assert_told(caught.value, "no space left")
+    assert_error(caught.value, "no space left")
     assert files_of(store.root) == set()
 
 
@@ -86,7 +86,7 @@ def test_disk_fills_while_the_store_copies(disk: Mount, spare: int) -> None:
 
     with pytest.raises(ArtifactError) as caught:
         store.obtain(action(2), make)
-    assert_told(caught.value, "no space left")
+    assert_error(caught.value, "no space left")
     assert files_of(store.root) == before
     assert store.find(action(2).key) is None
     report = store.verify()
@@ -104,7 +104,7 @@ def test_disk_is_full_from_the_start(disk: Mount) -> None:
     store = Store(small.folder / "store")
     with pytest.raises(ArtifactError) as caught:
         store.obtain(action(1), maker(1))
-    assert_told(caught.value, "no space left")
+    assert_error(caught.value, "no space left")
     assert files_of(small.folder) == {"filler"}
     filler.unlink()
     assert store.obtain(action(1), maker(1))[1] is False
@@ -122,7 +122,7 @@ def test_disk_fills_while_the_database_is_made(disk: Mount, spare: int) -> None:
 
     with pytest.raises(ArtifactError) as caught:
         store.obtain(action(1), make)
-    assert_told(caught.value, "no space left")
+    assert_error(caught.value, "no space left")
     (small.folder / "filler").unlink()
     assert store.obtain(action(1), maker(1))[1] is False
     assert store.verify().ok
@@ -135,7 +135,7 @@ def test_side_file_on_a_full_disk_is_only_warned_about(disk: Mount, caplog: pyte
     before = files_of(store.root)
     small.fill(leave_bytes=50 << 10)
     store.side_cache().save("timing", {}, bytes(200 << 10))
-    assert "cannot keep the file `timing`" in caplog.text
+    assert "cannot save the cache file `timing`" in caplog.text
     assert files_of(store.root) == before
 
 
@@ -182,7 +182,7 @@ def test_read_only_store_serves_what_it_holds(disk: Mount, tmp_path: Path) -> No
 
     with pytest.raises(ReadOnlyStoreError) as caught:
         store.obtain(action(2), maker(2))
-    assert_told(caught.value, "is read-only", "exporter `torch` must be made", str(store.root))
+    assert_error(caught.value, "is read-only", "cannot build exporter `torch`", str(store.root))
     with pytest.raises(ReadOnlyStoreError, match="is read-only"):
         store.gc(0)
     with pytest.raises(ReadOnlyStoreError, match="is read-only"):
@@ -195,7 +195,7 @@ def test_read_only_store_that_was_left_in_the_middle_of_writing(disk: Mount) -> 
     filled = Store(small.folder / "store")
     record, _ = filled.obtain(action(1), maker(1))
     database = sqlite3.connect(filled.cache_folder / "cache.db")
-    database.execute("SELECT * FROM Cache").fetchall()  # an open reader keeps the log from being folded in
+    database.execute("SELECT * FROM Cache").fetchall()  # an open reader keeps the log from being merged
     second, _ = filled.obtain(action(2), maker(2))
     assert (filled.cache_folder / "cache.db-wal").stat().st_size > 0
     for name in ("whole", "parted"):
@@ -209,7 +209,7 @@ def test_read_only_store_that_was_left_in_the_middle_of_writing(disk: Mount) -> 
     whole.close()
     with pytest.raises(ArtifactError) as caught:
         Store(small.folder / "parted").find(record.key)
-    assert_told(caught.value, "write-ahead log must first be folded in")
+    assert_error(caught.value, "to merge its write-ahead log")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become another user")
@@ -228,8 +228,8 @@ def test_store_of_another_user_serves_what_it_holds() -> None:
         found = answers(process)[0]
         assert found["from_cache"] is True
         assert found["sha256"] == hashlib.sha256(content(1, "model")).hexdigest()
-        assert "may not be written" in found["told"]
-        assert "exporter `torch` must be made" in found["told"]
+        assert "no permission to access" in found["error"]
+        assert "cannot build exporter `torch`" in found["error"]
 
 
 def test_read_only_disk_without_a_store(disk: Mount) -> None:
@@ -239,10 +239,10 @@ def test_read_only_disk_without_a_store(disk: Mount) -> None:
     assert store.find(action(1).key) is None
     with pytest.raises(ReadOnlyStoreError) as caught:
         store.obtain(action(1), maker(1))
-    assert_told(caught.value, "is read-only")
+    assert_error(caught.value, "is read-only")
 
 
-def test_damage_in_a_read_only_store_is_told(disk: Mount) -> None:
+def test_corruption_in_a_read_only_store_is_reported(disk: Mount) -> None:
     small = disk("2m")
     filled = Store(small.folder / "store")
     record, _ = filled.obtain(action(1), maker(1))
@@ -256,7 +256,7 @@ def test_damage_in_a_read_only_store_is_told(disk: Mount) -> None:
     small.remount("ro")
     with pytest.raises(ReadOnlyStoreError) as caught:
         Store(small.folder / "store").obtain(action(1), maker(1), verify=True)
-    assert_told(caught.value, "is read-only", "must be made")
+    assert_error(caught.value, "is read-only", "cannot build")
 
 
 @pytest.mark.parametrize("where", ["root", "parent", "cache", "locks"])
@@ -268,7 +268,7 @@ def test_file_where_a_folder_should_be(tmp_path: Path, where: str) -> None:
     store = Store(root)
     with pytest.raises(ArtifactError) as caught:
         store.obtain(action(1), maker(1))
-    assert_told(caught.value, "is not a folder")
+    assert_error(caught.value, "is not a folder")
     assert blocked.read_text() == "a file"
 
 
@@ -284,7 +284,7 @@ def test_database_that_is_none(store: Store) -> None:
     ):
         with pytest.raises(ArtifactError) as caught:
             use()
-        assert_told(caught.value, "damaged")
+        assert_error(caught.value, "corrupted")
         assert str(store.cache_folder) in (caught.value.hint or "")
 
 
@@ -306,21 +306,21 @@ def test_database_with_overwritten_pages(store: Store) -> None:
         try:
             problems += use() is False
         except ArtifactError as err:
-            assert_told(err, "database")
+            assert_error(err, "database")
             problems += 1
     assert problems >= 2
 
 
-def test_locked_database_is_told(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_locked_database_is_reported(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     import yolotrt_core.store.bytes_cache as disk_module
 
     monkeypatch.setattr(disk_module, "_BUSY_SECONDS", 0.1)
     store.obtain(action(1), maker(1))
     holder = sqlite3.connect(store.cache_folder / "cache.db", isolation_level=None)
-    with pytest.raises(ArtifactError, match="held by another process") as caught, store.writing() as cache:
+    with pytest.raises(ArtifactError, match="locked by another process") as caught, store.writing() as cache:
         holder.execute("BEGIN IMMEDIATE")
         cache.set("ref/x", b"y")
-    assert_told(caught.value)
+    assert_error(caught.value)
     holder.close()
 
 

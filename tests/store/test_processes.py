@@ -82,15 +82,15 @@ def test_waiting_says_for_whom(store: Store) -> None:
     waiter = start("build", store.root, number=1)
     go(waiter)
     assert waiter.stderr is not None
-    told = [waiter.stderr.readline()]
+    messages = [waiter.stderr.readline()]
     go(holder)
     assert answers(holder) == [{"from_cache": False}]
     _, errors = waiter.communicate(timeout=60)
-    told += [line for line in errors.splitlines() if "waiting for" in line]
-    assert len(told) == 1
-    assert f"process {holder.pid}" in told[0]
-    assert "exporter `torch`" in told[0]
-    assert action(1).key[:12] in told[0]
+    messages += [line for line in errors.splitlines() if "waiting for" in line]
+    assert len(messages) == 1
+    assert f"process {holder.pid}" in messages[0]
+    assert "exporter `torch`" in messages[0]
+    assert action(1).key[:12] in messages[0]
 
 
 def test_killed_at_any_moment_the_store_verifies_and_builds(tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def test_killed_at_any_moment_the_store_verifies_and_builds(tmp_path: Path) -> N
     assert nursery.stdout is not None
     interrupted, orphans, unmade = 0, 0, 0
     for attempt in range(KILLS):
-        # Every second try is on a store that is only just being made.
+        # Every second try is on a store that is just being created.
         store = Store(tmp_path / ("old" if attempt % 2 else f"new{attempt}"))
         number = 1000 * attempt
         nursery.stdin.write(json.dumps([str(store.root), number]) + "\n")
@@ -121,7 +121,7 @@ def test_killed_at_any_moment_the_store_verifies_and_builds(tmp_path: Path) -> N
         unmade += report.records == 0
         while store.find(action(number).key) is not None:
             number += 1
-        # The one that was being made when the process died, with its work folder and its lock.
+        # The one that was being built when the process died, with its work folder and its lock.
         record, from_cache = store.obtain(action(number), maker(number))
         assert not from_cache
         assert store.read(record.outputs["model.onnx"].sha256) == content(number, "model")
@@ -180,7 +180,7 @@ def test_repair_waits_for_no_build(store: Store) -> None:
     go(holder)
     assert holder.stdout is not None
     assert holder.stdout.readline() == "building\n"
-    with pytest.raises(ArtifactError, match="is being made"):
+    with pytest.raises(ArtifactError, match="is being built"):
         store.repair()
     go(holder)
     answers(holder)

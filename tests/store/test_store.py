@@ -85,16 +85,16 @@ def test_force_makes_again_and_replaces_the_record(store: Store) -> None:
     assert record.facts == {"try": 2}
 
 
-def test_start_is_told_only_before_making(store: Store) -> None:
-    told: list[str] = []
+def test_on_start_is_called_only_before_a_build(store: Store) -> None:
+    started: list[str] = []
 
     def make(work: Path) -> Mapping[str, Json]:
-        assert told == [action(1).key]
+        assert started == [action(1).key]
         return {}
 
-    store.obtain(action(1), make, on_start=lambda a: told.append(a.key))
-    store.obtain(action(1), make, on_start=lambda a: told.append(a.key))
-    assert told == [action(1).key]
+    store.obtain(action(1), make, on_start=lambda a: started.append(a.key))
+    store.obtain(action(1), make, on_start=lambda a: started.append(a.key))
+    assert started == [action(1).key]
 
 
 def test_work_folder_is_empty_before_and_gone_after(store: Store) -> None:
@@ -209,7 +209,7 @@ def test_resolve_needs_one_key(store: Store) -> None:
     keys = [store.obtain(action(n), maker(n))[0].key for n in range(3)]
     assert store.resolve(keys[0]).key == keys[0]
     assert store.resolve(keys[0][:12].upper()).key == keys[0]
-    with pytest.raises(UsageError, match="no artifact has a key that starts with `zz`"):
+    with pytest.raises(UsageError, match="no artifact with the name or key prefix `zz`"):
         store.resolve("zz")
     with pytest.raises(UsageError, match="no artifact"):
         store.resolve("")
@@ -217,7 +217,7 @@ def test_resolve_needs_one_key(store: Store) -> None:
         store.obtain(action(number), lambda work: {})
     firsts = [record.key[0] for record in store.records()]
     shared = next(digit for digit in firsts if firsts.count(digit) > 1)
-    with pytest.raises(UsageError, match=f"artifacts have keys that start with `{shared}`"):
+    with pytest.raises(UsageError, match=f"artifacts match the key prefix `{shared}`"):
         store.resolve(shared)
 
 
@@ -234,7 +234,7 @@ def test_names_stand_for_keys(store: Store) -> None:
         assert store.refs() == {name: record.key}
         store.remove_ref(name)
     for name in ("", ".", "..", "../x", "a/b", "a\nb", "a\x1b[0m", "a\x00", "\udcff", "a\u2028b"):
-        with pytest.raises(UsageError, match="a name and a whole key are needed"):
+        with pytest.raises(UsageError, match="expected a valid name and a complete key"):
             store.set_ref(name, record.key)
     assert store.refs() == {}
     with pytest.raises(UsageError):

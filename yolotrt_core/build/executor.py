@@ -25,7 +25,7 @@ from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.store import code_digest
 from yolotrt_core.store.action import Action, Record
 from yolotrt_core.store.code_digest import core_digest
-from yolotrt_core.store.errors import DamagedArtifactError, MissingArtifactError
+from yolotrt_core.store.errors import CorruptedArtifactError, MissingArtifactError
 from yolotrt_core.store.names import STAGE_LOG
 from yolotrt_core.store.store import Store
 from yolotrt_core.types import BuildRequest, Json
@@ -76,7 +76,7 @@ def run(steps: Plan, store: Store, registry: Registry, *, force: bool = False) -
     """
     try:
         return _run(steps, store, registry, force=force, verify=False)
-    except (DamagedArtifactError, MissingArtifactError) as err:
+    except (CorruptedArtifactError, MissingArtifactError) as err:
         # A cache hit verifies the last artifact only: a corrupted intermediate shows when it is needed,
         # and gc of another process may remove one between two steps.
         _log.warning("%s; rebuilding it", err)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from yolotrt_core.build.output_checks import check_engine, check_export, check_pass, check_ranges, plugin_error
 from yolotrt_core.build.step import ENGINE_SPEC_FILE, SPEC_FILE
 from yolotrt_core.calibration.images import Batches
-from yolotrt_core.calibration.ranges import read_ranges, with_origin
+from yolotrt_core.calibration.ranges import add_origin, read_ranges
 from yolotrt_core.errors import StageError, UsageError
 from yolotrt_core.export import parity
 from yolotrt_core.files.digest import sha256_of
@@ -53,7 +53,7 @@ def _calibrate(steps: Plan, step: Step, given: Path, out: Path, store: Store, re
     check_ranges(step, method, out)
     if batches is None:
         return {"method": method}
-    with_origin(
+    add_origin(
         out / RANGES_FILE,
         images={"count": batches.seen, "sha256": batches.chosen.sha256, "seed": batches.chosen.seed},
         preprocessing={"height": size[0], "width": size[1], "letterbox": "grey 114, bilinear, RGB 0..1"},

@@ -1,4 +1,4 @@
-"""Which images a network is calibrated on, and how they reach a calibrator: the same way on every machine."""
+"""Selection of calibration images, and their batches, deterministic on every machine."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ _log = logging.getLogger(__name__)
 
 # The best of those measured on calibration images; figures and script in the calibrators' README.
 DEFAULT_IMAGES = 128
-# Lost nothing measurable with two different choices of images (same README).
+# No measurable loss with two different selections of images (same README).
 ENOUGH_IMAGES = 64
-_MOST_UNREADABLE = 0.1
+_MAX_UNREADABLE = 0.1
 _BATCH = 4
 
 
 @dataclass(frozen=True, slots=True)
 class CalibrationData:
-    """What the user says about calibration images.
+    """Source of calibration images.
 
     Attributes:
-        where: folder or data set YAML (its `train` part). count: how many are used at most.
-        seed: which ones, if there are more.
+        where: folder or data set YAML (its `train` part). count: maximum number of images.
+        seed: seed of the selection, if there are more.
     """
 
     where: str | Path
@@ -51,7 +51,7 @@ class CalibrationData:
 
 
 class ImageDigests:
-    """SHA-256 of image files: each file is hashed once, and again only after it changed."""
+    """SHA-256 of image files; each file is hashed once, and again only after a change."""
 
     def __init__(self) -> None:
         self._known: dict[Path, tuple[tuple[int, ...], str]] = {}
@@ -65,7 +65,7 @@ class ImageDigests:
         try:
             found = file.stat()
         except OSError:
-            return sha256_of(file)  # which says why it cannot be read
+            return sha256_of(file)  # raises the error
         state = (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
         known = self._known.get(file)
         if known is None or known[0] != state:
@@ -75,7 +75,7 @@ class ImageDigests:
 
 @dataclass(frozen=True, slots=True)
 class ChosenImages:
-    """The images of one calibration, in order, with the SHA-256 of each file."""
+    """Images of one calibration, in order, with the SHA-256 of each file."""
 
     files: tuple[Path, ...]
     names: tuple[str, ...]
@@ -85,31 +85,30 @@ class ChosenImages:
 
     @property
     def sha256(self) -> str:
-        """Digest of the images in order and of what makes them into network input."""
+        """Digest of the images in order and of the preprocessing."""
         return digest_of_images(self.sha256s)
 
 
 def digest_of_images(sha256s: Sequence[str]) -> str:
-    """Return one digest for files in this order and for what makes them into network input.
+    """Return one digest of files in this order and of the preprocessing: our code and OpenCV.
 
-    That is whatever changes a pixel: our own code, and OpenCV, which decodes and resizes. The size is in the key of
-    what takes the images.
+    The input size is part of the calibrator's cache key.
     """
     parts = [*sha256s, core_digest(code_digest.PIXELS), images.opencv_version()]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def choose(data: CalibrationData, digests: ImageDigests | None = None) -> ChosenImages:
-    """Choose images: all, or as many as wanted drawn with the seed from their sorted names.
+    """Choose images: all, or a seeded sample of the sorted names.
 
     Args:
-        digests: those of the build, so that no file is hashed again.
+        digests: digests of the build, to hash each file once.
 
     Raises:
-        UsageError: nothing there, or no image.
+        UsageError: missing folder, or no image.
     """
     files, names, _ = reader.list_images(data.where, "train", reader.IMAGES_HINT)
-    # A Fisher-Yates shuffle of our own: the standard library's may differ between Python versions.
+    # Own Fisher-Yates shuffle: the standard library's may differ between Python versions.
     order = list(range(len(files)))
     numbers = random.Random(data.seed)
     for last in range(len(order) - 1, 0, -1):
@@ -118,7 +117,7 @@ def choose(data: CalibrationData, digests: ImageDigests | None = None) -> Chosen
     chosen = order[: data.count]
     digests = digests or ImageDigests()
     if len(chosen) < ENOUGH_IMAGES:
-        _log.warning("only %s: %d are known to be enough", counted(len(chosen), "calibration image"), ENOUGH_IMAGES)
+        _log.warning("only %s: at least %d are recommended", counted(len(chosen), "calibration image"), ENOUGH_IMAGES)
     return ChosenImages(
         tuple(files[i] for i in chosen),
         tuple(names[i] for i in chosen),
@@ -129,7 +128,7 @@ def choose(data: CalibrationData, digests: ImageDigests | None = None) -> Chosen
 
 
 class CalibrationImages:
-    """Calibration images of a build, chosen and hashed at the first use; all its candidates share them."""
+    """Calibration images of a build, chosen and hashed at the first use, shared by all candidates."""
 
     def __init__(self, data: CalibrationData, digests: ImageDigests) -> None:
         self._data, self._digests = data, digests
@@ -142,11 +141,11 @@ class CalibrationImages:
 
 @dataclass(slots=True)
 class Batches:
-    """Chosen images as network input, read while they are consumed.
+    """Batches of calibration images as network input, read lazily.
 
     Attributes:
-        size: (height, width) of the network input. layout: where it has its channels.
-        skipped: names of images that cannot be read. seen: how many were handed out.
+        size: (height, width) of the network input. layout: its layout.
+        skipped: names of unreadable images. seen: number of images used.
     """
 
     chosen: ChosenImages
@@ -173,27 +172,27 @@ class Batches:
                 yield preprocess(frames, self.size, layout=self.layout)[0]
 
     def _frames(self) -> Iterator[NDArray[np.uint8]]:
-        most = len(self.chosen.files) * _MOST_UNREADABLE
+        maximum = len(self.chosen.files) * _MAX_UNREADABLE
         for file, name, sha256 in zip(self.chosen.files, self.chosen.names, self.chosen.sha256s, strict=True):
             try:
                 frame = images.read(file)
             except UsageError as err:
                 self.skipped.append(name)
                 _log.warning("%s; skipped", err)
-                if len(self.skipped) > most:
+                if len(self.skipped) > maximum:
                     raise UsageError(
                         f"{len(self.skipped)} of {len(self.chosen.files)} calibration images cannot be read, "
-                        f"over {_MOST_UNREADABLE:.0%}; the last: {err}",
+                        f"over {_MAX_UNREADABLE:.0%}; the last: {err}",
                         hint="remove or replace them",
                     ) from err
                 continue
             if self.chosen.digests.of(file) != sha256:
-                raise UsageError(f"`{file}` changed while it was used for calibration", hint="build again")
+                raise UsageError(f"`{file}` changed during calibration", hint="run the build again")
             self.seen += 1
             yield frame
 
     def facts(self) -> dict[str, Json]:
-        """Return which images were used, for the record."""
+        """Return the used images, for the record."""
         skipped = set(self.skipped)
         return {
             "pictures": self.seen,

@@ -1,7 +1,7 @@
-"""The ranges file: how far each activation of one ONNX reaches, in a form that people can read and compare.
+"""Ranges files: activation ranges of one ONNX as readable JSON, written by calibrators.
 
-A calibrator writes it, every lowering reads it. What a range becomes is decided here and nowhere
-else, so that a Q/DQ graph and a TensorRT calibration cache hold the same float32 scale, bit for bit.
+Scales are computed only in this module, so that Q/DQ graphs and TensorRT calibration caches have equal float32
+scales.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from yolotrt_core.serialization import number_from_json
 from yolotrt_core.types import Json
 
 SCHEMA = 1
-# Largest code of symmetric int8 and largest number of E4M3 (ONNX: FLOAT8E4M3FN).
+# Maximum of symmetric int8 and of E4M3 (ONNX: FLOAT8E4M3FN).
 INT8_LEVELS = 127
 E4M3_MAX = 448
-_HALF_MAX, _HALF_LEAST = 65504.0, 2.0**-24
+_HALF_MAX, _HALF_MIN = 65504.0, 2.0**-24
 
 
 @dataclass(frozen=True, slots=True)
 class Ranges:
-    """Ranges of one network's activations.
+    """Activation ranges of one network.
 
     Attributes:
-        onnx_sha256: the ONNX whose tensors these are; they mean nothing in another.
-        method: how they were found, e.g. `entropy`.
-        tensors: tensor name to amax, the largest magnitude worth keeping; positive and finite.
-        images: which images were seen: count, digest, names. preprocessing: how they were made
-            into network input. tools: versions. All three for people and for comparison.
+        onnx_sha256: digest of the ONNX the ranges belong to.
+        method: calibration method, e.g. `entropy`.
+        tensors: tensor name to amax, the maximum magnitude to represent; positive and finite.
+        images: calibration images: count, digest, names. preprocessing: description. tools: versions.
+            These three are informational.
     """
 
     onnx_sha256: str
@@ -44,15 +44,15 @@ class Ranges:
     tools: Mapping[str, str] = field(default_factory=dict)
 
     def for_model(self, onnx_sha256: str) -> Ranges:
-        """Return self, refusing ranges of another network.
+        """Return self after checking that it belongs to an ONNX.
 
         Raises:
-            UsageError: they were made for an ONNX of another digest.
+            UsageError: the digests differ.
         """
         if self.onnx_sha256 != onnx_sha256:
             raise UsageError(
                 f"the ranges are for the ONNX {self.onnx_sha256[:12]}, this model's is {onnx_sha256[:12]}",
-                hint="another model, size, batch or exporter is another ONNX: calibrate it with `--calib-data`",
+                hint="ranges depend on model, size, batch and exporter: calibrate this one with `--calib-data`",
             )
         return self
 
@@ -60,32 +60,32 @@ class Ranges:
 def int8_scale(amax: float) -> float:
     """Return the scale of symmetric int8 for a range: amax / 127, rounded to a half-precision number.
 
-    ONNX before operator set 23 wants a scale in the type of its tensor. Eleven bits are exact in half and
-    in float32, so every lowering holds the same float32, whatever type its graph has.
+    ONNX before opset 23 requires scales in the type of the tensor. Eleven bits are exact in half and float32, so
+    all scales are equal, independent of the type.
     """
     return _half(amax / INT8_LEVELS)
 
 
 def e4m3_scale(amax: float) -> float:
-    """Return the scale of FP8 E4M3 for a range: amax / 448, rounded as `int8_scale` does."""
+    """Return the scale of FP8 E4M3 for a range: amax / 448, rounded like `int8_scale`."""
     return _half(amax / E4M3_MAX)
 
 
 def _half(value: float) -> float:
     rounded = struct.unpack("<e", struct.pack("<e", min(value, _HALF_MAX)))[0]
-    return max(float(rounded), _HALF_LEAST)
+    return max(float(rounded), _HALF_MIN)
 
 
 def amax_of_int8_scale(scale: float) -> float:
-    """Return the range that belongs to a scale; `int8_scale` of it is the scale's nearest half number.
+    """Return the range of a scale; its `int8_scale` is the nearest half-precision number.
 
-    A scale's 24 bits times the 7 of 127 fit a float64, so the product is exact and divides back.
+    The product of 24 and 7 bits is exact in float64.
     """
     return scale * INT8_LEVELS
 
 
 def write_ranges(path: Path, ranges: Ranges) -> None:
-    """Write a ranges file: one line for each tensor, in the order given."""
+    """Write a ranges file with one line per tensor, in the given order."""
     for name, amax in ranges.tensors.items():
         if not (math.isfinite(amax) and amax > 0):
             raise ValueError(f"the range of `{name}` is {amax}, not a positive number")
@@ -105,28 +105,30 @@ def read_ranges(path: Path) -> Ranges:
     """Read a ranges file.
 
     Raises:
-        UsageError: it cannot be read, is none, is of another schema, or holds a value that is no range.
+        UsageError: it cannot be read, is invalid, or has another schema.
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except OSError as err:
         raise UsageError(f"cannot read the ranges `{path}`: {os_error_reason(err)}") from err
     except json.JSONDecodeError as err:
-        raise UsageError(f"`{path}` is no ranges file: no JSON from line {err.lineno}, column {err.colno} on") from err
-    except (ValueError, RecursionError) as err:  # bytes that are no text, numbers of thousands of digits, deep nesting
-        raise UsageError(f"`{path}` is no ranges file: no JSON that can be read") from err
+        raise UsageError(
+            f"`{path}` is not a ranges file: invalid JSON at line {err.lineno}, column {err.colno}"
+        ) from err
+    except (ValueError, RecursionError) as err:  # not UTF-8, huge numbers, deep nesting
+        raise UsageError(f"`{path}` is not a ranges file: invalid JSON") from err
     return ranges_from_json(data, str(path))
 
 
 def ranges_from_json(data: object, where: str) -> Ranges:
-    """Check and take apart the JSON of a ranges file; `where` names it in errors."""
+    """Parse the JSON of a ranges file; `where` is its name for errors."""
     if not isinstance(data, dict) or not isinstance(data.get("tensors"), dict):
-        raise UsageError(f"`{where}` is no ranges file: it has no table `tensors`")
+        raise UsageError(f"`{where}` is not a ranges file: object `tensors` is missing")
     if data.get("schema") != SCHEMA:
-        raise UsageError(f"`{where}` has schema {data.get('schema')!r}, this yolotrt reads {SCHEMA}")
+        raise UsageError(f"`{where}` has schema {data.get('schema')!r}, this version reads {SCHEMA}")
     for key in ("onnx_sha256", "method"):
         if not isinstance(data.get(key), str):
-            raise UsageError(f"`{where}` is no ranges file: `{key}` is missing")
+            raise UsageError(f"`{where}` is not a ranges file: `{key}` is missing")
     tensors = {}
     for name, found in data["tensors"].items():
         amax = number_from_json(found)
@@ -137,10 +139,10 @@ def ranges_from_json(data: object, where: str) -> Ranges:
     return Ranges(onnx_sha256=data["onnx_sha256"], method=data["method"], tensors=tensors, **extra)
 
 
-def with_origin(
+def add_origin(
     path: Path, *, images: Mapping[str, Json], preprocessing: Mapping[str, Json], tools: Mapping[str, str]
 ) -> Ranges:
-    """Add to the file a calibrator wrote what only its caller knows, and return it."""
+    """Add images, preprocessing and tools to a calibrator's ranges file, and return its content."""
     ranges = read_ranges(path)
     ranges = replace(ranges, images=images, preprocessing=preprocessing, tools={**tools, **ranges.tools})
     write_ranges(path, ranges)

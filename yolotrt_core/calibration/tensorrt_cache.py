@@ -1,8 +1,7 @@
-"""TensorRT's calibration cache text (8.x and 10.x), so that ranges can go there and come back.
+"""Conversion between ranges and TensorRT calibration caches (8.x and 10.x).
 
-The form, from published caches: a header `TRT-VERSION-ALGORITHM`, then a line `TENSOR: HEX` each, where
-HEX is the big-endian float32 of the scale amax / 127. A cache with another version or algorithm than
-the library's own is ignored by it, so both must be named when one is written.
+Format, from published caches: a header `TRT-VERSION-ALGORITHM`, then lines `TENSOR: HEX`, where HEX is the big-endian
+float32 of the scale amax / 127. TensorRT ignores caches of another version or algorithm, so both are required.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from dataclasses import dataclass
 from yolotrt_core.calibration.ranges import int8_scale
 from yolotrt_core.errors import UsageError
 
-# What TensorRT's calibrator classes are called here, and in the header of their caches.
+# Short names of TensorRT's calibrators, and their names in cache headers.
 CALIBRATORS = {"entropy2": "EntropyCalibration2", "minmax": "MinMaxCalibration"}
 _RELEASE = re.compile(r"(\d{1,3})\.(\d{1,3})(?:\.(\d{1,3}))?(?!\d)")
 _HEADER = re.compile(r"TRT-(\d{4,6})-(\w+)")
@@ -24,11 +23,11 @@ _LINE = re.compile(r"(?P<name>.+): (?P<hex>[0-9a-fA-F]{8})")
 
 @dataclass(frozen=True, slots=True)
 class CalibrationCache:
-    """What a cache says.
+    """Content of a calibration cache.
 
     Attributes:
-        version: the library's number: 8.6.1 is 8601, 10.3.0 is 100300.
-        algorithm: as the header names it, e.g. `EntropyCalibration2`.
+        version: number of the TensorRT version: 8.6.1 is 8601, 10.3.0 is 100300.
+        algorithm: name in the header, e.g. `EntropyCalibration2`.
         scales: tensor name to float32 scale, in the file's order.
     """
 
@@ -38,48 +37,48 @@ class CalibrationCache:
 
 
 def version_number(version: str) -> int:
-    """Return a release such as `10.3.0` as the number TensorRT writes in its caches.
+    """Return the number of a version such as `10.3.0` in cache headers.
 
     Raises:
-        UsageError: no release number.
+        UsageError: invalid version.
     """
     found = _RELEASE.match(version)
     if found is None:
-        raise UsageError(f"expected a TensorRT release as 10.3.0, found `{version}`")
+        raise UsageError(f"expected a TensorRT version such as 10.3.0, found `{version}`")
     major, minor, patch = map(int, found.groups("0"))
     return major * 10000 + minor * 100 + patch if major >= 10 else major * 1000 + minor * 100 + patch
 
 
 def cache_from_ranges(tensors: Mapping[str, float], version: int, algorithm: str) -> str:
-    """Return ranges (tensor name to amax) as the text of a cache."""
+    """Convert ranges (tensor name to amax) to a calibration cache."""
     lines = [f"TRT-{version}-{algorithm}"]
     lines += [f"{name}: {struct.pack('>f', int8_scale(amax)).hex()}" for name, amax in tensors.items()]
     return "\n".join(lines) + "\n"
 
 
 def is_cache(text: str) -> bool:
-    """Say whether a text begins as a cache does."""
+    """Return whether text starts with a cache header."""
     return _HEADER.match(text) is not None
 
 
 def parse_cache(text: str, where: str) -> CalibrationCache:
-    """Take a cache apart; tensors of scale 0, which TensorRT writes for what is always zero, are left out.
+    """Parse a cache; tensors of scale 0, which are always zero, are skipped.
 
     Args:
-        where: names the file in errors.
+        where: name of the file for errors.
 
     Raises:
-        UsageError: no header, a line that is none, or a scale that is negative or not finite.
+        UsageError: no header, an invalid line, or a scale that is negative or not finite.
     """
     head, *lines = text.splitlines() or [""]
     header = _HEADER.fullmatch(head.strip())
     if header is None:
-        raise UsageError(f"`{where}` is no TensorRT calibration cache: it begins `{head[:40]}`, not `TRT-...`")
+        raise UsageError(f"`{where}` is not a TensorRT calibration cache: expected `TRT-...`, found `{head[:40]}`")
     scales = {}
     for number, line in enumerate(lines, 2):
         if not line.strip():
             continue
-        found = _LINE.fullmatch(line.strip())  # greedy: a tensor's name may hold `: ` itself
+        found = _LINE.fullmatch(line.strip())  # greedy: a tensor's name may contain `: `
         if found is None:
             raise UsageError(f"`{where}`, line {number}: expected `TENSOR: 8 hex digits`, found `{line[:60]}`")
         scale = float(struct.unpack(">f", bytes.fromhex(found["hex"]))[0])

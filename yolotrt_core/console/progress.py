@@ -1,4 +1,4 @@
-"""Progress on standard error, by rich; silent where standard error is no terminal."""
+"""Progress bars on standard error with rich; silent without a terminal."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 
 class Bar(Protocol):
-    """One line of progress."""
+    """One progress bar."""
 
     def update(self, *, completed: float | None = None, total: float | None = None, text: str | None = None) -> None:
-        """Set how much is done, out of how much, and the words in front."""
+        """Set the completed amount, the total and the label."""
 
 
 class _Silent:
@@ -23,15 +23,15 @@ class _Silent:
         return
 
 
-# rich shows one live display at a time: a bar inside another's block becomes a further line of it.
+# rich supports one live display at a time: nested bars become further lines of it.
 _shown: Progress | None = None
 
 
 @contextmanager
 def progress(text: str, total: float | None = None) -> Iterator[Bar]:
-    """Show a progress bar for the block; without `total` it only says that work goes on.
+    """Show a progress bar for the block; without `total` it is indeterminate.
 
-    Thread-safe: `update` may be called from a library's own threads. Blocks may be nested.
+    `update` may be called from any thread. Blocks may be nested.
     """
     global _shown
     if not sys.stderr.isatty():
@@ -46,7 +46,7 @@ def progress(text: str, total: float | None = None) -> Iterator[Bar]:
 
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     console = Console(stderr=True)
-    # Standard output is for results, and a stage's goes to its log: rich must not take it.
+    # rich must not redirect standard output, which is for results and the stage log.
     with Progress(*columns, console=console, transient=True, redirect_stdout=False) as shown:
         _shown = shown
         try:

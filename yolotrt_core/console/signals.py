@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: noticed by a flag where an exception would be swallowed or would lose what is there."""
+"""Ctrl-C and SIGTERM as a flag, for code where an exception would be swallowed or lose results."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from types import FrameType
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, as systemd and docker end a process: all that cleans up after Ctrl-C does so after it."""
+    """SIGTERM, handled like Ctrl-C."""
 
 
 class Interrupt:
-    """Tells whether the user asked to stop; native callbacks poll `requested`."""
+    """Flag for an interrupt by the user; native callbacks poll `requested`."""
 
     def __init__(self) -> None:
         self._event = threading.Event()
@@ -26,7 +26,7 @@ class Interrupt:
 
     @property
     def terminated(self) -> bool:
-        """Whether it was SIGTERM that asked."""
+        """Whether the signal was SIGTERM."""
         return self._kind is Terminated
 
     def request(self, number: int = signal.SIGINT) -> None:
@@ -35,7 +35,7 @@ class Interrupt:
         self._event.set()
 
     def error(self) -> KeyboardInterrupt:
-        """Return what to raise for the signal that came."""
+        """Return the exception for the received signal."""
         return self._kind()
 
 
@@ -43,12 +43,12 @@ class Interrupt:
 def interruptible() -> Iterator[Interrupt]:
     """Collect SIGINT in an `Interrupt` for the block, then raise KeyboardInterrupt once.
 
-    A second Ctrl-C acts at once. Outside the main thread signals cannot be handled: the flag
-    then stays unset unless somebody calls `request`. SIGTERM is collected within `terminable`.
+    A second Ctrl-C acts at once. Outside the main thread signals cannot be handled: only `request`
+    sets the flag then. SIGTERM is collected within `terminable`.
     """
     interrupt = Interrupt()
     try:
-        with _collected(interrupt):
+        with _collect_signals(interrupt):
             yield interrupt
     finally:
         if interrupt.requested:
@@ -57,12 +57,12 @@ def interruptible() -> Iterator[Interrupt]:
 
 @contextmanager
 def endable() -> Iterator[Interrupt]:
-    """Collect signals as `interruptible` does, for work that ends when asked and keeps what it has.
+    """Collect signals like `interruptible`, for work that stops early and keeps its results.
 
-    SIGTERM is raised after a block that ended well, since whoever sent it wants to read that it worked.
+    Only SIGTERM is raised after the block, for the exit code.
     """
     interrupt = Interrupt()
-    with _collected(interrupt):
+    with _collect_signals(interrupt):
         yield interrupt
     if interrupt.terminated:
         raise interrupt.error()
@@ -70,7 +70,7 @@ def endable() -> Iterator[Interrupt]:
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """Raise `Terminated` for SIGTERM during the block, unless the program around it handles the signal already."""
+    """Raise `Terminated` for SIGTERM during the block, unless the host program handles the signal."""
     if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
         yield
         return
@@ -86,12 +86,12 @@ def terminable() -> Iterator[None]:
 
 
 @contextmanager
-def _collected(interrupt: Interrupt) -> Iterator[None]:
+def _collect_signals(interrupt: Interrupt) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    if not callable(before[signal.SIGTERM]):  # nobody would clean up after it: it ends the process, as it did
+    if not callable(before[signal.SIGTERM]):  # the default action: ends the process at once
         del before[signal.SIGTERM]
 
     def handle(number: int, frame: FrameType | None) -> None:

@@ -1,4 +1,4 @@
-"""Texts of messages: counts, lists, suggestions, foreign texts, and lines as wide as the terminal."""
+"""Formatting of messages: counts, lists, suggestions, untrusted text, and line wrapping."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ _INDENT = "  "
 
 def counted(number: object, noun: str) -> str:
     """Return `1 image`, `2 images`, `2 boxes`, `2 classes`."""
-    ending = "" if number == 1 else "es" if noun.endswith(("s", "x")) else "s"
-    return f"{number} {noun}{ending}"
+    plural = "" if number == 1 else "es" if noun.endswith(("s", "x")) else "s"
+    return f"{number} {noun}{plural}"
 
 
 def not_installed(packages: Sequence[str]) -> str:
@@ -25,17 +25,17 @@ def not_installed(packages: Sequence[str]) -> str:
 
 
 def printable(text: str) -> str:
-    """Replace what would break a line or steer a terminal: texts of foreign files end up in messages."""
+    """Replace control characters in text from untrusted files."""
     return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def first_line(err: BaseException) -> str:
-    """Return what an exception says, as one line of at most 300 characters."""
+    """Return an exception's message as one line of at most 300 characters."""
     return " ".join(str(err).split())[:300] or type(err).__name__
 
 
 def nearest(word: str, known: Sequence[str]) -> str:
-    """Return a hint that names what the user may have meant, or all there is."""
+    """Return a hint with the closest known names, or with all of them."""
     if word.lower() in known and word not in known:
         return f"did you mean `{word.lower()}`?"
     close = difflib.get_close_matches(word, known, n=3, cutoff=0.6)
@@ -45,9 +45,9 @@ def nearest(word: str, known: Sequence[str]) -> str:
 
 
 def wrapped(text: str, stream: TextIO) -> str:
-    """Return a text of one or more lines as `stream` should show it.
+    """Wrap text to the width of a terminal.
 
-    On a terminal, lines are broken between words and never within one, elsewhere they are left whole.
+    Lines are broken at spaces only; without a terminal they stay unchanged.
     """
     if not stream.isatty():
         return text

@@ -1,4 +1,4 @@
-"""Class names, for exporters of any framework and for data sets."""
+"""Class names of exporters and data sets."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from yolotrt_core.errors import UsageError
 
 
 def labels_from_file(path: Path) -> tuple[str, ...]:
-    """Read class names: a text file with one a line, or YAML with `names` (list, or number to name).
+    """Read class names from a text file with one per line, or YAML with `names` (list or mapping from number).
 
     Raises:
         UsageError: the file cannot be read or holds no names.
@@ -24,12 +24,14 @@ def labels_from_file(path: Path) -> tuple[str, ...]:
     else:
         names = tuple(line.strip() for line in text.splitlines() if line.strip())
     if not names:
-        raise UsageError(f"`{path}` has no class names", hint="write one a line, or YAML with `names: [first, second]`")
+        raise UsageError(
+            f"`{path}` has no class names", hint="write one per line, or YAML with `names: [first, second]`"
+        )
     return names
 
 
 def labels_from_yaml(text: str) -> tuple[str, ...] | None:
-    """Return the `names` of a YAML text, or None.
+    """Return the `names` of a YAML document, or None.
 
     Raises:
         UsageError: not YAML, or PyYAML is not installed.
@@ -40,17 +42,17 @@ def labels_from_yaml(text: str) -> tuple[str, ...] | None:
         raise UsageError("class names in YAML need PyYAML, which is not installed", hint="pip install pyyaml") from err
     try:
         found = yaml.safe_load(text)
-    except (ValueError, RecursionError, yaml.YAMLError) as err:  # ValueError: a date that is none, and the like
-        raise UsageError(f"the class names are not YAML: {' '.join(str(err).split())}") from err
+    except (ValueError, RecursionError, yaml.YAMLError) as err:  # ValueError: an invalid date, for example
+        raise UsageError(f"invalid YAML in the class names: {' '.join(str(err).split())}") from err
     return labels_in_order(found.get("names")) if isinstance(found, Mapping) else None
 
 
 def labels_in_order(names: Any, classes: int | None = None) -> tuple[str, ...] | None:
-    """Return names given as a list or as a mapping from number (or its digits); None for anything else.
+    """Return names given as a list or a mapping from number; None for anything else.
 
     Args:
-        classes: how many to return: a class without a name is called by its number, names beyond are left out.
-            By default there are as many as names, and a mapping that leaves a number out is no list of names.
+        classes: number of names to return: missing ones are replaced by their number, further ones dropped.
+            By default all names are returned; a mapping with gaps is invalid.
     """
     if isinstance(names, (list, tuple)):
         names = dict(enumerate(names))
@@ -65,5 +67,5 @@ def labels_in_order(names: Any, classes: int | None = None) -> tuple[str, ...] |
 
 
 def numbered_labels(classes: int) -> tuple[str, ...]:
-    """Return stand-ins for names that nobody knows."""
+    """Return placeholders for unknown class names."""
     return tuple(f"class{number}" for number in range(classes))

@@ -11,22 +11,22 @@ from typing import Any
 from yolotrt_core.console.text import nearest
 from yolotrt_core.datasets.dataset import DataSet, LabeledImage
 from yolotrt_core.errors import UsageError
-from yolotrt_core.files.paths import existing_path, text_of
+from yolotrt_core.files.paths import existing_path, read_text
 from yolotrt_core.serialization import number_from_json
 
 _log = logging.getLogger(__name__)
 
 
 def read_coco(path: Path, labels: Sequence[str]) -> DataSet:
-    """Read a COCO annotation file for a model of these classes.
+    """Read a COCO annotation file for a model with these classes.
 
     Raises:
-        UsageError: not COCO, other classes than the model's, or no image where it says.
+        UsageError: invalid COCO, classes that differ from the model's, or missing images.
     """
     import numpy as np
 
     try:
-        data = json.loads(text_of(path, "the annotations"))
+        data = json.loads(read_text(path, "the annotations"))
         if not isinstance(data, dict) or not data.keys() >= {"images", "annotations", "categories"}:
             raise ValueError("expected an object with `images`, `annotations` and `categories`")
         categories = {int(c["id"]): str(c["name"]) for c in data["categories"]}
@@ -35,9 +35,8 @@ def read_coco(path: Path, labels: Sequence[str]) -> DataSet:
         for a in data["annotations"]:
             annotations[a["image_id"]].append(a)
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as err:
-        # A plain ValueError is told in words, by us or by the JSON reader.
-        words = str(err) if isinstance(err, ValueError) else "its entries are not as COCO's are"
-        raise UsageError(f"`{path}` is no COCO annotation file: {words}") from err
+        reason = str(err) if isinstance(err, ValueError) else "invalid or missing fields"
+        raise UsageError(f"`{path}` is not a COCO annotation file: {reason}") from err
     index = _class_index(categories, labels, path)
     root = _image_root(path, [str(i["file_name"]) for i in images[:1]])
     frames = []
@@ -75,22 +74,22 @@ def _coco_class(annotation: Mapping[str, Any], index: Mapping[int, int], path: P
 
 
 def _class_index(categories: dict[int, str], labels: Sequence[str], path: Path) -> dict[int, int]:
-    """Map category ids to class ids: by name, or in the order of the ids where there are equally many."""
+    """Map category ids to class ids by name, or by order if the numbers are equal."""
     by_name = {name: i for i, name in enumerate(labels)}
     if all(name in by_name for name in categories.values()):
         return {key: by_name[name] for key, name in categories.items()}
     if len(categories) == len(labels):
-        _log.warning("the categories of `%s` are named differently from the model's classes: taken in order", path)
+        _log.warning("category names of `%s` differ from the model's class names: matched by order", path)
         return {key: i for i, key in enumerate(sorted(categories))}
     missing = next(name for name in categories.values() if name not in by_name)
     raise UsageError(
-        f"`{path}` has {len(categories)} categories, the model {len(labels)} classes, and none is called `{missing}`",
+        f"`{path}` has {len(categories)} categories, the model has {len(labels)} classes without `{missing}`",
         hint=nearest(missing, list(labels)),
     )
 
 
 def _image_root(path: Path, names: Sequence[str]) -> Path:
-    """Find the folder of the images: beside the JSON, or where COCO and its followers put them."""
+    """Find the folder of the images: next to the JSON file, or in a common COCO layout."""
     part = path.stem.removeprefix("instances_")
     up = path.parent.parent
     places = [path.parent, path.parent / "images", up / "images", up / part, up / "images" / part, up]
@@ -98,6 +97,6 @@ def _image_root(path: Path, names: Sequence[str]) -> Path:
         if all(existing_path(place / name) for name in names):
             return place
     raise UsageError(
-        f"the images of `{path}` are not where it says: no `{names[0] if names else ''}`",
-        hint="looked in " + ", ".join(f"`{p}`" for p in dict.fromkeys(places)),
+        f"cannot find the images of `{path}`: `{names[0] if names else ''}` is missing",
+        hint="searched in " + ", ".join(f"`{p}`" for p in dict.fromkeys(places)),
     )

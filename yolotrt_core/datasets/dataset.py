@@ -1,4 +1,4 @@
-"""A data set: images with known boxes, in a fixed order."""
+"""Data sets: labeled images in a fixed order."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LabeledImage:
-    """One image and the boxes on it.
+    """An image with its ground-truth boxes.
 
     Attributes:
-        path: the file. name: unique in its data set, the same on every machine.
-        boxes: float64 (M, 4): cx, cy, w, h as shares of the image, or, with `in_pixels`, x, y, w, h.
-        class_ids: int64 (M,). crowd: bool (M,): regions that count neither as found nor as missed.
+        path: the file. name: unique in the data set, machine-independent.
+        boxes: float64 (M, 4): normalized cx, cy, w, h, or x, y, w, h with `in_pixels`.
+        class_ids: int64 (M,). crowd: bool (M,): regions to ignore.
     """
 
     path: Path
@@ -43,7 +43,7 @@ class LabeledImage:
 
 @dataclass(frozen=True, slots=True)
 class DataSet:
-    """Images in a fixed order, and the names of their classes, if any (numbered if only their number is known)."""
+    """Images in a fixed order and their class names, if any (placeholders if only the number is known)."""
 
     path: Path
     images: tuple[LabeledImage, ...]
@@ -55,7 +55,7 @@ class DataSet:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of all labels in order; the images themselves are not in it."""
+        """SHA-256 of all labels in order, without the images."""
         digest = hashlib.sha256()
         for p in self.images:
             digest.update(f"{len(p.class_ids)} {p.in_pixels}\n".encode())

@@ -25,7 +25,7 @@ from yolotrt_core.detection.annotate import annotate
 from yolotrt_core.detection.formats import Found
 from yolotrt_core.detection.output_names import LABELS, Format, Names
 from yolotrt_core.errors import ArtifactError, UsageError
-from yolotrt_core.files.atomic import whole_file, write_whole
+from yolotrt_core.files.atomic import atomic_path, write_atomic
 from yolotrt_core.inference.detector import Detector
 from yolotrt_core.inference.image_loader import decode_ahead, read_ahead
 from yolotrt_core.media import inputs
@@ -175,7 +175,7 @@ class DetectionRun:
         with ExitStack() as stack:
             video = None
             if target is not None:
-                video = stack.enter_context(_VideoWriter(stack.enter_context(whole_file(target)), facts.fps))
+                video = stack.enter_context(_VideoWriter(stack.enter_context(atomic_path(target)), facts.fps))
             for number, detections in enumerate(self._detector.stream(kept(), self._selection)):
                 frame = waiting.popleft()
                 found = self._keep(source, number, frame, detections)
@@ -197,7 +197,7 @@ class DetectionRun:
         self._out.mkdir(parents=True, exist_ok=True)
         coco = self._form == "coco"
         content = json.dumps(self.entries) + "\n" if coco else formats.dump_by_line(self.document(), "images")
-        write_whole(self._out / _RESULTS[self._form], content)
+        write_atomic(self._out / _RESULTS[self._form], content)
 
     def document(self) -> dict[str, Json]:
         """Return the results as yolotrt's JSON, see yolotrt_core/schemas/detect.json."""
@@ -274,7 +274,7 @@ class DetectionRun:
     def _write_labels(self, name: str, text: str) -> None:
         labels = self._out / _RESULTS["yolo"]
         labels.mkdir(parents=True, exist_ok=True)
-        write_whole(labels / f"{name}.txt", text)
+        write_atomic(labels / f"{name}.txt", text)
 
 
 class _Writer:
@@ -357,4 +357,4 @@ def _draw(target: Path, frame: NDArray[np.uint8], found: Detections, labels: Seq
     good, encoded = cv2.imencode(target.suffix, annotate(frame, found, labels))
     if not good:
         raise ArtifactError(f"OpenCV cannot write `{target.suffix}` images")
-    write_whole(target, encoded.tobytes())
+    write_atomic(target, encoded.tobytes())

@@ -1,4 +1,4 @@
-"""Where models come from: the embedded one, a file or folder, or an official release by name."""
+"""Sources of models: the embedded model, a file or folder, or an official release by name."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ _ASSETS = Path(__file__).parents[1] / "assets"
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """An official checkpoint that is fetched by name and trusted only by its digest."""
+    """An official checkpoint that is downloaded by name and verified by its digest."""
 
     sha256: str
     size_bytes: int
     imgsz: tuple[int, int]
 
 
-# Files of the v7.0 release of ultralytics/yolov5. A name is here only if its digest was computed from the file itself
-# (yolov5n) or is stated alike by several unrelated projects (yolov5s, yolov5m). The release publishes no digests.
+# Files of the v7.0 release of ultralytics/yolov5, which publishes no digests. Digests were computed from the file
+# (yolov5n) or are confirmed by several unrelated projects (yolov5s, yolov5m).
 RELEASES: Mapping[str, Release] = MappingProxyType(
     {
         "yolov5n": Release("4f180cf23ba0717ada0badd6c685026d73d48f184d00fc159c2641284b2ac0a3", 4_062_133, (640, 640)),
@@ -42,31 +42,30 @@ RELEASES: Mapping[str, Release] = MappingProxyType(
 
 
 def default_model_path() -> Path:
-    """Return the embedded default checkpoint, made by the training script its README names."""
+    """Return the path of the embedded default checkpoint."""
     return _ASSETS / f"{DEFAULT_MODEL}.pt"
 
 
 def sample_path() -> Path:
-    """Return the bundled image, 640x480, on which the default model has something to find."""
+    """Return the path of the bundled 640x480 image for the default model."""
     return _ASSETS / "sample.jpg"
 
 
 def resolve_source(
     weights: str | Path | None, *, cache_dir: Path | None = None, offline: bool = False, release_url: str | None = None
 ) -> ModelSource:
-    """Find the model a user named, fetching it if it is an official release not fetched before.
+    """Find a model, downloading an official release if necessary.
 
     Args:
-        weights: None or `parts` for the embedded model; a file or folder, which wins over a name;
+        weights: None or `parts` for the embedded model; a file or folder, which takes precedence over a name;
             or a name in `RELEASES`.
-        cache_dir: folder of fetched files, as `NAME.pt`; made when needed; default `weights_cache`.
-        offline: use what is there, never the network.
-        release_url: folder to fetch from instead of `RELEASE_URL`; the variable
-            `YOLOTRT_RELEASE_URL` does the same. The pinned digest holds for every mirror.
+        cache_dir: folder of downloads, as `NAME.pt`; created if missing; default `weights_cache`.
+        offline: do not use the network.
+        release_url: mirror to use instead of `RELEASE_URL`, as the variable `YOLOTRT_RELEASE_URL`. The digest is
+            checked in any case.
 
     Raises:
-        UsageError: no such file or name; a file that cannot be read; a file that cannot be fetched,
-            or not as the release's own content.
+        UsageError: no such file or name, an unreadable file, a failed download, or unexpected content.
         ArtifactError: the cache cannot be written.
     """
     if weights is not None and str(weights) and (path := existing_path(weights)):
@@ -87,8 +86,8 @@ def _local(path: Path) -> ModelSource:
     name = path.resolve().name if path.is_dir() else path.stem
     if not is_name(name):
         raise UsageError(
-            f"the name {name!a} cannot name an engine: it is empty, has a control character, or is not UTF-8",
-            hint="rename the file or folder, or pass a link of another name",
+            f"invalid model name {name!a}: it is empty, has a control character, or is not UTF-8",
+            hint="rename the file or folder, or pass a link with another name",
         )
     return ModelSource(path, sha256_of(path), name)
 
@@ -101,8 +100,8 @@ def _released(name: str, release: Release, cache_dir: Path, base: str | None) ->
     if base is None:
         found = f"`{target}` is not the official file" if kept else f"`{name}` is not in `{cache_dir}`"
         raise UsageError(
-            f"{found}, and `--offline` forbids fetching it",
-            hint=f"put {RELEASE_URL}/{name}.pt there as `{target.name}` (SHA-256 {release.sha256})",
+            f"{found}, and `--offline` disables downloads",
+            hint=f"download {RELEASE_URL}/{name}.pt to `{target}` (SHA-256 {release.sha256})",
         )
     from yolotrt_core.files.download import RemoteFile, fetch  # urllib.request costs a tenth of a second at import
 
@@ -114,7 +113,7 @@ def _unknown(name: str) -> UsageError:
     known = ", ".join(f"`{each}`" for each in (DEFAULT_MODEL, *RELEASES))
     stem = name.removesuffix(".pt")
     if stem in RELEASES:
-        hint = f"pass `{stem}` to fetch the official file of that name"
+        hint = f"pass `{stem}` to download the official checkpoint"
     else:
-        hint = f"pass a file that exists, or one of the names {known}"
-    return UsageError(f"there is no file `{name}`, and it is no name that yolotrt knows", hint=hint)
+        hint = f"pass an existing file, or one of {known}"
+    return UsageError(f"unknown model `{name}`: no such file or model name", hint=hint)

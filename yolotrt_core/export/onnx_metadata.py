@@ -1,4 +1,4 @@
-"""Metadata of ONNX files, for exporters of any framework."""
+"""Metadata of ONNX files."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ from yolotrt_core.types import BuildRequest, ModelSpec
 
 
 def metadata_of(spec: ModelSpec, request: BuildRequest) -> dict[str, str]:
-    """Return what an exporter writes into an ONNX file's metadata_props.
+    """Return the metadata_props of an exported ONNX file.
 
-    `stride`, `names`, `task`, `imgsz` are Python literals, as upstream's exporter writes and its readers
-    expect them; the rest is provenance.
+    `stride`, `names`, `task` and `imgsz` are Python literals, as in upstream's exporter; the rest is provenance.
 
     Source:
         ultralytics/yolov5 v7.0, export.py, export_onnx.
@@ -32,20 +31,20 @@ def metadata_of(spec: ModelSpec, request: BuildRequest) -> dict[str, str]:
 
 
 def strides_from_text(text: str | None, flag: str) -> tuple[int, ...] | None:
-    """Parse the strides given by a flag, as 8,16,32; None if it was not given.
+    """Parse the value of a strides flag, such as 8,16,32; None if it was not given.
 
     Raises:
-        UsageError: not one to eight positive whole numbers.
+        UsageError: not one to eight positive integers.
     """
     if text is None:
         return None
     if not re.fullmatch(r"[1-9]\d{0,3}(,[1-9]\d{0,3}){0,7}", text.replace(" ", "")):
-        raise UsageError(f"`{flag}` expects pixels per cell of each level, as 8,16,32, found `{text}`")
+        raise UsageError(f"`{flag}` expects the stride of each level in pixels, such as 8,16,32, found `{text}`")
     return tuple(int(part) for part in text.split(","))
 
 
 def literal(text: str | None) -> Any:
-    """Read one metadata value, a Python literal or JSON; None if it is neither."""
+    """Parse a metadata value, a Python literal or JSON; None if it is neither."""
     for read in (ast.literal_eval, json.loads):
         try:
             return read(text or "")

@@ -1,7 +1,7 @@
-"""Brings the ONNX that a framework's converter wrote to the project's form, for exporters of any framework.
+"""Normalization of ONNX graphs from framework converters.
 
-Works on an `onnx.ModelProto` through its own fields and imports no ONNX library. `apply` does all of
-it; the steps are there for exporters that do more between them.
+Works on the fields of an `onnx.ModelProto` without importing onnx. `apply` runs all steps, which exporters can also
+call one by one.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ _FLOAT, _INT32, _INT = 1, 6, 2
 
 
 def apply(model: ModelProto, spec: ModelSpec, rows: Rows, size: tuple[int, int]) -> None:
-    """Give a graph of one input and one output the project's names, rows and shapes.
+    """Normalize names, row order and shapes of a graph with one input and one output.
 
-    Equal networks then give equal bytes, whatever the converter numbered before.
+    Equal networks then give equal bytes, independent of the converter's numbering.
 
     Args:
-        model: changed in place; its input is laid out as the spec says, its output as `rows` says.
-        spec: of the ONNX that is to be. rows: what `find_rows` found. size: (height, width) in pixels.
+        model: changed in place; its input has the spec's layout, its output the layout `rows`.
+        spec: spec of the result. rows: result of `find_rows`. size: (height, width) in pixels.
 
     Raises:
-        StageError: another number of inputs or outputs.
+        StageError: a different number of inputs or outputs.
     """
     weights = {weight.name for weight in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in weights]
     found = (len(inputs), len(model.graph.output))
     if found != (1, 1):
         raise StageError(
-            f"expected a graph of one input and one output, found {found[0]} and {found[1]}",
-            hint="convert the images' input and the boxes' output alone",
+            f"expected a graph with one input and one output, found {found[0]} and {found[1]}",
+            hint="convert the model with the image input and the box output only",
         )
     del model.graph.input[:]
     model.graph.input.extend(inputs)
@@ -54,7 +54,7 @@ def apply(model: ModelProto, spec: ModelSpec, rows: Rows, size: tuple[int, int])
         set_shape(value, tensor.shape)
     del model.graph.value_info[:]
     model.graph.name = spec.head
-    for part in (model, model.graph, *model.graph.node):  # converters number what they write there
+    for part in (model, model.graph, *model.graph.node):  # converters write numbered text there
         part.doc_string = ""
 
 
@@ -71,10 +71,10 @@ def rename_tensors(model: ModelProto, names: Mapping[str, str]) -> None:
 
 
 def number_names(model: ModelProto) -> None:
-    """Order nodes by what the outputs need, and name them by operator and place in that order.
+    """Sort nodes by the needs of the outputs, and name them by operator and position.
 
-    Layers with weights keep TensorFlow's names. tf2onnx goes through sets: which of several equal nodes
-    or constants gives them all its name, and the numbers in the names, differ from run to run.
+    Layers with weights keep TensorFlow's names. tf2onnx iterates over sets, so its names and numbers differ between
+    runs.
     """
     graph = model.graph
     _sort_nodes(graph)
@@ -110,7 +110,7 @@ def number_names(model: ModelProto) -> None:
 
 
 def _sort_nodes(graph: GraphProto) -> None:
-    """Put each node behind those it reads, which come in the order it reads them; what nobody reads goes."""
+    """Sort nodes topologically, in the order of their inputs; unused nodes are removed."""
     producers = {name: node for node in graph.node for name in node.output}
     ordered: dict[int, NodeProto] = {}
     waiting = [producers[value.name] for value in reversed(graph.output) if value.name in producers]
@@ -129,7 +129,7 @@ def _sort_nodes(graph: GraphProto) -> None:
 
 
 def arrange_rows(model: ModelProto, rows: Rows, size: tuple[int, int]) -> None:
-    """Append what brings `output0` to anchor-major rows in pixels; nothing where it is so already.
+    """Append nodes that convert `output0` to anchor-major rows in pixels, if necessary.
 
     Args:
         size: (height, width) of the input in pixels.
@@ -168,13 +168,13 @@ def arrange_rows(model: ModelProto, rows: Rows, size: tuple[int, int]) -> None:
 
 
 def rewrite_resizes(model: ModelProto) -> int:
-    """Write nearest upsampling by whole factors in the one form every TensorRT parser takes.
+    """Rewrite nearest upsampling by integer factors in the form that all TensorRT parsers support.
 
     TensorFlow's `tf.image.resize` becomes `tf_half_pixel_for_nn` with `floor`. Source pixel of x is
-    floor((x + 0.5) / s), which for a whole factor s is floor(x / s): `asymmetric` with `floor`.
+    floor((x + 0.5) / s), which for an integer factor s is floor(x / s): `asymmetric` with `floor`.
 
     Returns:
-        How many nodes were rewritten.
+        The number of rewritten nodes.
     """
     import numpy as np
 
@@ -205,17 +205,17 @@ def _floats(weight: TensorProto) -> NDArray[np.float32]:
 
 
 def _is_half_pixel_floor(node: NodeProto) -> bool:
-    words = {attribute.name: attribute.s for attribute in node.attribute}
-    wanted = {
+    found = {attribute.name: attribute.s for attribute in node.attribute}
+    expected = {
         "mode": b"nearest",
         "coordinate_transformation_mode": b"tf_half_pixel_for_nn",
         "nearest_mode": b"floor",
     }
-    return all(words.get(name) == word for name, word in wanted.items())
+    return all(found.get(name) == value for name, value in expected.items())
 
 
 def set_shape(value: ValueInfoProto, shape: tuple[int | str, ...]) -> None:
-    """Write the dimensions of an input or output; a text is a free one."""
+    """Set the dimensions of an input or output; strings are dynamic dimensions."""
     del value.type.tensor_type.shape.dim[:]
     for axis, size in enumerate(shape):
         value.type.tensor_type.shape.dim.add()
@@ -223,7 +223,7 @@ def set_shape(value: ValueInfoProto, shape: tuple[int | str, ...]) -> None:
 
 
 def set_dim(value: ValueInfoProto, axis: int, size: int | str) -> None:
-    """Write one dimension of an input or output; a text is a free one."""
+    """Set one dimension of an input or output; a string is a dynamic dimension."""
     dim = value.type.tensor_type.shape.dim[axis]
     dim.Clear()
     if isinstance(size, str):

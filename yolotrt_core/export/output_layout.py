@@ -1,8 +1,7 @@
-"""How the rows of a YOLOv5 output lie, found by what they hold, for exporters of any framework.
+"""Detection of the row layout of YOLOv5 outputs from their values.
 
 The project's layout is (B, N, 5 + C) with cx, cy, w, h in input pixels and rows ordered by level
-(finest first), anchor, y, x. TensorFlow exports count boxes in fractions of the image and put a
-cell's anchors side by side; others differ again.
+(finest first), anchor, y, x. TensorFlow exports use normalized boxes and adjacent anchors of a cell.
 """
 
 from __future__ import annotations
@@ -22,16 +21,16 @@ Order = Literal["anchor", "cell"]
 Units = Literal["pixels", "normalised"]
 
 _STRIDES = (4, 8, 16, 32, 64, 128)
-_MOST_ANCHORS = 12
+_MAX_ANCHORS = 12
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """A layout of rows.
+    """Row layout of an output.
 
     Attributes:
         strides: pixels per cell of each level, in the order of the rows.
-        anchors: boxes of one cell.
+        anchors: boxes per cell.
         order: within a level, `anchor` is anchor, y, x; `cell` is y, x, anchor.
         units: `pixels` of the input, or `normalised` by its width and height.
     """
@@ -42,7 +41,7 @@ class Rows:
     units: Units
 
     def permutation(self, height: int, width: int) -> NDArray[np.int64] | None:
-        """Return for each row of the project's layout which row of this one it is; None if they agree."""
+        """Return the index in this layout of each row of the project's layout; None if they are equal."""
         import numpy as np
 
         parts, first = {}, 0
@@ -57,11 +56,11 @@ class Rows:
         return None if np.array_equal(moved, np.arange(first)) else moved
 
     def scale(self, height: int, width: int) -> tuple[float, float, float, float] | None:
-        """Return what turns cx, cy, w, h into pixels; None if they are."""
+        """Return the factors from cx, cy, w, h to pixels; None if they are pixels."""
         return None if self.units == "pixels" else (width, height, width, height)
 
     def to_project(self, output: NDArray[Any], height: int, width: int) -> NDArray[np.float32]:
-        """Bring an output (B, N, 5 + C) of this layout to the project's."""
+        """Convert an output (B, N, 5 + C) from this layout to the project's."""
         import numpy as np
 
         moved = self.permutation(height, width)
@@ -74,7 +73,7 @@ class Rows:
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What is known of a layout beforehand; None is to be found."""
+    """Declared properties of a layout; None means unknown."""
 
     strides: tuple[int, ...] | None = None
     order: Order | None = None
@@ -82,17 +81,17 @@ class Known:
 
 
 def find_rows(output: NDArray[Any], size: tuple[int, int], known: Known = Known(), slack: float = 0.02) -> Rows:
-    """Find the layout of a network's answer to any image.
+    """Find the row layout of a network's output for any image.
 
-    YOLOv5 moves a box's centre by -0.5 to 1.5 cells from its cell's corner, so each row says where its
-    cell is; only the right layout puts every row where it belongs.
+    YOLOv5 box centers are -0.5 to 1.5 cells from their cell's corner, which holds for all rows in the correct layout
+    only.
 
     Args:
         output: float (B, N, 5 + C). size: (height, width) of the input in pixels.
-        slack: how far a centre may be out, in cells; quantized networks need about 1.
+        slack: tolerance of the centers in cells; quantized networks need about 1.
 
     Raises:
-        UsageError: not YOLOv5's rows, or not in the layout that was declared.
+        UsageError: the rows are not YOLOv5's, or not in the declared layout.
 
     Source:
         ultralytics/yolov5 v7.0, models/yolo.py and models/tf.py, Detect and TFDetect.
@@ -100,9 +99,9 @@ def find_rows(output: NDArray[Any], size: tuple[int, int], known: Known = Known(
     import numpy as np
 
     if output.ndim != 3 or output.shape[2] < 6:
-        raise UsageError(f"expected YOLOv5's output (batch, rows, 5 + classes), found shape {tuple(output.shape)}")
+        raise UsageError(f"expected a YOLOv5 output (batch, rows, 5 + classes), found shape {tuple(output.shape)}")
     if not np.isfinite(output).all():
-        raise UsageError("the model answers an image with numbers that are not finite")
+        raise UsageError("the model's output has values that are not finite")
     rows = output.shape[1]
     for strides, anchors in _levels(rows, size, known.strides):
         for order, units in itertools.product(
@@ -114,21 +113,21 @@ def find_rows(output: NDArray[Any], size: tuple[int, int], known: Known = Known(
                 return candidate
     declared = [f"{k} {v}" for k, v in (("strides", known.strides), ("rows", known.order), ("units", known.units)) if v]
     raise UsageError(
-        f"the {rows} rows of the output are not YOLOv5's boxes on an input of {size[0]} x {size[1]}"
+        f"the {rows} output rows do not match YOLOv5 boxes for an input of {size[0]}x{size[1]}"
         + (f" with {', '.join(declared)}" if declared else " in any known order, units and strides"),
-        hint="the model must end with YOLOv5's decoded boxes (cx, cy, w, h, objectness, class scores), without NMS",
+        hint="expected decoded YOLOv5 boxes (cx, cy, w, h, objectness, class scores) without NMS",
     )
 
 
 def _levels(rows: int, size: tuple[int, int], known: Sequence[int] | None) -> Iterator[tuple[tuple[int, ...], int]]:
-    """Yield the strides and anchors that give so many rows; YOLOv5's own first."""
+    """Yield strides and anchors that result in this number of rows; YOLOv5's default first."""
     runs = [_STRIDES[a:b] for a, b in itertools.combinations(range(len(_STRIDES) + 1), 2)]
     runs.sort(key=lambda run: run != (8, 16, 32))
     for run in [tuple(known)] if known else [*runs, *(run[::-1] for run in runs if len(run) > 1)]:
         if any(side % stride for side in size for stride in run):
             continue
         anchors, rest = divmod(rows, sum((size[0] // stride) * (size[1] // stride) for stride in run))
-        if not rest and 1 <= anchors <= _MOST_ANCHORS:
+        if not rest and 1 <= anchors <= _MAX_ANCHORS:
             yield run, anchors
 
 

@@ -1,4 +1,4 @@
-"""Does the ONNX compute what the framework computed? Measured on the exporter's fixed input."""
+"""Parity check of an exported ONNX against its framework, on the exporter's reference input."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ if TYPE_CHECKING:
 
 
 TOLERANCE = 1e-4
-# Other kernels, or other fused nodes, round a value of these types to its neighbour. Measured for YOLOv5n in fp16 are
-# 1.7e-4 at 160 pixels and 1.0e-4 at 640; allowed are four times what one rounding can be (2^-11, of bf16 2^-8).
+# Different kernels and fusions round differently. Measured for YOLOv5n in fp16: 1.7e-4 at 160 pixels, 1.0e-4 at 640.
+# The tolerance is four rounding errors (2^-11, bf16 2^-8).
 ROUNDED: dict[Precision, float] = {"fp16": 2e-3, "bf16": 1.6e-2}
 
 
 @dataclass(frozen=True, slots=True)
 class ParityOptions:
-    """How far the ONNX may be from the framework's own output."""
+    """Tolerance of the parity check."""
 
     tolerance: float | None = option(
         None,
-        help="Largest relative L2 error of the ONNX against its framework, per output; default 1e-4, or 2e-3 for a "
-        "model that holds fp16 already",
+        help="Maximum relative L2 error of the ONNX against its framework, per output; default 1e-4, or 2e-3 for an "
+        "fp16 model",
         minimum=0.0,
     )
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """How far one output is from its reference.
+    """Difference of one output from its reference.
 
     Attributes:
-        relative_l2: ||found - expected|| / ||expected||. max_abs: largest absolute difference.
-        worst_index: where that is. expected, found: the two values there.
+        relative_l2: ||found - expected|| / ||expected||. max_abs: maximum absolute difference.
+        worst_index: its index. expected, found: the two values at this index.
     """
 
     output: str
@@ -53,7 +53,7 @@ class Difference:
 
 
 def compare(expected: Mapping[str, NDArray[Any]], found: Mapping[str, NDArray[Any]]) -> list[Difference]:
-    """Compare outputs by name, worst first, in float64.
+    """Compare outputs by name in float64, worst first.
 
     Raises:
         StageError: an output is missing or has another shape.
@@ -67,7 +67,7 @@ def compare(expected: Mapping[str, NDArray[Any]], found: Mapping[str, NDArray[An
             raise StageError(f"parity: output `{name}` should have shape {tuple(reference.shape)}, found {have}")
         want, got = reference.astype(np.float64), found[name].astype(np.float64)
         error = np.abs(got - want)
-        # NaN compares false with everything, so it must count as infinitely far, not as equal.
+        # NaN compares false with everything: count it as an infinite error.
         error[~np.isfinite(error)] = np.inf
         worst = np.unravel_index(int(np.argmax(error)), error.shape)
         norm = float(np.linalg.norm(want)) or 1.0
@@ -85,15 +85,14 @@ def compare(expected: Mapping[str, NDArray[Any]], found: Mapping[str, NDArray[An
 
 
 def check(session: Session, reference: Path, options: ParityOptions) -> Mapping[str, Json]:
-    """Run the reference input and compare; the figures go into the record.
+    """Run the reference input and compare; the result is stored in the record.
 
     Args:
-        session: the ONNX, opened. reference: the exporter's `reference.npz`: `images` float32
-            as the ONNX takes it and the framework's outputs under their names; `tolerance` where the framework
-            itself rounds more than the option allows.
+        session: session of the ONNX. reference: the exporter's `reference.npz`: `images`, the float32 input, the
+            framework's outputs by name, and `tolerance` if the framework itself rounds more than the option allows.
 
     Raises:
-        StageError: an output is farther off than the tolerance; the worst one is named.
+        StageError: the error of an output exceeds the tolerance.
     """
     import numpy as np
 
@@ -106,10 +105,10 @@ def check(session: Session, reference: Path, options: ParityOptions) -> Mapping[
     worst = differences[0]
     if not worst.relative_l2 <= limit:
         raise StageError(
-            f"the ONNX does not compute what its framework does: output `{worst.output}` is off by relative L2 "
-            f"{worst.relative_l2:.3g} (tolerance {limit:g}), worst at {list(worst.worst_index)}: "
+            f"parity check failed: the relative L2 error of output `{worst.output}` is "
+            f"{worst.relative_l2:.3g} (tolerance {limit:g}), maximum at {list(worst.worst_index)}: "
             f"expected {worst.expected:.6g}, found {worst.found:.6g}",
-            hint="try another exporter option or opset; `--parity-tolerance` sets the limit",
+            hint="try another exporter option or opset, or raise `--parity-tolerance`",
         )
     return {
         "tolerance": limit,

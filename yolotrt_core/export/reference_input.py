@@ -1,4 +1,4 @@
-"""The fixed images on which an exported ONNX is compared with its framework."""
+"""Fixed input of the parity check."""
 
 from __future__ import annotations
 
@@ -12,17 +12,16 @@ if TYPE_CHECKING:
 
 
 def reference_images(batch: int, height: int, width: int, layout: Layout = "nchw") -> NDArray[np.float32]:
-    """Make images with coarse and fine structure, the same every time.
+    """Generate deterministic images with coarse and fine structure.
 
     Returns:
-        float32 (batch, 3, height, width) in 0..1, or (batch, height, width, 3) of the same images; each image
-        of the batch is another one.
+        float32 (batch, 3, height, width) or (batch, height, width, 3) in 0..1; all images differ.
     """
     import numpy as np
 
     random = np.random.default_rng(5)
     images = np.zeros((batch, 3, height, width), dtype=np.float32)
-    # Blocks of a quarter of the image down to single pixels; coarse ones weigh most, as in photographs.
+    # Blocks from a quarter of the image to single pixels; coarse ones dominate, as in photographs.
     for level, weight in ((4, 0.45), (16, 0.3), (64, 0.15), (max(height, width), 0.1)):
         rows, columns = np.arange(height) * level // max(height, level), np.arange(width) * level // max(width, level)
         blocks = random.random((batch, 3, level, level), dtype=np.float32)

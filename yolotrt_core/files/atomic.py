@@ -1,4 +1,4 @@
-"""Files of the user's, written whole or not at all."""
+"""Atomic writes of user files."""
 
 from __future__ import annotations
 
@@ -9,23 +9,22 @@ from pathlib import Path
 
 
 @contextmanager
-def whole_file(target: Path) -> Iterator[Path]:
-    """Give a path beside `target` to write to, which takes its place at the end of the block.
+def atomic_path(target: Path) -> Iterator[Path]:
+    """Yield a temporary path next to `target` that replaces it at the end of the block.
 
-    If the block fails, neither it nor a part of it stays. Each writer has a path of its own: of several, the last
-    to finish wins. The ending is kept, since libraries choose the format by it; the rest of the name is not, since
-    more could be too long for the disk. Not from `tempfile`: its files are private whatever the user's mask says.
+    It is deleted if the block fails. Of several writers the last one wins. The path keeps the file suffix, by which
+    libraries choose the format. Not from `tempfile`, which ignores the user's umask.
     """
     partial = target.with_name(f".partial-{os.urandom(6).hex()}{target.suffix}")
     try:
         yield partial
         partial.replace(target)
     finally:
-        with suppress(OSError):  # what failed before it is what matters
+        with suppress(OSError):  # the original error matters
             partial.unlink(missing_ok=True)
 
 
-def write_whole(target: Path, content: bytes | str) -> None:
-    """Write a file at once; text as UTF-8."""
-    with whole_file(target) as partial:
+def write_atomic(target: Path, content: bytes | str) -> None:
+    """Write a file atomically; text as UTF-8."""
+    with atomic_path(target) as partial:
         partial.write_bytes(content.encode() if isinstance(content, str) else content)

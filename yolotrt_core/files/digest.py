@@ -26,7 +26,7 @@ def sha256_of_file(path: Path) -> str:
     """
     try:
         if not path.is_file():
-            raise UsageError(f"`{path}` is neither a file nor a folder that can hold a model")
+            raise UsageError(f"`{path}` is neither a file nor a model folder")
         with path.open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as err:
@@ -36,18 +36,18 @@ def sha256_of_file(path: Path) -> str:
 def sha256_of_folder(folder: Path) -> str:
     """Return the digest of a folder's sorted relative names and contents, as 64 hex digits.
 
-    It is the SHA-256 of the JSON list of [relative POSIX name, SHA-256 of the file], sorted by name;
+    SHA-256 of the JSON list of [relative POSIX name, SHA-256 of the file], sorted by name;
     empty folders, times and permissions do not count.
 
     Raises:
-        UsageError: no file inside, a symbolic link or special file inside, or one not readable.
+        UsageError: no file, a symbolic link, a special file, or an unreadable file inside.
     """
     files: list[list[str]] = []
     try:
         for path in folder.rglob("*"):
             if path.is_symlink():
                 raise UsageError(
-                    f"`{path}` is a symbolic link: a model folder must hold its own files",
+                    f"`{path}` is a symbolic link, which is not supported in a model folder",
                     hint="copy the folder with links resolved, `cp -rL`",
                 )
             if not path.is_dir():
@@ -55,5 +55,5 @@ def sha256_of_folder(folder: Path) -> str:
     except OSError as err:
         raise UsageError(f"cannot read `{folder}`: {os_error_reason(err)}") from err
     if not files:
-        raise UsageError(f"the folder `{folder}` holds no file, so it is no model")
+        raise UsageError(f"the model folder `{folder}` is empty")
     return hashlib.sha256(json.dumps(sorted(files)).encode()).hexdigest()

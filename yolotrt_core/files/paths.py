@@ -1,4 +1,4 @@
-"""Paths as users write them: on a command line, in a recipe, in a variable of the environment; and what is there."""
+"""User-supplied paths, and reading of text files."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from yolotrt_core.errors import ArtifactError, UsageError, os_error_reason
 
 
 def user_path(text: str | Path) -> Path:
-    """Return the path that a text means, with `~` and `~NAME` as the home folder; reads no disk.
+    """Expand `~` and `~NAME` in a path, without reading the disk.
 
     Raises:
-        UsageError: nobody has that home folder, or the text has a NUL character.
+        UsageError: unknown home folder, or a NUL character.
     """
     if "\0" in str(text):
-        raise UsageError(f"{str(text)!a} is no path: it has a NUL character")
+        raise UsageError(f"invalid path {str(text)!a}: it has a NUL character")
     try:
         return Path(text).expanduser()
     except RuntimeError as err:
@@ -29,10 +29,10 @@ def existing_path(text: str | Path, hint: str | None = None) -> Path | None:
     """Return `user_path(text)` if a file or folder is there, else None.
 
     Args:
-        hint: what to say where it cannot be told.
+        hint: hint of the error.
 
     Raises:
-        UsageError: as `user_path`; the system refuses to look, for instance at a name that is too long.
+        UsageError: as `user_path`, or the path cannot be examined, for instance because a name is too long.
     """
     path = user_path(text)
     try:
@@ -41,11 +41,11 @@ def existing_path(text: str | Path, hint: str | None = None) -> Path | None:
         raise UsageError(f"cannot read `{text}`: {os_error_reason(err)}", hint=hint) from err
 
 
-def text_of(path: Path, what: str) -> str:
-    """Read a text file of the user's.
+def read_text(path: Path, description: str) -> str:
+    """Read a user's text file.
 
     Args:
-        what: what it is, for the error.
+        description: description of the file for errors.
 
     Raises:
         UsageError: it cannot be read, or is not UTF-8.
@@ -53,16 +53,16 @@ def text_of(path: Path, what: str) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except OSError as err:
-        raise UsageError(f"cannot read {what} `{path}`: {os_error_reason(err)}") from err
+        raise UsageError(f"cannot read {description} `{path}`: {os_error_reason(err)}") from err
     except UnicodeDecodeError as err:
-        raise UsageError(f"cannot read {what} `{path}`: byte {err.start} is no UTF-8") from err
+        raise UsageError(f"cannot read {description} `{path}`: byte {err.start} is not UTF-8") from err
 
 
 def refuse_unwritable(folder: Path) -> None:
-    """Check that files can be put into a folder, which need not exist yet; makes nothing.
+    """Check that a folder, which may not exist yet, is writable; creates nothing.
 
     Raises:
-        ArtifactError: something on its path is no folder, or must not be written to.
+        ArtifactError: a part of its path is not a folder, or not writable.
     """
     hint = "choose another folder with `--out`"
     try:
@@ -70,6 +70,6 @@ def refuse_unwritable(folder: Path) -> None:
         if not place.is_dir():
             raise ArtifactError(f"cannot write to `{folder}`: `{place}` is not a folder", hint=hint)
         if not os.access(place, os.W_OK | os.X_OK):
-            raise ArtifactError(f"cannot write to `{folder}`: `{place}` must not be written to", hint=hint)
+            raise ArtifactError(f"cannot write to `{folder}`: `{place}` is not writable", hint=hint)
     except OSError as err:
         raise ArtifactError(f"cannot write to `{folder}`: {os_error_reason(err)}", hint=hint) from err

@@ -1,4 +1,4 @@
-"""Frames in, boxes out: the one way commands and programs run an engine."""
+"""Inference of one engine: frames to detections."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ if TYPE_CHECKING:
 class Detector:
     """Runs one engine on images; a context manager.
 
-    Where the session can take host frames to boxes on its own (a GPU), it does, and any number of
-    threads may share the detector. Elsewhere one thread at a time may call it.
+    If the session runs the whole pipeline on a GPU, threads may share the detector. Otherwise only one
+    thread at a time may call it.
 
     Attributes:
         spec: the engine's spec. labels: class names by class id.
-        opened_by: what tells the session from others, see `Registered.session_key_material`.
-        seconds: time spent so far by step: `preprocess`, `infer`, `postprocess`; or `detect`.
-        frames: images seen so far.
+        opened_by: cache-key material of the session, see `Registered.session_key_material`.
+        seconds: total time per step: `preprocess`, `infer`, `postprocess`; or `detect`.
+        frames: number of processed frames.
     """
 
     def __init__(
@@ -61,22 +61,22 @@ class Detector:
 
     @property
     def decoded_by(self) -> Mapping[str, Json]:
-        """What tells the postprocessor and its options from others, for the key of what it found."""
+        """Cache-key material of the postprocessor and its options."""
         return self._postprocessor.cache_key_material(self._options)
 
     @property
     def session(self) -> Session:
-        """The engine as its builder opened it; for measuring."""
+        """The session opened by the builder, for benchmarks."""
         return self._session
 
     @property
     def program(self) -> DeviceProgram | None:
-        """What decodes on the device, where the session detects by itself."""
+        """The device program of a session with GPU postprocessing."""
         return self._device[1] if self._device else None
 
     @property
     def input_size(self) -> tuple[int, int]:
-        """(height, width) in pixels that frames are fitted into."""
+        """(height, width) of the network input in pixels."""
         return self._size
 
     @classmethod
@@ -90,13 +90,13 @@ class Detector:
         store: Store,
         registry: Registry,
     ) -> Self:
-        """Open an engine file that `builder` made.
+        """Open an engine file built by `builder`.
 
         Args:
-            settings: where the options of builder and postprocessor come from.
+            settings: source of the options of builder and postprocessor.
 
         Raises:
-            StageError: it does not run on this machine.
+            StageError: the engine does not run on this machine.
         """
         postprocessor = registry.postprocessor(spec.model.head)
         chosen = settings.resolve(postprocessor.stage.Options, postprocessor.name)
@@ -105,18 +105,17 @@ class Detector:
         return cls(session, postprocessor, chosen, builder.session_key_material(options))
 
     def detect(self, frames: Sequence[Frame], selection: Selection = Selection()) -> list[Detections]:
-        """Find objects on images of any sizes.
+        """Detect objects on images of any size.
 
         Args:
-            frames: uint8 (H, W, 3) BGR each, as OpenCV reads them; or `Nv12Frame`, which a GPU takes as it is.
+            frames: uint8 (H, W, 3) BGR each, as OpenCV reads them; or `Nv12Frame`.
             selection: thresholds, see `Selection`.
 
         Returns:
-            One Detections per frame, boxes in that frame's pixels.
+            One Detections per frame, with boxes in pixels of the frame.
 
         Raises:
-            UsageError: a frame of another dtype or shape, a threshold out of its range, or a class id the model
-                does not have.
+            UsageError: invalid dtype or shape of a frame, a threshold out of range, or an unknown class id.
         """
         refuse_selection(selection, self.labels)
         if self._device is not None:
@@ -135,13 +134,13 @@ class Detector:
     def detect_at(
         self, frame: NDArray[np.uint8], size: tuple[int, int], selection: Selection = Selection()
     ) -> Detections:
-        """Find objects on one image at another network size; for dynamic engines, on the CPU's road.
+        """Detect objects on one image at another input size; for dynamic engines, with CPU pre- and postprocessing.
 
         Args:
             frame: uint8 (H, W, 3) BGR. size: (height, width) of the network input, within a profile.
 
         Raises:
-            UsageError: as for `detect`, or a size that the engine does not accept.
+            UsageError: as for `detect`, or a size outside the profiles.
         """
         refuse_selection(selection, self.labels)
         images, geometry = preprocess(list(checked_frames([frame])), size, layout=self.spec.model.layout)
@@ -153,14 +152,14 @@ class Detector:
         return found[0]
 
     def stream(self, frames: Iterable[Frame], selection: Selection = Selection()) -> Iterator[Detections]:
-        """Find objects on frames that keep coming, in their order.
+        """Detect objects on a stream of frames, in order.
 
-        On a GPU several batches are in flight while `frames` is asked for more; an exception of
-        `frames` reaches the caller after the results of the frames before it.
+        On a GPU several batches are in flight while `frames` is read; an exception of `frames` is raised
+        after the results of earlier frames.
 
         Args:
-            frames: as for `detect`. A frame must stay as it is until its result was yielded, since its upload may
-                not have ended: buffers that are filled in turn take one more batch than are in flight.
+            frames: as for `detect`. A frame must not change until its result is yielded, since its upload may
+                be pending: a ring of buffers needs one batch more than are in flight.
 
         Raises:
             UsageError: as for `detect`.
@@ -180,20 +179,20 @@ class Detector:
     def detect_files(
         self, paths: Iterable[str | Path], selection: Selection = Selection()
     ) -> Iterator[Detections | UsageError]:
-        """Find objects in image files, which are read and decoded ahead: by a GPU's own hardware where it can.
+        """Detect objects in image files, decoded ahead, by the GPU's hardware decoder if available.
 
         Args:
-            paths: of any formats and sizes that OpenCV reads.
+            paths: image files in any format supported by OpenCV.
 
         Yields:
-            For each file, in order, what was found, or what is wrong with it.
+            The detections or the error of each file, in order.
 
         Raises:
             UsageError: as for `detect`.
         """
         if isinstance(paths, (str, bytes, Path)):
             raise UsageError(
-                f"`paths` is a list of image files, found {str(paths)!r}", hint="one file goes into a list"
+                f"expected a list of image files as `paths`, found {str(paths)!r}", hint="pass a single file as a list"
             )
         read: deque[UsageError | None] = deque()
 
@@ -210,11 +209,11 @@ class Detector:
                 yield error
             yield found
         for error in read:
-            assert error is not None  # every frame was answered
+            assert error is not None  # every frame has a result
             yield error
 
     def device_steps(self, frames: Sequence[Frame], selection: Selection = Selection()) -> dict[str, float] | None:
-        """Return the device's milliseconds of each step for one batch, launched step by step; None without a device.
+        """Return the GPU time in milliseconds of each step for one batch; None without a GPU.
 
         Args:
             frames: as for `detect`, at most one batch.
@@ -224,7 +223,7 @@ class Detector:
         return self._session.time_steps(frames, self._device[1], selection)
 
     def pinned_frames(self, count: int, shape: tuple[int, ...]) -> list[NDArray[np.uint8]]:
-        """Return frame buffers for a decoder or camera to fill in place, those that upload fastest; see `stream`.
+        """Return page-locked frame buffers for a decoder or camera to fill; see `stream`.
 
         Args:
             shape: (H, W, 3) for BGR, (H * 3 / 2, W) for the planes of an `Nv12Frame`.
@@ -237,18 +236,18 @@ class Detector:
         return [np.empty(shape, np.uint8) for _ in range(count)]
 
     def pinned_copy(self, frame: Frame) -> Frame:
-        """Return a frame as it uploads fastest here; a thread that decodes takes the copy off the one that detects.
+        """Return a page-locked copy of a frame, best called by the decoding thread.
 
         Args:
-            frame: as for `detect`; what is returned is of the same kind.
+            frame: as for `detect`; the result has the same type.
         """
         return self._device[0].pinned_copy(frame) if self._device is not None else frame
 
     def page_lock(self, memory: NDArray[np.uint8]) -> object:
-        """Page-lock memory that another process fills with frames, while what this returns lives.
+        """Page-lock memory that another process fills with frames, while the returned object lives.
 
         Returns:
-            None if frames there would upload no faster here.
+            None if the session does not benefit from page-locked memory.
 
         Raises:
             StageError: the memory cannot be locked.
@@ -259,14 +258,14 @@ class Detector:
 
     @property
     def decodes_files(self) -> bool:
-        """Whether `decode` does anything here: image files decoded where the engine runs."""
+        """Whether `decode` is supported: image files are decoded on the GPU."""
         return self._device is not None and self._session.decodes_files
 
     def decode(self, files: Sequence[bytes]) -> Sequence[DeviceFrame | None]:
-        """Decode contents of image files where the engine runs; `detect` and `stream` take the result as frames.
+        """Decode the contents of image files on the GPU; `detect` and `stream` accept the results as frames.
 
         Returns:
-            None for each file to be read by OpenCV instead: not a JPEG, turned by its EXIF block, or broken.
+            None for each file that OpenCV must read instead: not JPEG, with EXIF orientation, or corrupted.
         """
         session = self._session
         return session.decode(files) if session.decodes_files else [None] * len(files)
@@ -276,7 +275,7 @@ class Detector:
 
         marks = [time.perf_counter()]
         images, geometry = preprocess(frames, self._size, layout=self.spec.model.layout)
-        if not self.spec.profiles and len(frames) < self._batch:  # a static engine takes full batches only
+        if not self.spec.profiles and len(frames) < self._batch:  # static engines require full batches
             images = np.concatenate([images, np.zeros((self._batch - len(frames), *images.shape[1:]), images.dtype)])
         marks.append(time.perf_counter())
         raw = self._session.infer(images)
@@ -311,12 +310,12 @@ class Detector:
 
 
 def _on_host(frames: Sequence[Frame]) -> Sequence[NDArray[np.uint8]]:
-    """Name the type of frames where no session decodes files, so that none is elsewhere."""
+    """Narrow the type of frames for sessions that do not decode files."""
     return cast("Sequence[NDArray[np.uint8]]", frames)
 
 
 def _batches(frames: Iterable[Frame], size: int) -> Iterator[list[Frame]]:
-    """Group frames; those before an exception come out before it is raised."""
+    """Group frames; frames before an exception are yielded first."""
     source = iter(frames)
     while True:
         batch: list[Frame] = []
@@ -327,7 +326,7 @@ def _batches(frames: Iterable[Frame], size: int) -> Iterator[list[Frame]]:
             if batch:
                 yield batch
             return
-        except BaseException:  # raised again, an interrupt too, after the frames before it
+        except BaseException:  # raised again after the earlier frames
             if batch:
                 yield batch
             raise
@@ -335,11 +334,11 @@ def _batches(frames: Iterable[Frame], size: int) -> Iterator[list[Frame]]:
 
 
 def _limits(spec: EngineSpec) -> tuple[int, tuple[int, int]]:
-    """Return the largest batch and the (height, width) to run at: the static shape or the first profile's."""
+    """Return the maximum batch and the (height, width): the static shape or the first profile's."""
     if spec.profiles:
         first = spec.profiles[0]
         return first.max[0], (first.opt[1], first.opt[2])
     batch, height, width = without_channels(spec.model.inputs[0].shape, spec.model.layout)
     if not (isinstance(batch, int) and isinstance(height, int) and isinstance(width, int)):
-        raise UsageError(f"the engine's spec has a dynamic input {spec.model.inputs[0].shape} but no profile")
+        raise UsageError(f"invalid engine spec: dynamic input {spec.model.inputs[0].shape} without a profile")
     return batch, (height, width)

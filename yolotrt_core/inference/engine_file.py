@@ -1,4 +1,4 @@
-"""Engine files on disk: the engine, its sidecar spec, and copies out of the store."""
+"""Engine files, their sidecars, and copies out of the store."""
 
 from __future__ import annotations
 
@@ -18,50 +18,50 @@ if TYPE_CHECKING:
 
 
 def spec_path(engine: Path) -> Path:
-    """Return where the spec of an engine file lies."""
+    """Return the path of an engine's sidecar."""
     return engine.with_name(engine.name + ".json")
 
 
 def read_engine_spec(engine: Path) -> EngineSpec:
-    """Read the spec beside an engine and check that it belongs to it.
+    """Read the sidecar of an engine and verify the engine's digest.
 
     Raises:
-        UsageError: no engine, no spec, or a spec of another engine.
+        UsageError: missing engine or sidecar, or a sidecar of another engine.
     """
     found = existing_path(engine)
     if found is None or not found.is_file():
         inside = sorted(found.glob("*.engine")) if found is not None else []
-        hint = f"it is a folder: pass `{inside[0]}`" if inside else "make one with `build`"
-        raise UsageError(f"there is no engine file `{engine}`", hint=hint)
+        hint = f"it is a folder: pass `{inside[0]}`" if inside else "build one with `build`"
+        raise UsageError(f"no such engine file: `{engine}`", hint=hint)
     sidecar = spec_path(engine)
-    damaged = "take it again from where the engine came from, or build the engine again"
+    restore = "copy the sidecar again, or rebuild the engine"
     try:
         data = json.loads(sidecar.read_text(encoding="utf-8"))
         if (wrong := invalid_field(EngineSpec, data)) is not None:
-            raise UsageError(f"`{sidecar}` is not an engine spec: {wrong}", hint=damaged)
+            raise UsageError(f"`{sidecar}` is not an engine spec: {wrong}", hint=restore)
         spec = from_json(EngineSpec, data)
     except FileNotFoundError:
         raise UsageError(
-            f"`{engine}` has no spec `{sidecar.name}` beside it",
-            hint="move both files together, or build again: an engine alone does not say how to feed it",
+            f"missing sidecar `{sidecar.name}` of `{engine}`",
+            hint="keep the engine and its .json file together, or rebuild the engine",
         ) from None
     except RecursionError as err:
-        raise UsageError(f"`{sidecar}` is not an engine spec: it is nested too deeply", hint=damaged) from err
+        raise UsageError(f"`{sidecar}` is not an engine spec: nested too deeply", hint=restore) from err
     except (OSError, ValueError) as err:
-        raise UsageError(f"`{sidecar}` is not an engine spec: {err}", hint=damaged) from err
+        raise UsageError(f"`{sidecar}` is not an engine spec: {err}", hint=restore) from err
     if sha256_of(engine) != spec.engine_sha256:
         raise UsageError(
-            f"`{engine}` is not the engine that `{sidecar.name}` describes",
-            hint="the file was changed or swapped: build it again",
+            f"the checksum of `{engine}` does not match its sidecar `{sidecar.name}`",
+            hint="the file was changed or replaced: rebuild the engine",
         )
     return spec
 
 
 def export_file(store: Store, sha256: str, path: Path) -> None:
-    """Copy a stored file to a place of the user's, unless the same content is there already.
+    """Copy a stored file to a path, unless it has the same content already.
 
     Raises:
-        ArtifactError: the place cannot be written.
+        ArtifactError: the path cannot be written.
     """
     try:
         if path.is_file() and sha256_of(path) == sha256:

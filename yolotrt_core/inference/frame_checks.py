@@ -1,4 +1,4 @@
-"""What a caller hands a detector, checked before any work: a wrong frame or threshold is an error of its own words."""
+"""Validation of the frames and thresholds passed to a detector."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 
 def checked_frames(frames: Iterable[Any]) -> Iterator[Any]:
-    """Yield frames as they come, each as a BGR image on the host.
+    """Yield validated frames as BGR images on the host.
 
     Args:
         frames: uint8 (H, W, 3) each, or `Nv12Frame`.
 
     Raises:
-        UsageError: in the place of the first that is none, naming its number from 0 and what was found.
+        UsageError: in place of the first invalid frame, with its index.
     """
     for number, given in enumerate(frames):
         frame = given.to_host() if isinstance(given, Nv12Frame) else given
@@ -33,24 +33,24 @@ def checked_frames(frames: Iterable[Any]) -> Iterator[Any]:
 
 
 def is_image(frame: Any) -> TypeGuard[NDArray[np.uint8]]:
-    """Say whether a frame is a BGR image on the host, uint8 (H, W, 3)."""
+    """Return whether a frame is a BGR image on the host, uint8 (H, W, 3)."""
     import numpy as np
 
     return isinstance(frame, np.ndarray) and frame.dtype == np.uint8 and frame.shape[2:] == (3,) and frame.size > 0
 
 
 def refuse_missing_frames(frames: Sequence[Any]) -> None:
-    """Refuse None among frames; for a session that takes more than images on the host and checks the rest itself."""
+    """Refuse None among frames, for sessions that validate frames themselves."""
     for number, frame in enumerate(frames):
         if frame is None:
             refuse_frame(number, frame)
 
 
 def refuse_frame(number: int, frame: Any) -> NoReturn:
-    """Raise for what is no frame.
+    """Raise the error of an invalid frame.
 
     Raises:
-        UsageError: with its number from 0, what was found, and what may have been meant.
+        UsageError: with the frame's index.
     """
     import numpy as np
 
@@ -60,31 +60,31 @@ def refuse_frame(number: int, frame: Any) -> NoReturn:
     if frame is None:
         hint = "`cv2.imread` returns None for a file it cannot read"
     elif is_array and frame.ndim == 2 and frame.dtype == np.uint8:
-        hint = "one image goes into a list; a grey one is made BGR by `cv2.cvtColor`, NV12 is said by `Nv12Frame`"
+        hint = "pass a single image as a list, convert grayscale with `cv2.cvtColor`, and wrap NV12 in `Nv12Frame`"
     raise UsageError(f"frame {number}: expected uint8 (H, W, 3) in BGR, found {found}", hint=hint)
 
 
 def refuse_selection(selection: Selection, labels: Sequence[str]) -> None:
-    """Refuse thresholds out of their range, and classes that the model does not have.
+    """Validate thresholds and class ids.
 
     Raises:
-        UsageError: naming the field, what it expects and what was found.
+        UsageError: a value out of range.
     """
     for name, share in (("conf", selection.conf), ("iou", selection.iou)):
         if not issubclass(type(share), Real) or not 0 <= share <= 1:
-            raise UsageError(f"`{name}` is a number from 0 to 1, found {share!r}")
-    if not _is_whole(selection.max_det) or selection.max_det < 0:
-        raise UsageError(f"`max_det` is a whole number from 0 on, found {selection.max_det!r}")
+            raise UsageError(f"`{name}`: expected a number from 0 to 1, found {share!r}")
+    if not _is_integer(selection.max_det) or selection.max_det < 0:
+        raise UsageError(f"`max_det`: expected an integer of at least 0, found {selection.max_det!r}")
     classes: Any = selection.classes
-    if isinstance(classes, (str, bytes)) or not isinstance(classes, Sequence) or not all(map(_is_whole, classes)):
+    if isinstance(classes, (str, bytes)) or not isinstance(classes, Sequence) or not all(map(_is_integer, classes)):
         raise UsageError(
-            f"`classes` is a tuple of class ids, found {classes!r}",
-            hint=f"the model has classes 0 to {len(labels) - 1}; as `classes=(0,)`, and () for all",
+            f"`classes`: expected a tuple of class ids, found {classes!r}",
+            hint=f"the model has classes 0 to {len(labels) - 1}; for example `classes=(0,)`, or () for all",
         )
     beyond = [c for c in classes if not 0 <= c < len(labels)]
     if beyond:
         raise UsageError(f"class {beyond[0]} does not exist: the model has classes 0 to {len(labels) - 1}")
 
 
-def _is_whole(value: Any) -> bool:
+def _is_integer(value: Any) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)

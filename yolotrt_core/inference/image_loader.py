@@ -1,4 +1,4 @@
-"""Image files read before an engine asks for them: by threads, by processes, or where the engine runs."""
+"""Prefetching of image files by threads, by processes, or on the GPU."""
 
 from __future__ import annotations
 
@@ -21,20 +21,18 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# Images: processes make up for their start from about 2,200 on where others use the processors too, from 9,300 on a
-# machine to oneself.
+# Number of images: processes amortize their start from about 2,200 images on a shared machine, 9,300 on an idle one.
 _MANY = 4096
 _FEW = 4  # processors
-_BETWEEN = 64  # images read by threads before it is asked again whether processes are there
-# Threads that hand files to decoding hardware, and files at a time: 5% more than three with 32, which fewer or more
-# threads with 32 do not reach.
+_BETWEEN = 64  # images read by threads between checks whether processes are ready
+# Threads that feed the hardware decoder, and files per call: 5% faster than three threads with 32 files.
 _DEVICE_THREADS, _DEVICE_TOGETHER = 4, 16
-_AHEAD, _TOGETHER = 256, 8  # images that threads read ahead, and take at once
-_MOST_BYTES = 1 << 30  # of images read ahead: page-locked memory, and a GPU's, are nobody else's
+_AHEAD, _TOGETHER = 256, 8  # images read ahead, and images per task
+_MAX_BYTES = 1 << 30  # of images read ahead, in page-locked or GPU memory
 
 
 class DecodeTarget(Protocol):
-    """The members of `Detector` that reading images ahead needs."""
+    """The members of `Detector` needed for prefetching images."""
 
     @property
     def program(self) -> object | None: ...
@@ -46,10 +44,10 @@ class DecodeTarget(Protocol):
 
 
 def decode_ahead(paths: Sequence[Path], target: DecodeTarget) -> Iterator[Frame | UsageError]:
-    """Do as `read_ahead` for who needs no pixels on the host: JPEG files are decoded where the engine runs if it can.
+    """Prefetch images like `read_ahead`, but decode JPEG files on the GPU if supported.
 
     Yields:
-        What `target.stream` takes, in order; or what is wrong with a file.
+        Frames for `target.stream`, or the error of a file, in order.
     """
     sizes = images.plain_jpeg_sizes(paths) if target.decodes_files else []
     if not sizes:
@@ -68,10 +66,10 @@ def decode_ahead(paths: Sequence[Path], target: DecodeTarget) -> Iterator[Frame 
 
 
 def read_ahead(paths: Sequence[Path], target: DecodeTarget | None = None) -> Iterator[NDArray[np.uint8] | UsageError]:
-    """Yield each image, uint8 (H, W, 3) BGR, in order, or what is wrong with its file.
+    """Yield each image, uint8 (H, W, 3) BGR, or the error of its file, in order.
 
     Args:
-        target: for whom, if it takes host frames to a GPU, which uploads fastest from memory of its own.
+        target: detector whose page-locked memory to use, if it runs on a GPU.
     """
     if target is None or not target.program:
         yield from prefetched(paths, images.attempt)
@@ -80,11 +78,10 @@ def read_ahead(paths: Sequence[Path], target: DecodeTarget | None = None) -> Ite
     def read(path: Path) -> NDArray[np.uint8] | UsageError:
         return _read(path, target)
 
-    # A GPU takes thousands a second if the thread that feeds it has a processor to itself; elsewhere a few waiting
-    # images are enough, and cheaper.
+    # A GPU processes thousands of images per second if its feeding thread has a processor of its own.
     sizes = images.plain_jpeg_sizes(paths)
     threads = max(1, processors() - 1)
-    # Of other formats nobody knows the size before they are read.
+    # The size of other formats is unknown before decoding.
     ahead = min(_AHEAD, _affordable(sizes)) if sizes else 2 * threads
     together = max(1, min(_TOGETHER, ahead // (2 * threads)))
     by_threads = functools.partial(prefetched, work=read, ahead=ahead, together=together, threads=threads)
@@ -94,7 +91,7 @@ def read_ahead(paths: Sequence[Path], target: DecodeTarget | None = None) -> Ite
         return
     taken = 0
 
-    def meanwhile() -> Iterator[Path]:
+    def next_paths() -> Iterator[Path]:
         nonlocal taken
         while taken < len(paths) and not processes.ready:
             group = paths[taken : taken + _BETWEEN]
@@ -102,20 +99,20 @@ def read_ahead(paths: Sequence[Path], target: DecodeTarget | None = None) -> Ite
             yield from group
 
     with processes:
-        yield from by_threads(meanwhile())
+        yield from by_threads(next_paths())
         yield from processes.read(paths[taken:])
 
 
 def _affordable(sizes: Sequence[tuple[int, int]]) -> int:
-    """Return how many images of such heights and widths may be held ahead."""
-    return max(1, _MOST_BYTES // (3 * max(height * width for height, width in sizes)))
+    """Return the maximum number of images of these sizes to hold in memory."""
+    return max(1, _MAX_BYTES // (3 * max(height * width for height, width in sizes)))
 
 
 def _read(path: Path, target: DecodeTarget) -> NDArray[np.uint8] | UsageError:
     def room(shape: tuple[int, ...]) -> NDArray[np.uint8]:
         try:
             return target.pinned_frames(1, shape)[0]
-        except MemoryError:  # no more of it to lock: from ordinary memory it takes longer
+        except MemoryError:  # no more page-locked memory: use pageable memory
             import numpy as np
 
             return np.empty(shape, np.uint8)
@@ -126,13 +123,13 @@ def _read(path: Path, target: DecodeTarget) -> NDArray[np.uint8] | UsageError:
 def _contents(path: Path) -> bytes:
     try:
         return images.read_file(path)
-    except OSError:  # told when it is read again, since nothing decodes no bytes
+    except OSError:  # reported when the file is read again, since empty content cannot be decoded
         return b""
 
 
 def _processes(files: int, sizes: Sequence[tuple[int, int]], target: DecodeTarget) -> ImageProcesses | None:
-    """Start processes that read for a GPU if they are worth their start, half a second, and can be had."""
-    # One to a processor: the thread that feeds the GPU sleeps most of the time, and shares no interpreter with them.
+    """Start decoding processes if they pay off and are available."""
+    # One per processor: the thread that feeds the GPU sleeps most of the time.
     count = processors()
     if files < _MANY or count < _FEW:
         return None

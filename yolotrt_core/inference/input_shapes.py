@@ -1,4 +1,4 @@
-"""Input shapes: which ones an engine accepts, the same for every runner, and how users write them."""
+"""Input shapes: validation for all runners, formatting and parsing."""
 
 from __future__ import annotations
 
@@ -15,14 +15,13 @@ if TYPE_CHECKING:
 
 
 def refuse_unfit(images: NDArray[Any], spec: EngineSpec) -> None:
-    """Check a batch before it reaches the engine.
+    """Check that the engine accepts a batch.
 
     Args:
-        images: what a caller gave to `Session.infer`. spec: of the engine.
+        images: argument of `Session.infer`. spec: spec of the engine.
 
     Raises:
-        UsageError: not float32, or a shape that neither the static dimensions of the first input
-            nor any profile allows; the error says what is accepted.
+        UsageError: not float32, or a shape outside the static dimensions or profiles.
     """
     expected = spec.model.inputs[0].shape
     accepted = f"float32 {shape_text(expected)}"
@@ -48,17 +47,17 @@ def refuse_unfit(images: NDArray[Any], spec: EngineSpec) -> None:
 
 
 def shape_text(shape: Sequence[int | str]) -> str:
-    """Write a tensor's shape for people, e.g. `(batch, 3, 640, 640)`."""
+    """Format a tensor's shape, e.g. `(batch, 3, 640, 640)`."""
     return f"({', '.join(map(str, shape))})"
 
 
 def profile_text(profile: ShapeRange) -> str:
-    """Write a profile as users give it, e.g. `1x320x320:1x640x640:8x640x640`."""
+    """Format a profile as in options, e.g. `1x320x320:1x640x640:8x640x640`."""
     return ":".join("x".join(map(str, shape)) for shape in (profile.min, profile.opt, profile.max))
 
 
 def shapes_text(spec: EngineSpec) -> str:
-    """Say for people which shapes an engine accepts, e.g. `batch 1, 640x640`."""
+    """Format the shapes an engine accepts, e.g. `batch 1, 640x640`."""
     if spec.profiles:
         return " and ".join(f"batch and size {_range(p)}" for p in spec.profiles)
     batch, height, width = without_channels(spec.model.inputs[0].shape, spec.model.layout)

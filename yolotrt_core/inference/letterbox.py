@@ -1,8 +1,8 @@
-"""The one letterbox: how an image is fitted into the network input, and boxes moved back.
+"""Letterbox preprocessing, and boxes in source-image pixels.
 
-Calibration, inference and evaluation all come here, so that an engine is judged on exactly what it
-will be fed. Behaviour follows ultralytics/yolov5 v7.0: utils/augmentations.py `letterbox` (forward,
-integer padding) and utils/general.py `scale_boxes` (back, real-valued padding).
+Calibration, inference and evaluation share it, so their inputs are equal. Behavior follows ultralytics/yolov5
+v7.0: utils/augmentations.py `letterbox` (forward, integer padding) and utils/general.py `scale_boxes` (back,
+real-valued padding).
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-FILL = 114  # grey of the padding, upstream's value
+FILL = 114  # gray of the padding, as upstream
 
 
 def geometry(source: tuple[int, int], target: tuple[int, int]) -> Geometry:
-    """Say where an image lies in the network input.
+    """Compute the placement of an image in the network input.
 
     Args:
         source: (height, width) of the image in pixels. target: of the network input.
 
     Raises:
-        UsageError: a side of zero pixels.
+        UsageError: an image without pixels.
     """
     if min(source) < 1 or min(target) < 1:
         raise UsageError(f"an image of {source[1]}x{source[0]} pixels cannot be fitted into {target[1]}x{target[0]}")
@@ -37,10 +37,10 @@ def geometry(source: tuple[int, int], target: tuple[int, int]) -> Geometry:
 
 
 def placement(geometry: Geometry) -> tuple[int, int, int, int]:
-    """Return (left, top, width, height) in whole input pixels of the resized image.
+    """Return (left, top, width, height) of the resized image in integer input pixels.
 
-    Upstream rounds the resized size first, halves what is left, and nudges by 0.1 so that an odd
-    rest goes to the right and bottom.
+    Upstream rounds the resized size, halves the rest, and shifts by 0.1, so that an odd pixel goes to the right or
+    bottom.
     """
     width = max(1, round(geometry.source[1] * geometry.scale))
     height = max(1, round(geometry.source[0] * geometry.scale))
@@ -55,22 +55,21 @@ def preprocess(
     out: NDArray[np.float32] | None = None,
     layout: Layout = "nchw",
 ) -> tuple[NDArray[np.float32], list[Geometry]]:
-    """Make the network input from images of any sizes.
+    """Create the network input from images of any size.
 
-    Every value is byte / 255 as float32 division rounds it, the same as NumPy's
-    `frame.astype(np.float32) / 255`; multiplying by 1 / 255 would be off by one unit in the last place.
+    Values are byte / 255 in float32 division; multiplying by 1 / 255 would differ in the last bit.
 
     Args:
         frames: uint8 (H, W, 3) each, BGR as OpenCV reads them.
         target: (height, width) of the network input in pixels.
-        out: float32 to fill, of the shape returned, or None for a new one.
-        layout: where the network wants its channels (`ModelSpec.layout`).
+        out: float32 array to fill, with the shape of the result, or None for a new one.
+        layout: layout of the network input (`ModelSpec.layout`).
 
     Returns:
         float32 (B, 3, height, width), or (B, height, width, 3) for "nhwc", RGB in 0..1, and one geometry per image.
 
     Raises:
-        UsageError: a frame of another dtype or rank, or without pixels.
+        UsageError: invalid dtype or rank of a frame, or no pixels.
     """
     import numpy as np
 
@@ -83,23 +82,23 @@ def preprocess(
 def _fill(
     image_chw: NDArray[np.float32], frame: NDArray[np.uint8], target: tuple[int, int], layout: Layout
 ) -> Geometry:
-    """Fill one image, seen as (3, height, width) whatever `layout` it lies in."""
+    """Fill one image, a (3, height, width) view of any `layout`."""
     import cv2
     import numpy as np
 
     if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
-        raise UsageError(f"a frame is uint8 (H, W, 3) in BGR, found {frame.dtype} {tuple(frame.shape)}")
+        raise UsageError(f"expected a frame as uint8 (H, W, 3) in BGR, found {frame.dtype} {tuple(frame.shape)}")
     placed = geometry((frame.shape[0], frame.shape[1]), target)
     left, top, width, height = placement(placed)
     right, bottom = left + width, top + height
     fitted = np.ascontiguousarray(frame)
     if (width, height) != (frame.shape[1], frame.shape[0]):
         fitted = np.asarray(cv2.resize(fitted, (width, height), interpolation=cv2.INTER_LINEAR), dtype=np.uint8)
-    # Grey goes only where no image will be: filling all of it first costs a third of the time.
+    # Fill the padding only: filling everything costs a third of the time.
     grey, full = np.float32(FILL) / np.float32(255), np.float32(255)
     image_chw[:, :top] = image_chw[:, bottom:] = grey
     image_chw[:, top:bottom, :left] = image_chw[:, top:bottom, right:] = grey
-    if layout == "nhwc":  # in one piece: planes would each skip through the memory of all three
+    if layout == "nhwc":  # at once: separate planes would access memory with strides
         np.divide(
             cv2.cvtColor(fitted, cv2.COLOR_BGR2RGB), full, out=image_chw.transpose(1, 2, 0)[top:bottom, left:right]
         )
@@ -110,7 +109,7 @@ def _fill(
 
 
 def boxes_to_source(boxes_xyxy: NDArray[np.float32], geometry: Geometry) -> NDArray[np.float32]:
-    """Move boxes from input pixels to source-image pixels and clip them to the image.
+    """Transform boxes from input pixels to source-image pixels and clip them to the image.
 
     Args:
         boxes_xyxy: float32 (M, 4), x1 y1 x2 y2 in input pixels; not changed.

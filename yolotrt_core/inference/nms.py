@@ -1,9 +1,8 @@
-"""Exact greedy non-maximum suppression, without a cap on boxes and without a time limit.
+"""Exact greedy non-maximum suppression without limits on boxes or time.
 
-The result is that of the plain algorithm in float64. The road there is vectorised: of the boxes still
-in play the best few are settled among themselves, what they suppress leaves, and so on. Overlaps are
-compared in float32, with a band around the threshold wide enough for its rounding; the few pairs
-inside the band are decided in float64.
+The result equals the plain algorithm in float64. The implementation is vectorized: the best remaining boxes are
+resolved among themselves, then remove the boxes they suppress, and so on. Overlaps are compared in float32; the few
+pairs within its rounding error of the threshold are decided in float64.
 """
 
 from __future__ import annotations
@@ -18,27 +17,27 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Floats = NDArray[np.floating[Any]]
-    # Greedy suppression that may be wrong about overlaps within APPROXIMATE_ERROR of the threshold: takes
+    # Greedy suppression with errors for overlaps within APPROXIMATE_ERROR of the threshold: takes
     # boxes (n, 4) sorted best first, their groups (n,) and the threshold; returns ascending indices.
     Approximate = Callable[[NDArray[np.float32], NDArray[np.int32], float], NDArray[np.intp]]
 
-_FEW = 24  # up to here a plain loop is fastest
-# The best of about 100 combinations on COCO images at confidence 0.001, where half or double of any one
+_FEW = 24  # a plain loop is fastest up to this number
+# The fastest of about 100 combinations on COCO images at confidence 0.001, where half or double of any one
 # costs about 5%.
-_HEAD = 64  # boxes settled among themselves in one step
-_ALL = 140  # so few are settled in one step without a remainder
-_BUCKET = 600  # small groups are gathered until they hold so many boxes
-_ALONE = 200  # a group of so many boxes shares its bucket with no other
-_COLUMNS = 1024  # boxes compared with the kept ones at once, so that the work stays in the L2 cache
+_HEAD = 64  # boxes resolved in one step
+_ALL = 140  # fewer boxes are all resolved in one step
+_BUCKET = 600  # small groups are merged up to this number of boxes
+_ALONE = 200  # larger groups get their own bucket
+_COLUMNS = 1024  # boxes compared with kept ones at once, to fit the L2 cache
 
-# Half-width of the undecided band, in areas. Float32 intersections, areas and their difference are off
-# by less than 12 roundings of 2**-24 of the smaller area wherever the decision is close.
+# Half-width of the undecided band, in areas. The error of float32 intersections, areas and their difference is below
+# 12 roundings of 2**-24 of the smaller area near the threshold.
 _BAND = 2e-6
 
-# IoU in float32 straight by its formula is off by less than 17 roundings of 2**-24.
+# The error of IoU in float32 is below 17 roundings of 2**-24.
 APPROXIMATE_ERROR = 2e-6
-_APPROXIMATE_LEAST = 250  # boxes; for fewer, as usual thresholds give, nobody waits for an aid to load
-_APPROXIMATE_MOST = 10_000  # boxes; onnxruntime compares all kept boxes of a group with all others
+_APPROXIMATE_MIN = 250  # boxes; with fewer, loading the approximate NMS does not pay off
+_APPROXIMATE_MAX = 10_000  # boxes; onnxruntime compares all kept boxes of a group with all others
 
 _kept_memory = threading.local()
 
@@ -50,19 +49,18 @@ def nms(
     iou: float,
     approximate: Approximate | None = None,
 ) -> NDArray[np.intp]:
-    """Return the indices of the boxes that greedy suppression keeps, best first.
+    """Return the indices of the boxes kept by greedy suppression, best first.
 
-    Boxes are taken by descending score, at equal scores by ascending index; one goes if its
-    intersection over union with a box kept before it in the same group is greater than `iou`. Areas
-    and intersections are float64 arithmetic on the given corners; a box with x2 <= x1 or y2 <= y1 has
-    no area, overlaps nothing and stays.
+    Boxes are sorted by descending score, then ascending index. A box is suppressed if its IoU with an
+    earlier kept box of its group is greater than `iou`. Areas and intersections are computed in float64;
+    a box with x2 <= x1 or y2 <= y1 has no area, overlaps nothing and is kept.
 
     Args:
         boxes_xyxy: float32 (n, 4), x1 y1 x2 y2, finite.
         scores: float32 (n,), finite, at least 0.
-        groups: whole numbers (n,), at least 0 and small (class ids); None: all boxes are one group.
+        groups: integers (n,), at least 0 and small (class ids); None: one group.
         iou: threshold, 0..1.
-        approximate: a faster suppression to try first; the result is the same without it.
+        approximate: a faster suppression to try first; does not change the result.
     """
     import numpy as np
 
@@ -73,15 +71,14 @@ def nms(
     order = _best_first(scores)
     grouped = np.zeros(len(order), dtype=np.int32) if groups is None else groups.take(order).astype(np.int32)
     sorted_boxes = boxes_xyxy.take(order, axis=0)
-    if approximate is not None and _APPROXIMATE_LEAST <= len(order) <= _APPROXIMATE_MOST:
+    if approximate is not None and _APPROXIMATE_MIN <= len(order) <= _APPROXIMATE_MAX:
         certain = _between(approximate, sorted_boxes, grouped, iou)
         if certain is not None:
             return order.take(certain)
     columns = _columns(sorted_boxes, iou)
     if len(order) <= _BUCKET:
         return order.take(np.concatenate(_greedy(columns, grouped, np.arange(len(order)), iou)))
-    # Groups do not touch one another, so they can be worked on in portions; the boxes of a portion
-    # are compared pair by pair, and smaller portions have far fewer pairs.
+    # Groups are independent, so they are processed in buckets, which have fewer pairs.
     bucket = _buckets(np.bincount(grouped)).take(grouped)
     by_bucket = np.argsort(bucket, kind="stable")
     columns, grouped = columns.take(by_bucket, axis=1), grouped.take(by_bucket)
@@ -95,17 +92,16 @@ def nms(
 def _between(
     approximate: Approximate, boxes_xyxy: NDArray[np.float32], groups: NDArray[np.int32], iou: float
 ) -> NDArray[np.intp] | None:
-    """Return the exact result if two approximate runs make it certain, else None.
+    """Return the exact result if two approximate runs prove it, else None.
 
-    The first run's threshold is above `iou` by more than the run may be wrong, so each box it drops
-    overlaps a better kept one by more than `iou`. The second is as much below, over the kept boxes
-    only; if it drops none, no two of them overlap by more than `iou`. Only the result of greedy
-    suppression is like that: taken in order of score, the two leave no choice about any box.
+    The first run's threshold exceeds `iou` by the error bound, so each box it drops overlaps a better kept one by
+    more than `iou`. The second run's threshold is below `iou` by the bound; if it drops none of the kept boxes, no
+    two of them overlap by more than `iou`. Only the result of greedy suppression has both properties.
     """
     import numpy as np
 
     plain = iou + APPROXIMATE_ERROR <= 1 and _moderate(boxes_xyxy, iou)
-    # Others have other ideas of boxes without area.
+    # Implementations differ for boxes without area.
     if not plain or not np.logical_and.reduce(boxes_xyxy[:, 2:] > boxes_xyxy[:, :2], axis=None):
         return None
     kept = approximate(boxes_xyxy, groups, iou + APPROXIMATE_ERROR)
@@ -114,7 +110,7 @@ def _between(
 
 
 def _buckets(counts: NDArray[np.intp]) -> NDArray[np.uint16]:
-    """Assign groups to buckets, large ones first and alone."""
+    """Assign groups to buckets, large groups first and separately."""
     import numpy as np
 
     largest_first = np.argsort(-counts)
@@ -128,7 +124,7 @@ def _buckets(counts: NDArray[np.intp]) -> NDArray[np.uint16]:
 def _few(
     boxes_xyxy: NDArray[np.float32], scores: NDArray[np.float32], groups: NDArray[np.integer[Any]] | None, iou: float
 ) -> NDArray[np.intp]:
-    """Do the work of `nms` box by box, as its definition reads; a Python float is a float64."""
+    """Run `nms` box by box, by its definition; a Python float is a float64."""
     import numpy as np
 
     corners, ids = boxes_xyxy.tolist(), [0] * len(scores) if groups is None else groups.tolist()
@@ -153,10 +149,10 @@ def _few(
 
 
 def _best_first(scores: NDArray[np.float32]) -> NDArray[np.intp]:
-    """Sort by descending score, then ascending index: one fast sort of unique 64-bit keys."""
+    """Sort by descending score, then ascending index, with one sort of unique 64-bit keys."""
     import numpy as np
 
-    positive = scores + np.float32(0)  # turns -0 into 0, whose bits then order like its value
+    positive = scores + np.float32(0)  # turns -0 into 0, so that bits sort like values
     keys = (~positive.view(np.uint32)).astype(np.uint64)
     keys <<= np.uint64(32)
     keys |= np.arange(len(keys), dtype=np.uint64)
@@ -166,10 +162,10 @@ def _best_first(scores: NDArray[np.float32]) -> NDArray[np.intp]:
 
 
 def _columns(boxes_xyxy: NDArray[np.float32], iou: float) -> Floats:
-    """Lay boxes out for comparison: rows x1, y1, x2, y2, share, low, high.
+    """Arrange boxes for comparison: rows x1, y1, x2, y2, share, low, high.
 
     IoU > t is the same as intersection - share(b) > share(a), where share = area * t / (1 + t).
-    `low` and `high` are share(a) without and with the band in which that is undecided.
+    `low` and `high` are share(a) without and with the undecided band.
     """
     import numpy as np
 
@@ -184,7 +180,7 @@ def _columns(boxes_xyxy: NDArray[np.float32], iou: float) -> Floats:
 
 
 def _moderate(boxes_xyxy: NDArray[np.float32], iou: float) -> bool:
-    """Say whether float32 products of their sides neither overflow nor vanish, nor shrink to the band."""
+    """Return whether float32 areas neither overflow nor underflow, nor are as small as the band."""
     if iou < 1e-3 or not (boxes_xyxy.max() < 1e15 and boxes_xyxy.min() > -1e15):
         return False
     sides = boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]
@@ -199,7 +195,7 @@ def _greedy(
 
     if not len(ranks):
         return []
-    any_of = np.logical_or.reduce  # the method `any` costs as much again for arrays of this size
+    any_of = np.logical_or.reduce  # the method `any` takes twice as long for small arrays
     mixed = groups.max() != groups.min()
     memory = _memory(columns.dtype)
     kept = []
@@ -209,7 +205,7 @@ def _greedy(
         over = _overlaps(head, head, iou, memory)
         if mixed:
             over &= head_groups[:, None] == head_groups
-        best = _settle(over)
+        best = _resolve(over)
         kept.append(ranks.take(best))
         if size == len(ranks):
             break
@@ -226,8 +222,8 @@ def _greedy(
     return kept
 
 
-def _settle(over: NDArray[np.bool_]) -> NDArray[np.intp]:
-    """Return the indices of the kept ones of a few boxes.
+def _resolve(over: NDArray[np.bool_]) -> NDArray[np.intp]:
+    """Return the indices of kept boxes.
 
     Args:
         over: [i, j] -> boxes i and j overlap too much; sorted best first. Overwritten.
@@ -235,8 +231,8 @@ def _settle(over: NDArray[np.bool_]) -> NDArray[np.intp]:
     import numpy as np
 
     over &= _earlier()[: len(over), : len(over)]
-    # Kept is what nothing kept overlaps. Substituting that into itself settles at least the best
-    # unsettled box each time, in practice chains of a few.
+    # A box is kept if no kept box overlaps it. Each iteration resolves at least the best unresolved box,
+    # in practice chains of a few.
     any_of = np.logical_or.reduce
     keep = ~any_of(over, axis=0)
     while (again := ~any_of(over[keep], axis=0)).tobytes() != keep.tobytes():
@@ -247,18 +243,18 @@ def _settle(over: NDArray[np.bool_]) -> NDArray[np.intp]:
 
 @cache
 def _earlier() -> NDArray[np.bool_]:
-    """Return [i, j] -> i < j for the boxes of one step."""
+    """Return the matrix i < j for the boxes of one step."""
     import numpy as np
 
     return ~np.tri(_ALL, dtype=np.bool_)
 
 
 def _overlaps(first: Floats, second: Floats, iou: float, memory: Floats) -> NDArray[np.bool_]:
-    """Say for each pair of the two sets (h, w) whether its IoU is greater than `iou`.
+    """Return for each pair of the two sets (h, w) whether its IoU is greater than `iou`.
 
     Args:
-        first, second: (7, h) and (7, w) as `_columns` lays them out.
-        memory: what `_memory` gives.
+        first, second: (7, h) and (7, w), see `_columns`.
+        memory: see `_memory`.
     """
     import numpy as np
 
@@ -268,7 +264,7 @@ def _overlaps(first: Floats, second: Floats, iou: float, memory: Floats) -> NDAr
     np.minimum(first[2:4, :, None], second[2:4, None], out=sides)
     sides -= np.maximum(first[:2, :, None], second[:2, None], out=left_top)
     inter, height = sides
-    # One side clipped at 0 is enough: the other being negative cannot make the product positive.
+    # Clipping one side at 0 is enough: a negative other side cannot make the product positive.
     np.maximum(inter, 0, out=inter)
     inter *= height
     inter -= second[4]
@@ -283,9 +279,9 @@ def _overlaps(first: Floats, second: Floats, iou: float, memory: Floats) -> NDAr
 
 
 def _memory(dtype: np.dtype[Any]) -> Floats:
-    """Return room for the numbers of one comparison, the same for each call of a thread.
+    """Return scratch memory for one comparison, reused per thread.
 
-    Fresh pages from the system for each comparison would cost as much as the arithmetic.
+    Fresh memory for each comparison would cost as much as the arithmetic.
     """
     import numpy as np
 
@@ -301,14 +297,14 @@ def _iou(inter: NDArray[np.float64], areas: NDArray[np.float64]) -> NDArray[np.f
     import numpy as np
 
     areas -= inter
-    # Without any area the union is 0, and so is the IoU; no other union is as small as this.
+    # Without any area the union is 0, and so is the IoU; other unions are larger.
     np.maximum(areas, 5e-324, out=areas)
     inter /= areas
     return inter
 
 
 def _area(sides: NDArray[Any]) -> NDArray[Any]:
-    """Multiply width and height, (2, ...), neither counting less than 0; overwrites them."""
+    """Multiply width and height, (2, ...), clipped at 0; overwrites them."""
     import numpy as np
 
     np.maximum(sides, 0, out=sides)

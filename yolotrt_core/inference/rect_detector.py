@@ -1,7 +1,7 @@
-"""Images at their own shape: no more padding than the network's stride asks for.
+"""Rectangular inference: minimum padding per image.
 
 Upstream's detect.py does this by default; its val.py pads by another half stride and groups images
-of like shape, so its rectangular figures differ a little from these.
+of similar shape, so its rectangular results differ slightly.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ class RectDetector:
     """Runs a dynamic engine on one image at a time, each at its own size within the first profile.
 
     Attributes:
-        spec, labels, opened_by: the engine's.
+        spec, labels, opened_by: see `Detector`.
     """
 
     def __init__(self, detector: Detector) -> None:
         """Wrap a detector.
 
         Raises:
-            UsageError: a static engine, or one that does not take single images.
+            UsageError: a static engine, or one that does not accept single images.
         """
         self.spec: EngineSpec = detector.spec
         self.labels = detector.labels
@@ -39,8 +39,8 @@ class RectDetector:
         self._detector = detector
         if not self.spec.profiles or self.spec.profiles[0].min[0] > 1:
             raise UsageError(
-                "images at their own shape need an engine that accepts any: this one has one shape",
-                hint="build with `--dynamic on`, or judge square",
+                "`--rect` needs a dynamic-shape engine that accepts batch 1",
+                hint="build with `--dynamic on`, or evaluate without `--rect`",
             )
 
     @property
@@ -49,12 +49,12 @@ class RectDetector:
         return self._detector.decoded_by
 
     def stream(self, frames: Iterable[NDArray[np.uint8]], selection: Selection) -> Iterator[Detections]:
-        """Find objects on uint8 (H, W, 3) BGR frames, one by one; see `Detector.stream`."""
+        """Detect objects on uint8 (H, W, 3) BGR frames, one by one; see `Detector.stream`."""
         for frame in frames:
             yield self._detector.detect_at(frame, self.size_for((frame.shape[0], frame.shape[1])), selection)
 
     def size_for(self, source: tuple[int, int]) -> tuple[int, int]:
-        """Return the network's (height, width) for an image of this (height, width)."""
+        """Return the input (height, width) for an image of this (height, width)."""
         profile = self.spec.profiles[0]
         step = max(self.spec.model.strides, default=1)
         limit = (profile.opt[1], profile.opt[2])

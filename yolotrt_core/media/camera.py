@@ -1,4 +1,4 @@
-"""Live sources, read on a thread of their own: one that falls silent can still be ended."""
+"""Live sources, read by a thread so that a stalled source can be interrupted."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ if TYPE_CHECKING:
 
     from yolotrt_core.console.signals import Interrupt
 
-_AHEAD = 4  # frames read and not yet taken; more would only show the past
-_POLL_SECONDS = 0.05  # Ctrl-C is answered within it
-# A thread that comes back from OpenCV while Python shuts down aborts the process, so a camera that sends gets the
-# time of a frame. One that sends nothing is left waiting: OpenCV gives up on it after 30 s only.
+_AHEAD = 4  # frames read ahead; more would only add latency
+_POLL_SECONDS = 0.05  # latency of Ctrl-C
+# A thread that returns from OpenCV during Python's shutdown aborts the process, so wait for one frame. A stalled
+# source is not waited for: OpenCV times out after 30 s only.
 _LAST_FRAME_SECONDS = 2.0
 
 
 @contextmanager
 def open_live(source: str, interrupt: Interrupt) -> Iterator[tuple[video.VideoFacts, Iterator[NDArray[np.uint8]]]]:
-    """Open a camera or stream; its frames end where the source does, or when `interrupt` asks.
+    """Open a camera or stream; its frames end with the source or at an interrupt.
 
     Yields:
         As `video.open_video`.
 
     Raises:
-        UsageError: it cannot be opened or gives no frame.
-        KeyboardInterrupt: asked to end before there was a frame; `Terminated` for SIGTERM.
+        UsageError: it cannot be opened or has no frame.
+        KeyboardInterrupt: interrupted before the first frame; `Terminated` for SIGTERM.
     """
     reader = _Reader(source)
     try:
@@ -52,12 +52,12 @@ def _frames(reader: _Reader, interrupt: Interrupt) -> Iterator[NDArray[np.uint8]
             break
         count += 1
         yield frame
-    if count == 0:  # a source that is over without a frame is an error of the reader's
+    if count == 0:  # interrupted; a source without frames raises in the reader
         raise interrupt.error()
 
 
 class _Reader:
-    """Reads a source into a short queue. A daemon, because nothing can end a read that waits for the network."""
+    """Reads a source into a short queue, on a daemon thread since a blocked read cannot be cancelled."""
 
     def __init__(self, source: str) -> None:
         self._stop = threading.Event()
@@ -67,7 +67,7 @@ class _Reader:
         self._thread.start()
 
     def take(self, interrupt: Interrupt) -> video.VideoFacts | NDArray[np.uint8] | None:
-        """Return what comes next: the facts, then frames; None at the end, or when asked to end."""
+        """Return the facts first, then frames; None at the end or at an interrupt."""
         while not interrupt.requested:
             try:
                 item = self._queue.get(timeout=_POLL_SECONDS)

@@ -1,8 +1,7 @@
-"""Image files decoded by processes into shared memory, which a GPU may take them from.
+"""Process pool that decodes image files into shared memory for uploads to a GPU.
 
-Threads share one interpreter: each image takes turns of it, and so does the thread that feeds the GPU. On a host
-whose processors are shared with others every wait for a turn may cost a millisecond, and threads then reach a third of
-what the decoder alone does. Processes wait for nobody.
+Threads compete for the GIL with each other and with the thread that feeds the GPU. On a shared host every switch may
+take a millisecond, and threads then reach a third of the decoder's throughput.
 """
 
 from __future__ import annotations
@@ -33,21 +32,21 @@ if TYPE_CHECKING:
     from yolotrt_core.errors import UsageError
 
     PageLock = Callable[[NDArray[np.uint8]], object]
-    # For each file where its image is, the image if its region is full, or what is wrong; None: nothing was read.
+    # Per file the location of its image, the image if the region is full, or the error; None: nothing was read.
     Answer = list["Placed | NDArray[np.uint8] | UsageError"] | None
 
 _log = logging.getLogger(__name__)
 
-_TOGETHER = 8  # images to a message
-# Messages to a process that it has not answered: one that it works on, and one so that it need not wait. With more, a
-# process whose processor others use too holds up the rest: their memory waits, full, for images that come before.
+_TOGETHER = 8  # images per message
+# Pending messages per process: the current one and the next one. More let a slow process block the others, whose full
+# memory waits for earlier images.
 _AHEAD = 2
-_HELD = 36  # messages whose images may wait for the GPU, or for one before them
-_MOST_BYTES = 1 << 30  # of shared memory, since page-locked memory is nobody else's
+_HELD = 36  # messages whose images may wait for the GPU or for earlier images
+_MAX_BYTES = 1 << 30  # of shared memory, which is page-locked
 
 
 class Placed(NamedTuple):
-    """Where in its region of the shared memory an image begins, in bytes, and its shape."""
+    """Offset in bytes of an image in its region of the shared memory, and its shape."""
 
     offset: int
     shape: tuple[int, ...]
@@ -69,7 +68,7 @@ class _Process:
 
 
 class _Memory:
-    """Memory shared with processes, page-locked where somebody knows how."""
+    """Memory shared with processes, page-locked if supported."""
 
     def __init__(self, size: int) -> None:
         import numpy as np
@@ -79,7 +78,7 @@ class _Memory:
         try:
             os.ftruncate(self.file, size)
             self.bytes = np.frombuffer(mmap.mmap(self.file, size), np.uint8)
-        except BaseException:  # raised again: no descriptor may stay, whatever ended it
+        except BaseException:  # raised again: close the descriptor
             os.close(self.file)
             raise
 
@@ -91,51 +90,51 @@ class _Memory:
         return self._lock is not None
 
     def __del__(self) -> None:
-        self._lock = None  # before the memory goes
+        self._lock = None  # before the memory is freed
 
 
 def region_bytes(sizes: Sequence[tuple[int, int]]) -> int | None:
-    """Return how much memory a message's images may need, or None where threads serve as well.
+    """Return the maximum memory of a message's images, or None if threads are as fast.
 
     Args:
-        sizes: height and width of JPEG files like those to come, in pixels. Those of less than a megapixel gain,
-            whose decoding is short beside the turns of the interpreter that it costs.
+        sizes: height and width of sampled JPEG files in pixels. Processes are faster below one megapixel, where
+            the GIL costs more than decoding.
     """
-    most = max(height * width for height, width in sizes)
-    return 3 * _TOGETHER * most if most < 1 << 20 and hasattr(os, "memfd_create") else None
+    pixels = max(height * width for height, width in sizes)
+    return 3 * _TOGETHER * pixels if pixels < 1 << 20 and hasattr(os, "memfd_create") else None
 
 
 class ImageProcesses:
-    """Processes that read images; a context manager that ends them.
+    """Processes that read images; a context manager.
 
-    Memory: `_AHEAD` regions for each process and `_HELD` more, at most a GiB.
+    Memory: `_AHEAD` regions per process and `_HELD` more, at most 1 GiB.
 
     Attributes:
-        process_id: of the process that all others were forked from.
+        process_id: id of the parent of all worker processes.
     """
 
     def __init__(self, processes: int, region: int, page_lock: PageLock | None = None) -> None:
-        """Start them.
+        """Start the processes.
 
         Args:
-            processes: how many. region: see `region_bytes`. page_lock: returns what keeps memory page-locked while it
-                lives, or None.
+            processes: number of processes. region: see `region_bytes`. page_lock: locks memory and returns an
+                object that keeps it locked, or None.
 
         Raises:
-            OSError: the system has no room for them.
-            StageError: of `page_lock`.
+            OSError: not enough memory or processes.
+            StageError: `page_lock` failed.
         """
         self._region = -(-region // mmap.PAGESIZE) * mmap.PAGESIZE
-        regions = max(2, min(_AHEAD * processes + _HELD, _MOST_BYTES // self._region))
+        regions = max(2, min(_AHEAD * processes + _HELD, _MAX_BYTES // self._region))
         self._memory = _Memory(regions * self._region)
         self._free = deque(range(regions))
         self._processes: list[_Process] = []
-        self._told = False
+        self._warned = False
         theirs: list[Connection] = []
-        # They import what is imported here, wherever it lies.
+        # Workers use the same import path.
         paths = [path for path in sys.path if isinstance(path, str)]
         program = f"import sys; sys.path[:] = {paths}; from yolotrt_core.media.decode_worker import main; main()"
-        environment = os.environ | {"OPENBLAS_NUM_THREADS": "1"}  # forking may leave locks of threads held
+        environment = os.environ | {"OPENBLAS_NUM_THREADS": "1"}  # forking may leave locks of threads locked
         try:
             for _ in range(processes):
                 ours, other = Pipe()
@@ -147,23 +146,23 @@ class ImageProcesses:
                 pass_fds=files,
                 env=environment,
                 stdin=subprocess.DEVNULL,
-                process_group=0,  # Ctrl-C is for us to tell
+                process_group=0,  # this process handles Ctrl-C
             )
         finally:
             os.close(self._memory.file)
             for connection in theirs:
                 connection.close()
         self.process_id = self._root.pid
-        if page_lock is not None:  # now, since both take their time
+        if page_lock is not None:  # in parallel to the start of the processes
             try:
                 self._memory.lock(page_lock)
-            except BaseException:  # raised again: no process may stay, whatever ended the locking
+            except BaseException:  # raised again: end the processes
                 self.close()
                 raise
 
     @property
     def ready(self) -> bool:
-        """Whether one of them has come so far that it reads, or none ever will."""
+        """Whether a process has started, or all have failed."""
         return (
             any(process.started for process in self._processes)
             or not self._processes
@@ -171,10 +170,9 @@ class ImageProcesses:
         )
 
     def read(self, paths: Sequence[Path]) -> Iterator[NDArray[np.uint8] | UsageError]:
-        """Yield each image, uint8 (H, W, 3) BGR, in order, or what is wrong with its file.
+        """Yield each image, uint8 (H, W, 3) BGR, in order, or the error of its file.
 
-        Images that somebody keeps keep their shared memory; once all of it is kept, and where a process was
-        killed, files are read by threads.
+        Images keep their shared memory alive. Files are read by threads if no memory is free or a process died.
         """
         order: deque[_Group] = deque()
         begin = 0
@@ -194,7 +192,7 @@ class ImageProcesses:
                 else:
                     self._receive()
         finally:
-            if order:  # their answers are nobody's
+            if order:  # stopped early: pending answers are discarded
                 self.close()
 
     def _least_busy(self) -> _Process | None:
@@ -207,17 +205,17 @@ class ImageProcesses:
         try:
             process.connection.send((begin, begin + self._region, [os.fspath(file) for file in group.files]))
         except OSError:
-            self._bury(process)
+            self._drop_process(process)
 
     def _receive(self) -> None:
-        """Wait for some answer."""
+        """Wait for an answer."""
         by_connection = {p.connection: p for p in self._processes if p.groups}
         for connection in wait(list(by_connection)):
             process = by_connection[connection]  # type: ignore[index] # `wait` returns what it was given
             try:
                 answer = process.connection.recv()
             except (EOFError, OSError):
-                self._bury(process)
+                self._drop_process(process)
                 continue
             if not process.started:
                 process.started = True
@@ -225,11 +223,11 @@ class ImageProcesses:
             group = process.groups.popleft()
             group.answered, group.answer = True, answer
 
-    def _bury(self, process: _Process) -> None:
-        """Go on without a process that ended; what it had not answered is read here."""
-        if not self._told:
-            _log.warning("a process that reads images ended early; going on without")
-        self._told = True
+    def _drop_process(self, process: _Process) -> None:
+        """Remove a process that died; its pending files are read by threads."""
+        if not self._warned:
+            _log.warning("an image decoding process died; continuing without it")
+        self._warned = True
         self._processes.remove(process)
         process.connection.close()
         for group in process.groups:
@@ -244,14 +242,14 @@ class ImageProcesses:
             return
         memory, region = self._memory, group.region
         begin = region * self._region
-        lent = HostBuffer(
+        buffer = HostBuffer(
             memory.bytes.ctypes.data + begin,
             self._region,
-            functools.partial(_give_back, self._free, region, memory),
+            functools.partial(_release_region, self._free, region, memory),
             page_locked=memory.page_locked,
         )
-        base: NDArray[np.uint8] = np.asarray(lent)
-        del lent
+        base: NDArray[np.uint8] = np.asarray(buffer)
+        del buffer
         for one in group.answer:
             if isinstance(one, Placed):
                 yield base[one.offset : one.offset + math.prod(one.shape)].reshape(one.shape)
@@ -259,7 +257,7 @@ class ImageProcesses:
                 yield one
 
     def close(self) -> None:
-        """End the processes; images that they read stay as they are."""
+        """End the processes; decoded images stay valid."""
         for process in self._processes:
             process.connection.close()
         self._processes.clear()
@@ -272,6 +270,6 @@ class ImageProcesses:
         self.close()
 
 
-def _give_back(free: deque[int], region: int, memory: _Memory) -> None:
-    """Keep a region for other images; `memory` is only there to stay until its last region is back."""
+def _release_region(free: deque[int], region: int, memory: _Memory) -> None:
+    """Mark a region as free; `memory` is an argument to keep it alive until then."""
     free.append(region)

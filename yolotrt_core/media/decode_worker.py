@@ -1,6 +1,6 @@
-"""Started by `image_processes`: forks processes that decode images into memory shared with who started them.
+"""Worker of `decode_pool`: forks processes that decode images into shared memory.
 
-Forked and not started one by one, since importing OpenCV takes as long as reading a hundred images.
+Forked, since importing OpenCV takes as long as reading a hundred images.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 
 
 def main() -> None:
-    """Serve each connection by a process of its own until its other end is closed.
+    """Serve each connection in its own process until the other end is closed.
 
-    The arguments of the command are file descriptors: the shared memory's, and each connection's.
+    Command-line arguments are file descriptors of the shared memory and of each connection.
     """
     memory, *connections = map(int, sys.argv[1:])
-    import cv2  # here, so that the forked have it; and NumPy with it
+    import cv2  # before forking; imports NumPy, too
     import numpy as np
 
     cv2.setNumThreads(1)
@@ -38,11 +38,11 @@ def main() -> None:
         if os.fork() == 0:
             try:
                 for other in connections:
-                    if other != own:  # or nobody would see it closed
+                    if other != own:  # so that closing it is noticed
                         os.close(other)
                 _serve(Connection(own), np.frombuffer(mmap.mmap(memory, os.fstat(memory).st_size), np.uint8))
             finally:
-                os._exit(0)  # what it inherited is not its own to tear down
+                os._exit(0)  # skips the parent's cleanup
     for connection in connections:
         os.close(connection)
     for _ in connections:
@@ -50,16 +50,16 @@ def main() -> None:
 
 
 def _serve(connection: Connection, memory: NDArray[np.uint8]) -> None:
-    connection.send(None)  # here I am
+    connection.send(None)  # started
     while True:
         try:
             begin, end, files = connection.recv()
             try:
                 answer = _read(memory[begin:end], files)
-            except Exception:  # noqa: BLE001 - it is met again, and told, where the files are read for want of an answer
+            except Exception:  # noqa: BLE001 - the files are read again in the parent, which reports it
                 answer = None
             connection.send(answer)
-        except (EOFError, OSError):  # whoever asked is done, or gone
+        except (EOFError, OSError):  # the parent closed the connection
             return
 
 

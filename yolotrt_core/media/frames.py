@@ -1,4 +1,4 @@
-"""Frames other than BGR images on the host, and host memory that arrays share."""
+"""Frames in NV12 or device memory, and host memory shared with arrays."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ Frame: TypeAlias = "NDArray[np.uint8] | Nv12Frame | DeviceFrame"
 
 @dataclass(frozen=True, slots=True)
 class Nv12Frame:
-    """An image in NV12, as video decoders and cameras give it: BT.601, limited range.
+    """An NV12 image from a video decoder or camera: BT.601, limited range.
 
-    Said, not guessed: its array cannot be told from a grey image.
+    A separate type, since its array looks like a grayscale image.
 
     Attributes:
-        planes: uint8 (H * 3 / 2, W) with even H and W: brightness, then colour at half the size, U and V in turn.
+        planes: uint8 (H * 3 / 2, W) with even H and W: luma, then interleaved U and V at half the size.
     """
 
     planes: NDArray[np.uint8]
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be such planes.
+        """Validate the planes.
 
         Raises:
-            UsageError: saying what was found.
+            UsageError: wrong dtype or shape.
         """
         import numpy as np
 
@@ -64,7 +64,7 @@ class Nv12Frame:
 
 
 class DeviceFrame(Protocol):
-    """An image in a device's memory, taken wherever its session takes host frames.
+    """An image in device memory, accepted by its session instead of a host frame.
 
     Attributes:
         shape: (H, W, 3), BGR.
@@ -78,10 +78,10 @@ class DeviceFrame(Protocol):
 
 
 class HostBuffer:
-    """Memory on the host that NumPy arrays view; `release` is called on any thread once the last of them is gone.
+    """Host memory for NumPy arrays; `release` is called on any thread after the last array is freed.
 
     Attributes:
-        page_locked: whether a GPU copies from it directly.
+        page_locked: whether a GPU can copy from it directly.
     """
 
     def __init__(self, address: int, size: int, release: Callable[[], object], *, page_locked: bool) -> None:

@@ -1,4 +1,4 @@
-"""Reading of image files, with errors that say what was wrong."""
+"""Reading of image files."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    # Makes an uninitialised uint8 array of a shape.
+    # Allocates an uninitialized uint8 array.
     Room = Callable[[tuple[int, ...]], NDArray[np.uint8]]
 
-_HEAD = 16 << 10  # bytes of a JPEG file that mostly say its size
+_HEAD = 16 << 10  # bytes of a JPEG file that usually contain its size
 _SAMPLE = 48  # files
 _FEW = 0.05
 _OPENCV_VERSION = re.compile(r"""^opencv_version\s*=\s*["']([^"']+)["']""", re.MULTILINE)
@@ -32,15 +32,15 @@ def read(path: Path, room: Room | None = None, size: tuple[int, int] | None = No
     """Read an image.
 
     Args:
-        room: gives the memory for the pixels, for instance what a GPU uploads fastest. Most JPEG files are decoded
-            right into it: fresh memory for each of many threads' images costs as much as a tenth of decoding.
-        size: what `plain_jpeg_size` says of the file, if it was asked.
+        room: allocates the memory of the pixels, for instance page-locked. Most JPEG files are decoded directly
+            into it: fresh memory per image costs up to a tenth of decoding.
+        size: result of `plain_jpeg_size`, if known.
 
     Returns:
-        uint8 (H, W, 3), BGR, turned upright by its EXIF orientation.
+        uint8 (H, W, 3), BGR, rotated by its EXIF orientation.
 
     Raises:
-        UsageError: it cannot be read, is empty, or is no image.
+        UsageError: it cannot be read, is empty, or is not an image.
     """
     import cv2
     import numpy as np
@@ -62,13 +62,13 @@ def read(path: Path, room: Room | None = None, size: tuple[int, int] | None = No
         and encoded[12:16] == b"IHDR"
         and 0 in (int.from_bytes(encoded[i : i + 4]) for i in (16, 20))
     ):
-        raise UsageError(f"the image `{path}` has no pixels")  # libpng would print its own words about it
+        raise UsageError(f"the image `{path}` has no pixels")  # libpng would print its own message
     try:
         frame = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR)
     except cv2.error as err:
-        raise UsageError(f"`{path}` is not an image OpenCV can read: {err.err or err}") from err
+        raise UsageError(f"cannot decode the image `{path}`: {err.err or err}") from err
     if frame is None or 0 in frame.shape:
-        raise UsageError(f"`{path}` is not an image OpenCV can read", hint="is the file complete?")
+        raise UsageError(f"cannot decode the image `{path}`", hint="the file may be truncated")
     if room is None:
         return np.asarray(frame, dtype=np.uint8)
     copy = room(frame.shape)
@@ -79,7 +79,7 @@ def read(path: Path, room: Room | None = None, size: tuple[int, int] | None = No
 def attempt(
     path: Path, room: Room | None = None, size: tuple[int, int] | None = None
 ) -> NDArray[np.uint8] | UsageError:
-    """Return what `read` does, or the error that it raises."""
+    """Return the result of `read`, or its error."""
     try:
         return read(path, room, size)
     except UsageError as err:
@@ -87,7 +87,7 @@ def attempt(
 
 
 def plain_jpeg_size(path: Path) -> tuple[int, int] | None:
-    """Return `upright_size` of a file, mostly from its two ends alone.
+    """Return `upright_size` of a file, usually from its start and end only.
 
     Raises:
         OSError: it cannot be read.
@@ -102,9 +102,9 @@ def plain_jpeg_size(path: Path) -> tuple[int, int] | None:
 
 
 def plain_jpeg_sizes(paths: Sequence[Path]) -> list[tuple[int, int]]:
-    """Return (height, width) in pixels of some of the files; none unless nearly all are plain JPEG (`upright_size`)."""
+    """Return (height, width) of sampled files; empty unless nearly all are plain JPEG (`upright_size`)."""
     sizes, others = [], 0
-    for path in Random(0).sample(paths, min(len(paths), _SAMPLE)):  # every nth file may be of one kind
+    for path in Random(0).sample(paths, min(len(paths), _SAMPLE)):  # a regular sample could hit one kind of file only
         try:
             size = plain_jpeg_size(path)
         except OSError:
@@ -119,8 +119,8 @@ def plain_jpeg_sizes(paths: Sequence[Path]) -> list[tuple[int, int]]:
 def read_file(path: Path) -> bytes:
     """Return a file's bytes in four system calls.
 
-    Each call releases the interpreter and may wait to get it back: among threads that decode, `Path.read_bytes()`,
-    which makes more calls, halves their rate.
+    Each call releases the GIL and waits to get it back: more calls, as in `Path.read_bytes()`, halve the rate of
+    decoding threads.
     """
     file = os.open(path, os.O_RDONLY)
     try:
@@ -130,7 +130,7 @@ def read_file(path: Path) -> bytes:
 
 
 def _read_into(path: Path, size: tuple[int, int], room: Room) -> NDArray[np.uint8] | None:
-    """Decode a plain JPEG file of this size into memory made for it; None where OpenCV cannot."""
+    """Decode a plain JPEG file of this size into allocated memory; None if OpenCV cannot."""
     import cv2
 
     if not _imread_fills():
@@ -140,13 +140,13 @@ def _read_into(path: Path, size: tuple[int, int], room: Room) -> NDArray[np.uint
         frame = cv2.imread(str(path), dst=target)
     except cv2.error:
         return None
-    # OpenCV takes other memory if the file turns out to have another size.
+    # OpenCV allocates other memory if the file has a different size.
     return target if frame is not None and frame.ctypes.data == target.ctypes.data else None
 
 
 @cache
 def opencv_version() -> str:
-    """Return the version of OpenCV, empty without it; its wheels tell it in a file, so that nothing is imported."""
+    """Return the version of OpenCV without importing it; empty if not installed."""
     spec = importlib.util.find_spec("cv2")
     if spec is None or spec.origin is None:
         return ""
@@ -161,7 +161,7 @@ def opencv_version() -> str:
 
 @cache
 def _imread_fills() -> bool:
-    """Say whether this OpenCV's `imread` takes the array to fill (4.11 and later)."""
+    """Return whether OpenCV's `imread` accepts an array to fill (4.11 and later)."""
     import cv2
 
     return "dst" in (cv2.imread.__doc__ or "")

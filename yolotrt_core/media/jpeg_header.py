@@ -1,22 +1,22 @@
-"""Reads the size of a JPEG file without decoding it (ITU-T T.81, B)."""
+"""Size of a JPEG file from its header (ITU-T T.81, B)."""
 
 from __future__ import annotations
 
 _START, _END = b"\xff\xd8", b"\xff\xd9"
-_BASELINE = 0xC0  # the one frame header that decoding hardware takes
+_BASELINE = 0xC0  # the only frame type that hardware decoders support
 _SCAN, _EXIF, _FILL = 0xDA, 0xE1, 0xFF
 _WITHOUT_LENGTH = frozenset({0x01, *range(0xD0, 0xD9)})
 
 
 def upright_size(data: bytes) -> tuple[int, int] | None:
-    """Return the height and width of a plain JPEG file in pixels.
+    """Return the height and width in pixels of a plain JPEG file.
 
     Returns:
-        None for anything but a complete 8-bit baseline JPEG of one or three components that no EXIF block may turn.
+        None unless it is a complete 8-bit baseline JPEG with one or three components and no EXIF orientation.
     """
     if not (data.startswith(_START) and data.endswith(_END)):
         return None
-    # Asked for every image on threads that decode, which one at a time may do: so few objects are made here.
+    # Called for every image under the GIL: avoids creating objects.
     at, last = 2, len(data) - 9
     size: tuple[int, int] | None = None
     while at < last and data[at] == 0xFF:
@@ -38,5 +38,5 @@ def upright_size(data: bytes) -> tuple[int, int] | None:
 
 
 def _turns(block: bytes) -> bool:
-    """Say whether an EXIF block holds an orientation tag, in either byte order; a chance match costs speed only."""
+    """Return whether an EXIF block has an orientation tag; a false positive only costs speed."""
     return b"\x01\x12\x00\x03" in block or b"\x12\x01\x03\x00" in block

@@ -1,4 +1,4 @@
-"""Work done ahead on threads, results in order: decoding images while an engine runs."""
+"""Prefetching on threads, with results in order."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ R = TypeVar("R")
 
 
 def processors() -> int:
-    """Return how many processors this process may run on, which in a container may be few of many."""
+    """Return the number of processors available to this process, e.g. in a container."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -26,15 +26,15 @@ def prefetched(
     ahead: int | None = None,
     together: int = 1,
 ) -> Iterator[R]:
-    """Yield `work(item)` for each item, in order, computed by threads before it is asked for.
+    """Yield `work(item)` for each item, in order, computed ahead by threads.
 
     Args:
-        work: must let go of the GIL to gain anything (OpenCV's decoders do). threads: default one per
-            processor. ahead: most results computed and not yet taken; default four per thread and `together`.
-            together: items a thread takes at once; more means fewer turns of the GIL, but a later first result.
+        work: must release the GIL to run in parallel (OpenCV's decoders do). threads: default one per
+            processor. ahead: maximum results computed ahead; default four per thread and `together`.
+            together: items per task; more means fewer GIL switches, but a later first result.
 
     Raises:
-        Whatever `work` or `items` raise, in the place of that item's result; work under way is finished, none begun.
+        Errors of `work` or `items`, in place of that item's result; running work is finished, no more is started.
     """
     threads = threads or processors()
     ahead = max(1, (ahead or 4 * threads * together) // together)
@@ -56,7 +56,7 @@ def prefetched(
                                     waiting.append(pool.submit(_each, work, taken))
                             if not taken:
                                 break
-                    except Exception as err:  # noqa: BLE001 - raised below, once the items before it are done
+                    except Exception as err:  # noqa: BLE001 - raised below, after the items before it
                         failure = err
                 if not waiting:
                     break
@@ -72,16 +72,15 @@ def prefetched(
 
 
 def drawn_ahead(items: Iterable[T], ahead: int) -> Generator[T, None, None]:
-    """Yield items in order, drawn by a thread before they are asked for: frames of a video, which one after another
-    decodes.
+    """Yield items in order, read ahead by one thread, such as the frames of a video.
 
-    Close it before what `items` needs is taken away.
+    Close it before releasing resources of `items`.
 
     Args:
-        ahead: most items drawn and not yet taken.
+        ahead: maximum number of items read ahead.
 
     Raises:
-        Whatever `items` raises, in the place of the next item.
+        Errors of `items`, in place of the next item.
     """
     coming, end = iter(items), object()
     with ThreadPoolExecutor(1, thread_name_prefix="yolotrt-drawn") as pool:
@@ -89,7 +88,7 @@ def drawn_ahead(items: Iterable[T], ahead: int) -> Generator[T, None, None]:
         try:
             while (item := waiting.popleft().result()) is not end:
                 waiting.append(pool.submit(next, coming, end))
-                yield item  # type: ignore[misc] # `end` is no item
+                yield item  # type: ignore[misc] # `end` is not an item
         finally:
             for future in waiting:
                 future.cancel()
@@ -100,6 +99,6 @@ def _each(work: Callable[[T], R], items: list[T]) -> tuple[list[R], Exception | 
     for item in items:
         try:
             results.append(work(item))
-        except Exception as err:  # noqa: BLE001 - raised in the place of this item's result
+        except Exception as err:  # noqa: BLE001 - raised in place of this item's result
             return results, err
     return results, None

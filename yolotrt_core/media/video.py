@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class VideoFacts:
-    """Size of a video's frames in pixels, frames per second, and how many frames (0: unknown)."""
+    """Frame size in pixels, frames per second, and number of frames (0: unknown) of a video."""
 
     width: int
     height: int
@@ -31,13 +31,13 @@ def open_video(source: Path | str) -> Iterator[tuple[VideoFacts, Iterator[NDArra
     """Open a video.
 
     Args:
-        source: a file, or a live source as `is_live` tells them.
+        source: a file, or a live source by `is_live`.
 
     Yields:
         Its facts, and its frames: uint8 (H, W, 3) BGR each, one in memory at a time.
 
     Raises:
-        UsageError: it cannot be opened or holds no frame.
+        UsageError: it cannot be opened or has no frame.
     """
     import cv2
 
@@ -46,10 +46,13 @@ def open_video(source: Path | str) -> Iterator[tuple[VideoFacts, Iterator[NDArra
     try:
         if not capture.isOpened():
             if is_live(str(source)):
-                raise UsageError(f"cannot open the live source `{redact(source)}`", hint="is it there, and free?")
+                raise UsageError(
+                    f"cannot open the live source `{redact(source)}`",
+                    hint="check that the device exists and is not in use",
+                )
             raise UsageError(
-                f"`{redact(source)}` is not a video OpenCV can read",
-                hint="is the file complete, its codec known?",
+                f"cannot decode the video `{redact(source)}`",
+                hint="the file may be truncated or use an unsupported codec",
             )
         facts = VideoFacts(
             width=int(capture.get(cv2.CAP_PROP_FRAME_WIDTH)),
@@ -63,7 +66,7 @@ def open_video(source: Path | str) -> Iterator[tuple[VideoFacts, Iterator[NDArra
 
 
 def count_frames(path: Path) -> int:
-    """Return how many frames a video file says it holds; 0 if it cannot be opened."""
+    """Return the number of frames in a video file's metadata; 0 if it cannot be opened."""
     import cv2
 
     capture = cv2.VideoCapture(str(path))
@@ -82,4 +85,4 @@ def _frames(capture: Any, source: Path | str) -> Iterator[NDArray[np.uint8]]:
         count += 1
         yield frame
     if count == 0:
-        raise UsageError(f"the video `{redact(source)}` holds no frame that can be read")
+        raise UsageError(f"the video `{redact(source)}` has no readable frame")

@@ -1,7 +1,7 @@
-"""Tells a video that was cut short by its own container: by bytes, which are exact where counts of frames are guesses.
+"""Detection of truncated videos by the sizes in their containers.
 
-FFmpeg ends a broken file as it ends a whole one, and the number of frames that OpenCV tells is, for most containers,
-a duration times a rate: wrong for videos of varying rate, with longer sound, or cut by an edit list.
+FFmpeg reports no error for a truncated file, and OpenCV's number of frames is an estimate, wrong for variable frame
+rates, longer audio or edit lists.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from typing import BinaryIO
 
 _ASF_HEADER = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
 _EBML_HEADER = bytes.fromhex("1a45dfa3")
-_MOST_PARTS = 1 << 16  # a fragmented video has two for each second or so
+_MAX_PARTS = 1 << 16  # a fragmented video has about two per second
 
 
 def missing_bytes(video: Path) -> int:
-    """Return how many bytes its outermost parts say are missing at a video's end.
+    """Return the number of bytes missing at a video's end, by the sizes of its outermost parts.
 
-    Knows AVI, MP4 and MOV, Matroska and WebM, ASF (wmv). 0 for others (MPEG streams say no length), for what is
-    written as it comes (live Matroska), and for what cannot be understood.
+    Supports AVI, MP4, MOV, Matroska, WebM and ASF (wmv). 0 for other or invalid files, and for streams without a size
+    (MPEG, live Matroska).
 
     Raises:
         OSError: it cannot be read.
@@ -39,14 +39,14 @@ def missing_bytes(video: Path) -> int:
             ends = _boxes(file)
         else:
             return 0
-        for _, end in zip(range(_MOST_PARTS), ends, strict=False):
+        for _, end in zip(range(_MAX_PARTS), ends, strict=False):
             if end > size:
                 return end - size
     return 0
 
 
 def _riff(file: BinaryIO) -> Iterator[int]:
-    """Yield where each RIFF chunk ends; videos over 1 GB have several."""
+    """Yield the end of each RIFF chunk; videos over 1 GB have several."""
     at = 0
     while len(head := _read(file, at, 8)) == 8 and head[:4] == b"RIFF":
         at += 8 + int.from_bytes(head[4:], "little")
@@ -54,7 +54,7 @@ def _riff(file: BinaryIO) -> Iterator[int]:
 
 
 def _asf(file: BinaryIO) -> Iterator[int]:
-    """Yield where each object ends: header, data, indices."""
+    """Yield the end of each object: header, data, indices."""
     at = 0
     while len(head := _read(file, at, 24)) == 24 and (length := int.from_bytes(head[16:], "little")) >= 24:
         at += length
@@ -62,7 +62,7 @@ def _asf(file: BinaryIO) -> Iterator[int]:
 
 
 def _boxes(file: BinaryIO) -> Iterator[int]:
-    """Yield where each box of the ISO base media format ends; one of length 0 goes to the end, wherever that is."""
+    """Yield the end of each box of the ISO base media format; a box of length 0 extends to the end of the file."""
     at = 0
     while len(head := _read(file, at, 16)) >= 8 and head[4:8].isalnum():
         length = int.from_bytes(head[:4], "big")
@@ -75,10 +75,10 @@ def _boxes(file: BinaryIO) -> Iterator[int]:
 
 
 def _matroska(file: BinaryIO) -> Iterator[int]:
-    """Yield where the EBML header ends and where the segment does, unless its length is left open."""
+    """Yield the ends of the EBML header and of the segment, unless its length is unknown."""
     at = 0
     for _ in range(2):
-        head = _read(file, at, 12)  # an element's id of four bytes, and its length in one to eight
+        head = _read(file, at, 12)  # four bytes of element id, one to eight bytes of length
         if len(head) < 5 or not head[4]:
             return
         width = 9 - head[4].bit_length()

@@ -1,4 +1,4 @@
-"""What identifies an artifact: the action that makes it, its key, and the record of having run."""
+"""Actions, their cache keys, and the records of executed actions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SCHEMA = 1
 
 
 def canonical_json(value: Json) -> str:
-    """Return the one text of a JSON value: sorted keys, no spaces, ASCII, no NaN.
+    """Return the canonical form of a JSON value: sorted keys, no spaces, ASCII, no NaN.
 
     Raises:
         ValueError: NaN or infinity inside.
@@ -27,7 +27,7 @@ def canonical_json(value: Json) -> str:
 
 @dataclass(frozen=True, slots=True)
 class PluginIdentity:
-    """Which code does the work: distribution, author's version, digest of the source text."""
+    """Identity of a stage's code: distribution, stage version, digest of the source files."""
 
     name: str
     dist: str
@@ -37,11 +37,11 @@ class PluginIdentity:
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """One run of one stage, described by everything that can change its output and nothing else.
+    """One run of one stage, described by exactly what can change its output.
 
     Attributes:
-        stage: kind of stage: exporter, pass, calibrator, builder, parity.
-        inputs: input name to SHA-256 of its content. tools: what the stage's fingerprint names.
+        stage: exporter, pass, calibrator, builder or parity.
+        inputs: input name to SHA-256 of its content. tools: the stage's fingerprint.
         request, options: resolved, defaults included, in declared types.
         core_sha256: digest of the core modules that every stage runs through.
     """
@@ -55,20 +55,20 @@ class Action:
     core_sha256: str
 
     def material(self) -> dict[str, Json]:
-        """Return what is hashed, as plain JSON: what `artifacts.explain` shows."""
+        """Return the cache-key material as plain JSON, as `artifacts.explain` shows it."""
         shown = to_json(self)
         assert isinstance(shown, dict)
         return {"schema": SCHEMA, **shown}
 
     @property
     def key(self) -> str:
-        """All 64 hex digits of the SHA-256 over the canonical material."""
+        """Cache key: 64 hex digits, the SHA-256 of the canonical material."""
         return hashlib.sha256(canonical_json(self.material()).encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
 class Blob:
-    """One stored file by content; size in bytes."""
+    """Digest and size in bytes of one stored file."""
 
     sha256: str
     size: int
@@ -76,11 +76,11 @@ class Blob:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """That an action ran, and what came out.
+    """Record of an executed action and its outputs.
 
     Attributes:
         key: the action's key. action: its material. outputs: file name under `out` to blob.
-        facts: figures the stage reported. created: UTC, ISO 8601. seconds: how long it ran.
+        facts: values reported by the stage. created: UTC, ISO 8601. seconds: run time.
     """
 
     key: str
@@ -92,7 +92,7 @@ class Record:
 
     @property
     def short_key(self) -> str:
-        """The key as screens show it."""
+        """Abbreviated key for display."""
         return self.key[:12]
 
 
@@ -104,22 +104,22 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def is_sha256(text: object) -> bool:
-    """Say whether `text` is 64 lower-case hex digits."""
+    """Return whether `text` is 64 lower-case hex digits."""
     return isinstance(text, str) and _SHA256.fullmatch(text) is not None
 
 
-# Control characters and lone surrogates, and what ends a line: a name is printed and typed again.
-_NO_NAME = frozenset(("Cc", "Cs", "Zl", "Zp"))
+# Control characters, lone surrogates and line separators: names are printed and typed.
+_FORBIDDEN_CATEGORIES = frozenset(("Cc", "Cs", "Zl", "Zp"))
 
 
 def is_name(text: str) -> bool:
-    """Say whether `text` can name an artifact: letters of any script, but no control character and no path."""
+    """Return whether `text` is a valid artifact name: any script, no control character, no path."""
     path_like = "/" in text or text in ("", ".", "..")
-    return not path_like and not any(unicodedata.category(c) in _NO_NAME for c in text)
+    return not path_like and not any(unicodedata.category(c) in _FORBIDDEN_CATEGORIES for c in text)
 
 
 def key_of_material(material: Mapping[str, Json]) -> str:
-    """Return the key that an action of this material has."""
+    """Return the cache key of an action's material."""
     return hashlib.sha256(canonical_json(dict(material)).encode()).hexdigest()
 
 
@@ -127,7 +127,7 @@ def record_bytes(record: Record) -> bytes:
     """Return the stored form of a record.
 
     Raises:
-        ValueError: NaN or infinity in the facts. TypeError: facts that are no JSON.
+        ValueError: NaN or infinity in the facts. TypeError: facts that are not JSON.
     """
     shown = to_json(record)
     assert isinstance(shown, dict)
@@ -136,30 +136,30 @@ def record_bytes(record: Record) -> bytes:
 
 
 def record_from_bytes(key: str, data: bytes) -> Record:
-    """Rebuild a record from its stored form, believing nothing.
+    """Parse and validate the stored form of a record.
 
     Output names are checked, since they become file names when an artifact is copied out.
 
     Raises:
-        UnknownSchemaError: written by another version. ValueError: anything else is wrong with it.
+        UnknownSchemaError: written by another version. ValueError: invalid in any other way.
     """
     try:
         parsed = json.loads(data)
     except RecursionError as err:
         raise ValueError("nested too deeply") from err
     if not isinstance(parsed, dict):
-        raise ValueError("no JSON object")
+        raise ValueError("expected a JSON object")
     schema = parsed.pop("schema", None)
     if schema != SCHEMA:
-        raise UnknownSchemaError(f"has schema {schema!r}, this yolotrt reads {SCHEMA}")
+        raise UnknownSchemaError(f"has schema {schema!r}, this version reads {SCHEMA}")
     action, facts, outputs = parsed.get("action"), parsed.get("facts"), parsed.get("outputs")
     if not (isinstance(action, dict) and isinstance(facts, dict) and isinstance(outputs, dict)):
-        raise ValueError("has no action, outputs and facts")
+        raise ValueError("`action`, `outputs` or `facts` is missing")
     if key_of_material(action) != key:
-        raise ValueError("its material does not hash to its key")
+        raise ValueError("the key does not match the material")
     created, seconds = parsed.get("created"), number_from_json(parsed.get("seconds"))
     if not isinstance(created, str) or seconds is None:
-        raise ValueError("does not say when it was made")
+        raise ValueError("`created` or `seconds` is invalid")
     blobs = {name: _blob_from_json(name, blob) for name, blob in outputs.items()}
     return Record(key=key, action=action, outputs=blobs, created=created, seconds=seconds, facts=facts)
 
@@ -167,11 +167,11 @@ def record_from_bytes(key: str, data: bytes) -> Record:
 def _blob_from_json(name: str, data: object) -> Blob:
     sha256, size = (data.get("sha256"), data.get("size")) if isinstance(data, dict) else (None, None)
     if not (is_output_name(name) and isinstance(sha256, str) and is_sha256(sha256) and isinstance(size, int)):
-        raise ValueError(f"has a bad output {name!r}")
+        raise ValueError(f"invalid output {name!r}")
     return Blob(sha256, size)
 
 
 def is_output_name(name: str) -> bool:
-    """Say whether `name` is a relative POSIX path that stays inside its folder."""
+    """Return whether `name` is a relative POSIX path inside its folder."""
     path = PurePosixPath(name)
     return bool(path.parts) and not path.is_absolute() and ".." not in path.parts and path.as_posix() == name

@@ -1,4 +1,4 @@
-"""Digests of code for cache keys: the text of whole packages, read without importing them."""
+"""Digests of source code for cache keys; whole packages are read without importing them."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 
 from yolotrt_core.errors import PluginError
 
-# Packages of the core that each kind of result depends on. Command line, console, store and plugin registry are in
-# none of them: an edit there rebuilds nothing.
+# Core packages that each kind of result depends on. Command line, console, store and plugin registry are excluded:
+# an edit there must not invalidate artifacts.
 PIXELS = ("types", "media", "inference", "calibration")  # from the bytes of an image to the network's input
 STAGE = ("types", "serialization", "datasets", "export", "calibration", "build")
 PREDICTIONS = (*PIXELS, "evaluation")
@@ -26,17 +26,17 @@ def core_digest(packages: tuple[str, ...]) -> str:
     return code_digest(tuple(f"yolotrt_core.{name}" for name in packages), "the core")
 
 
-# Cached for the process, since its modules stay as they were imported: the text of a later edit is not what runs.
+# Cached per process: later edits do not change the imported modules.
 @functools.cache
 def code_digest(sources: tuple[str, ...], owner: str) -> str:
-    """Return the SHA-256 over the text of modules, of packages with all that they contain, and of single files.
+    """Return the SHA-256 over the source of modules, packages (recursively) and single files.
 
     Args:
         sources: dotted names of packages or modules, and files as `package/folder/file`.
-        owner: names in errors whose sources they are.
+        owner: owner of the sources, for errors.
 
     Raises:
-        PluginError: one of them does not exist.
+        PluginError: a source does not exist.
     """
     digest = hashlib.sha256()
     for name in sorted(set(sources)):
@@ -50,7 +50,7 @@ def code_digest(sources: tuple[str, ...], owner: str) -> str:
 
 
 def _files_of(name: str) -> Iterator[tuple[str, Path]]:
-    """Yield each file of a source with its path below the source; nothing is imported."""
+    """Yield each file of a source and its path relative to the source, without importing."""
     package, _, inside = name.partition("/")
     try:
         spec = importlib.util.find_spec(package)

@@ -1,4 +1,4 @@
-"""The database of a store: records, files by content, and names."""
+"""Database of a store: records, content-addressed files, and names."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from yolotrt_core.errors import ArtifactError, UsageError, os_error_reason
-from yolotrt_core.files.atomic import whole_file
+from yolotrt_core.files.atomic import atomic_path
 from yolotrt_core.files.paths import user_path
 from yolotrt_core.store.action import Record, UnknownSchemaError, is_name, is_sha256, record_from_bytes
 from yolotrt_core.store.errors import (
-    DamagedArtifactError,
+    CorruptedArtifactError,
     MissingArtifactError,
     ReadOnlyStoreError,
     RefusedRowError,
@@ -37,13 +37,13 @@ _SHOWN_KEYS = 4
 
 
 class Database:
-    """Reading and writing of a store: records by key, files by content, names.
+    """Records by key, files by content, and names.
 
-    Constructing one touches no disk; reading needs no write access, so a read-only store serves
-    what it holds. Every method may raise `ArtifactError` for a disk or database that fails.
+    The constructor does not access the disk. Reading needs no write access. Every method may raise
+    `ArtifactError` if the disk or database fails.
 
     Args:
-        root: the store's folder; made when something is first written.
+        root: the store's folder, created at the first write.
     """
 
     def __init__(self, root: str | Path) -> None:
@@ -64,9 +64,9 @@ class Database:
         return self.root / WORK
 
     def find(self, key: str) -> Record | None:
-        """Return the record of a key if it can be read and every file it names is present.
+        """Return the record of a key if it is readable and all its files are present.
 
-        The files' bytes are not read: `obtain(verify=True)`, `copy_out` and `read` do that.
+        File contents are checked by `obtain(verify=True)`, `copy_out` and `read` only.
         """
         with reporting(self.root):
             cache = self.reading()
@@ -78,39 +78,39 @@ class Database:
             return record
 
     def copy_out(self, sha256: str, destination: Path) -> None:
-        """Copy a stored file to `destination`, whole or not at all, checking its bytes on the way.
+        """Copy a stored file to `destination` atomically and verify its digest.
 
         Raises:
-            MissingArtifactError: no such file here (any more). DamagedArtifactError: its bytes are
-                not those that were stored; `obtain(verify=True)` mends it.
+            MissingArtifactError: the file is not in the store. CorruptedArtifactError: the digest
+                does not match; `obtain(verify=True)` rebuilds it.
         """
         with self._open_blob(sha256) as file:
             digest = hashlib.sha256()
             try:
-                with whole_file(destination) as partial:
+                with atomic_path(destination) as partial:
                     with partial.open("xb") as out:
                         while chunk := file.read(_CHUNK_BYTES):
                             digest.update(chunk)
                             out.write(chunk)
                     if digest.hexdigest() != sha256:
-                        raise self._damaged(sha256)
+                        raise self._corrupted(sha256)
             except OSError as err:
                 raise _copy_failed(sha256, destination, err) from err
 
     def read(self, sha256: str) -> bytes:
-        """Return the bytes of a small stored file, checked.
+        """Return the verified content of a small stored file.
 
         Raises:
-            MissingArtifactError, DamagedArtifactError: as `copy_out`.
+            MissingArtifactError, CorruptedArtifactError: as `copy_out`.
         """
         with self._open_blob(sha256) as file, reporting(self.root):
             data = file.read()
         if hashlib.sha256(data).hexdigest() != sha256:
-            raise self._damaged(sha256)
+            raise self._corrupted(sha256)
         return data
 
     def is_intact(self, sha256: str) -> bool:
-        """Say whether a stored file is there with the bytes that were put in."""
+        """Return whether a stored file exists and matches its digest."""
         try:
             with self._open_blob(sha256) as file, reporting(self.root):
                 return hashlib.file_digest(file, "sha256").hexdigest() == sha256
@@ -118,7 +118,7 @@ class Database:
             return False
 
     def records(self) -> Iterator[Record]:
-        """Yield every record that can be read, in the order of their keys."""
+        """Yield every readable record, ordered by key."""
         with reporting(self.root):
             cache = self.reading()
             keys = cache.keys(ACTION) if cache is not None else []
@@ -128,61 +128,61 @@ class Database:
             if record is not None:
                 yield record
 
-    def resolve(self, wanted: str) -> Record:
-        """Return the record that has a name, or whose key starts so.
+    def resolve(self, name_or_key: str) -> Record:
+        """Return the record with this name or key prefix.
 
         Raises:
-            UsageError: none, or several keys do.
+            UsageError: no record or several records match.
         """
-        prefix = self.refs().get(wanted, wanted).lower()
+        prefix = self.refs().get(name_or_key, name_or_key).lower()
         found = [record for record in self.records() if record.key.startswith(prefix)] if prefix else []
         if len(found) == 1:
             return found[0]
         hint = "`artifacts.list` shows keys and names"
         if not found:
-            raise UsageError(f"no artifact has a key that starts with `{wanted}`, nor that name", hint=hint)
+            raise UsageError(f"no artifact with the name or key prefix `{name_or_key}`", hint=hint)
         some = ", ".join(f"`{record.key[:12]}`" for record in found[:_SHOWN_KEYS])
         more = f" and {len(found) - _SHOWN_KEYS} more" if found[_SHOWN_KEYS:] else ""
-        raise UsageError(f"{len(found)} artifacts have keys that start with `{wanted}`: {some}{more}", hint=hint)
+        raise UsageError(f"{len(found)} artifacts match the key prefix `{name_or_key}`: {some}{more}", hint=hint)
 
     def set_ref(self, name: str, key: str) -> None:
-        """Give a record a name, which keeps it and all it was made from through `gc`.
+        """Name a record, which protects it and its inputs from `gc`.
 
         Raises:
-            UsageError: not a whole key, or a name that `is_name` does not let through.
+            UsageError: an incomplete key, or a name invalid by `is_name`.
         """
         if not is_name(name) or not is_sha256(key):
-            raise UsageError(f"a name and a whole key are needed, found {name!a} and `{key}`")
+            raise UsageError(f"expected a valid name and a complete key, found {name!a} and `{key}`")
         if self.refs().get(name) == key:
             return
         try:
             with self.writing() as cache:
                 cache.set(REF + name, key.encode())
         except ReadOnlyStoreError as err:
-            # Whoever may not write may not collect either, so nothing is lost with the name.
+            # A user without write access cannot run gc either, so the name is not needed.
             log.debug("cannot name %s `%s`: %s", key[:12], name, err)
 
     def remove_ref(self, name: str) -> None:
-        """Take a name away; nothing happens if there is none."""
+        """Remove a name if it exists."""
         if name in self.refs():
             with self.writing() as cache:
                 cache.delete(REF + name)
 
     def refs(self) -> dict[str, str]:
-        """Return every name and the key it stands for."""
+        """Return the key of each name."""
         with reporting(self.root):
             cache = self.reading()
             return read_refs(cache) if cache is not None else {}
 
     def close(self) -> None:
-        """Close the database; the store may be used again."""
+        """Close the database; the next access reopens it."""
         with self._guard:
             if self._opened is not None:
                 self._opened[1].close()
                 self._opened = None
 
     def reading(self) -> ReadingCache | None:
-        """Return the cache for reading, or None while there is none."""
+        """Return the cache for reading, or None if it does not exist."""
         database = self.cache_folder / "cache.db"
         try:
             at = database.stat()
@@ -190,7 +190,7 @@ class Database:
             return None
         identity = (at.st_dev, at.st_ino, at.st_mtime_ns)
         with self._guard:
-            # Somebody may have made the folder anew, and a read-only connection sees no change at all.
+            # The folder may have been recreated, which a read-only connection does not notice.
             if self._opened is None or self._opened[0] != identity:
                 from yolotrt_core.store.bytes_cache import ReadingCache
 
@@ -202,29 +202,29 @@ class Database:
 
     @contextmanager
     def writing(self) -> Iterator[ByteCache]:
-        """Hold the only right to change the cache, for a short time."""
+        """Open the cache for writing, exclusively."""
         import diskcache
 
         from yolotrt_core.store.bytes_cache import ByteCache
 
         with reporting(self.root):
             self.make_folders()
-            with locked(self.locks_folder, COMMIT, lambda: "another process that writes to the store"):
+            with locked(self.locks_folder, COMMIT, lambda: "another process writing to the store"):
                 cache = ByteCache(self.cache_folder)
                 try:
                     yield cache
                 except diskcache.Timeout as err:
-                    # diskcache says only this, whatever SQLite had said.
+                    # diskcache hides SQLite's message.
                     raise error_from_sqlite(self.root, err.__context__ or err) from err
                 finally:
                     cache.close()
 
     def exists(self) -> bool:
-        """Say whether anything was ever written here."""
+        """Return whether the store was ever written."""
         return self.cache_folder.is_dir() or self.work_folder.is_dir()
 
     def make_folders(self) -> None:
-        """Make the store's folders where they are missing; nobody else may look inside."""
+        """Create missing folders of the store, private to the user."""
         self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
         for folder in (self.cache_folder, self.locks_folder, self.work_folder):
             folder.mkdir(mode=0o700, exist_ok=True)
@@ -239,32 +239,32 @@ class Database:
                 file = None
         if file is None:
             raise MissingArtifactError(
-                f"the store `{self.root}` does not hold the file {sha256[:12]}", hint="run the build again"
+                f"the file {sha256[:12]} is missing in the store `{self.root}`", hint="run the build again"
             )
         with file:
             yield file
 
-    def _damaged(self, sha256: str) -> DamagedArtifactError:
-        return DamagedArtifactError(
-            f"the stored file {sha256[:12]} in `{self.root}` is damaged: its bytes have changed",
-            hint="`artifacts.verify` lists all damage; a build with `--force` makes it again",
+    def _corrupted(self, sha256: str) -> CorruptedArtifactError:
+        return CorruptedArtifactError(
+            f"the stored file {sha256[:12]} in `{self.root}` is corrupted: its digest does not match",
+            hint="list corrupted files with `artifacts.verify`, or rebuild with `--force`",
         )
 
 
 def load_record(cache: ByteCache, key: str) -> Record | None:
-    """Return a record, or None, with a warning, if what is stored under its key is none."""
+    """Return a record; None with a warning if it is invalid."""
     try:
         data = cache.get(ACTION + key)
         return None if data is None else record_from_bytes(key, data)
     except UnknownSchemaError as err:
         log.debug("record %s %s", key[:12], err)
     except (RefusedRowError, ValueError) as err:
-        log.warning("the record %s is damaged and counts as missing: %s", key[:12], err)
+        log.warning("ignoring the corrupted record %s: %s", key[:12], err)
     return None
 
 
 def read_refs(cache: ByteCache) -> dict[str, str]:
-    """Return every name and the key it stands for, leaving out what is damaged."""
+    """Return the key of each name; corrupted entries are skipped."""
     refs = {}
     for name in cache.keys(REF):
         try:

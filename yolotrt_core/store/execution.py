@@ -1,4 +1,4 @@
-"""Making an artifact once, however many processes ask for it and whenever one is killed."""
+"""Builds an artifact exactly once across processes, safely against kills."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from yolotrt_core.store.database import Database
 from yolotrt_core.store.errors import ReadOnlyStoreError, RefusedRowError, disk_error, reporting
 from yolotrt_core.store.locks import locked
 from yolotrt_core.store.names import ACTION, BLOB, OWNER, STAGE_LOG
-from yolotrt_core.store.work_folder import clean_after_failure, clear, owner_of, write_owner
+from yolotrt_core.store.work_folder import clean_after_failure, clear, read_owner, write_owner
 from yolotrt_core.types import Json
 
 if TYPE_CHECKING:
@@ -43,39 +43,39 @@ def obtain_artifact(
     force: bool = False,
     on_start: OnStart | None = None,
 ) -> tuple[Record, bool]:
-    """Return the record of an action and whether it was found; make it if it was not.
+    """Return the record of an action and whether it was cached; build it on a cache miss.
 
-    Of all processes that want the same action at one time, one makes it and the others wait.
+    If several processes request the same action, one builds it and the others wait.
 
     Args:
-        make: gets an empty folder that holds an empty `out/`, writes every output under `out`
-            and returns facts for the record. It may also write `stage.log` and under `in/`.
-        verify: read a found artifact's files and compare their digests; rebuild on a mismatch.
-        force: make it even if it is there.
+        make: called with a folder that contains an empty `out/`; writes every output under `out`
+            and returns facts for the record. It may also write `stage.log` and files under `in/`.
+        verify: compare the files of a cached artifact with their digests, and rebuild on a mismatch.
+        force: rebuild a cached artifact.
         on_start: called just before `make`.
 
     Raises:
-        ArtifactError: the store fails, is full or read-only. Whatever `make` raises; a
-            `StageError` then names the stage, the key and the log, which is all that is kept.
+        ArtifactError: the store failed, is full or read-only. Errors of `make` are raised unchanged;
+            a `StageError` gets the stage, the key and the path of the log.
     """
     key = action.key
     record = None if force else database.find(key)
     if record is not None:
-        bad = _damaged_outputs(database, record) if verify else ()
+        bad = _find_corrupted_outputs(database, record) if verify else ()
         if not bad:
             return record, True
-        log.warning("%s is damaged in the store (%s): making it again", _describe(action), ", ".join(bad))
+        log.warning("rebuilding %s: corrupted in the store (%s)", _describe(action), ", ".join(bad))
     try:
         with reporting(database.root):
             database.make_folders()
-        lock = locked(database.locks_folder, key, lambda: _waited_for(database, action))
+        lock = locked(database.locks_folder, key, lambda: _describe_owner(database, action))
         with lock:
-            return _obtain_alone(database, action, make, verify=verify, force=force, on_start=on_start)
+            return _obtain_locked(database, action, make, verify=verify, force=force, on_start=on_start)
     except ReadOnlyStoreError as err:
-        raise ReadOnlyStoreError(f"{err}, and {_describe(action)} must be made", hint=err.hint) from err
+        raise ReadOnlyStoreError(f"{err}, cannot build {_describe(action)}", hint=err.hint) from err
 
 
-def _obtain_alone(
+def _obtain_locked(
     database: Database,
     action: Action,
     make: Make,
@@ -84,10 +84,10 @@ def _obtain_alone(
     force: bool,
     on_start: OnStart | None,
 ) -> tuple[Record, bool]:
-    """Look again, now that nobody else can be making it, and make it if it is still needed."""
+    """Look up the artifact again under its lock, and build it if it is still missing."""
     record = None if force else database.find(action.key)
     if record is not None:
-        bad = _damaged_outputs(database, record) if verify else ()
+        bad = _find_corrupted_outputs(database, record) if verify else ()
         if not bad:
             return record, True
         _delete(database, record, bad)
@@ -95,7 +95,7 @@ def _obtain_alone(
 
 
 def _build(database: Database, action: Action, make: Make, on_start: OnStart | None) -> Record:
-    """Run `make` in its folder and keep what it wrote; the artifact's lock is held."""
+    """Run `make` in its folder and store its outputs; the artifact's lock is held."""
     work = database.work_folder / action.key
     try:
         with reporting(database.root):
@@ -108,24 +108,24 @@ def _build(database: Database, action: Action, make: Make, on_start: OnStart | N
         facts = make(work)
         seconds = time.monotonic() - started
         record = _commit(database, action, work, facts, seconds)
-    except BaseException as err:  # raised again: whatever ended the stage, an interrupt too, nothing half made stays
-        # Before the folder is cleared: that may be what makes room again.
+    except BaseException as err:  # raised again: clean up after errors and interrupts
+        # Before the folder is cleared, which may free the space.
         shown = isinstance(err, YolotrtError) and not isinstance(err, StageError)
-        trouble = None if shown else disk_error(database.root, err)
-        log_path = clean_after_failure(work, keep_log=isinstance(err, Exception) and trouble is None)
+        disk_failure = None if shown else disk_error(database.root, err)
+        log_path = clean_after_failure(work, keep_log=isinstance(err, Exception) and disk_failure is None)
         if isinstance(err, StageError):
-            _say_where(err, action, log_path)
-        if trouble is not None:
-            raise trouble from err
+            _set_location(err, action, log_path)
+        if disk_failure is not None:
+            raise disk_failure from err
         raise
     with suppress(OSError):
-        # The artifact is safe; what is left of the folder goes with the next build or gc.
+        # The artifact is stored; the next build or gc removes leftovers.
         shutil.rmtree(work)
     return record
 
 
 def _commit(database: Database, action: Action, work: Path, facts: Mapping[str, Json], seconds: float) -> Record:
-    """Put the outputs and then the record into the cache, all or nothing."""
+    """Store the outputs and the record in one transaction."""
     with reporting(database.root):
         _refuse_strays(action, work)
         paths = dict(_outputs(action, work / "out"))
@@ -146,7 +146,7 @@ def _commit(database: Database, action: Action, work: Path, facts: Mapping[str, 
                     _add(cache, blob, paths[name])
                 cache.set(ACTION + record.key, data)
         except BaseException:  # raised again
-            # The database has forgotten the files of the transaction, whatever ended it; so must the disk.
+            # The transaction was rolled back: delete its files, too.
             cache.close()
             cache.sweep()
             raise
@@ -154,7 +154,7 @@ def _commit(database: Database, action: Action, work: Path, facts: Mapping[str, 
 
 
 def _add(cache: ByteCache, blob: Blob, path: Path) -> None:
-    """Store a file under its digest, unless its bytes are there already."""
+    """Store a file under its digest, unless it is stored already."""
     name = BLOB + blob.sha256
     with suppress(KeyError, RefusedRowError), cache.read(name) as stored:
         if hashlib.file_digest(stored, "sha256").hexdigest() == blob.sha256:
@@ -163,11 +163,11 @@ def _add(cache: ByteCache, blob: Blob, path: Path) -> None:
         reader = _Hashing(file)
         cache.set(name, reader, read=True)
     if reader.digest.hexdigest() != blob.sha256:
-        raise StageError(f"the output `{path.name}` was changed while it was stored", hint="run the build again")
+        raise StageError(f"the output `{path.name}` changed while it was being stored", hint="run the build again")
 
 
 class _Hashing:
-    """A stream that hashes what is read from it."""
+    """A stream that hashes the bytes read from it."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -180,21 +180,21 @@ class _Hashing:
 
 
 def _outputs(action: Action, out: Path) -> Iterator[tuple[str, Path]]:
-    """Yield the name and path of every file under `out`, sorted; links and the like are refused."""
+    """Yield the name and path of every file under `out`, sorted; links and special files are refused."""
     for path in sorted(out.rglob("*")):
         name = path.relative_to(out).as_posix()
         if path.is_symlink() or not (path.is_file() or path.is_dir()):
-            raise _fault(action, f"wrote `{name}`, which is neither a file nor a folder")
+            raise _plugin_bug(action, f"wrote `{name}`, which is neither a file nor a folder")
         if path.is_file():
             if not is_output_name(name):
-                raise _fault(action, f"wrote a file of the bad name {name!r}")
+                raise _plugin_bug(action, f"wrote a file with the invalid name {name!r}")
             yield name, path
 
 
 def _refuse_strays(action: Action, work: Path) -> None:
     strays = sorted(entry.name for entry in work.iterdir() if entry.name not in _ALLOWED)
     if strays:
-        raise _fault(action, f"wrote `{strays[0]}` outside `out`")
+        raise _plugin_bug(action, f"wrote `{strays[0]}` outside `out`")
 
 
 def _plain(action: Action, facts: Mapping[str, Json]) -> dict[str, Json]:
@@ -202,14 +202,14 @@ def _plain(action: Action, facts: Mapping[str, Json]) -> dict[str, Json]:
         plain = to_json(facts)
         canonical_json(plain)
     except (TypeError, ValueError) as err:
-        raise _fault(action, f"reported facts that are no JSON: {err}") from err
+        raise _plugin_bug(action, f"reported facts that are not JSON: {err}") from err
     if not isinstance(plain, dict):
-        raise _fault(action, "reported facts that are no mapping")
+        raise _plugin_bug(action, "reported facts that are not a mapping")
     return plain
 
 
-def _fault(action: Action, what: str) -> StageError:
-    hint = f"this is a fault of the plugin: report it to the authors of `{action.plugin.dist}`"
+def _plugin_bug(action: Action, what: str) -> StageError:
+    hint = f"plugin bug: please report it to the authors of `{action.plugin.dist}`"
     return StageError(f"{_describe(action)} {what}", hint=hint)
 
 
@@ -219,17 +219,17 @@ def _blob(path: Path) -> Blob:
         return Blob(digest, os.fstat(file.fileno()).st_size)
 
 
-def _waited_for(database: Database, action: Action) -> str:
-    owner = owner_of(database.work_folder / action.key)
+def _describe_owner(database: Database, action: Action) -> str:
+    owner = read_owner(database.work_folder / action.key)
     who = f"process {owner['pid']} on {owner['host']}" if {"pid", "host"} <= owner.keys() else "another process"
-    return f"{who}, which is making {_describe(action)} ({action.key[:12]})"
+    return f"{who}, which is building {_describe(action)} ({action.key[:12]})"
 
 
 def _describe(action: Action) -> str:
     return f"{action.stage} `{action.plugin.name}`"
 
 
-def _damaged_outputs(database: Database, record: Record) -> tuple[str, ...]:
+def _find_corrupted_outputs(database: Database, record: Record) -> tuple[str, ...]:
     return tuple(name for name, blob in record.outputs.items() if not database.is_intact(blob.sha256))
 
 
@@ -240,8 +240,8 @@ def _delete(database: Database, record: Record, bad: tuple[str, ...]) -> None:
             cache.delete(BLOB + record.outputs[name].sha256)
 
 
-def _say_where(err: StageError, action: Action, log_path: Path | None) -> None:
+def _set_location(err: StageError, action: Action, log_path: Path | None) -> None:
     err.stage = err.stage or action.stage
     err.key = err.key or action.key
-    # Whatever log was named, this is what is left of the folder.
+    # The only file of the work folder that was kept.
     err.log = log_path

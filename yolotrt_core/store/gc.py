@@ -1,4 +1,4 @@
-"""Deleting what nobody needs, while builds may run."""
+"""Garbage collection of the store, safe while builds run."""
 
 from __future__ import annotations
 
@@ -16,26 +16,25 @@ from yolotrt_core.store.action import Record, UnknownSchemaError, is_sha256, rec
 from yolotrt_core.store.database import Database, read_refs
 from yolotrt_core.store.errors import RefusedRowError, is_full, reporting
 from yolotrt_core.store.lineage import inputs_of
-from yolotrt_core.store.locks import COMMIT, locked, tried
+from yolotrt_core.store.locks import COMMIT, locked, try_lock
 from yolotrt_core.store.names import ACTION, BLOB, OWNER, SIDE, STAGE_LOG
-from yolotrt_core.store.work_folder import owner_of
+from yolotrt_core.store.work_folder import read_owner
 
 if TYPE_CHECKING:
     from yolotrt_core.store.bytes_cache import ByteCache
 
 _SECONDS_PER_DAY = 86400.0
-_ROOM_BYTES = 2 << 20  # for the database's log of the rows that go
+_FREE_BYTES = 2 << 20  # for the database's log of deleted rows
 
 
 @dataclass(frozen=True, slots=True)
 class GcReport:
-    """What a collection deleted, or with `dry_run` would delete.
+    """Artifacts deleted by a collection, or with `dry_run` to be deleted.
 
     Attributes:
-        records: those that went. blobs: digests of files that went with or without a record.
-        kept_records: how many stay. orphans: files that killed writers had left. size: bytes freed,
-            without the database's own. side_files: kept timing caches and the like. work_folders:
-            left by failed or killed builds.
+        records: deleted records. blobs: digests of deleted files. kept_records: number of kept records.
+        orphans: deleted files of killed writers. side_files: deleted timing caches and other side files.
+        work_folders: deleted folders of failed or killed builds. size: bytes freed, without the database.
     """
 
     dry_run: bool
@@ -49,10 +48,10 @@ class GcReport:
 
 
 def collect_garbage(database: Database, keep_days: float, dry_run: bool) -> GcReport:
-    """Delete what no name, no running build and nothing younger needs; see `Store.gc`.
+    """Delete unreferenced artifacts; see `Store.gc`.
 
     Raises:
-        UsageError: negative `keep_days`. ArtifactError: records of a newer yolotrt are in the store.
+        UsageError: negative `keep_days`. ArtifactError: the store has records of a newer version.
     """
     if not keep_days >= 0:
         raise UsageError(f"`--keep-days` must be at least 0, found {keep_days:g}")
@@ -64,39 +63,39 @@ def collect_garbage(database: Database, keep_days: float, dry_run: bool) -> GcRe
         if not database.exists():
             return GcReport(dry_run)
     if is_full(database.root):
-        _make_room(database, keep_days)
+        _free_space(database, keep_days)
     with database.writing() as writable:
         return _Collection(database, writable, keep_days, dry_run).run()
 
 
-def _make_room(database: Database, keep_days: float) -> None:
-    """Delete files that will go anyway, until the database can be written: on a full disk SQLite cannot even open it.
+def _free_space(database: Database, keep_days: float) -> None:
+    """Delete unreferenced files until SQLite can open the database, which fails on a full disk.
 
-    Their rows go right after; if not, the store finds the files missing and makes them again.
+    Their rows are deleted afterwards; if that fails, the store rebuilds the missing files.
     """
     with (
         reporting(database.root),
-        locked(database.locks_folder, COMMIT, lambda: "another process that writes to the store"),
+        locked(database.locks_folder, COMMIT, lambda: "another process writing to the store"),
     ):
         cache = database.reading()
         if cache is None:
             return
-        going = _Collection(database, cache, keep_days, dry_run=True).run()
-        for sha256 in going.blobs:
+        unreferenced = _Collection(database, cache, keep_days, dry_run=True).run()
+        for sha256 in unreferenced.blobs:
             with suppress(KeyError, RefusedRowError), cache.read(BLOB + sha256) as file:
                 Path(file.name).unlink(missing_ok=True)
-            if not is_full(database.root, _ROOM_BYTES):
+            if not is_full(database.root, _FREE_BYTES):
                 return
 
 
 class _Collection:
-    """One run of gc; unless dry, the right to write is held."""
+    """One run of gc; unless dry, the commit lock is held."""
 
     def __init__(self, database: Database, cache: ByteCache, keep_days: float, dry_run: bool) -> None:
         self._database = database
         self._cache = cache
         self._dry_run = dry_run
-        # A clock set forward once must not make `created` of today look old, so both are wall clock.
+        # `created` is wall-clock time, so the limit is, too.
         self._oldest = datetime.now(UTC) - timedelta(days=min(keep_days, 36500))
         self._oldest_seconds = time.time() - min(keep_days, 36500) * _SECONDS_PER_DAY
 
@@ -114,7 +113,7 @@ class _Collection:
             size += sum(path.stat().st_size for path in orphans)
             found = len(orphans)
         else:
-            # Records first: killed in between, files without a record remain, never the reverse.
+            # Records first: if killed in between, no record without its files remains.
             with self._cache.transact():
                 for key in [record.key for record in dead] + broken:
                     self._cache.delete(ACTION + key)
@@ -134,25 +133,25 @@ class _Collection:
         )
 
     @contextmanager
-    def _tried(self, key: str, is_signed: bool) -> Iterator[bool]:
-        """Give whether nobody builds `key`; where locks cannot be tried, whether nobody says so."""
+    def _try_lock(self, key: str, has_owner: bool) -> Iterator[bool]:
+        """Yield whether no process builds `key`; if locks fail in a dry run, rely on the owner file."""
         with ExitStack() as stack:
             try:
-                free = stack.enter_context(tried(self._database.locks_folder, key))
+                free = stack.enter_context(try_lock(self._database.locks_folder, key))
             except OSError:
                 if not self._dry_run:
                     raise
-                free = not is_signed
+                free = not has_owner
             yield free
 
     def _records(self) -> tuple[dict[str, Record], list[str]]:
-        """Return the records by key, and the keys of those that are damaged."""
+        """Return the records by key, and the keys of corrupted records."""
         records, broken = {}, []
         for key in (name.removeprefix(ACTION) for name in self._cache.keys(ACTION)):
             try:
                 records[key] = record_from_bytes(key, self._cache.get(ACTION + key) or b"")
             except UnknownSchemaError as err:
-                hint = "collect with the newest yolotrt that uses this store, or use another with `--store DIR`"
+                hint = "run gc with the newest version that uses this store, or choose another store with `--store DIR`"
                 raise ArtifactError(f"the record {key[:12]} {err}", hint=hint) from err
             except (RefusedRowError, ValueError):
                 broken.append(key)
@@ -162,7 +161,7 @@ class _Collection:
         return {key for key, record in records.items() if not _is_before(record.created, self._oldest)}
 
     def _work_folders(self) -> tuple[int, set[str]]:
-        """Clear what failed and killed builds left; return how many folders, and the digests running ones need."""
+        """Clear folders of failed and killed builds; return their number and the inputs of running builds."""
         leftovers = 0
         in_use: set[str] = set()
         if not self._database.work_folder.is_dir():
@@ -170,11 +169,11 @@ class _Collection:
         for folder in sorted(self._database.work_folder.iterdir()):
             if not is_sha256(folder.name):
                 continue
-            owner = owner_of(folder)
-            with self._tried(folder.name, bool(owner)) as free:
+            owner = read_owner(folder)
+            with self._try_lock(folder.name, bool(owner)) as free:
                 if free and not _is_recent_log(folder, self._oldest_seconds):
                     if not self._dry_run:
-                        # While the lock is held: a build of this key would start in this folder.
+                        # Under the lock: a build of this key uses the same folder.
                         shutil.rmtree(folder, ignore_errors=True)
                     leftovers += 1
                 running = not free
@@ -184,20 +183,20 @@ class _Collection:
 
 
 def _reachable(records: dict[str, Record], roots: Iterable[str], digests: Iterable[str]) -> set[str]:
-    """Return the keys of the roots and of everything they were made from."""
-    made: dict[str, list[str]] = {}
+    """Return the keys of the roots and of all their inputs."""
+    producers: dict[str, list[str]] = {}
     for key, record in records.items():
         for blob in record.outputs.values():
-            made.setdefault(blob.sha256, []).append(key)
+            producers.setdefault(blob.sha256, []).append(key)
     waiting = [key for key in roots if key in records]
-    waiting += [key for digest in digests for key in made.get(digest, ())]
+    waiting += [key for digest in digests for key in producers.get(digest, ())]
     live: set[str] = set()
     while waiting:
         key = waiting.pop()
         if key in live:
             continue
         live.add(key)
-        waiting += [maker for digest in inputs_of(records[key]).values() for maker in made.get(digest, ())]
+        waiting += [producer for digest in inputs_of(records[key]).values() for producer in producers.get(digest, ())]
     return live
 
 

@@ -1,4 +1,4 @@
-"""Questions about records: where an artifact comes from, and why a build would not find one."""
+"""Lineage of artifacts, and differences between actions and records."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from yolotrt_core.types import Json
 
 @dataclass(frozen=True, slots=True)
 class Lineage:
-    """A record and where each of its inputs comes from.
+    """A record and the origin of each of its inputs.
 
     Attributes:
-        inputs: input name to the lineage of the record that made it, or to the SHA-256 of a source
-            (a checkpoint, images) that no record made.
+        inputs: input name to the lineage of the record that produced it, or to the SHA-256 of a source
+            (a checkpoint, images).
     """
 
     record: Record
@@ -24,11 +24,11 @@ class Lineage:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One part in which two actions differ.
+    """One field in which two actions differ.
 
     Attributes:
-        path: dotted, e.g. `options.workspace`. found: the record's value. wanted: the action's;
-            either is `ABSENT` where there is no such part.
+        path: dotted, e.g. `options.workspace`. found: the record's value. wanted: the action's value;
+            either is `ABSENT` if the field is missing.
     """
 
     path: str
@@ -40,33 +40,33 @@ ABSENT = "(absent)"
 
 
 def inputs_of(record: Record) -> dict[str, str]:
-    """Return input name to SHA-256 of a record's action."""
+    """Return the SHA-256 of each input of a record's action."""
     inputs = record.action.get("inputs")
     return {name: str(digest) for name, digest in inputs.items()} if isinstance(inputs, dict) else {}
 
 
-def makers(records: Iterable[Record]) -> dict[str, list[Record]]:
-    """Return output digest to the records that made it, the youngest first."""
-    made: dict[str, list[Record]] = {}
+def find_producers(records: Iterable[Record]) -> dict[str, list[Record]]:
+    """Return the records that produced each output digest, newest first."""
+    producers: dict[str, list[Record]] = {}
     for record in sorted(records, key=lambda r: r.created, reverse=True):
         for sha256 in {blob.sha256 for blob in record.outputs.values()}:
-            made.setdefault(sha256, []).append(record)
-    return made
+            producers.setdefault(sha256, []).append(record)
+    return producers
 
 
 def trace_lineage(records: Iterable[Record], record: Record) -> Lineage:
-    """Return where a record's inputs come from, back to the sources.
+    """Trace a record's inputs back to the sources.
 
     Args:
         records: every record of the store.
     """
-    made = makers(records)
+    producers = find_producers(records)
 
     def walk(current: Record, above: frozenset[str]) -> Lineage:
         inputs: dict[str, Lineage | str] = {}
         for name, digest in inputs_of(current).items():
-            # A stage may return its input unchanged, and then seems to have made it.
-            origins = [m for m in made.get(digest, ()) if digest not in inputs_of(m).values()]
+            # A stage may return its input unchanged and then appears as its producer.
+            origins = [m for m in producers.get(digest, ()) if digest not in inputs_of(m).values()]
             maker = next((m for m in origins if m.key not in above), None)
             inputs[name] = walk(maker, above | {maker.key}) if maker is not None else digest
         return Lineage(current, inputs)
@@ -75,9 +75,9 @@ def trace_lineage(records: Iterable[Record], record: Record) -> Lineage:
 
 
 def find_nearest(records: Iterable[Record], action: Action) -> tuple[Record, tuple[Difference, ...]] | None:
-    """Return the record of the same stage and plugin that differs in fewest parts, and those parts.
+    """Return the most similar record of the same stage and plugin, and the differences.
 
-    One that was made from the same inputs is nearer than any other. Of several equally near the youngest; None if the
+    Records with the same inputs come first, then those with the fewest differences, then the newest. None if the
     stage never ran.
     """
     material = action.material()
@@ -98,7 +98,7 @@ def _differences(found: Mapping[str, Json], wanted: Mapping[str, Json]) -> Itera
     ours, theirs = dict(_leaves(wanted)), dict(_leaves(found))
     for path in sorted(ours.keys() | theirs.keys()):
         a, b = theirs.get(path, ABSENT), ours.get(path, ABSENT)
-        # 1 and 1.0, or 1 and true, are other keys though Python calls them equal.
+        # 1, 1.0 and true give different keys though Python compares them equal.
         if a != b or type(a) is not type(b):
             yield Difference(path, a, b)
 

@@ -1,4 +1,4 @@
-"""Locations of the store and of fetched checkpoints."""
+"""Locations of the store and of downloaded checkpoints."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ STORE_VARIABLE = "YOLOTRT_STORE"
 
 
 def open_store(store: str | Path | Store | None = None) -> Store:
-    """Return the store to use: the given one, or the default."""
+    """Return the given store, or the default one."""
     return store if isinstance(store, Store) else Store(store or default_store())
 
 
@@ -28,7 +28,7 @@ def default_store() -> Path:
 
 
 def weights_cache() -> Path:
-    """Return the folder where fetched checkpoints are kept."""
+    """Return the folder of downloaded checkpoints."""
     return _user_cache() / "weights"
 
 

@@ -1,4 +1,4 @@
-"""Locks between processes: one per artifact being built, one for every change of the cache."""
+"""Locks between processes: one per artifact, one for all changes of the cache."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from yolotrt_core.store.errors import ELSEWHERE, reporting
 log = logging.getLogger(__name__)
 
 COMMIT = "commit"
-_PATIENCE_SECONDS = 1.0  # a wait longer than this is told to the user
+_PATIENCE_SECONDS = 1.0  # a longer wait is reported to the user
 _POLL_SECONDS = 0.02
 
 
 @contextmanager
 def locked(folder: Path, name: str, waiting_for: Callable[[], str]) -> Iterator[None]:
-    """Hold the lock `name`, which the system frees if this process dies.
+    """Hold the lock `name`; the system releases it if the process dies.
 
     Args:
-        waiting_for: says who is waited for; asked only after a second of waiting.
+        waiting_for: returns a description of the lock's holder; called after a second of waiting.
     """
     from filelock import FileLock, Timeout
 
@@ -36,7 +36,7 @@ def locked(folder: Path, name: str, waiting_for: Callable[[], str]) -> Iterator[
                 lock.acquire(poll_interval=_POLL_SECONDS)
         except NotImplementedError as err:
             hint = f"use a local disk: {ELSEWHERE}"
-            raise ArtifactError(f"the disk of `{folder}` cannot lock files", hint=hint) from err
+            raise ArtifactError(f"the disk of `{folder}` does not support file locks", hint=hint) from err
     try:
         yield
     finally:
@@ -44,8 +44,8 @@ def locked(folder: Path, name: str, waiting_for: Callable[[], str]) -> Iterator[
 
 
 @contextmanager
-def tried(folder: Path, name: str) -> Iterator[bool]:
-    """Hold the lock `name` if it is free; gives whether it is held."""
+def try_lock(folder: Path, name: str) -> Iterator[bool]:
+    """Hold the lock `name` if it is free; yields whether it is held."""
     from filelock import FileLock, Timeout
 
     lock = FileLock(folder / f"{name}.lock")

@@ -1,4 +1,4 @@
-"""The names inside a store: key spaces of its database, folders, and files of a build's folder."""
+"""Names inside a store: key prefixes of the database, and files of a work folder."""
 
 ACTION, BLOB, REF, SIDE = "action/", "blob/", "ref/", "side/"
 CACHE, LOCKS, WORK = "cache", "locks", "work"

@@ -1,4 +1,4 @@
-"""The artifact store: the output of each stage, found again by the stage's inputs."""
+"""Artifact store: outputs of stages, addressed by everything that determines them."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from yolotrt_core.store.verify import VerifyReport, repair_database, verify_data
 class Store(Database):
     """Artifacts by key and files by content, shared safely between processes.
 
-    Constructing one touches no disk; reading needs no write access, so a read-only store serves
-    what it holds. Every method may raise `ArtifactError` for a disk or database that fails.
+    The constructor does not access the disk. Reading needs no write access. Every method may raise
+    `ArtifactError` if the disk or database fails.
 
     Args:
-        root: the store's folder; made when something is first written.
+        root: the store's folder, created at the first write.
     """
 
     obtain = obtain_artifact
@@ -28,25 +28,25 @@ class Store(Database):
         return trace_lineage(self.records(), record)
 
     def nearest(self, action: Action) -> tuple[Record, tuple[Difference, ...]] | None:
-        """Return the record of the same stage and plugin that differs least, and in what."""
+        """Return the most similar record of the same stage and plugin, and the differences."""
         return find_nearest(self.records(), action)
 
     def side_cache(self) -> StoredSideCache:
-        """Return the cache where stages keep timing caches and the like between runs."""
+        """Return the cache for files that stages keep between runs, such as timing caches."""
         return StoredSideCache(self)
 
     def verify(self) -> VerifyReport:
-        """Read everything and compare it with its digests; changes nothing."""
+        """Compare the whole store with its digests, without changes."""
         return verify_database(self)
 
     def repair(self) -> VerifyReport:
-        """Delete what `verify` finds damaged, and what killed processes left; returns what it found.
+        """Delete corrupted entries and leftovers of killed processes; return what `verify` found.
 
         Raises:
-            ArtifactError: something is being built in the store.
+            ArtifactError: a build is running in the store.
         """
         return repair_database(self)
 
     def gc(self, keep_days: float, dry_run: bool = False) -> GcReport:
-        """Delete what no name, no running build and nothing younger than `keep_days` needs."""
+        """Delete artifacts not needed by a name, a running build or an artifact newer than `keep_days`."""
         return collect_garbage(self, keep_days, dry_run)

@@ -1,4 +1,4 @@
-"""Reading the whole store against its digests, and removing what fails."""
+"""Verification of the whole store, and removal of corrupted entries."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from yolotrt_core.errors import ArtifactError
 from yolotrt_core.store.action import Record, UnknownSchemaError, is_sha256, record_bytes, record_from_bytes
 from yolotrt_core.store.database import Database
 from yolotrt_core.store.errors import RefusedRowError, error_from_sqlite, reporting
-from yolotrt_core.store.locks import COMMIT, tried
+from yolotrt_core.store.locks import COMMIT, try_lock
 from yolotrt_core.store.names import ACTION, BLOB, REF, SIDE
 from yolotrt_core.store.side_cache import is_side_intact
 
@@ -28,10 +28,10 @@ _CHUNK_BYTES = 4 << 20
 
 @dataclass(frozen=True, slots=True)
 class Damage:
-    """One thing in the store that is not as it was put in.
+    """One corrupted entry of the store.
 
     Attributes:
-        kind: what it is. name: its key in the database, for a row its number. problem: in words.
+        kind: kind of entry. name: its database key, or the number of a row. problem: description.
     """
 
     kind: Literal["record", "blob", "ref", "side", "row", "database"]
@@ -41,10 +41,10 @@ class Damage:
 
 @dataclass(frozen=True, slots=True)
 class VerifyReport:
-    """What was read and what was wrong with it.
+    """Result of a verification.
 
     Attributes:
-        size: bytes of the files read. orphans: files left by killed writers, harmless.
+        size: bytes of the files read. orphans: harmless files left by killed writers.
     """
 
     records: int = 0
@@ -59,14 +59,14 @@ class VerifyReport:
 
 
 def verify_database(database: Database) -> VerifyReport:
-    """Read everything and compare it with its digests; see `Store.verify`."""
+    """Compare the whole store with its digests; see `Store.verify`."""
     with reporting(database.root):
         cache = database.reading()
         return check(cache) if cache is not None else VerifyReport()
 
 
 def repair_database(database: Database) -> VerifyReport:
-    """Delete what is damaged and what killed processes left; see `Store.repair`."""
+    """Delete corrupted entries and leftovers of killed processes; see `Store.repair`."""
     with reporting(database.root):
         if not database.exists():
             return VerifyReport()
@@ -74,13 +74,13 @@ def repair_database(database: Database) -> VerifyReport:
         for path in sorted(database.locks_folder.glob("*.lock")):
             if path.stem == COMMIT:
                 continue
-            # None stays held, since each takes a file descriptor and there is one for every artifact ever made. A
-            # build that takes its lock once it was tried harms nothing: what it writes into the cache has to wait for
-            # the commit lock, which is held here, and an input that vanishes under it is made again.
-            with tried(database.locks_folder, path.stem) as free:
+            # Locks are released at once: each takes a file descriptor, and there is one per artifact ever built. A
+            # build that starts afterwards is safe: its commit waits for the lock held here, and missing inputs are
+            # rebuilt.
+            with try_lock(database.locks_folder, path.stem) as free:
                 if not free:
-                    hint = "repair when no build runs"
-                    raise ArtifactError(f"{path.stem[:12]} is being made in the store", hint=hint)
+                    hint = "repair while no build is running"
+                    raise ArtifactError(f"{path.stem[:12]} is being built by another process", hint=hint)
         report = check(cache)
         for damage in report.damage:
             if damage.kind == "row":
@@ -90,21 +90,21 @@ def repair_database(database: Database) -> VerifyReport:
             else:
                 cache.delete(damage.name)
         cache.sweep()
-        if strangers := cache.strangers():
-            # diskcache's mending of its counts would delete them.
-            more = f" and {len(strangers) - 1} more" if strangers[1:] else ""
-            log.warning("left alone what is not the store's: `%s`%s", strangers[0], more)
+        if foreign := cache.foreign_files():
+            # diskcache's check would delete them.
+            more = f" and {len(foreign) - 1} more" if foreign[1:] else ""
+            log.warning("skipped foreign files in the store: `%s`%s", foreign[0], more)
             return report
         with warnings.catch_warnings():
-            # diskcache tells what it mends by warnings; the report has said it already.
+            # diskcache reports its fixes by warnings, which the report contains already.
             warnings.simplefilter("always")
             for found in cache.check(fix=True):
-                log.debug("mended: %s", found.message)
+                log.debug("fixed: %s", found.message)
         return report
 
 
 def check(cache: ByteCache) -> VerifyReport:
-    """Compare everything in a cache with its digests."""
+    """Compare all entries of a cache with their digests."""
     damage = [Damage("database", "cache.db", text) for text in cache.integrity_problems()]
     bad_rows = cache.bad_rows((ACTION, BLOB, REF, SIDE))
     damage += [Damage("row", str(row.rowid), f"{row.problem} (key {row.key[:40]!r})") for row in bad_rows]
@@ -124,9 +124,9 @@ def check(cache: ByteCache) -> VerifyReport:
     good = {name.removeprefix(BLOB) for name in names} - {name.removeprefix(BLOB) for name in bad_blobs}
     for record in records:
         lost = [name for name, blob in record.outputs.items() if blob.sha256 not in good]
-        # A record that a collection or a new build has taken away meanwhile is none to complain of.
+        # The record may have been deleted or replaced by gc or a build in the meantime.
         if lost and cache.get(ACTION + record.key) == record_bytes(record):
-            damage.append(Damage("record", ACTION + record.key, f"its output `{lost[0]}` is missing or damaged"))
+            damage.append(Damage("record", ACTION + record.key, f"its output `{lost[0]}` is missing or corrupted"))
     damage += _check_small(cache, skipped)
     return VerifyReport(len(records), len(names), size, len(cache.orphans()), tuple(damage))
 
@@ -146,7 +146,7 @@ def _read_records(cache: ByteCache, skipped: set[str]) -> tuple[list[Record], li
 
 
 def _check_blob(cache: ByteCache, name: str, done: int, bar: Bar) -> tuple[int, str]:
-    """Return how many bytes a file has, and what is wrong with it or an empty text."""
+    """Return the size of a file, and its problem or an empty string."""
     digest = hashlib.sha256()
     size = 0
     try:
@@ -156,19 +156,19 @@ def _check_blob(cache: ByteCache, name: str, done: int, bar: Bar) -> tuple[int, 
                 size += len(chunk)
                 bar.update(completed=done + size)
     except KeyError:
-        # A collection may delete files meanwhile; then its row is gone as well.
-        return 0, "its file has vanished" if name in cache else ""
+        # gc may have deleted the file in the meantime, and then its row, too.
+        return 0, "its file is missing" if name in cache else ""
     except (OSError, RefusedRowError) as err:
-        return size, f"it cannot be read: {err}"
-    return size, "" if digest.hexdigest() == name.removeprefix(BLOB) else "its bytes have changed"
+        return size, f"cannot be read: {err}"
+    return size, "" if digest.hexdigest() == name.removeprefix(BLOB) else "its digest does not match"
 
 
 def _check_small(cache: ByteCache, skipped: set[str]) -> list[Damage]:
     damage = []
     for name in cache.keys(REF):
         if name not in skipped and not is_sha256((cache.get(name) or b"").decode("ascii", "replace")):
-            damage.append(Damage("ref", name, "it names no key"))
+            damage.append(Damage("ref", name, "it is not a key"))
     for name in cache.keys(SIDE):
         if name not in skipped and not is_side_intact(cache.get(name) or b""):
-            damage.append(Damage("side", name, "its bytes have changed"))
+            damage.append(Damage("side", name, "its digest does not match"))
     return damage

@@ -1,4 +1,4 @@
-"""The folder in which one artifact is built: who builds in it, and what stays after a failure."""
+"""Work folder of a build: its owner file, and cleaning up after a failure."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 def write_owner(work: Path, action: Action) -> None:
-    """Record in the work folder which process builds and which inputs gc must keep for it."""
+    """Record the building process and the inputs that gc must keep for it."""
     owner = {
         "pid": os.getpid(),
         "host": platform.node(),
@@ -28,8 +28,8 @@ def write_owner(work: Path, action: Action) -> None:
     (work / OWNER).write_text(json.dumps(owner), encoding="utf-8")
 
 
-def owner_of(work: Path) -> dict[str, Any]:
-    """Return the process that builds in a work folder, as `write_owner` recorded it; empty if unknown."""
+def read_owner(work: Path) -> dict[str, Any]:
+    """Read what `write_owner` recorded; empty if unknown."""
     try:
         owner = json.loads((work / OWNER).read_text("utf-8"))
     except (OSError, ValueError):
@@ -38,13 +38,13 @@ def owner_of(work: Path) -> dict[str, Any]:
 
 
 def clear(work: Path) -> None:
-    """Delete a work folder, or whatever is in its place."""
+    """Delete a work folder, or a file or link in its place."""
     if work.exists() or work.is_symlink():
         shutil.rmtree(work)
 
 
 def clean_after_failure(work: Path, *, keep_log: bool) -> Path | None:
-    """Delete a failed build's folder but for a log that says something; return the log's path."""
+    """Delete a failed build's folder except a non-empty log; return the log's path."""
     kept = work / STAGE_LOG
     try:
         if not (keep_log and kept.is_file() and kept.stat().st_size):
@@ -56,6 +56,6 @@ def clean_after_failure(work: Path, *, keep_log: bool) -> Path | None:
             elif entry != kept:
                 entry.unlink(missing_ok=True)
     except OSError as err:
-        # The error that ended the build is the one to show.
+        # The build's own error is the one to report.
         log.debug("cannot clean `%s`: %s", work, err)
     return kept

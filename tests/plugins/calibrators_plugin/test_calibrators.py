@@ -194,9 +194,9 @@ def test_import_of_a_cache_that_misses_a_tensor(toy_model: Write, tmp_path: Path
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "is no ranges file"),
+        (b"", "is not a ranges file"),
         (b"\xff\xfe\x00", "neither a ranges file nor"),
-        (b'{"schema": 1}', "has no table `tensors`"),
+        (b'{"schema": 1}', "`tensors` is missing"),
         (json.dumps({"schema": 9, "tensors": {}}).encode(), "has schema 9"),
         (
             json.dumps({"schema": 1, "onnx_sha256": "0" * 64, "method": "x", "tensors": {"a": -1}}).encode(),

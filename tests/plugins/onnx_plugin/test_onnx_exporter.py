@@ -255,7 +255,7 @@ def test_what_is_no_image_in_or_no_boxes_out(toy_yolo: Make, tmp_path: Path) -> 
     raw = toy_yolo()
     raw.graph.node.append(helper.make_node("Exp", ["output0"], ["undecoded"]))
     raw.graph.output[0].CopyFrom(_value("undecoded", [1, ROWS, WIDTH]))
-    assert "not YOLOv5's boxes" in refused(raw, tmp_path).message
+    assert "do not match YOLOv5 boxes" in refused(raw, tmp_path).message
 
 
 def _columns(toy: Any) -> Any:

@@ -190,7 +190,7 @@ def test_names(models: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -
     text.write_text("crack\n")
     with pytest.raises(UsageError, match=r"3 classes, .* names 1"):
         export(models / "toy.pb", tmp_path, names=text)
-    for content, words in (("nc: 3\n", "no class names"), ("a: [\n", "not YAML")):
+    for content, words in (("nc: 3\n", "no class names"), ("a: [\n", "invalid YAML")):
         listed.write_text(content)
         with pytest.raises(UsageError, match=words):
             export(models / "toy.pb", tmp_path, names=listed)
@@ -276,7 +276,7 @@ def test_models_of_another_kind(tmp_path: Path) -> None:
     )
     boxes = keras.layers.Reshape((64, 192))(images)
     keras.Model(images, boxes).save(tmp_path / "other.keras")
-    assert "not YOLOv5's boxes" in _refused(tmp_path / "other.keras", tmp_path).message
+    assert "do not match YOLOv5 boxes" in _refused(tmp_path / "other.keras", tmp_path).message
     keras.Model(images, [boxes, keras.layers.Identity()(boxes)]).save(tmp_path / "two.keras")
     err = _refused(tmp_path / "two.keras", tmp_path)
     assert err.hint == "choose one with `--tf-output NAME`"

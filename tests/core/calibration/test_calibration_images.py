@@ -85,13 +85,13 @@ def test_over_a_tenth_unreadable_is_an_error(folder: Path) -> None:
 def test_too_few_images_warn_with_the_number_that_is_enough(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         choose(CalibrationData(folder))
-    assert "only 20 calibration images: 64 are known to be enough" in caplog.text
+    assert "only 20 calibration images: at least 64 are recommended" in caplog.text
 
 
 def test_a_image_that_changes_in_between(folder: Path) -> None:
     chosen = choose(CalibrationData(folder))
     assert cv2.imwrite(str(chosen.files[2]), np.zeros((8, 8, 3), np.uint8))
-    with pytest.raises(UsageError, match="changed while it was used"):
+    with pytest.raises(UsageError, match="changed during calibration"):
         list(Batches(chosen, (32, 32)))
 
 
@@ -100,5 +100,5 @@ def test_no_images(tmp_path: Path, make: bool) -> None:
     place = tmp_path / "empty"
     if make:
         place.mkdir()
-    with pytest.raises(UsageError, match="no image in" if make else "there is no data set"):
+    with pytest.raises(UsageError, match="no image in" if make else "does not exist"):
         choose(CalibrationData(place))

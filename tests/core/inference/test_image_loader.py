@@ -114,9 +114,9 @@ def test_big_images_are_not_read_far_ahead(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(image_loader, "processors", lambda: 3)
     for decodes in (False, True):
         ahead = image_loader.decode_ahead if decodes else image_loader.read_ahead
-        monkeypatch.setattr(image_loader, "_MOST_BYTES", 1 << 30)
+        monkeypatch.setattr(image_loader, "_MAX_BYTES", 1 << 30)
         assert _most_alive(ahead, paths, decodes) > 60, "small ones are"
-        monkeypatch.setattr(image_loader, "_MOST_BYTES", 20 * 60 * 80 * 3)
+        monkeypatch.setattr(image_loader, "_MAX_BYTES", 20 * 60 * 80 * 3)
         assert _most_alive(ahead, paths, decodes) <= 20 + 2
 
 

@@ -143,7 +143,7 @@ def test_a_session_that_detects_is_left_to_it() -> None:
     assert detector.pinned_frames(1, (2, 2, 3))[0].max() == 7
     with pytest.raises(UsageError, match=r"frame 1: expected .* found NoneType"):
         detector.detect([*_frames(1), None])  # type: ignore[list-item]
-    with pytest.raises(UsageError, match="`conf` is a number from 0 to 1"):
+    with pytest.raises(UsageError, match="`conf`: expected a number from 0 to 1"):
         detector.detect(_frames(1), Selection(conf=2))
     assert _detector(_Counting(_spec())).pinned_frames(2, (4, 4, 3))[1].shape == (4, 4, 3)
 
@@ -175,7 +175,7 @@ def test_what_cannot_be_nv12(planes: Any) -> None:
         ("a.jpg", "str", None),
         (np.zeros((32, 64, 3), np.float32), r"float32 \(32, 64, 3\)", None),
         (np.zeros((32, 64, 4), np.uint8), r"uint8 \(32, 64, 4\)", None),
-        (np.zeros((32, 64), np.uint8), r"uint8 \(32, 64\)", "one image goes into a list"),
+        (np.zeros((32, 64), np.uint8), r"uint8 \(32, 64\)", "pass a single image as a list"),
         (np.zeros((0, 64, 3), np.uint8), r"uint8 \(0, 64, 3\)", None),
     ],
 )
@@ -198,21 +198,21 @@ def test_what_is_no_frame_is_named(frame: Any, found: str, hint: str | None) -> 
 def test_one_image_that_is_not_in_a_list() -> None:
     with pytest.raises(UsageError, match=r"^frame 0: .* found uint8 \(64, 3\)") as caught:
         _detector(_Counting(_spec())).detect(_frames(1)[0])  # type: ignore[arg-type]
-    assert "goes into a list" in str(caught.value.hint)
+    assert "as a list" in str(caught.value.hint)
 
 
 @pytest.mark.parametrize(
     ("selection", "words"),
     [
-        (Selection(conf=2), "`conf` is a number from 0 to 1, found 2"),
-        (Selection(conf=float("nan")), "`conf` .* found nan"),
-        (Selection(conf="high"), "`conf` .* found 'high'"),  # type: ignore[arg-type]
-        (Selection(iou=-1), "`iou` is a number from 0 to 1, found -1"),
-        (Selection(max_det=-1), "`max_det` is a whole number from 0 on, found -1"),
-        (Selection(max_det=2.5), "`max_det` is a whole number from 0 on, found 2.5"),  # type: ignore[arg-type]
-        (Selection(classes="a"), "`classes` is a tuple of class ids, found 'a'"),  # type: ignore[arg-type]
-        (Selection(classes=("a",)), r"`classes` is a tuple of class ids, found \('a',\)"),  # type: ignore[arg-type]
-        (Selection(classes=0), "`classes` is a tuple of class ids, found 0"),  # type: ignore[arg-type]
+        (Selection(conf=2), "`conf`: expected a number from 0 to 1, found 2"),
+        (Selection(conf=float("nan")), "`conf`: .* found nan"),
+        (Selection(conf="high"), "`conf`: .* found 'high'"),  # type: ignore[arg-type]
+        (Selection(iou=-1), "`iou`: expected a number from 0 to 1, found -1"),
+        (Selection(max_det=-1), "`max_det`: expected an integer of at least 0, found -1"),
+        (Selection(max_det=2.5), "`max_det`: expected an integer of at least 0, found 2.5"),  # type: ignore[arg-type]
+        (Selection(classes="a"), "`classes`: expected a tuple of class ids, found 'a'"),  # type: ignore[arg-type]
+        (Selection(classes=("a",)), r"`classes`: expected a tuple of class ids, found \('a',\)"),  # type: ignore[arg-type]
+        (Selection(classes=0), "`classes`: expected a tuple of class ids, found 0"),  # type: ignore[arg-type]
     ],
 )
 def test_a_wrong_selection(selection: Selection, words: str) -> None:
@@ -236,5 +236,5 @@ def test_numbers_of_numpy_are_numbers() -> None:
 
 @pytest.mark.parametrize("paths", ["in", b"in", Path("in")])
 def test_one_path_is_no_list_of_files(paths: Any) -> None:
-    with pytest.raises(UsageError, match=r"`paths` is a list of image files, found .*in'"):
+    with pytest.raises(UsageError, match=r"expected a list of image files as `paths`, found .*in'"):
         next(_detector(_Counting(_spec())).detect_files(paths))

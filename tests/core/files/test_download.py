@@ -69,7 +69,7 @@ def test_busy_server_is_asked_again(serve: Callable[..., Server], tmp_path: Path
 
 def test_connection_that_always_breaks_ends_with_what_to_do(serve: Callable[..., Server], tmp_path: Path) -> None:
     server = serve(broken_after(10_000))
-    with pytest.raises(UsageError, match=r"ended after 40000 of 700000 bytes, in 4 attempts") as caught:
+    with pytest.raises(UsageError, match=r"closed after 40000 of 700000 bytes, in 4 attempts") as caught:
         fetch(remote(server), tmp_path / "tiny.pt", QUICK)
     assert len(server.requests) == 4
     assert caught.value.hint and SHA256 in caught.value.hint and str(tmp_path / "tiny.pt") in caught.value.hint
@@ -107,7 +107,7 @@ def test_endless_content_without_a_length_is_cut(serve: Callable[..., Server], t
             return  # the client hung up, as it should
 
     server = serve(endless)
-    with pytest.raises(UsageError, match="longer than the 700000 bytes expected"):
+    with pytest.raises(UsageError, match="longer than the expected 700000 bytes"):
         fetch(remote(server), tmp_path / "tiny.pt", QUICK)
     assert left_in(tmp_path) == []
 
@@ -122,7 +122,7 @@ def test_missing_file_on_the_server_is_not_asked_for_again(serve: Callable[..., 
 
 def test_silent_server_times_out(serve: Callable[..., Server], tmp_path: Path) -> None:
     server = serve(lambda handler: server.release.wait(5) and None)
-    with pytest.raises(UsageError, match="the server fell silent, in 2 attempts"):
+    with pytest.raises(UsageError, match="connection timed out, in 2 attempts"):
         fetch(remote(server), tmp_path / "tiny.pt", Patience(2, 0.01, 0.1))
     assert left_in(tmp_path) == []
 
@@ -135,14 +135,14 @@ def test_refused_connection_and_unknown_host(tmp_path: Path, monkeypatch: pytest
         with pytest.raises(UsageError, match="connection refused, in 4 attempts"):
             fetch(RemoteFile(url, SHA256, 1), tmp_path / "tiny.pt", QUICK)
     # The name space `.invalid` never resolves (RFC 2606).
-    with pytest.raises(UsageError, match="its host is not found"):
+    with pytest.raises(UsageError, match="host not found"):
         fetch(RemoteFile("http://mirror.invalid/tiny.pt", SHA256, 1), tmp_path / "tiny.pt", QUICK)
 
 
 def test_only_web_addresses_are_fetched(tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_bytes(CONTENT)
-    with pytest.raises(UsageError, match="expected an address of http or https"):
+    with pytest.raises(UsageError, match="expected an http or https URL"):
         fetch(RemoteFile(secret.as_uri(), SHA256, len(CONTENT)), tmp_path / "tiny.pt", QUICK)
 
 

@@ -116,7 +116,7 @@ def test_an_engine_is_shown_in_a_line(weights: Path, store: Store, registry: Reg
 
 
 def test_a_wrong_export_stops_at_parity(weights: Path, store: Store, registry: Registry, tmp_path: Path) -> None:
-    with pytest.raises(StageError, match="output `output0` is off by relative L2") as caught:
+    with pytest.raises(StageError, match="the relative L2 error of output `output0`") as caught:
         _build(weights, store, registry, tmp_path, flags={"text": {"offset": "0.5"}})
     assert caught.value.stage == "parity"
     assert RUNS["build"] == 0
@@ -183,7 +183,7 @@ def test_walk_says_what_would_run(weights: Path, store: Store, registry: Registr
     ]
 
 
-def test_a_damaged_intermediate_is_made_again(
+def test_a_corrupted_intermediate_is_rebuilt(
     weights: Path, store: Store, registry: Registry, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     first = _build(weights, store, registry, tmp_path, precision="fp32")
@@ -196,7 +196,7 @@ def test_a_damaged_intermediate_is_made_again(
         second = _build(weights, store, registry, tmp_path, precision="fp16")
     assert json.loads(second.path.read_text()) == 6.0
     assert second.steps[0].record.outputs["model.onnx"].sha256 == onnx
-    assert "damaged" in caplog.text or "rebuilding it" in caplog.text
+    assert "corrupted" in caplog.text or "rebuilding it" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -285,7 +285,7 @@ def test_an_engine_is_only_read_with_its_own_spec(
     sidecar = built.path.with_name(built.path.name + ".json")
     text = sidecar.read_text()
     built.path.write_text("7.0")
-    with pytest.raises(UsageError, match="is not the engine that"):
+    with pytest.raises(UsageError, match="does not match its sidecar"):
         read_engine_spec(built.path)
     for bad in ("{", "[]", "{}", text.replace('"fp16"', '"fp99"')):
         sidecar.write_text(bad)
@@ -297,7 +297,7 @@ def test_an_engine_is_only_read_with_its_own_spec(
         (lambda spec: spec["model"]["inputs"][0].update(kind=1), "field `model.inputs[0].kind` is unknown"),
         (lambda spec: spec["model"].update(strides=8), "field `model.strides` cannot be 8"),
         (lambda spec: spec.update(precision="fp99"), "field `precision`: expected one of"),
-        (lambda spec: spec.update(model=[]), "field `model` is no JSON object"),
+        (lambda spec: spec.update(model=[]), "field `model` is not a JSON object"),
     ):
         spec = json.loads(text)
         change(spec)
@@ -305,14 +305,14 @@ def test_an_engine_is_only_read_with_its_own_spec(
         with pytest.raises(UsageError) as raised:
             read_engine_spec(built.path)
         assert raised.value.message.startswith(f"`{sidecar}` is not an engine spec: {words}")
-        assert "build the engine again" in str(raised.value.hint)
+        assert "rebuild the engine" in str(raised.value.hint)
     sidecar.write_text("[" * 100_000)
     with pytest.raises(UsageError, match="nested too deeply"):
         read_engine_spec(built.path)
     sidecar.unlink()
     with pytest.raises(UsageError, match="no spec"):
         read_engine_spec(built.path)
-    with pytest.raises(UsageError, match="no engine file"):
+    with pytest.raises(UsageError, match="no such engine file"):
         read_engine_spec(tmp_path / "none")
 
 

@@ -42,7 +42,7 @@ def test_damaged_cache_is_fetched_again(
     server = serve(whole)
     monkeypatch.setattr(model_source, "RELEASES", {"tiny": Release(SHA256, len(CONTENT), (640, 640))})
     (tmp_path / "tiny.pt").write_bytes(CONTENT[:-1] + b"?")
-    with pytest.raises(UsageError, match="is not the official file, and `--offline` forbids"):
+    with pytest.raises(UsageError, match="is not the official file, and `--offline` disables"):
         resolve_source("tiny", cache_dir=tmp_path, offline=True)
     found = resolve_source("tiny", cache_dir=tmp_path, release_url=server.base)
     assert found.path.read_bytes() == CONTENT
@@ -55,7 +55,7 @@ def test_offline_says_what_to_put_where(tmp_path: Path, monkeypatch: pytest.Monk
         raise AssertionError("the network was used")
 
     monkeypatch.setattr(download, "fetch", no_network)
-    with pytest.raises(UsageError, match=r"`yolov5n` is not in .* and `--offline` forbids") as caught:
+    with pytest.raises(UsageError, match=r"`yolov5n` is not in .* and `--offline` disables") as caught:
         resolve_source("yolov5n", cache_dir=tmp_path / "cache", offline=True)
     hint = caught.value.hint or ""
     assert RELEASES["yolov5n"].sha256 in hint and "releases/download/v7.0/yolov5n.pt" in hint
@@ -107,7 +107,7 @@ def test_folder_digest_follows_names_and_contents_only(tmp_path: Path) -> None:
 def test_folders_that_are_no_model_are_refused(tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
-    with pytest.raises(UsageError, match="holds no file"):
+    with pytest.raises(UsageError, match="is empty"):
         resolve_source(empty, cache_dir=tmp_path)
     linked = tmp_path / "linked"
     linked.mkdir()
@@ -117,26 +117,26 @@ def test_folders_that_are_no_model_are_refused(tmp_path: Path) -> None:
     piped = tmp_path / "piped"
     piped.mkdir()
     os.mkfifo(piped / "saved_model.pb")
-    with pytest.raises(UsageError, match="neither a file nor a folder"):
+    with pytest.raises(UsageError, match="neither a file nor a model folder"):
         resolve_source(piped, cache_dir=tmp_path)
 
 
 def test_device_is_refused_not_read_forever(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="neither a file nor a folder"):
+    with pytest.raises(UsageError, match="neither a file nor a model folder"):
         resolve_source("/dev/zero", cache_dir=tmp_path)
 
 
 @pytest.mark.parametrize(
     ("weights", "hint"),
     [
-        ("yolov5q", "one of the names `parts`, `yolov5n`, `yolov5s`, `yolov5m`"),
-        ("runs/best.pt", "pass a file that exists"),
-        ("yolov5n.pt", "pass `yolov5n` to fetch the official file"),
-        ("", "pass a file that exists"),
+        ("yolov5q", "one of `parts`, `yolov5n`, `yolov5s`, `yolov5m`"),
+        ("runs/best.pt", "pass an existing file"),
+        ("yolov5n.pt", "pass `yolov5n` to download the official checkpoint"),
+        ("", "pass an existing file"),
     ],
 )
 def test_neither_file_nor_name(weights: str, hint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UsageError, match="no file") as caught:
+    with pytest.raises(UsageError, match="unknown model") as caught:
         resolve_source(weights, cache_dir=tmp_path)
     assert hint in (caught.value.hint or "")

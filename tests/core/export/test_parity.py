@@ -52,5 +52,5 @@ def test_check_runs_the_reference_input(tmp_path: Path, add: float, passes: bool
         facts = check(session, tmp_path / "reference.npz", ParityOptions())
         assert facts["input_shape"] == [1, 3, 4, 4]
     else:
-        with pytest.raises(StageError, match="output `output0` is off"):
+        with pytest.raises(StageError, match="error of output `output0`"):
             check(session, tmp_path / "reference.npz", ParityOptions())

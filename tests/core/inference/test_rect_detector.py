@@ -77,5 +77,5 @@ def test_one_shape_is_refused(profiles: tuple[ShapeRange, ...]) -> None:
         model = ModelSpec((TensorSpec("images", "float32", (1, 3, 64, 64)),), (), ("thing",), (32,), "fake")
         spec = EngineSpec(model, "fp32", "fake", {})
     detector = Detector(_Session(spec), _Head(), None)  # type: ignore[arg-type]
-    with pytest.raises(UsageError, match="this one has one shape"):
+    with pytest.raises(UsageError, match="needs a dynamic-shape engine"):
         RectDetector(detector)

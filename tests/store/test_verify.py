@@ -1,4 +1,4 @@
-"""Files that are damaged or gone: never handed out, found, and made again."""
+"""Files that are corrupted or missing: never returned, detected, and rebuilt."""
 
 from __future__ import annotations
 
@@ -11,43 +11,43 @@ import pytest
 from store_files import blob_file, flip_byte, left_in
 from store_worker import action, content, maker
 
-from yolotrt_core.store.errors import DamagedArtifactError, MissingArtifactError
+from yolotrt_core.store.errors import CorruptedArtifactError, MissingArtifactError
 from yolotrt_core.store.store import Store
 
 
-def test_flipped_byte_is_found_and_mended(store: Store, caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+def test_flipped_byte_is_found_and_rebuilt(store: Store, caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
     record, _ = store.obtain(action(1), maker(1))
     sha256 = record.outputs["model.onnx"].sha256
     flip_byte(blob_file(store, sha256))
 
     assert store.obtain(action(1), maker(1))[1] is True  # bytes are not read without `verify`
-    with pytest.raises(DamagedArtifactError, match=sha256[:12]):
+    with pytest.raises(CorruptedArtifactError, match=sha256[:12]):
         store.copy_out(sha256, tmp_path / "copy")
     assert left_in(tmp_path / "store" / "work") == []
     assert [path.name for path in tmp_path.iterdir()] == ["store"]
-    with pytest.raises(DamagedArtifactError):
+    with pytest.raises(CorruptedArtifactError):
         store.read(sha256)
     damage = store.verify().damage
     assert {(d.kind, d.name) for d in damage} == {("blob", f"blob/{sha256}"), ("record", f"action/{record.key}")}
 
     with caplog.at_level(logging.WARNING):
-        mended, from_cache = store.obtain(action(1), maker(1), verify=True)
+        rebuilt, from_cache = store.obtain(action(1), maker(1), verify=True)
     assert not from_cache
-    assert "exporter `torch` is damaged in the store (model.onnx)" in caplog.text
-    assert mended.outputs == record.outputs
+    assert "rebuilding exporter `torch`: corrupted in the store (model.onnx)" in caplog.text
+    assert rebuilt.outputs == record.outputs
     assert store.read(sha256) == content(1, "model")
     assert store.verify().ok
     assert store.obtain(action(1), maker(1), verify=True)[1] is True
 
 
-def test_build_does_not_rely_on_a_damaged_file_of_another_artifact(store: Store) -> None:
+def test_build_does_not_rely_on_a_corrupted_file_of_another_artifact(store: Store) -> None:
     record, _ = store.obtain(action(1), maker(1))
     flip_byte(blob_file(store, record.outputs["labels.txt"].sha256))
     store.obtain(action(2), maker(2))
     assert store.verify().ok
 
 
-def test_vanished_file_is_no_hit(store: Store, tmp_path: Path) -> None:
+def test_missing_file_is_a_cache_miss(store: Store, tmp_path: Path) -> None:
     record, _ = store.obtain(action(1), maker(1))
     sha256 = record.outputs["model.onnx"].sha256
     blob_file(store, sha256).unlink()
@@ -79,12 +79,12 @@ def test_store_deleted_and_made_anew_under_an_open_one(store: Store) -> None:
     assert store.verify().ok
 
 
-def test_damaged_side_file_is_not_used(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+def test_corrupted_side_file_is_not_used(store: Store, caplog: pytest.LogCaptureFixture) -> None:
     side = store.side_cache()
     side.save("timing", {"v": "1"}, b"x" * 100_000)
     flip_byte(next(store.cache_folder.rglob("*.val")))
     assert side.load("timing", {"v": "1"}) is None
-    assert "damaged" in caplog.text
+    assert "corrupted" in caplog.text
     assert [d.kind for d in store.verify().damage] == ["side"]
     store.repair()
     assert store.verify().ok
@@ -113,7 +113,7 @@ def test_repair_leaves_files_of_others_alone(store: Store, caplog: pytest.LogCap
     assert {d.kind for d in store.repair().damage} == {"blob", "record"}
     assert all(path.read_text() == "mine" for path in strange)
     assert (store.cache_folder / "empty").is_dir()
-    assert "left alone what is not the store's" in caplog.text
+    assert "skipped foreign files in the store" in caplog.text
     assert store.verify().ok
 
 

@@ -19,7 +19,7 @@ from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.store import location
 from yolotrt_core.store.store import Store
 
-PACKAGES = [Path(__file__).resolve().parents[2] / name for name in ("yolotrt_core", "plugins")]
+PACKAGES = [Path(__file__).resolve().parents[3] / name for name in ("yolotrt_core", "plugins")]
 NOBODYS = "~nobody-has-this-name/x"
 TOO_LONG = "x" * 300
 
@@ -33,7 +33,7 @@ def test_a_home_folder_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [(NOBODYS, "starts with a home folder that does not exist"), ("a\0b", r"'a\\x00b' is no path: it has a NUL")],
+    [(NOBODYS, "starts with a home folder that does not exist"), ("a\0b", r"invalid path 'a\\x00b': it has a NUL")],
 )
 def test_a_text_that_means_no_path(text: str, words: str) -> None:
     with pytest.raises(UsageError, match=words):

@@ -82,7 +82,7 @@ def test_killed_processes_lose_no_image(files: list[Path], caplog: pytest.LogCap
             if index in (100, 400, 700):
                 os.kill(children(root)[0], signal.SIGKILL)
     assert_as_read_here(found, many)
-    assert [r.levelno for r in caplog.records if "ended early" in r.message] == [logging.WARNING]
+    assert [r.levelno for r in caplog.records if "decoding process died" in r.message] == [logging.WARNING]
 
 
 def test_processes_that_never_start_lose_no_image(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:

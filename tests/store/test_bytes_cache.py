@@ -185,7 +185,7 @@ def test_only_bytes_are_a_value(tmp_path: Path, value: object) -> None:
     with ByteCache(tmp_path / "cache") as cache:
         with pytest.raises(TypeError, match="values are bytes"):
             cache.set("key", value)
-        with pytest.raises(TypeError, match="streams give bytes"):
+        with pytest.raises(TypeError, match="streams yield bytes"):
             cache.set("key", io.StringIO("text"), read=True)
         assert not list(Path(cache.directory).rglob("*.val"))
 

@@ -28,7 +28,7 @@ def test_versions(version: str, number: int) -> None:
 
 @pytest.mark.parametrize("text", ["ten", "10", "9" * 5000 + ".0"])
 def test_what_is_no_release(text: str) -> None:
-    with pytest.raises(UsageError, match=rf"expected a TensorRT release as 10\.3\.0, found `{text}`"):
+    with pytest.raises(UsageError, match=rf"expected a TensorRT version such as 10\.3\.0, found `{text}`"):
         version_number(text)
 
 
@@ -57,8 +57,8 @@ def test_a_tiny_range_still_has_a_scale() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "begins ``"),
-        ("nonsense\n", "begins `nonsense`"),
+        ("", "found ``"),
+        ("nonsense\n", "found `nonsense`"),
         ("TRT-8601-EntropyCalibration2\nimages 3c010a14", "line 2: expected"),
         ("TRT-8601-EntropyCalibration2\nimages: 3c01", "line 2: expected"),
         ("TRT-8601-EntropyCalibration2\nimages: bc010a14", "scale of `images` is -0.0"),

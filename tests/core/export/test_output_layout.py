@@ -84,9 +84,9 @@ def test_what_is_no_yolov5_output_is_refused() -> None:
     corners[..., :2] -= corners[..., 2:4] / 2  # x1 y1 instead of the centre
     raw = np.random.default_rng(0).normal(0, 3, answer.shape).astype(np.float32)  # before the decoding
     for wrong in (shuffled, corners, raw, answer[:, :-1]):
-        with pytest.raises(UsageError, match="not YOLOv5's boxes"):
+        with pytest.raises(UsageError, match="do not match YOLOv5 boxes"):
             find_rows(wrong, SIZE)
-    with pytest.raises(UsageError, match="expected YOLOv5's output"):
+    with pytest.raises(UsageError, match="expected a YOLOv5 output"):
         find_rows(answer.transpose(0, 2, 1)[..., :5], SIZE)
     answer[0, 3, 1] = np.nan
     with pytest.raises(UsageError, match="not finite"):

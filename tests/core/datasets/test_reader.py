@@ -160,9 +160,9 @@ def test_where_coco_images_were_looked_for_is_told_once(tmp_path: Path) -> None:
     folder = tmp_path / "images"  # `images` beside the JSON's folder is the folder itself
     folder.mkdir()
     path = _coco(folder, [{"id": 17, "name": "cat"}, {"id": 18, "name": "dog"}])
-    with pytest.raises(UsageError, match="are not where it says") as told:
+    with pytest.raises(UsageError, match="cannot find the images") as told:
         reader.read(path, LABELS)
-    places = str(told.value.hint).removeprefix("looked in ").split(", ")
+    places = str(told.value.hint).removeprefix("searched in ").split(", ")
     assert f"`{folder}`" in places
     assert len(places) == len(set(places))
 
@@ -171,12 +171,12 @@ def test_coco_categories_of_other_names_go_in_order(yolo: Path, caplog: pytest.L
     place = yolo / "images" / "val"
     data = reader.read(_coco(place, [{"id": 18, "name": "B"}, {"id": 17, "name": "A"}]), LABELS)
     assert data.images[0].class_ids.tolist() == [1, 0]
-    assert "taken in order" in caplog.text
+    assert "matched by order" in caplog.text
 
 
 def test_coco_categories_the_model_lacks(yolo: Path) -> None:
     categories = [{"id": 17, "name": "cat"}, {"id": 18, "name": "dog"}, {"id": 19, "name": "cow"}]
-    with pytest.raises(UsageError, match="has 3 categories, the model 2 classes, and none is called `cow`"):
+    with pytest.raises(UsageError, match="has 3 categories, the model has 2 classes without `cow`"):
         reader.read(_coco(yolo, categories), LABELS)
 
 
@@ -194,7 +194,7 @@ def test_coco_categories_the_model_lacks(yolo: Path) -> None:
         ({"category_id": None}, "`categories` has no `None`"),
         ({"category_id": []}, "`categories` has no"),
         ({"category_id": float("inf")}, "`categories` has no"),
-        ({"image_id": 8}, "is no COCO annotation file: its entries are not as COCO's are"),
+        ({"image_id": 8}, "is not a COCO annotation file: invalid or missing fields"),
     ],
 )
 def test_a_coco_annotation_that_is_none(yolo: Path, change: dict[str, object], words: str) -> None:
@@ -234,20 +234,20 @@ def test_a_line_that_is_no_label(yolo: Path, line: str) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("just words", "is no data set description"),
-        ("a: [", "is not YAML"),
-        ("names: [cat, dog]", "names no images for `val`"),
+        ("just words", "is not a data set description"),
+        ("a: [", "invalid YAML"),
+        ("names: [cat, dog]", "has no images for `val`"),
         ("val: nowhere\nnames: [cat, dog]", "which does not exist"),
         ("val: 3\nnames: [cat, dog]", "which does not exist"),
         (f"val: {'x' * 300}", "file name too long"),
-        ("val: images/val\nnames: 3", "`names` of `.*` are no class names: found `3`"),
-        ("val: images/val\nnames: cat", "are no class names: found `cat`"),
-        ("val: images/val\nnc: many", "`nc` of `.*` is no number of classes: found `many`"),
-        ("val: images/val\nnames: {0: cat, dog: 1}", "are no class names"),
-        ("val: images/val\nnames: {1: cat, 2: dog}", "are no class names"),
-        ("val: 2020-13-45", "is not YAML"),
-        ("val: " + "[" * 5000, "is not YAML"),
-        (f"val: {'9' * 5000}", "is not YAML"),
+        ("val: images/val\nnames: 3", "invalid `names` in `.*`: found `3`"),
+        ("val: images/val\nnames: cat", "invalid `names` in `.*`: found `cat`"),
+        ("val: images/val\nnc: many", "invalid `nc` in `.*`: expected a number of classes, found `many`"),
+        ("val: images/val\nnames: {0: cat, dog: 1}", "invalid `names`"),
+        ("val: images/val\nnames: {1: cat, 2: dog}", "invalid `names`"),
+        ("val: 2020-13-45", "invalid YAML"),
+        ("val: " + "[" * 5000, "invalid YAML"),
+        (f"val: {'9' * 5000}", "invalid YAML"),
     ],
 )
 def test_a_description_that_is_none(yolo: Path, text: str, message: str) -> None:
@@ -269,26 +269,26 @@ def test_a_description_that_is_none(yolo: Path, text: str, message: str) -> None
 def test_json_that_is_no_coco(tmp_path: Path, content: str) -> None:
     path = tmp_path / "x.json"
     path.write_text(content)
-    with pytest.raises(UsageError, match="is no COCO annotation file"):
+    with pytest.raises(UsageError, match="is not a COCO annotation file"):
         reader.read(path, LABELS)
 
 
 def test_nothing_there(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="there is no data set"):
+    with pytest.raises(UsageError, match="does not exist"):
         reader.read(tmp_path / "nowhere", LABELS)
 
 
-def test_classes_in_another_order_are_refused_and_other_names_told(
+def test_classes_in_another_order_are_refused_and_other_names_reported(
     yolo: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with pytest.raises(UsageError, match=r"class 0 is `Dog` in `.*` and `cat` in the model: the same classes in ano"):
+    with pytest.raises(UsageError, match=r"class 0 is `Dog` in `.*` and `cat` in the model: same classes in ano"):
         reader.read(_yaml(yolo, "val: images/val\nnames: [Dog, cat]\n"), LABELS)
     assert reader.read(_yaml(yolo, "val: images/val\nnames: [' CAT', dog]\n"), LABELS).boxes == 2
     assert reader.read(_yaml(yolo, "val: images/val\nnames: [x, y]\n"), ("class0", "class1")).boxes == 2
     assert not caplog.text
     assert reader.read(_yaml(yolo, "val: images/val\nnames: [cat, cow]\n"), LABELS).boxes == 2
     assert "class 1 is `cow` in `" in caplog.text
-    with pytest.raises(UsageError, match="says `nc: 3` and has 2 names"):
+    with pytest.raises(UsageError, match="has `nc: 3`, but 2 names"):
         reader.read(_yaml(yolo, "val: images/val\nnc: 3\nnames: [cat, dog]\n"), LABELS)
 
 
@@ -297,4 +297,4 @@ def test_an_object_that_is_written_twice_is_there_once(yolo: Path, caplog: pytes
         file.write("0 0.50 0.5 0.5 0.5\n0 0.5 0.5 0.5 0.4\n")
     data = reader.read(yolo, LABELS)
     assert data.images[0].boxes.tolist() == [[0.5, 0.5, 0.5, 0.5], [0.25, 0.25, 0.1, 0.2], [0.5, 0.5, 0.5, 0.4]]
-    assert "has 1 line twice" in caplog.text
+    assert "ignoring duplicate labels" in caplog.text
