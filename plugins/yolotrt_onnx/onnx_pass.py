@@ -1,4 +1,4 @@
-"""What the stages of this plugin share."""
+"""Base class of the ONNX passes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from yolotrt_core.types import BuildRequest
 
 
 class OnnxPass:
-    """A pass that needs `onnx`; as it stands, the one that sets the precision it is named after.
+    """A pass that needs `onnx`; by default it applies to the precision it is named after.
 
     Attributes:
         tools: distributions whose versions can change the output.
@@ -35,7 +35,7 @@ class OnnxPass:
 
 
 def versions(*distributions: str) -> dict[str, str]:
-    """Return the versions of those that are installed."""
+    """Return the versions of the installed distributions."""
     found = {}
     for name in distributions:
         try:
