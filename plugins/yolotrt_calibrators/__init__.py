@@ -1,4 +1,4 @@
-"""Calibrators: activation ranges, collected on images or imported."""
+"""Calibrators: activation ranges, measured on images or imported."""
 
 from __future__ import annotations
 
@@ -13,5 +13,5 @@ YOLOTRT_API = 1
 
 @hookimpl
 def yolotrt_calibrators() -> Sequence[Calibrator]:
-    """Bring `minmax`, `entropy`, `percentile`, `mse` and `import`."""
+    """Return the calibrators `minmax`, `entropy`, `percentile`, `mse` and `import`."""
     return (MinMax(), Entropy(), Percentile(), Mse(), Import())

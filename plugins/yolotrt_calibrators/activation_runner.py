@@ -1,8 +1,7 @@
-"""Runs the network in onnxruntime and shows every activation of interest to a collector.
+"""Runs the network in onnxruntime and passes the activations to collectors.
 
-The network is cut behind the last tensor of interest, so the box arithmetic is not run, and each
-image runs alone: what an image leaves behind fits the cache, and memory does not grow with the
-batch. Images run side by side, one thread each.
+The network is cut after the last requested tensor, so box decoding does not run. Each image runs alone: its
+activations fit the CPU cache, and memory does not grow with the batch. Images run in parallel, one thread each.
 """
 
 from __future__ import annotations
@@ -28,50 +27,50 @@ Collect = Callable[[str, NDArray[np.float32]], None]
 Scope = Literal["convolutions", "all"]
 WEIGHTED = frozenset({"Conv", "ConvTranspose"})
 # Each worker holds one image's activations, about 60 MB for YOLOv5n at 640x640.
-_MOST_WORKERS = 8
+_MAX_WORKERS = 8
 
 
-def targets(model: ModelProto, scope: Scope) -> list[str]:
-    """List the tensors whose range is wanted, in the graph's order.
+def find_targets(model: ModelProto, scope: Scope) -> list[str]:
+    """List the tensors that need a range, in the graph's order.
 
     Args:
-        scope: `convolutions`: what convolutions read, which is all that Q/DQ lowering asks for;
-            `all`: every float tensor up to the last convolutions' results, which TensorRT's own
-            choice of precision (10 and older) asks for. What is quantized already is left out.
+        scope: `convolutions`: inputs of convolutions, all that Q/DQ insertion needs;
+            `all`: every float tensor up to the outputs of the last convolutions, needed where TensorRT (10 and
+            older) chooses precisions. Quantized tensors are skipped.
     """
-    made_by = {name: node for node in model.graph.node for name in node.output}
+    producers = {name: node for node in model.graph.node for name in node.output}
     weights = {w.name for w in model.graph.initializer}
     read = [n.input[0] for n in model.graph.node if n.op_type in WEIGHTED]
-    read = [t for t in dict.fromkeys(read) if t not in weights and not _is_quantized(made_by.get(t))]
+    read = [t for t in dict.fromkeys(read) if t not in weights and not _is_quantized(producers.get(t))]
     if scope == "convolutions" or not read:
         return read
     heads = [n.output[0] for n in model.graph.node if n.op_type in WEIGHTED]
-    nodes = _leading_to(model, heads)
+    nodes = _find_ancestors(model, heads)
     types = _float_tensors(model)
     inputs = [v.name for v in model.graph.input if v.name not in weights]
     return [t for t in [*inputs, *(o for n in nodes for o in n.output)] if t in types]
 
 
-def run(model: ModelProto, wanted: list[str], batches: Iterator[NDArray[np.float32]], collect: Collect) -> int:
-    """Run all images; call `collect(tensor name, values)` for each wanted tensor of each.
+def run_images(model: ModelProto, tensors: list[str], batches: Iterator[NDArray[np.float32]], collect: Collect) -> int:
+    """Run all images; call `collect(tensor name, values)` for each requested tensor.
 
     Args:
-        model: float32, static or dynamic. wanted: see `targets`.
-        batches: float32, as the model takes them but for the batch. collect: is called from several threads.
+        model: float32, static or dynamic. tensors: see `find_targets`.
+        batches: float32, of any batch size. collect: called from several threads.
 
     Returns:
-        How many images were seen.
+        The number of images.
 
     Raises:
         StageError: onnxruntime cannot run the network.
     """
-    images = _one_by_one(batches)
+    images = _split_batches(batches)
     first = next(images, None)
     if first is None:
         return 0
-    network = _open(model, wanted, first)
-    _show(network, first, collect)
-    seen = 1
+    network = _load_network(model, tensors, first)
+    _collect_image(network, first, collect)
+    images_run = 1
     lock = threading.Lock()
 
     def work() -> int:
@@ -81,10 +80,10 @@ def run(model: ModelProto, wanted: list[str], batches: Iterator[NDArray[np.float
                 image = next(images, None)
             if image is None:
                 return count
-            _show(network, image, collect)
+            _collect_image(network, image, collect)
             count += 1
 
-    workers = max(1, min(_MOST_WORKERS, len(os.sched_getaffinity(0))))
+    workers = max(1, min(_MAX_WORKERS, len(os.sched_getaffinity(0))))
     with ThreadPoolExecutor(workers) as pool:
         running = [pool.submit(work) for _ in range(workers)]
         try:
@@ -92,16 +91,16 @@ def run(model: ModelProto, wanted: list[str], batches: Iterator[NDArray[np.float
         finally:
             with lock:
                 images = iter(())  # after a failure or Ctrl-C the others stop at their next image
-        seen += sum(job.result() for job in running)
-    return seen
+        images_run += sum(job.result() for job in running)
+    return images_run
 
 
 @dataclass(frozen=True, slots=True)
 class _Network:
-    """The cut network, opened.
+    """The cut network, loaded.
 
     Attributes:
-        batch: how many images one run takes; more than 1 only where the graph forbids 1.
+        batch: images per run; more than 1 only where the graph requires it.
     """
 
     session: Any
@@ -110,12 +109,12 @@ class _Network:
     batch: int
 
 
-def _show(network: _Network, image: NDArray[np.float32], collect: Collect) -> None:
+def _collect_image(network: _Network, image: NDArray[np.float32], collect: Collect) -> None:
     if network.input in network.outputs:
         collect(network.input, image)
     outputs = [name for name in network.outputs if name != network.input]
     for name, values in zip(outputs, _infer(network, image), strict=True):
-        # Of a batch that only repeats the image, the first is enough.
+        # The batch repeats one image, so its first item is enough.
         collect(name, np.ascontiguousarray(values[:1]) if network.batch > 1 else values)
 
 
@@ -124,60 +123,60 @@ def _infer(network: _Network, image: NDArray[np.float32]) -> list[NDArray[np.flo
     outputs = [name for name in network.outputs if name != network.input]
     try:
         return list(network.session.run(outputs, {network.input: fed})) if outputs else []
-    except Exception as err:  # onnxruntime raises classes of its own that share no other base
+    except Exception as err:  # onnxruntime's exception classes have no common base
         raise StageError(f"onnxruntime cannot run the network for calibration: {first_line(err)}") from err
 
 
-def _open(model: ModelProto, wanted: list[str], image: NDArray[np.float32]) -> _Network:
-    """Cut and open the network for one image a run, whatever batch it was exported with."""
+def _load_network(model: ModelProto, tensors: list[str], image: NDArray[np.float32]) -> _Network:
+    """Cut and load the network for one image per run, whatever its exported batch."""
     weights = {w.name for w in model.graph.initializer}
     inputs = [v.name for v in model.graph.input if v.name not in weights]
     if len(inputs) != 1:
         raise StageError(f"calibration expects a network with one input, found {', '.join(inputs) or 'none'}")
-    cut = _cut(model, wanted)
+    cut = _cut(model, tensors)
     dim = next(v for v in cut.graph.input if v.name == inputs[0]).type.tensor_type.shape.dim[0]
     batch = dim.dim_value if dim.HasField("dim_value") else 1
-    as_exported = _Network(_session(cut), inputs[0], wanted, batch)
+    as_exported = _Network(_create_session(cut), inputs[0], tensors, batch)
     if batch == 1:
         return as_exported
     dim.dim_value = 1
     try:
-        alone = _Network(_session(cut), inputs[0], wanted, 1)
+        alone = _Network(_create_session(cut), inputs[0], tensors, 1)
         same = all(
             a.shape[1:] == b.shape[1:] and np.allclose(a[:1], b, rtol=1e-3, atol=1e-4)
             for a, b in zip(_infer(as_exported, image), _infer(alone, image), strict=True)
         )
     except StageError:
-        same = False  # a batch is written into the graph's inside
+        same = False  # the batch is a constant inside the graph
     return alone if same else as_exported
 
 
-def _session(model: ModelProto) -> Any:
+def _create_session(model: ModelProto) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3
     try:
         return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    except Exception as err:  # onnxruntime raises classes of its own that share no other base
+    except Exception as err:  # onnxruntime's exception classes have no common base
         raise StageError(f"onnxruntime cannot load the network for calibration: {first_line(err)}") from err
 
 
-def _cut(model: ModelProto, wanted: list[str]) -> ModelProto:
-    """Return the part of the graph that makes the wanted tensors, with these as outputs."""
-    nodes = _leading_to(model, wanted)
+def _cut(model: ModelProto, tensors: list[str]) -> ModelProto:
+    """Return the part of the graph that computes these tensors, with them as outputs."""
+    nodes = _find_ancestors(model, tensors)
     used = {name for node in nodes for name in node.input}
     inputs = {v.name for v in model.graph.input}
     graph = helper.make_graph(
         nodes,
         "calibration",
         list(model.graph.input),
-        [helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in wanted if n not in inputs],
+        [helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in tensors if n not in inputs],
         [w for w in model.graph.initializer if w.name in used],
     )
     return helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
 
 
-def _leading_to(model: ModelProto, tensors: list[str]) -> list[NodeProto]:
+def _find_ancestors(model: ModelProto, tensors: list[str]) -> list[NodeProto]:
     needed = set(tensors)
     nodes = []
     for node in reversed(model.graph.node):
@@ -197,7 +196,7 @@ def _is_quantized(producer: NodeProto | None) -> bool:
     return producer is not None and producer.op_type == "DequantizeLinear"
 
 
-def _one_by_one(batches: Iterator[NDArray[np.float32]]) -> Iterator[NDArray[np.float32]]:
+def _split_batches(batches: Iterator[NDArray[np.float32]]) -> Iterator[NDArray[np.float32]]:
     for batch in batches:
         for index in range(len(batch)):
             yield batch[index : index + 1]
@@ -207,9 +206,9 @@ def load(path: Path) -> ModelProto:
     """Read the ONNX.
 
     Raises:
-        StageError: it is missing or damaged.
+        StageError: the file is missing or corrupted.
     """
     try:
         return onnx.load(str(path))
-    except Exception as err:  # protobuf and the file system each raise their own
-        raise StageError(f"`{path.name}` is no valid ONNX model: {first_line(err)}") from err
+    except Exception as err:  # protobuf and the file system have no common exception base
+        raise StageError(f"`{path.name}` is not a valid ONNX model: {first_line(err)}") from err

@@ -1,4 +1,4 @@
-"""What the built-in calibrators do: collect over all images, then decide one range for each tensor."""
+"""The built-in calibrators: collect over all images, then choose one range per tensor."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from yolotrt_core.types import OnnxModel
 
 _log = logging.getLogger(__name__)
 
-# A tensor that is zero on every image has no range of its own; any will do.
+# For a tensor that is zero on every image, any range works.
 _RANGE_OF_ZEROS = 1.0
 Decide = Callable[[NDArray[np.int64], float], float]
 
 
 class Collector(Protocol):
-    """Gathers what one tensor's range is decided from; `observe` is called from several threads."""
+    """Statistics of one tensor; `observe` is called from several threads."""
 
     def observe(self, values: NDArray[np.float32]) -> None: ...
 
@@ -36,7 +36,7 @@ class Collector(Protocol):
 
 
 class Extremes:
-    """Keeps the largest magnitude."""
+    """Maximum magnitude."""
 
     def __init__(self) -> None:
         self._largest = 0.0
@@ -44,7 +44,7 @@ class Extremes:
 
     def observe(self, values: NDArray[np.float32]) -> None:
         largest = max(float(values.max()), -float(values.min()))
-        if not np.isfinite(largest):  # NumPy's max and min hand NaN on
+        if not np.isfinite(largest):  # NumPy's max and min propagate NaN
             raise NotFiniteError
         with self._lock:
             self._largest = max(self._largest, largest)
@@ -53,8 +53,8 @@ class Extremes:
         return self._largest
 
 
-class Decided:
-    """Keeps a histogram and decides from it at the end."""
+class HistogramCollector:
+    """A histogram, and the range chosen from it."""
 
     def __init__(self, decide: Decide) -> None:
         self._histogram = Histogram()
@@ -81,28 +81,28 @@ def calibrate(
 
     Raises:
         StageError: no images, onnxruntime cannot run the network, or an activation is not
-            finite (the first such tensor is named).
+            finite (names the first one).
     """
     network = activation_runner.load(model.path)
-    wanted = activation_runner.targets(network, scope)
-    collectors = {name: make() for name in wanted}
+    targets = activation_runner.find_targets(network, scope)
+    collectors = {name: make() for name in targets}
 
     def collect(name: str, values: NDArray[np.float32]) -> None:
         try:
             collectors[name].observe(values)
         except NotFiniteError:
             raise StageError(
-                f"the activation `{name}` has NaN or infinite values on a calibration image",
-                hint="the model itself computes them: check the checkpoint with `--precision fp32`",
+                f"activation `{name}` has NaN or infinite values on a calibration image",
+                hint="the float32 model computes them: check the checkpoint with `--precision fp32`",
             ) from None
 
-    if wanted and not activation_runner.run(network, wanted, batches, collect):
-        raise StageError("calibration was given no images")
+    if targets and not activation_runner.run_images(network, targets, batches, collect):
+        raise StageError("calibration needs at least one image")
     tensors = {}
     for name, collector in collectors.items():
         amax = collector.amax()
         if amax <= 0:
-            _log.warning("the activation `%s` is zero on every calibration image", name)
+            _log.warning("activation `%s` is zero on every calibration image", name)
         tensors[name] = amax if amax > 0 else _RANGE_OF_ZEROS
     tools = {name: metadata.version(name) for name in ("numpy", "onnxruntime")}
     write_ranges(out / RANGES_FILE, Ranges(model.sha256, method, tensors, tools=tools))
@@ -110,26 +110,26 @@ def calibrate(
 
 
 def minmax(model: OnnxModel, batches: Iterator[NDArray[np.float32]], scope: activation_runner.Scope, out: Path) -> str:
-    """The largest magnitude seen."""
+    """Write the maximum magnitude of each tensor."""
     return calibrate(model, batches, scope, Extremes, "minmax", out)
 
 
 def percentile(
     model: OnnxModel, batches: Iterator[NDArray[np.float32]], scope: activation_runner.Scope, percent: float, out: Path
 ) -> str:
-    """The magnitude that `percent` of all values do not exceed."""
+    """Write the magnitude that `percent` of the values do not exceed."""
 
     def decide(counts: NDArray[np.int64], width: float) -> float:
         return thresholds.percentile(counts, width, percent)
 
-    return calibrate(model, batches, scope, lambda: Decided(decide), f"percentile {percent:g}", out)
+    return calibrate(model, batches, scope, lambda: HistogramCollector(decide), f"percentile {percent:g}", out)
 
 
 def mse(model: OnnxModel, batches: Iterator[NDArray[np.float32]], scope: activation_runner.Scope, out: Path) -> str:
-    """The range whose int8 rounding and clipping has the least square error."""
-    return calibrate(model, batches, scope, lambda: Decided(thresholds.least_square_error), "mse", out)
+    """Write the range with the minimum square error of int8 rounding and clipping."""
+    return calibrate(model, batches, scope, lambda: HistogramCollector(thresholds.minimize_square_error), "mse", out)
 
 
 def entropy(model: OnnxModel, batches: Iterator[NDArray[np.float32]], scope: activation_runner.Scope, out: Path) -> str:
-    """The range whose quantized distribution diverges least (Kullback-Leibler)."""
-    return calibrate(model, batches, scope, lambda: Decided(thresholds.least_divergence), "entropy", out)
+    """Write the range with the minimum Kullback-Leibler divergence of the quantized distribution."""
+    return calibrate(model, batches, scope, lambda: HistogramCollector(thresholds.minimize_divergence), "entropy", out)

@@ -1,4 +1,4 @@
-"""The calibrator `import`: ranges that somebody else found, checked against the network they are for."""
+"""The calibrator `import`: existing ranges, checked against the network."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _log = logging.getLogger(__name__)
 def import_ranges(model: OnnxModel, file: Path, out: Path) -> str:
     """Write `out/ranges.json` from a ranges file or a TensorRT calibration cache.
 
-    A ranges file must be for exactly this ONNX. A cache names no network, so every tensor that a
-    convolution reads must be in it.
+    A ranges file must be of exactly this ONNX. A cache does not identify its network, so it must contain every
+    tensor that a convolution reads.
 
     Raises:
-        UsageError: it cannot be read, is neither, or belongs to another network.
+        UsageError: the file cannot be read, has another format, or belongs to another network.
     """
     try:
         text = file.read_text(encoding="utf-8")
@@ -40,11 +40,11 @@ def _from_cache(model: OnnxModel, text: str, where: str) -> Ranges:
     network = activation_runner.load(model.path)
     own = {name for node in network.graph.node for name in node.output} | {v.name for v in network.graph.input}
     known = {name: amax_of_int8_scale(scale) for name, scale in cache.scales.items() if name in own}
-    missing = [name for name in activation_runner.targets(network, "convolutions") if name not in known]
+    missing = [name for name in activation_runner.find_targets(network, "convolutions") if name not in known]
     if missing:
         raise UsageError(
             f"`{where}` has no scale for `{missing[0]}`" + (f" and {len(missing) - 1} more" if missing[1:] else ""),
-            hint="is it the cache of this network? tensor names must be those of its ONNX",
+            hint="use the cache of this network, with the tensor names of its ONNX",
         )
     if len(known) < len(cache.scales):
         _log.info("%d tensors of `%s` are not in this network", len(cache.scales) - len(known), where)

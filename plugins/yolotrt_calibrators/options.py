@@ -8,26 +8,28 @@ from typing import Literal
 
 from yolotrt_core.plugin.options import option
 
-_TENSORS = "Which tensors get a range: what convolutions read, or all, as TensorRT 8 and 10 calibration caches want"
+_TENSORS = "Tensors to calibrate: inputs of convolutions, or all, as in TensorRT 8 and 10 calibration caches"
 
 
 @dataclass(frozen=True, slots=True)
 class CollectOptions:
-    """What is looked at."""
+    """Which tensors are calibrated."""
 
     tensors: Literal["convolutions", "all"] = option("convolutions", help=_TENSORS)
 
 
 @dataclass(frozen=True, slots=True)
 class PercentileOptions:
-    """What is looked at, and how much of it the range covers."""
+    """Which tensors are calibrated, and the share of values within the range."""
 
-    percent: float = option(99.999, help="Share of all values the range covers", unit="%", minimum=50, maximum=100)
+    percent: float = option(99.999, help="Share of values within the range", unit="%", minimum=50, maximum=100)
     tensors: Literal["convolutions", "all"] = option("convolutions", help=_TENSORS)
 
 
 @dataclass(frozen=True, slots=True)
 class ImportOptions:
-    """Where the ranges come from."""
+    """Source of the ranges."""
 
-    file: Path | None = option(None, help="A ranges.json of this very ONNX, or a TensorRT 8 or 10 calibration cache")
+    file: Path | None = option(
+        None, help="Path of a ranges.json for this ONNX, or of a TensorRT 8 or 10 calibration cache"
+    )

@@ -1,4 +1,4 @@
-"""From a histogram of magnitudes to the range worth keeping: percentile, least square error, least divergence.
+"""Choose a range from a histogram of magnitudes: percentile, minimum square error, minimum divergence.
 
 All take `counts`, int64 (bins,), of the magnitudes in [i * width, (i + 1) * width), and return amax > 0.
 """
@@ -12,12 +12,12 @@ LEVELS = 127  # codes of symmetric int8 on one side of zero
 _KL_BINS = 2048
 _KL_LEVELS = 128
 _KL_CLIPPED = 1e-4
-# Fractions of the largest magnitude that are tried first; then as many again around the best.
+# Fractions of the maximum magnitude tried first; then as many again around the best.
 _MSE_STEPS = 48
 
 
 def top(counts: NDArray[np.int64], width: float) -> float:
-    """Return the upper edge of the last bin in use."""
+    """Return the upper edge of the last nonempty bin."""
     return (int(np.flatnonzero(counts)[-1]) + 1) * width
 
 
@@ -32,10 +32,10 @@ def percentile(counts: NDArray[np.int64], width: float, percent: float) -> float
     return (index + min(1.0, max(float(inside), 2.0**-10))) * width
 
 
-def least_square_error(counts: NDArray[np.int64], width: float) -> float:
-    """Return the range whose symmetric int8 rounding and clipping costs least, summed over squares.
+def minimize_square_error(counts: NDArray[np.int64], width: float) -> float:
+    """Return the range with the minimum sum of squared errors of symmetric int8 rounding and clipping.
 
-    Searched among fractions of the largest magnitude, evenly spaced, then finer around the best.
+    Searches evenly spaced fractions of the maximum magnitude, then finer ones around the best.
     """
     used = counts[: int(np.flatnonzero(counts)[-1]) + 1].astype(np.float64)
     centres: NDArray[np.float64] = (np.arange(len(used), dtype=np.float64) + 0.5) * width
@@ -56,16 +56,15 @@ def _square_error(counts: NDArray[np.float64], centres: NDArray[np.float64], ama
     return float(counts @ (error * error))
 
 
-def least_divergence(counts: NDArray[np.int64], width: float) -> float:
-    """Return the range whose 128-level histogram tells least from the whole one (Kullback-Leibler).
+def minimize_divergence(counts: NDArray[np.int64], width: float) -> float:
+    """Return the range whose 128-level histogram has the minimum Kullback-Leibler divergence.
 
     Source: S. Migacz, "8-bit inference with TensorRT", GTC 2017: 2048 bins; for each threshold from
-    128 bins on, P is the histogram and Q what is left of it below the threshold, merged to 128 levels
-    and each spread evenly over its bins in use; least KL(P || Q). Two details decide how well it works
-    on SiLU networks. What lies beyond the threshold is kept apart in P, and Q gives it 1e-4 counts, as
-    onnxruntime 1.32's smoothing does in effect: clipping then costs what it clips, where adding it to the
-    last bin makes it nearly free. And the first bin, where half of a SiLU's values pile up, is given its
-    neighbour's count, as NVIDIA's pytorch-quantization 2.1 does.
+    128 bins on, P is the histogram and Q its part below the threshold, merged to 128 levels and each spread
+    evenly over its nonempty bins; minimum KL(P || Q). Two details matter on SiLU networks. Values beyond the
+    threshold are a separate bin of P, to which Q gives 1e-4 counts, equivalent to onnxruntime 1.32's smoothing:
+    adding them to the last bin would make clipping nearly free. And the first bin, which holds half of a
+    SiLU's values, gets its neighbour's count, as in NVIDIA's pytorch-quantization 2.1.
     """
     last = int(np.flatnonzero(counts)[-1]) + 1
     merged = -(-last // _KL_BINS)
@@ -79,9 +78,9 @@ def least_divergence(counts: NDArray[np.int64], width: float) -> float:
 
 
 def divergences(bins: NDArray[np.float64], thresholds: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return KL(P || Q) for each threshold, a number of bins; see `least_divergence`.
+    """Return KL(P || Q) for each threshold, a number of bins; see `minimize_divergence`.
 
-    Q is constant over the bins in use of a level, so the sum over bins, p log(p / q), becomes
+    Q is constant over the nonempty bins of a level, so the sum over bins, p log(p / q), becomes
     sum p log p, less a sum over levels of the level's mass times log q: cumulative sums give both.
     """
 
@@ -100,5 +99,5 @@ def divergences(bins: NDArray[np.float64], thresholds: NDArray[np.int64]) -> NDA
 
 
 def _log(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the logarithm, 0 for 0, as x log x wants it."""
+    """Return the logarithm, 0 for 0, for use in x log x."""
     return np.log(np.where(values > 0, values, 1.0))

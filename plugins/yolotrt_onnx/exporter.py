@@ -1,4 +1,4 @@
-"""ONNX file -> ONNX in the project's layout, with the file's own answer beside it."""
+"""ONNX file -> ONNX in yolotrt's layout, with the file's own output as reference."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from yolotrt_core.inference.input_shapes import shape_text
 from yolotrt_core.plugin.stages import REFERENCE_FILE, SourceInfo
 from yolotrt_core.types import BuildRequest, ModelSource, ModelSpec
 from yolotrt_onnx.graph import save, tensor_specs
-from yolotrt_onnx.graph_edits import keep_output, make_float, rename
+from yolotrt_onnx.graph_edits import cast_output_to_float, keep_output, rename
 from yolotrt_onnx.source_precision import has_bfloat16, source_precision
 
 if TYPE_CHECKING:
@@ -35,30 +35,28 @@ log = logging.getLogger(__name__)
 
 HEAD = "yolov5"
 _FLOATS = {TensorProto.FLOAT: np.float32, TensorProto.FLOAT16: np.float16}
-# How far a box centre may lie outside its cells, in cells: rounding of floats, of 8-bit integers.
+# Maximum distance of a box centre from its cell, in cells: for float32, for 8-bit integers.
 _SLACK, _ROUNDED_SLACK = 0.1, 1.0
-_FATAL = 4  # onnxruntime prints what it also raises; 4 keeps only what ends the process
+_FATAL = 4  # onnxruntime also prints what it raises; 4 logs fatal errors only
 
 
 def export(source: ModelSource, request: BuildRequest, options: OnnxSourceOptions, out: Path) -> ModelSpec:
     """Write `out/model.onnx` and `out/reference.npz` for an ONNX file.
 
-    Changed are only the interface (names, float32, BCHW, YOLOv5's rows), sizes that the file leaves
-    free, and the metadata; the nodes between are the file's own, Q/DQ nodes included. The reference is
-    what onnxruntime computes with the file as it was given.
+    Changes only the interface (names, float32, BCHW, YOLOv5's rows), free sizes and the metadata; all other
+    nodes stay, Q/DQ nodes included. The reference is the output of the unchanged file in onnxruntime.
 
     Raises:
-        UsageError: no valid ONNX, an input that is no image, an output that is not YOLOv5's, or made
-            for another size.
+        UsageError: invalid ONNX, an input other than one image, an output other than YOLOv5's, or another size.
     """
     model = _load(source.path)
     image = _Image(model)
     image.refuse_other(request)
     output = _output(model, options)
     size = (request.height, request.width)
-    # A free batch is tried with more than one image, or a graph that mixes them up would pass.
+    # Several images on a free batch, to detect a graph that mixes them up.
     images = reference_images(max(request.batch, 2) if request.dynamic else request.batch, *size)
-    answer = _answer(model, image, output, images)
+    answer = _run_source(model, image, output, images)
     rows = _rows(answer, request, options, image.is_free, _is_rounded(model))
     labels = _labels(model, source.path, answer, options)
     precision = source_precision(model)
@@ -66,7 +64,7 @@ def export(source: ModelSource, request: BuildRequest, options: OnnxSourceOption
     keep_output(model, output)
     image.become_images(request)
     rename(model, {output: "output0"})
-    make_float(model)
+    cast_output_to_float(model)
     _free_output(model, answer, request)
     if rows is not None:
         arrange_rows(model, rows, size)
@@ -79,11 +77,11 @@ def export(source: ModelSource, request: BuildRequest, options: OnnxSourceOption
 
 
 def inspect(path: Path) -> SourceInfo:
-    """Return what a file says of itself, parsed once; nothing of a file that is no model, which `export` refuses."""
+    """Return size, precision and shape facts of a file; empty for an invalid file, which `export` refuses."""
     try:
         model = onnx.load(str(path), load_external_data=False)
         precision = source_precision(model)
-    except Exception:  # noqa: BLE001 - `export` says what is wrong with the file
+    except Exception:  # noqa: BLE001 - `export` reports what is wrong with the file
         return SourceInfo()
     try:
         image = _Image(model)
@@ -100,18 +98,18 @@ def _load(path: Path) -> ModelProto:
     try:
         model = onnx.load(str(path), load_external_data=False)
         if not model.graph.node:
-            raise UsageError(f"`{path}` is no ONNX model: it holds no graph")
+            raise UsageError(f"`{path}` is not an ONNX model: it contains no graph")
         outside = [w.name for w in model.graph.initializer if w.data_location == TensorProto.EXTERNAL]
         if outside:
             raise UsageError(
-                f"`{path}` keeps {len(outside)} weights in other files, such as `{outside[0]}`",
+                f"`{path}` uses external data for {len(outside)} weights, such as `{outside[0]}`",
                 hint="save it as one file: `onnx.save(onnx.load(FILE), NEW, save_as_external_data=False)`",
             )
         onnx.checker.check_model(model, full_check=True)
     except UsageError:
         raise
-    except Exception as err:  # protobuf, the checker and the file system each raise their own
-        raise UsageError(f"`{path}` is no valid ONNX model: {first_line(err)}", hint="export it again") from err
+    except Exception as err:  # protobuf, the checker and the file system have no common exception base
+        raise UsageError(f"`{path}` is not a valid ONNX model: {first_line(err)}", hint="export it again") from err
     return model
 
 
@@ -129,21 +127,21 @@ class _Image:
         dims = [d.dim_value if d.HasField("dim_value") else None for d in self.value.type.tensor_type.shape.dim]
         if len(dims) != 4 or 3 not in (dims[1], dims[3]):
             raise refusal
-        self.is_last = dims[1] != 3  # channels last, as TensorFlow has them
+        self.is_last = dims[1] != 3  # channels last, as in TensorFlow
         height, width = dims[1:3] if self.is_last else dims[2:4]
         self.sizes = (dims[0], height, width)
         self.dtype: Any = _FLOATS[self.value.type.tensor_type.elem_type]
 
     @property
     def is_free(self) -> bool:
-        """Whether height or width is not fixed by the file."""
+        """Whether height or width is dynamic."""
         return None in self.sizes[1:]
 
     def refuse_other(self, request: BuildRequest) -> None:
         asked = (request.batch, request.height, request.width)
         if request.dynamic and None not in self.sizes:
             raise UsageError(
-                f"the file fixes its input to {_by(self.sizes)}, and a dynamic engine was asked for",
+                f"the file fixes its input to {_sizes(self.sizes)}, but a dynamic engine was requested",
                 hint="export the ONNX with free dimensions, or build without `--dynamic` and `--profile`",
             )
         batch = (None if request.dynamic else asked[0], *asked[1:])
@@ -151,16 +149,16 @@ class _Image:
             if fixed is not None and wanted is not None and fixed != wanted:
                 height, width = (fixed or want for fixed, want in zip(self.sizes[1:], asked[1:], strict=True))
                 raise UsageError(
-                    f"the file is made for batch x height x width {_by(self.sizes)}, and {_by(asked)} was asked for",
+                    f"the file is for batch x height x width {_sizes(self.sizes)}, but {_sizes(asked)} was requested",
                     hint=f"pass `--batch {self.sizes[0] or asked[0]} --imgsz {height},{width}`",
                 )
 
     def of(self, images: NDArray[np.float32]) -> NDArray[Any]:
-        """Bring images (B, 3, H, W) to what the file takes."""
+        """Convert images (B, 3, H, W) to the file's layout and type."""
         return np.ascontiguousarray(images.transpose(0, 2, 3, 1) if self.is_last else images, self.dtype)
 
     def become_images(self, request: BuildRequest) -> None:
-        """Make the input `images` (B, 3, H, W) in float32, of the request's sizes where it is free."""
+        """Replace the input by `images` (B, 3, H, W) in float32, with the request's sizes where free."""
         graph = self.model.graph
         steps = []
         if self.dtype != np.float32:
@@ -168,7 +166,7 @@ class _Image:
         if self.is_last:
             steps.append(("Transpose", {"perm": [0, 2, 3, 1]}))
         rename(self.model, {self.value.name: "images_0" if steps else "images"})
-        # Backwards from what the graph goes on reading to the new input.
+        # Backwards from the tensor that the graph reads to the new input.
         for index, (operator, attributes) in enumerate(reversed(steps)):
             before = f"images_{index + 1}" if index + 1 < len(steps) else "images"
             name = f"images_{operator.lower()}"
@@ -183,7 +181,7 @@ class _Image:
 
 
 def _output(model: ModelProto, options: OnnxSourceOptions) -> str:
-    """Return the name of the output that holds the boxes."""
+    """Return the name of the box output."""
     specs = {spec.name: spec for spec in tensor_specs(model.graph.output)}
     if options.output is not None:
         if options.output not in specs:
@@ -197,8 +195,8 @@ def _output(model: ModelProto, options: OnnxSourceOptions) -> str:
     return fitting[0]
 
 
-def _answer(model: ModelProto, image: _Image, output: str, images: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Run the file as it is, with onnxruntime, in batches of the size it is made for."""
+def _run_source(model: ModelProto, image: _Image, output: str, images: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Run the unchanged file in onnxruntime, in batches of its own size."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _FATAL
     frames, step = image.of(images), image.sizes[0] or len(images)
@@ -207,14 +205,14 @@ def _answer(model: ModelProto, image: _Image, output: str, images: NDArray[np.fl
         feed = session.get_inputs()[0].name
         parts = [session.run([output], {feed: frames[at : at + step]})[0] for at in range(0, len(frames), step)]
     except Exception as err:  # onnxruntime's exception classes have no common base
-        if has_bfloat16(model):  # beside convolutions of another type: those are refused before any work
+        if has_bfloat16(model):  # next to convolutions of another type: bf16 convolutions are refused earlier
             raise UsageError(
-                "the file computes in bf16, and onnxruntime, by which every model is checked, cannot run that: "
+                "the file computes in bf16, but onnxruntime, which is used for the parity check, does not support it: "
                 f"{first_line(err)}",
-                hint="give the float32 model it was made from, and build it with `--precision bf16`",
+                hint="build from the original float32 model with `--precision bf16`",
             ) from err
         shape = " x ".join(map(str, images.shape))
-        hint = "it may not be made for this size: export it again, or build without `--dynamic`"
+        hint = "it may not support this size: export it again, or build without `--dynamic`"
         raise StageError(f"onnxruntime cannot run the file on {shape} pixels: {first_line(err)}", hint=hint) from err
     return np.concatenate(parts).astype(np.float32)
 
@@ -222,7 +220,7 @@ def _answer(model: ModelProto, image: _Image, output: str, images: NDArray[np.fl
 def _rows(
     answer: NDArray[np.float32], request: BuildRequest, options: OnnxSourceOptions, is_free: bool, is_rounded: bool
 ) -> Rows | None:
-    """Find how the rows lie; None for a head that this plugin does not know."""
+    """Find the layout of the rows; None for a head other than YOLOv5's."""
     if options.head != HEAD:
         return None
     known = Known(
@@ -233,9 +231,9 @@ def _rows(
     size = (request.height, request.width)
     if answer.ndim == 3 and answer.shape[1] < answer.shape[2] and answer.shape[1] >= 5:
         raise UsageError(
-            f"the output has the shape {shape_text(answer.shape)}: one column for each box, as anchor-free heads "
-            "(YOLOv8 and later) have it; expected YOLOv5's (batch, rows, 5 + classes)",
-            hint="with a postprocessor plugin that decodes it, name its head: `--onnx-head NAME`",
+            f"the output has the shape {shape_text(answer.shape)}: one column per box, as in anchor-free heads "
+            "(YOLOv8 and later); expected YOLOv5's (batch, rows, 5 + classes)",
+            hint="if a postprocessor plugin decodes it, pass its head: `--onnx-head NAME`",
         )
     rows = find_rows(answer, size, known, _ROUNDED_SLACK if is_rounded else _SLACK)
     if request.dynamic and is_free and (rows.permutation(*size) is not None or rows.units != "pixels"):
@@ -248,23 +246,23 @@ def _rows(
 
 def _labels(model: ModelProto, path: Path, answer: NDArray[np.float32], options: OnnxSourceOptions) -> tuple[str, ...]:
     classes = answer.shape[2] - 5 if options.head == HEAD else None
-    hint = "pass the classes with `--onnx-names FILE`, one name a line"
+    hint = "pass the class names with `--onnx-names FILE`, one per line"
     if options.names is not None:
         names, where = labels_from_file(options.names), f"`{options.names}`"
     else:
         names, where = labels_in_order(literal(_properties(model).get("names"))) or (), f"the metadata of `{path.name}`"
     if not names:
         if classes is None:
-            raise UsageError(f"`{path.name}` does not name its classes, and its head is not known here", hint=hint)
-        log.warning("the file does not name its %d classes, so they are numbered; %s", classes, hint)
+            raise UsageError(f"`{path.name}` has no class names, and its head is unknown", hint=hint)
+        log.warning("the file has no names for its %d classes: numbering them; %s", classes, hint)
         return numbered_labels(classes)
     if classes is not None and len(names) != classes:
-        raise UsageError(f"the file has {classes} classes, {where} names {len(names)}", hint=hint)
+        raise UsageError(f"the file has {classes} classes, but {where} has {len(names)} names", hint=hint)
     return names
 
 
 def _free_output(model: ModelProto, answer: NDArray[np.float32], request: BuildRequest) -> None:
-    """Say of the output's dimensions what follows from the input's."""
+    """Set the output's dimensions from the input's."""
     value = model.graph.output[0]
     given = [d.dim_value if d.HasField("dim_value") else None for d in _dims(model.graph.input[0])]
     if all(given):
@@ -279,7 +277,7 @@ def _free_output(model: ModelProto, answer: NDArray[np.float32], request: BuildR
 def _spec(
     model: ModelProto, source: ModelSource, options: OnnxSourceOptions, rows: Rows | None, labels: tuple[str, ...]
 ) -> ModelSpec:
-    strides = tuple(sorted(rows.strides)) if rows else _told_strides(model)
+    strides = tuple(sorted(rows.strides)) if rows else _read_strides(model)
     producer = f"{model.producer_name} {model.producer_version}".strip()
     return ModelSpec(
         inputs=tensor_specs(model.graph.input),
@@ -297,12 +295,12 @@ def _spec(
     )
 
 
-def _told_strides(model: ModelProto) -> tuple[int, ...]:
-    """Return the strides that the metadata tells: our `strides`, or upstream's `stride`, the largest; else 32."""
+def _read_strides(model: ModelProto) -> tuple[int, ...]:
+    """Return the strides in the metadata: yolotrt's `strides`, or upstream's `stride`, the maximum; else 32."""
     properties = _properties(model)
-    told = literal(properties.get("strides"))
-    if isinstance(told, list) and told and all(isinstance(n, int) and n > 0 for n in told):
-        return tuple(sorted(told))
+    strides = literal(properties.get("strides"))
+    if isinstance(strides, list) and strides and all(isinstance(n, int) and n > 0 for n in strides):
+        return tuple(sorted(strides))
     largest = literal(properties.get("stride"))
     return (largest,) if isinstance(largest, int) and largest > 0 else (32,)
 
@@ -315,7 +313,7 @@ def _finish(model: ModelProto, spec: ModelSpec, request: BuildRequest, path: Pat
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as err:
         raise UsageError(
-            f"`{path}` does not fit the sizes asked for: {first_line(err)}", hint="export it for these sizes"
+            f"`{path}` does not fit the requested sizes: {first_line(err)}", hint="export it for these sizes"
         ) from err
     save(model, out)
 
@@ -332,5 +330,5 @@ def _dims(value: ValueInfoProto) -> Any:
     return value.type.tensor_type.shape.dim
 
 
-def _by(sizes: tuple[int | None, ...]) -> str:
+def _sizes(sizes: tuple[int | None, ...]) -> str:
     return " x ".join("any" if size is None else str(size) for size in sizes)

@@ -1,4 +1,4 @@
-"""What every ONNX pass needs: reading, writing and checking a graph."""
+"""Reading, writing and checking of ONNX graphs."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def load(path: Path) -> ModelProto:
     """Read an ONNX file, weights included.
 
     Raises:
-        StageError: it is missing, damaged, or holds what no pass here can look into
-            (subgraphs, local functions, operators of other domains).
+        StageError: the file is missing or corrupted, or contains subgraphs, local functions or operators of
+            other domains.
     """
     try:
         model = onnx.load(str(path))
         onnx.checker.check_model(model)
-    except Exception as err:  # protobuf, the checker and the file system each raise their own
-        raise StageError(f"`{path.name}` is no valid ONNX model: {first_line(err)}") from err
+    except Exception as err:  # protobuf, the checker and the file system have no common exception base
+        raise StageError(f"`{path.name}` is not a valid ONNX model: {first_line(err)}") from err
     return model
 
 
@@ -38,34 +38,34 @@ def save(model: ModelProto, out: Path) -> None:
     (out / ONNX_FILE).write_bytes(model.SerializeToString(deterministic=True))
 
 
-def check(model: ModelProto, made_by: str, hint: str) -> None:
+def check(model: ModelProto, producer: str, hint: str) -> None:
     """Run `onnx.checker` with full type and shape inference.
 
     Args:
-        made_by: what produced the model, for the error. hint: what the user can do.
+        producer: of the model, for the error. hint: for the user.
 
     Raises:
-        StageError: the model is invalid; the first line of the checker's reason is in it.
+        StageError: the model is invalid; includes the first line of the checker's reason.
     """
     try:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as err:
-        raise StageError(f"{made_by} gave an invalid ONNX model: {first_line(err)}", hint=hint) from err
+        raise StageError(f"{producer} produced an invalid ONNX model: {first_line(err)}", hint=hint) from err
 
 
 def spec_of(model: ModelProto, base: ModelSpec) -> ModelSpec:
-    """Return `base` with inputs and outputs as they really are in the graph."""
+    """Return `base` with the graph's actual inputs and outputs."""
     return dataclasses.replace(base, inputs=input_specs(model.graph), outputs=tensor_specs(model.graph.output))
 
 
 def input_specs(graph: GraphProto) -> tuple[TensorSpec, ...]:
-    """Return the inputs that a caller must feed: those that are no initializers."""
+    """Return the inputs except initializers."""
     weights = {weight.name for weight in graph.initializer}
     return tensor_specs(value for value in graph.input if value.name not in weights)
 
 
 def tensor_specs(values: Iterable[ValueInfoProto]) -> tuple[TensorSpec, ...]:
-    """Return name, NumPy dtype and shape; a dimension without name or size is called `NAME_AXIS`."""
+    """Return name, NumPy dtype and shape; an anonymous free dimension gets the name `NAME_AXIS`."""
     return tuple(
         TensorSpec(
             name=value.name,
@@ -80,7 +80,7 @@ def tensor_specs(values: Iterable[ValueInfoProto]) -> tuple[TensorSpec, ...]:
 
 
 def lift_constants(model: ModelProto) -> None:
-    """Turn `Constant` nodes that hold a tensor into initializers, which mean the same."""
+    """Replace `Constant` nodes that contain a tensor by initializers."""
     graph = model.graph
     kept = []
     for node in graph.node:
@@ -115,7 +115,7 @@ def element_types(model: ModelProto) -> dict[str, int]:
 
     Raises:
         StageError: a tensor's type cannot be inferred (an operator of another domain), or a node
-            has a subgraph; the node is named.
+            has a subgraph; names the node.
     """
     try:
         inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True)
@@ -126,21 +126,23 @@ def element_types(model: ModelProto) -> dict[str, int]:
     types.update({weight.name: weight.data_type for weight in graph.initializer})
     for node in graph.node:
         if any(a.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS) for a in node.attribute):
-            raise StageError(f"node `{node.name}` ({node.op_type}) holds a subgraph, which no precision pass handles")
+            raise StageError(
+                f"node `{node.name}` ({node.op_type}) contains a subgraph, unsupported by precision passes"
+            )
         for name in node.output:
             if name and not types.get(name):
                 raise StageError(
-                    f"the type of `{name}`, made by node `{node.name}` ({node.domain or 'ai.onnx'}.{node.op_type}), "
+                    f"the type of `{name}`, output of node `{node.name}` ({node.domain or 'ai.onnx'}.{node.op_type}), "
                     "cannot be inferred"
                 )
     return types
 
 
 def type_conflicts(model: ModelProto) -> list[str]:
-    """Find what a strongly typed parser refuses: one type variable of a node bound to two types.
+    """Find type variables of a node bound to two types, which a strongly typed parser refuses.
 
     Returns:
-        One sentence for each conflict, with node, operator and both types; empty if clean.
+        One message per conflict, with node, operator and both types.
     """
     types, version = element_types(model), opset(model)
     found = []
@@ -159,7 +161,7 @@ def opset(model: ModelProto) -> int:
     return next(int(o.version) for o in model.opset_import if o.domain in ("", "ai.onnx"))
 
 
-def raise_opset(model: ModelProto, version: int, made_by: str) -> None:
+def raise_opset(model: ModelProto, version: int, producer: str) -> None:
     """Convert a model to a later operator set in place.
 
     Raises:
@@ -167,9 +169,9 @@ def raise_opset(model: ModelProto, version: int, made_by: str) -> None:
     """
     try:
         raised = onnx.version_converter.convert_version(model, version)
-    except Exception as err:  # the converter raises what its C++ side has
+    except Exception as err:  # the converter has no exception base of its own
         raise StageError(
-            f"{made_by} needs operator set {version}, and onnx cannot convert this graph: {first_line(err)}",
+            f"{producer} needs operator set {version}, but onnx cannot convert this graph: {first_line(err)}",
             hint=f"export with operator set {version} or higher, or use `--precision fp16`",
         ) from err
     metadata = list(model.metadata_props)
@@ -179,27 +181,27 @@ def raise_opset(model: ModelProto, version: int, made_by: str) -> None:
     model.ir_version = max(model.ir_version, helper.find_min_ir_version_for(model.opset_import))
 
 
-def check_strongly_typed(model: ModelProto, made_by: str, fallback: str) -> None:
-    """Refuse what a strongly typed parser would: better here, with names, than in TensorRT.
+def check_strongly_typed(model: ModelProto, producer: str, fallback: str) -> None:
+    """Refuse mixed types, which TensorRT would reject without naming tensors.
 
     Args:
-        made_by: the pass that wrote the graph. fallback: precision that builds without it.
+        producer: the pass that wrote the graph. fallback: precision that builds without it.
     """
     hint = f"report this graph; `--precision {fallback}` builds without the pass"
-    check(model, f"the {made_by} pass", hint)
+    check(model, f"the {producer} pass", hint)
     conflicts = type_conflicts(model)
     if conflicts:
-        raise StageError(f"the {made_by} pass left mixed types: {conflicts[0]}", hint=hint)
+        raise StageError(f"the {producer} pass produced mixed types: {conflicts[0]}", hint=hint)
 
 
 class Slot(NamedTuple):
-    """One tensor of a node and what its operator says of that place.
+    """One input or output of a node, with its schema.
 
     Attributes:
-        position: place in `node.input` or `node.output`. tensor: its name.
+        position: index in `node.input` or `node.output`. tensor: its name.
         variable: the schema's type variable (`T`, `T1`), a concrete type (`tensor(float)`), or, in
-            a variadic list whose items may differ, a name of its own.
-        allowed: the types ONNX defines there, e.g. `tensor(float16)`.
+            a variadic list whose items may differ, a unique name.
+        allowed: the types ONNX allows, e.g. `tensor(float16)`.
     """
 
     position: int

@@ -1,4 +1,4 @@
-"""Edits of a graph that keep what it computes: fewer outputs, other names."""
+"""Graph edits that do not change results: fewer outputs, other names."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from onnx import ModelProto, TensorProto, helper
 
 
 def keep_output(model: ModelProto, output: str) -> None:
-    """Drop all outputs but one, and the nodes that only the others needed."""
+    """Remove all outputs but one, and unused nodes."""
     graph = model.graph
     kept = [value for value in graph.output if value.name == output]
     del graph.output[:]
@@ -18,7 +18,7 @@ def keep_output(model: ModelProto, output: str) -> None:
         if needed.intersection(node.output):
             nodes.append(node)
             needed.update(node.input)
-            for attribute in node.attribute:  # a subgraph reads the tensors around it
+            for attribute in node.attribute:  # a subgraph reads outer tensors
                 for inner in (attribute.g, *attribute.graphs):
                     needed.update(name for each in inner.node for name in each.input)
     del graph.node[:]
@@ -29,28 +29,28 @@ def keep_output(model: ModelProto, output: str) -> None:
 
 
 def rename(model: ModelProto, names: Mapping[str, str]) -> None:
-    """Rename tensors of the main graph; what has a new name already makes room."""
+    """Rename tensors of the main graph; tensors that already have a new name are renamed too."""
     graph = model.graph
     taken = {name for node in graph.node for name in (*node.input, *node.output)}
     taken |= {value.name for value in (*graph.input, *graph.output)}
-    wanted = {old: new for old, new in names.items() if old != new}
-    for new in list(wanted.values()):
+    renames = {old: new for old, new in names.items() if old != new}
+    for new in list(renames.values()):
         if new in taken:
             room = f"{new}_original"
             while room in taken:
                 room += "_"
-            wanted[new] = room
+            renames[new] = room
     for node in graph.node:
         for used in (node.input, node.output):
             for index, name in enumerate(used):
-                used[index] = wanted.get(name, name)
+                used[index] = renames.get(name, name)
     for thing in (*graph.input, *graph.output, *graph.initializer):
-        thing.name = wanted.get(thing.name, thing.name)
+        thing.name = renames.get(thing.name, thing.name)
     del graph.value_info[:]
 
 
-def make_float(model: ModelProto) -> None:
-    """Have the one output, `output0`, as float32."""
+def cast_output_to_float(model: ModelProto) -> None:
+    """Cast the one output, `output0`, to float32."""
     value = model.graph.output[0]
     if value.type.tensor_type.elem_type != TensorProto.FLOAT:
         rename(model, {"output0": "output0_typed"})

@@ -1,4 +1,4 @@
-"""The passes `fp16` and `bf16`: a strongly typed 16-bit graph, its boxes still computed in float32."""
+"""The passes `fp16` and `bf16`: a strongly typed 16-bit graph with box decoding in float32."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _NAMES = {TensorProto.FLOAT16: "fp16", TensorProto.BFLOAT16: "bf16"}
-# ONNX defines convolution and pooling in bfloat16 from this operator set on.
+# Minimum operator set with bfloat16 convolution and pooling.
 _BF16_OPSET = 22
 
 
 @dataclass(frozen=True, slots=True)
 class Lowering:
-    """What a user can choose of a 16-bit graph.
+    """Settings of a 16-bit graph.
 
     Attributes:
-        dtype: `TensorProto.FLOAT16` or `BFLOAT16`. low_decode: the box arithmetic runs in it too.
-        low_inputs, low_outputs: the network's inputs, outputs are of that type, not float32.
+        dtype: `TensorProto.FLOAT16` or `BFLOAT16`. low_decode: box decoding uses it too.
+        low_inputs, low_outputs: the network's inputs, outputs use it too.
     """
 
     dtype: int
@@ -59,19 +59,19 @@ def _apply(model: OnnxModel, lowering: Lowering, out: Path) -> tuple[ModelSpec, 
 
 
 def lower(model: ModelProto, lowering: Lowering) -> dict[str, Json]:
-    """Lower a float32 graph in place.
+    """Convert a float32 graph in place.
 
-    Nodes stay float32 if they compute with sizes, if ONNX does not define them for the type, if
-    one of their weights would overflow or fade in it (each named in a warning), and, unless
-    `low_decode`, if they lie behind the last convolution.
+    Nodes stay float32 if they compute with sizes, if ONNX does not define them for the type, if one of their
+    weights would overflow or underflow (with a warning each), and, unless `low_decode`, after the last
+    convolution.
 
     Returns:
-        Facts: counts of nodes and casts, of nodes left in float32 by reason (a node may have
-        several), and the names of weights that did not fit.
+        Facts: counts of nodes and casts, counts of float32 nodes by reason (a node may have several), and the
+        names of weights out of range.
 
     Raises:
         UsageError: the graph is not float32 throughout.
-        StageError: it holds subgraphs or operators without a schema, or cannot be raised to the operator
+        StageError: it contains subgraphs or operators without a schema, or cannot be converted to the operator
             set that bfloat16 needs.
     """
     name = _NAMES[lowering.dtype]
@@ -81,7 +81,7 @@ def lower(model: ModelProto, lowering: Lowering) -> dict[str, Json]:
     _refuse_mixed(model, name)
     unfit = unfit_weights(model, lowering.dtype)
     for weight, error in unfit.items():
-        log.warning("%s: weight `%s` %s; the nodes that read it stay float32", name, weight, _trouble(error))
+        log.warning("%s: weight `%s` %s; nodes that use it stay float32", name, weight, _trouble(error))
     fixed = {
         "shape": shape_nodes(model),
         "unsupported": unsupported_nodes(model, lowering.dtype),
@@ -112,5 +112,5 @@ def _refuse_mixed(model: ModelProto, name: str) -> None:
 
 def _trouble(error: float) -> str:
     if error == float("inf"):
-        return "has values beyond the type's range"
-    return f"would be off by {error:.1%} after rounding"
+        return "has values out of range"
+    return f"would have a rounding error of {error:.1%}"

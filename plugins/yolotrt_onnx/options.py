@@ -11,63 +11,59 @@ from yolotrt_core.plugin.options import option
 
 @dataclass(frozen=True, slots=True)
 class SimplifyOptions:
-    """What is cleaned out of the exported graph."""
+    """How the exported graph is simplified."""
 
     tool: Literal["onnxsim", "onnxslim", "both", "off"] = option(
-        "onnxsim", help="What simplifies the exported graph; `both` runs onnxsim, then onnxslim"
+        "onnxsim", help="Tool that simplifies the exported graph; `both` runs onnxsim, then onnxslim"
     )
 
 
 @dataclass(frozen=True, slots=True)
 class Fp32Options:
-    """How exact a single-precision engine is."""
+    """Accuracy of fp32 engines."""
 
     convolutions: Literal["auto", "plain", "split"] = option(
         "auto",
-        help="plain: as they are; split: each as wide as three, whose sum is exact to float32 where the hardware "
-        "multiplies in TF32, but slower; auto: split where TF32 is forbidden and the library uses it all the same",
+        help="fp32 convolutions; plain: unchanged; split: three terms whose sum is exact on TF32 hardware, but slower; "
+        "auto: split where TF32 is off and the library uses it regardless",
     )
 
 
 @dataclass(frozen=True, slots=True)
 class Fp16Options:
-    """Where a half-precision graph keeps float32."""
+    """Tensors that stay float32 in an fp16 graph."""
 
     input: Literal["fp32", "fp16"] = option("fp32", help="Type of the network's input")
     output: Literal["fp32", "fp16"] = option(
-        "fp32", help="Type of the network's output; half resolves 0.5 pixels from 512 on"
+        "fp32", help="Type of the network's output; fp16 has a resolution of 0.5 px above 512"
     )
-    decode: Literal["fp32", "fp16"] = option("fp32", help="Type of the box arithmetic behind the last convolutions")
+    decode: Literal["fp32", "fp16"] = option("fp32", help="Type of box decoding, after the last convolutions")
 
 
-_STEM = "Quantize the convolution that reads the image"
+_STEM = "Quantization of the first convolution"
 
 
 @dataclass(frozen=True, slots=True)
 class Int8Options:
-    """What int8 covers; defaults were measured, see the calibrators' README."""
+    """What int8 quantizes; for the choice of defaults see the calibrators' README."""
 
     stem: bool = option(True, help=_STEM)
-    head: bool = option(False, help="Quantize the last convolutions, whose results become boxes and scores")
+    head: bool = option(False, help="Quantization of the last convolutions, which output boxes and scores")
     shortcuts: bool = option(
         False,
-        help="Let residual additions read the quantized shortcut; fuses where no activation stands before them",
+        help="Quantization of the shortcut of residual additions; fuses only without an activation before the addition",
     )
-    concats: Literal["own", "shared"] = option(
-        "own", help="Scales of tensors that are joined: each its own, or one for all"
-    )
+    concats: Literal["own", "shared"] = option("own", help="Scales of concatenated tensors: one each, or one for all")
     weights: Literal["channel", "tensor"] = option(
-        "channel", help="One weight scale for each output channel, or for the whole tensor"
+        "channel", help="Granularity of weight scales: one per output channel, or one per tensor"
     )
-    keep: str | None = option(None, help="Modules kept in floating point, as model.2.cv1,model.23")
-    base: Literal["fp16", "fp32"] = option(
-        "fp16", help="Type of everything that is not quantized; box arithmetic stays fp32"
-    )
+    keep: str | None = option(None, help="Modules that stay in floating point, e.g. model.2.cv1,model.23")
+    base: Literal["fp16", "fp32"] = option("fp16", help="Type of everything not quantized; box decoding stays fp32")
 
 
 @dataclass(frozen=True, slots=True)
 class Fp8Options(Int8Options):
-    """What FP8 (E4M3) covers; TensorRT has no FP8 kernel for windows as large as the stem's."""
+    """What FP8 (E4M3) quantizes; TensorRT has no FP8 kernel for the stem's kernel size."""
 
     stem: bool = option(False, help=_STEM)
 
@@ -78,19 +74,16 @@ class OnnxSourceOptions:
 
     names: Path | None = option(
         None,
-        help="Class names: a text file with one a line, or YAML with `names`; default those in the file, else numbers "
-        "for a YOLOv5 head and an error for any other",
+        help="Class names: a text file with one per line, or YAML with `names`; default: those in the file, else "
+        "numbers for a YOLOv5 head and an error for any other",
     )
-    output: str | None = option(None, help="Name of the box output; default the only one of three dimensions")
-    head: str = option(
-        "yolov5", help="What the output holds; another head than `yolov5` needs a postprocessor plugin that decodes it"
-    )
+    output: str | None = option(None, help="Name of the box output; default: the only one with three dimensions")
+    head: str = option("yolov5", help="Head of the model; heads other than `yolov5` need a postprocessor plugin")
     rows: Literal["auto", "anchor", "cell"] = option(
-        "auto", help="Order of a YOLOv5 output's rows within a level: anchor, y, x or y, x, anchor; `auto` finds it"
+        "auto", help="Order of a YOLOv5 output's rows within a level: anchor, y, x or y, x, anchor; `auto` detects it"
     )
     units: Literal["auto", "pixels", "normalised"] = option(
-        "auto", help="Units of a YOLOv5 output's boxes; `normalised` is by width and height; `auto` finds them"
+        "auto",
+        help="Units of a YOLOv5 output's boxes; `normalised` is relative to the image size; `auto` detects them",
     )
-    strides: str | None = option(
-        None, help="Pixels per cell of each level in the rows' order, as 8,16,32; default found"
-    )
+    strides: str | None = option(None, help="Strides of the levels in the rows' order, e.g. 8,16,32; default: detected")

@@ -1,8 +1,7 @@
-"""Move a float32 graph to a 16-bit float type so that a strongly typed parser takes it as it is.
+"""Convert a float32 graph to a strongly typed 16-bit graph.
 
-TensorRT 11 and TensorRT-RTX promote nothing: every operator's inputs must already agree. So each
-node is either *low* (computes in the 16-bit type) or *held* (stays float32), and a `Cast` stands
-exactly where a tensor crosses from one to the other, one for each tensor however many read it.
+TensorRT 11 and TensorRT-RTX do not promote types: every operator's inputs must agree. So each node is
+either *low* (16-bit) or *held* (float32), with one `Cast` per tensor that crosses between them.
 """
 
 from __future__ import annotations
@@ -18,20 +17,20 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from yolotrt_onnx.graph import constant_value, element_types, input_slots, opset, output_slots
 
-# The work of a YOLO network; what follows the last of them only turns its result into boxes.
+# After the last of these, a YOLO network only decodes boxes.
 _HEAVY = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
-# Between the last convolutions and the box arithmetic: values in 0..1, or the same values elsewhere.
+# Between the last convolutions and box decoding: values in 0..1, or moved values.
 _CARRIES = frozenset({"Sigmoid", "Reshape", "Transpose", "Split", "Slice"})
-# From these on a value describes the image's size, no longer its content.
+# The results of these describe the image's size, not its content.
 _SHAPE_OPS = frozenset({"Shape", "Size"})
 _TAKES_ANY = frozenset({"Cast", *_SHAPE_OPS})
-# Operators whose result type is an attribute or a stored tensor, not an input's type.
+# Operators whose result type is an attribute or a constant, not an input's type.
 _TYPED_BY_ATTRIBUTE = frozenset({"Cast", "Constant", "ConstantOfShape"})
 
 
 @dataclass(frozen=True, slots=True)
 class Retyping:
-    """What becomes of a graph.
+    """Types of a graph after the conversion.
 
     Attributes:
         dtype: `TensorProto.FLOAT16` or `TensorProto.BFLOAT16`.
@@ -48,7 +47,7 @@ class Retyping:
 def shape_nodes(model: ModelProto) -> set[str]:
     """Return outputs[0] of nodes that compute with sizes and constants only, never with pixels.
 
-    Sizes reach past what 16 bits can count (half: 2048 in steps of 1), so they stay float32.
+    Sizes exceed the 16-bit range of exact integers (fp16: 2048), so they stay float32.
     """
     data = {value.name for value in model.graph.input}
     found = set()
@@ -61,10 +60,10 @@ def shape_nodes(model: ModelProto) -> set[str]:
 
 
 def decode_nodes(model: ModelProto) -> set[str]:
-    """Return outputs[0] of the nodes behind the last convolutions that compute with pixels: the box arithmetic.
+    """Return outputs[0] of the box decoding nodes: those after the last convolutions that compute with pixels.
 
-    What first squashes and moves the convolutions' results is not among them: those were rounded already, and
-    on an H100 doing it in float32 makes YOLOv5n 6% slower (2.85 instead of 2.67 ms for 32 images, TensorRT-RTX 1.6.1).
+    The activation and moves that come first are excluded: their inputs are already rounded, and float32 there
+    makes YOLOv5n 6% slower on an H100 (2.85 instead of 2.67 ms for 32 images, TensorRT-RTX 1.6.1).
     """
     leads_to_heavy: set[str] = set()  # tensors that some convolution still reads
     found = set()
@@ -96,12 +95,12 @@ def unsupported_nodes(model: ModelProto, dtype: int) -> set[str]:
     return found
 
 
-def unfit_weights(model: ModelProto, dtype: int, largest_error: float = 0.01) -> dict[str, float]:
-    """Find float32 weights that `dtype` cannot hold: too large, or so small that they fade.
+def unfit_weights(model: ModelProto, dtype: int, max_error: float = 0.01) -> dict[str, float]:
+    """Find float32 weights out of `dtype`'s range: too large, or so small that they underflow.
 
     Args:
-        largest_error: relative L2 error of rounding that is still good; rounding of ordinary
-            weights costs 2e-4 in half and 2e-3 in bfloat16.
+        max_error: maximum relative L2 error of rounding; ordinary weights have 2e-4 in fp16 and 2e-3 in
+            bfloat16.
 
     Returns:
         Initializer name to its error; infinite where a value overflows.
@@ -115,16 +114,16 @@ def unfit_weights(model: ModelProto, dtype: int, largest_error: float = 0.01) ->
             error = np.square(_rounded(exact, dtype).astype(np.float64) - exact).sum()
             size = np.square(exact).sum()
         relative = float(np.sqrt(error / size)) if size else 0.0
-        if not relative <= largest_error:
+        if not relative <= max_error:
             found[weight.name] = relative
     return found
 
 
 def retype(model: ModelProto, plan: Retyping) -> None:
-    """Carry out a `Retyping` in place.
+    """Apply a `Retyping` in place.
 
-    The graph must be topologically sorted (ONNX demands it) and fully typed. Names of inputs and
-    outputs stay; tensors that a cast makes are called `NAME_float16`, `NAME_bfloat16`, `NAME_float32`.
+    The graph must be topologically sorted and fully typed. Inputs and outputs keep their names; cast tensors
+    are called `NAME_float16`, `NAME_bfloat16`, `NAME_float32`.
     """
     _Retyper(model, plan).run()
 
@@ -147,8 +146,8 @@ class _Retyper:
     def run(self) -> None:
         graph = self.model.graph
         del graph.value_info[:]
-        wanted = self._interface(graph.input, self.plan.low_inputs)
-        self.types.update(wanted)
+        types = self._interface(graph.input, self.plan.low_inputs)
+        self.types.update(types)
         outputs = self._interface(graph.output, self.plan.low_outputs)
         for node in graph.node:
             self._add(node, low=node.output[0] not in self.plan.held)
@@ -170,7 +169,7 @@ class _Retyper:
 
     def _add(self, node: NodeProto, low: bool) -> None:
         for slot in input_slots(node, self.version):
-            # These take any type: a cast before them would only cost.
+            # These accept any type, so they need no cast.
             if node.op_type not in _TAKES_ANY and self.types[slot.tensor] in (TensorProto.FLOAT, self.plan.dtype):
                 takes_low = low and _text(self.plan.dtype) in slot.allowed
                 node.input[slot.position] = self._as(slot.tensor, self.plan.dtype if takes_low else TensorProto.FLOAT)
@@ -182,7 +181,7 @@ class _Retyper:
         self.nodes.append(node)
 
     def _as(self, name: str, dtype: int) -> str:
-        """Return a tensor that holds `name` as `dtype`, converting a weight or adding one cast."""
+        """Return `name` as `dtype`, by converting a weight or adding a cast."""
         if self.types[name] == dtype:
             return name
         if (name, dtype) not in self.casts:
@@ -197,7 +196,7 @@ class _Retyper:
         return self.casts[name, dtype]
 
     def _end_as(self, name: str, dtype: int) -> None:
-        """Make the graph output `name` have `dtype`, with a cast behind its producer if it must."""
+        """Give the graph output `name` the type `dtype`, with a cast if needed."""
         if self.types[name] == dtype:
             return
         inner = self._unused(f"{name}_{helper.tensor_dtype_to_np_dtype(self.types[name]).name}")
@@ -215,12 +214,12 @@ class _Retyper:
 
 
 def _text(dtype: int) -> str:
-    """Return a type as operator schemas spell it."""
+    """Return a type in the notation of operator schemas."""
     return f"tensor({TensorProto.DataType.Name(dtype).lower()})"
 
 
 def _retype_attributes(node: NodeProto, dtype: int) -> None:
-    """Change the attribute that says what type a node makes, where it says float32."""
+    """Change a node's float32 result type attribute."""
     if node.op_type == "Cast":
         to = next(a for a in node.attribute if a.name == "to")
         if to.i == TensorProto.FLOAT:
@@ -236,6 +235,6 @@ def _retype_attributes(node: NodeProto, dtype: int) -> None:
 
 
 def _rounded(values: NDArray[Any], dtype: int) -> NDArray[Any]:
-    """Round to a 16-bit float, nearest even; what is too large becomes infinite."""
+    """Round to a 16-bit float, nearest even; overflow becomes infinite."""
     with np.errstate(over="ignore"):
         return np.asarray(values).astype(helper.tensor_dtype_to_np_dtype(dtype))

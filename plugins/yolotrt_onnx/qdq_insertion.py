@@ -1,8 +1,8 @@
-"""The passes `int8` and `fp8`: quantize and dequantize nodes where convolutions read.
+"""Insertion of Q/DQ nodes at the inputs of convolutions, for the passes `int8` and `fp8`.
 
-What is quantized and what not follows what strongly typed TensorRT fuses (TensorRT 10 and 11,
-TensorRT-RTX 1.7): the input and the weights of a convolution, symmetric, weights per output channel;
-not its bias, not its result before the activation function, never the box arithmetic.
+Quantizes what strongly typed TensorRT fuses (TensorRT 10 and 11, TensorRT-RTX 1.7): the input and the
+weights of a convolution, symmetric, weights per output channel; not its bias, its result before the
+activation function, or box decoding.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from yolotrt_core.errors import StageError, UsageError
 log = logging.getLogger(__name__)
 
 FORMATS = {"int8": TensorProto.INT8, "fp8": TensorProto.FLOAT8E4M3FN}
-# FP8 exists in Q/DQ, and half scales are allowed, from this operator set on.
+# Minimum operator set with FP8 and fp16 scales in Q/DQ.
 OPSET = 19
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What becomes quantized.
+    """What to quantize.
 
     Attributes:
         format: `int8` or `fp8`. kept: names of the convolution nodes that stay float.
-        shortcuts: residual additions read the quantized shortcut. shared_concats: what is joined
-            has one scale with what it is joined to. per_channel: weights have a scale per channel.
+        shortcuts: residual additions read the quantized shortcut. shared_concats:
+            concatenated tensors share one scale. per_channel: weights have a scale per channel.
     """
 
     format: str
@@ -44,7 +44,7 @@ class Plan:
 
 
 def is_quantized(model: ModelProto) -> bool:
-    """Say whether the graph brings its own Q/DQ nodes, as quantization-aware training leaves them."""
+    """Check whether the graph contains Q/DQ nodes, as after quantization-aware training."""
     return any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in model.graph.node)
 
 
@@ -62,8 +62,8 @@ def stem_convolutions(model: ModelProto) -> set[str]:
 
 
 def head_convolutions(model: ModelProto) -> set[str]:
-    """Return the names of the convolutions that no other convolution follows: the detection head."""
-    followed: set[str] = set()  # tensors that some convolution reads in the end
+    """Return the names of the last convolutions: the detection head."""
+    followed: set[str] = set()  # tensors that lead to a convolution
     heads = set()
     for node in reversed(model.graph.node):
         leads = bool(followed.intersection(node.output))
@@ -77,8 +77,8 @@ def head_convolutions(model: ModelProto) -> set[str]:
 def module_name(node: NodeProto) -> str:
     """Return the name of the YOLO module a convolution node came from, e.g. `model.2.cv1.conv`.
 
-    torch's exporters keep it in the weight's name (`model.2.cv1.conv.weight`) or in the node's
-    (`/model.2/cv1/conv/Conv`); without either the node's own name is it.
+    torch's exporters write it to the weight's name (`model.2.cv1.conv.weight`) or in the node's
+    (`/model.2/cv1/conv/Conv`); otherwise it is the node's own name.
     """
     weight = node.input[1] if len(node.input) > 1 else ""
     if weight.endswith(".weight"):
@@ -91,7 +91,7 @@ def named_convolutions(model: ModelProto, names: Iterable[str]) -> set[str]:
     """Return the nodes of all convolutions in the named modules (`model.24`, `model.2.cv1`).
 
     Raises:
-        UsageError: a name that fits none.
+        UsageError: an unknown name.
     """
     convolutions = [n for n in model.graph.node if n.op_type == "Conv"]
     found = set()
@@ -99,7 +99,7 @@ def named_convolutions(model: ModelProto, names: Iterable[str]) -> set[str]:
         matches = {n.name for n in convolutions if n.name == name or f"{module_name(n)}.".startswith(f"{name}.")}
         if not matches:
             some = ", ".join(f"`{module_name(n)}`" for n in convolutions[:3])
-            raise UsageError(f"no convolution belongs to a module `{name}`", hint=f"the first are {some}")
+            raise UsageError(f"unknown module `{name}`: it contains no convolution", hint=f"the first are {some}")
         found |= matches
     return found
 
@@ -107,21 +107,21 @@ def named_convolutions(model: ModelProto, names: Iterable[str]) -> set[str]:
 def layer_names(model: ModelProto, nodes: Iterable[str]) -> list[str]:
     """Return the YOLO module of each of these convolutions, e.g. `model.2.cv1`, in the graph's order.
 
-    Each name means this convolution and no other to `named_convolutions`.
+    Each name selects exactly this convolution in `named_convolutions`.
     """
-    wanted = set(nodes)
+    selected = set(nodes)
     modules = {n.name: module_name(n) for n in model.graph.node if n.op_type == "Conv"}
     found = []
     for node, module in modules.items():
         short = module.removesuffix(".conv")
         alone = sum(f"{m}.".startswith(f"{short}.") for m in modules.values()) == 1
-        if node in wanted:
+        if node in selected:
             found.append(short if alone else module)
     return found
 
 
 def quantize(model: ModelProto, amax: Mapping[str, float], plan: Plan) -> dict[str, Any]:
-    """Put Q/DQ nodes into a float32 graph of operator set 19 or higher, in place.
+    """Insert Q/DQ nodes into a float32 graph of operator set 19 or higher, in place.
 
     Args:
         amax: tensor name to range.
@@ -130,7 +130,7 @@ def quantize(model: ModelProto, amax: Mapping[str, float], plan: Plan) -> dict[s
         Facts: counts of convolutions quantized and kept, of Q and DQ nodes, of shortcuts.
 
     Raises:
-        StageError: a tensor that must be quantized has no range; the tensor is named.
+        StageError: a tensor has no range; names it.
     """
     return _Quantizer(model, amax, plan).run()
 
@@ -155,7 +155,8 @@ class _Quantizer:
         missing = [n.input[0] for n in self._chosen if n.input[0] not in self._amax]
         if missing:
             raise StageError(
-                f"the ranges say nothing of `{missing[0]}`" + (f" and {len(missing) - 1} more" if missing[1:] else ""),
+                f"the ranges have no entry for `{missing[0]}`"
+                + (f" and {len(missing) - 1} more" if missing[1:] else ""),
                 hint="calibrate again: the ranges file is incomplete",
             )
         quantized = {n.name for n in self._chosen}
@@ -187,7 +188,7 @@ class _Quantizer:
         }
 
     def _shortcut_readers(self) -> dict[str, int]:
-        """Find residual additions and which of their inputs is the shortcut: the one a quantized convolution reads."""
+        """Return the residual additions and the index of their shortcut: the input a quantized convolution reads."""
         read = {n.input[0] for n in self._chosen}
         found = {}
         for node in self._graph.node:
@@ -235,7 +236,7 @@ class _Quantizer:
 
 
 def weight_scales(weights: NDArray[np.float32], form: str, per_channel: bool) -> NDArray[np.float32]:
-    """Return the scale of a kernel (K, C, R, S): float32 (K,), or a scalar; every one positive and a half number."""
+    """Return the scale of a kernel (K, C, R, S): float32 (K,), or a scalar; all positive and exact in fp16."""
     axes = tuple(range(1, weights.ndim)) if per_channel else None
     amax = np.abs(weights).max(axis=axes).astype(np.float64)
     scale = int8_scale if form == "int8" else e4m3_scale
@@ -254,7 +255,7 @@ def _tensor(name: str, values: NDArray[Any], dtype: int) -> TensorProto:
 
 
 def _shared(graph: Any, amax: Mapping[str, float]) -> dict[str, float]:
-    """Give every tensor that is joined by a Concat, and its result, the largest range among them."""
+    """Give all tensors of a Concat, and its result, their maximum range."""
     parent: dict[str, str] = {}
 
     def root(name: str) -> str:
@@ -263,7 +264,7 @@ def _shared(graph: Any, amax: Mapping[str, float]) -> dict[str, float]:
         return name
 
     for node in graph.node:
-        # Pooling and nearest resizing only move values: what goes through keeps its scale.
+        # Pooling and nearest resizing only move values, so the scale stays.
         if node.op_type in ("Concat", "MaxPool", "Resize"):
             names = node.input if node.op_type == "Concat" else node.input[:1]
             for name in names:

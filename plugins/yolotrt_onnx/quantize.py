@@ -1,4 +1,4 @@
-"""The passes `int8` and `fp8`: from a float32 graph and ranges to what a strongly typed builder takes."""
+"""The passes `int8` and `fp8`: a float32 graph and ranges -> a quantized graph for strongly typed builders."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _FP8_TENSOR = (
-    "with one FP8 weight scale for a whole tensor TensorRT-RTX 1.6.1 computes nonsense on an H100 (measured): "
-    "judge the engine on the GPU it is for"
+    "one FP8 weight scale per tensor gives wrong results with TensorRT-RTX 1.6.1 on an H100: "
+    "evaluate the engine on its target GPU"
 )
 _QUANTIZING = ("QuantizeLinear", "DequantizeLinear")
 
@@ -34,25 +34,25 @@ def apply(
 ) -> tuple[ModelSpec, Mapping[str, Json]]:
     """Write the quantized graph of `model` to `out/model.onnx`.
 
-    A graph that brings its own Q/DQ nodes (quantization-aware training) is not quantized again, and one that
-    multiplies integers and scales their sums itself (dynamic quantization) stays as it is: half cannot hold the sums.
+    A graph with Q/DQ nodes (quantization-aware training) is not quantized again. A graph that multiplies integers
+    and scales their sums (dynamic quantization) stays unchanged: the sums exceed fp16's range.
 
     Args:
         calibration: ranges of exactly this ONNX. form: `int8` or `fp8`.
 
     Raises:
-        StageError: no ranges, ranges that miss a tensor.
-        UsageError: ranges of another ONNX, a module to keep that does not exist.
+        StageError: no ranges, or a tensor without a range.
+        UsageError: ranges of another ONNX, an unknown module to keep.
     """
     graph = load(model.path)
     lift_constants(graph)
     facts: dict[str, Json] = {"base": options.base}
     if has_integer_sums(graph):
-        log.info("the graph multiplies integers of its own: it stays as it is")
+        log.info("the graph already multiplies integers: leaving it unchanged")
         save(graph, out)
         return model.spec, {"format": form, "brought_quantized": True}
     if qdq_insertion.is_quantized(graph):
-        log.info("the graph brings its own Q/DQ nodes: they stay as they are")
+        log.info("the graph already contains Q/DQ nodes: leaving them unchanged")
         facts |= {"format": form, "brought_quantized": True}
     else:
         if calibration is None:
@@ -71,7 +71,7 @@ def apply(
 
 
 def layers(model: OnnxModel, form: str, options: Int8Options | Fp8Options) -> tuple[str, ...]:
-    """Return the modules whose convolutions `apply` would quantize; none of a graph that is quantized already."""
+    """Return the modules whose convolutions `apply` would quantize; empty for a graph that is already quantized."""
     graph = load(model.path)
     lift_constants(graph)
     if qdq_insertion.is_quantized(graph) or has_integer_sums(graph):
@@ -100,19 +100,19 @@ def _plan(graph: ModelProto, form: str, options: Int8Options | Fp8Options) -> qd
 
 
 def to_half(graph: ModelProto) -> int:
-    """Move all but the box arithmetic, and what half cannot hold, of a quantized graph to half, in place.
+    """Convert a quantized graph to fp16 in place, except box decoding and weights out of fp16's range.
 
-    Q/DQ nodes move with their neighbours, scales included: a cast between them and a convolution
-    would stand in the way of its int8 kernel. The scales are half numbers already.
+    Q/DQ nodes are converted too, scales included: a cast between them and a convolution would prevent its int8
+    kernel. The scales are already exact in fp16.
 
     Returns:
-        How many casts the graph has now.
+        The number of casts in the graph.
     """
     quantizing = {n.output[0] for n in graph.graph.node if n.op_type in _QUANTIZING}
     scales = {n.input[1] for n in graph.graph.node if n.op_type in _QUANTIZING}
     unfit = unfit_weights(graph, TensorProto.FLOAT16).keys() - scales
     for weight in unfit:
-        log.warning("weight `%s` does not fit half precision; the nodes that read it stay float32", weight)
+        log.warning("weight `%s` is out of fp16's range; nodes that use it stay float32", weight)
     held = shape_nodes(graph) - quantizing
     held |= unsupported_nodes(graph, TensorProto.FLOAT16) | decode_nodes(graph)
     held |= {n.output[0] for n in graph.graph.node if unfit & set(n.input)}

@@ -1,4 +1,4 @@
-"""The pass `simplify`: onnxsim or onnxslim, trusted with nothing they could change unnoticed."""
+"""The pass `simplify`: onnxsim or onnxslim, with their results checked."""
 
 from __future__ import annotations
 
@@ -12,22 +12,21 @@ from yolotrt_core.errors import StageError
 from yolotrt_core.types import Json, ModelSpec, OnnxModel, TensorSpec
 from yolotrt_onnx.graph import check, input_specs, lift_constants, load, save, spec_of, tensor_specs
 
-_HINT = "try the other tool with `--simplify-tool`, or build without one: `--simplify-tool off`"
+_HINT = "try the other tool with `--simplify-tool`, or disable it: `--simplify-tool off`"
 
 
 def apply(model: OnnxModel, choice: str, out: Path) -> tuple[ModelSpec, Mapping[str, Json]]:
     """Write the simplified graph of `model` to `out/model.onnx`.
 
-    Metadata and the names of dynamic dimensions stay as they were, whatever the tools do to them.
-    `Constant` nodes become initializers: onnxsim leaves them, onnxslim does not, TensorRT and
-    onnxruntime read both alike.
+    Metadata and the names of dynamic dimensions are preserved. `Constant` nodes become initializers: onnxsim
+    leaves them, onnxslim does not, TensorRT and onnxruntime support both.
 
     Args:
         choice: `onnxsim`, `onnxslim`, or `both`, which runs them in that order.
 
     Raises:
         StageError: a tool is missing or fails, or its result is invalid or has other inputs or
-            outputs than the model; the tool is named.
+            outputs than the model; names the tool.
     """
     tools = list(_TOOLS) if choice == "both" else [choice]
     graph = load(model.path)
@@ -53,7 +52,7 @@ def _run(tool: str, model: ModelProto) -> ModelProto:
     except ImportError as err:
         hint = f"`pip install {tool}`, or {_HINT}"
         raise StageError(f"`{tool}` cannot be imported: {first_line(err)}", hint=hint) from err
-    except Exception as err:  # the tools raise whatever their C++ and Python sides have
+    except Exception as err:  # the tools have no common exception base
         raise StageError(f"`{tool}` failed on this graph: {first_line(err)}", hint=_HINT) from err
     if not isinstance(simplified, ModelProto):
         raise StageError(f"`{tool}` returned no model", hint=_HINT)
@@ -72,7 +71,7 @@ def _onnxsim(model: ModelProto) -> ModelProto:
 
     simplified, valid = onnxsim.simplify(model)
     if not valid:
-        raise StageError("`onnxsim` says that its own result is wrong", hint=_HINT)
+        raise StageError("`onnxsim` reports that its result is wrong", hint=_HINT)
     return simplified
 
 
@@ -86,7 +85,7 @@ _TOOLS: dict[str, Callable[[ModelProto], ModelProto]] = {"onnxsim": _onnxsim, "o
 
 
 def _refuse_changed(tool: str, kind: str, before: Sequence[TensorSpec], after: Sequence[TensorSpec]) -> None:
-    """Raise unless names, dtypes and sizes agree; what a dynamic dimension is called may differ."""
+    """Raise unless names, dtypes and sizes agree; names of dynamic dimensions may differ."""
 
     def shown(specs: Sequence[TensorSpec]) -> list[str]:
         return [f"{s.name}: {s.dtype} {tuple(d if isinstance(d, int) else '?' for d in s.shape)}" for s in specs]

@@ -1,4 +1,4 @@
-"""The precision that a graph brings along: what its convolutions and matrix products compute in before any pass."""
+"""Precision of a source graph: that of its convolutions and matrix products before any pass."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from yolotrt_core.types import PRECISIONS, Precision
 from yolotrt_onnx.graph import constant_value
 
 _HEAVY = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
-# These compute with integers themselves, without Q/DQ nodes around them; some hand out the sums unscaled.
+# These compute with integers, without Q/DQ nodes; some return unscaled sums.
 _SUMS = frozenset({"ConvInteger", "MatMulInteger"})
 _INTEGER = frozenset({"QLinearConv", "QLinearMatMul"}) | _SUMS
-# What may stand between a cast or a DequantizeLinear and what reads it; the values stay.
+# Operators that only move values between a cast or DequantizeLinear and its reader.
 _MOVES = frozenset(
     {"Cast", "Concat", "Flatten", "Identity", "MaxPool", "Pad", "Reshape", "Resize", "Slice", "Split", "Squeeze"}
     | {"Transpose", "Unsqueeze"}
@@ -29,8 +29,8 @@ _NAMES: dict[int | None, Precision] = {
 def source_precision(model: ModelProto) -> Precision | None:
     """Return the lowest precision of the convolutions and matrix products; None for a float32 network.
 
-    Weights that are stored in half and cast to float32 count as float32. Read from weights, casts and Q/DQ nodes:
-    ONNX's own inference of types takes seconds for a large network.
+    Weights that are stored in fp16 and cast to float32 count as float32. Uses weights, casts and Q/DQ nodes only:
+    ONNX's type inference takes seconds for a large network.
     """
     graph = model.graph
     types: dict[str, int] = {weight.name: weight.data_type for weight in graph.initializer}
@@ -50,12 +50,12 @@ def source_precision(model: ModelProto) -> Precision | None:
 
 
 def has_integer_sums(model: ModelProto) -> bool:
-    """Say whether sums of codes are scaled by nodes of the graph's own, as after dynamic quantization."""
+    """Check whether the graph scales integer sums itself, as after dynamic quantization."""
     return any(node.op_type in _SUMS for node in model.graph.node)
 
 
 def has_bfloat16(model: ModelProto) -> bool:
-    """Say whether anything at all is cast to or stored in bfloat16."""
+    """Check whether any tensor is cast to or stored in bfloat16."""
     graph = model.graph
     casts = (a.i for n in graph.node if n.op_type == "Cast" for a in n.attribute if a.name == "to")
     stored = (w.data_type for w in graph.initializer)
@@ -63,11 +63,11 @@ def has_bfloat16(model: ModelProto) -> bool:
 
 
 def _follow(node: NodeProto, types: dict[str, int], codes: dict[str, int]) -> None:
-    """Note the type of what a node gives, where the node says it or only moves values."""
-    told = {attribute.name: attribute.i for attribute in node.attribute}
+    """Record a node's result type where an attribute defines it or the node only moves values."""
+    attributes = {attribute.name: attribute.i for attribute in node.attribute}
     if node.op_type == "QuantizeLinear":
         zero_point = types.get(node.input[2]) if len(node.input) > 2 else None
-        types[node.output[0]] = zero_point or told.get("output_dtype") or TensorProto.UINT8  # ONNX's default
+        types[node.output[0]] = zero_point or attributes.get("output_dtype") or TensorProto.UINT8  # ONNX's default
     elif (constant := constant_value(node)) is not None:
         types[node.output[0]] = constant.data_type
     elif node.op_type in _MOVES:
@@ -75,4 +75,4 @@ def _follow(node: NodeProto, types: dict[str, int], codes: dict[str, int]) -> No
             if node.input[0] in known:
                 known.update(dict.fromkeys(node.output, known[node.input[0]]))
         if node.op_type == "Cast":
-            types[node.output[0]] = told["to"]
+            types[node.output[0]] = attributes["to"]

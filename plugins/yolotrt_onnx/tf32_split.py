@@ -1,14 +1,14 @@
-"""The pass `fp32`: convolutions that stay as exact as float32 on hardware that multiplies in TF32.
+"""The pass `fp32`: convolutions with float32 accuracy on TF32 hardware.
 
-Tensor cores read float32 operands as TF32, with 11 of their 24 significant bits, and some libraries offer
-no way around (TensorRT-RTX 1.6.1 takes the flag and computes the same). So each operand is written as a sum:
+Tensor cores read float32 operands as TF32, with 11 of their 24 significant bits, and some libraries cannot
+disable it (TensorRT-RTX 1.6.1 ignores the flag). So each operand is written as a sum:
 `high`, rounded so that TF32 holds it exactly, and `low`, the rest. A convolution sums over its input channels,
 so one convolution of three times as many adds up, in float32,
 
     conv([x_high, x_low, x], [w_high, w_high, w_low]) = conv(x, w)
 
-where TF32 cuts only what the small factor makes small. Known as 3xTF32 among users of tensor cores. Weights are
-split here, activations when the network runs, by way of bfloat16, whose range is float32's.
+where TF32 truncates only products with the small factor. This is known as 3xTF32. Weights are split at build
+time, activations at run time by way of bfloat16, which has float32's range.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_TF32_DROPS = 13  # of float32's 23 stored bits
+_TF32_DROPS = 13  # of float32's 23 fraction bits
 
 
 def apply(model: OnnxModel, out: Path) -> tuple[ModelSpec, Mapping[str, Json]]:
     """Write the graph of `model` with its convolutions split to `out/model.onnx`; see `split_convolutions`."""
     graph = load(model.path)
     count = split_convolutions(graph)
-    _log.info("%d convolutions become exact sums, which takes longer than TF32", count)
+    _log.info("splitting %d convolutions into exact sums, which are slower than TF32", count)
     check(graph, "the fp32 pass", "report this graph; `--fp32-convolutions plain` builds without the pass")
     save(graph, out)
     return spec_of(graph, model.spec), {"split": count, "nodes": len(graph.graph.node)}
 
 
 def split_convolutions(model: ModelProto) -> int:
-    """Split the float32 convolutions of a graph in place; return how many there were.
+    """Split the float32 convolutions of a graph in place; return their number.
 
-    They keep their names. Grouped ones stay as they are: their channels do not add up like that, and they are
-    no work for tensor cores.
+    They keep their names. Grouped convolutions stay unchanged: they do not sum over all channels, and do not
+    use tensor cores.
     """
     lift_constants(model)
     types = element_types(model)
@@ -77,7 +77,7 @@ def _splittable(node: NodeProto, weights: Mapping[str, TensorProto]) -> bool:
 
 
 class _Splitter:
-    """Makes the parts of each tensor once, however many convolutions read it."""
+    """Splits each tensor once, however many convolutions read it."""
 
     def __init__(self, weights: Mapping[str, TensorProto]) -> None:
         self._weights = weights
@@ -85,7 +85,7 @@ class _Splitter:
         self.made: list[TensorProto] = []
 
     def replace(self, node: NodeProto) -> list[NodeProto]:
-        """Return the nodes that compute what `node` does."""
+        """Return the nodes that replace `node`."""
         added: list[NodeProto] = []
         image, weight = node.input[:2]
         if image not in self._split:

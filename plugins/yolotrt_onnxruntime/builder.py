@@ -1,4 +1,4 @@
-"""Make an onnxruntime engine: the typed ONNX itself, proven to load here."""
+"""Build an onnxruntime engine: the typed ONNX itself, after a test load."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from yolotrt_core.plugin.stages import ONNX_FILE
 from yolotrt_core.types import BuildRequest, EngineSpec, OnnxModel
 
 PROVIDER = "CPUExecutionProvider"
-# onnxruntime prints what it also raises; 4 keeps only what ends the process.
+# onnxruntime also prints what it raises; 4 logs fatal errors only.
 _FATAL = 4
 _CODES = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ")
 
@@ -22,11 +22,11 @@ _CODES = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ")
 def build(model: OnnxModel, request: BuildRequest, out: Path) -> EngineSpec:
     """Copy the ONNX to `out/model.onnx` and load it from there.
 
-    The original graph is kept, not onnxruntime's optimised one: that is bound to one release and
-    one processor type, and loading (20 to 60 ms for YOLOv5n) optimises anyway.
+    The engine is the original graph: onnxruntime's optimised graph is bound to one release and processor type, and
+    loading (20 to 60 ms for YOLOv5n) optimises again.
 
     Raises:
-        StageError: onnxruntime does not load it, or its inputs or outputs are not the spec's.
+        StageError: onnxruntime cannot load it, or its inputs or outputs differ from the spec.
     """
     engine = out / ONNX_FILE
     shutil.copyfile(model.path, engine)
@@ -37,7 +37,7 @@ def build(model: OnnxModel, request: BuildRequest, out: Path) -> EngineSpec:
     ):
         names, expected = [value.name for value in found], [spec.name for spec in specs]
         if names != expected:
-            raise StageError(f"the ONNX has {kind} {names}, its spec says {expected}")
+            raise StageError(f"the ONNX has {kind} {names}, expected {expected} from its spec")
     return EngineSpec(
         model=model.spec,
         precision=request.precision,
@@ -52,16 +52,16 @@ def load(path: Path, threads: int = 0) -> Any:
     """Open an ONNX file with the CPU provider.
 
     Args:
-        threads: of one inference; 0 takes one for each physical core.
+        threads: per inference; 0 uses one per physical core.
 
     Raises:
-        StageError: the file is missing, damaged, or needs an operator onnxruntime does not have.
+        StageError: the file is missing, corrupted, or needs an unsupported operator.
     """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _FATAL
     options.intra_op_num_threads = threads
-    # Threads that spin while they wait take the cores from decoding, letterbox and other sessions: on two
-    # busy cores they double the time of an inference.
+    # Spinning threads compete with decoding, letterbox and other sessions: on two busy cores they double the time
+    # of an inference.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=[PROVIDER])
@@ -70,5 +70,5 @@ def load(path: Path, threads: int = 0) -> Any:
 
 
 def reason(err: BaseException) -> str:
-    """Return what onnxruntime says, in one line, without its own prefix of codes."""
+    """Return onnxruntime's message in one line, without its prefix of error codes."""
     return _CODES.sub("", " ".join(str(err).split()))[:300] or type(err).__name__

@@ -1,6 +1,6 @@
-"""What an ONNX file declares of itself, by the onnx package.
+"""Inputs, outputs and metadata of an ONNX file, by the onnx package.
 
-onnxruntime tells it too, but only of networks that it can run: not of bfloat16, nor of operators of others.
+onnxruntime reports them only for networks it can run: not with bfloat16 or custom operators.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from yolotrt_core.types import TensorSpec
 
 
 def contents(path: Path) -> OnnxContents:
-    """Read the inputs that are no weights, the outputs and the metadata.
+    """Read the inputs except weights, the outputs and the metadata.
 
     Raises:
-        StageError: the file is no protobuf, or holds no graph.
+        StageError: the file is not a protobuf, or contains no graph.
     """
     from google.protobuf.message import DecodeError
 
@@ -29,7 +29,7 @@ def contents(path: Path) -> OnnxContents:
     except DecodeError as err:
         raise StageError(f"it cannot be read: {err}") from err
     if not model.HasField("graph"):
-        raise StageError("it holds no graph")
+        raise StageError("it contains no graph")
     weights = {weight.name for weight in model.graph.initializer}
     inputs = (value for value in model.graph.input if value.name not in weights)
     metadata = {entry.key: entry.value for entry in model.metadata_props}

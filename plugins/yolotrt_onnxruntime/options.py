@@ -9,8 +9,8 @@ from yolotrt_core.plugin.options import option
 
 @dataclass(frozen=True, slots=True)
 class OnnxRuntimeOptions:
-    """How a session uses this machine."""
+    """How a session uses the CPU."""
 
     threads: int = option(
-        0, help="Threads of one inference; 0 takes one for each physical core", minimum=0, maximum=1024, in_key=False
+        0, help="Threads per inference; 0 uses one per physical core", minimum=0, maximum=1024, in_key=False
     )

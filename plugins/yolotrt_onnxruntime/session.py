@@ -21,14 +21,14 @@ _FLOATS = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(d
 class OnnxRuntimeSession(Session):
     """An ONNX file ready to run on the CPU; `infer` may be called from several threads at once.
 
-    Any ONNX with one float image input will do, also one that no builder made.
+    Accepts any ONNX with one float image input.
 
     Args:
-        engine: the ONNX file. spec: what is in it; its profiles limit the shapes.
-        threads: of one inference; 0 takes one for each physical core.
+        engine: the ONNX file. spec: its sidecar; the profiles limit the shapes.
+        threads: per inference; 0 uses one per physical core.
 
     Raises:
-        StageError: onnxruntime cannot load the file, or its input is not what the spec says.
+        StageError: onnxruntime cannot load the file, or its input differs from the spec.
     """
 
     def __init__(self, engine: Path, spec: EngineSpec, threads: int = 0) -> None:
@@ -39,7 +39,7 @@ class OnnxRuntimeSession(Session):
         if [name for name, _ in found] != expected or len(found) != 1 or found[0][1] not in _FLOATS:
             shown = ", ".join(f"`{name}` {kind}" for name, kind in found)
             raise StageError(
-                f"`{engine.name}` has the inputs {shown}; expected one float tensor, named {expected} in the spec"
+                f"`{engine.name}` has the inputs {shown}; expected one float tensor, {expected} in the spec"
             )
         self._dtype = _FLOATS[found[0][1]]
         self._outputs = [value.name for value in self._session.get_outputs()]
@@ -48,17 +48,17 @@ class OnnxRuntimeSession(Session):
         """Run one batch; see `yolotrt_core.plugin.stages.Session.infer`.
 
         Raises:
-            UsageError: a dtype or shape the engine does not accept, or the session is closed.
+            UsageError: an unsupported dtype or shape, or the session is closed.
             StageError: onnxruntime failed.
         """
         session = self._session
         if session is None:
-            raise UsageError("the engine was closed", hint="open it again")
+            raise UsageError("the engine is closed", hint="open it again")
         refuse_unfit(images, self.spec)
         feed = {self.spec.model.inputs[0].name: np.ascontiguousarray(images, self._dtype)}
         try:
             arrays = session.run(self._outputs, feed)
-        except Exception as err:  # its exception classes have no common base
+        except Exception as err:  # onnxruntime's exception classes have no common base
             raise StageError(f"onnxruntime failed: {reason(err)}") from err
         return {
             name: array.astype(np.float32, copy=False) if np.issubdtype(array.dtype, np.floating) else array
@@ -66,5 +66,5 @@ class OnnxRuntimeSession(Session):
         }
 
     def close(self) -> None:
-        """Free the network; a running `infer` of another thread still ends well."""
+        """Free the network; an `infer` running in another thread completes."""
         self._session = None

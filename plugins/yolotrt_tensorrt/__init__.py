@@ -13,11 +13,11 @@ YOLOTRT_API = 1
 
 @hookimpl
 def yolotrt_calibrators() -> Sequence[Calibrator]:
-    """Bring the calibrator `trt`."""
+    """Return the calibrator `trt`."""
     return (TensorRTCalibrator(),)
 
 
 @hookimpl
 def yolotrt_builders() -> Sequence[Builder]:
-    """Bring the builder `tensorrt`."""
+    """Return the builder `tensorrt`."""
     return (TensorRTBuilder(),)

@@ -1,4 +1,4 @@
-"""What TensorRT is installed here, found without importing it."""
+"""Discovery of installed TensorRT libraries, without importing them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 MODULES = ("tensorrt", "tensorrt_rtx")
 CORE_LIBRARY: Mapping[str, str] = {"tensorrt": "libnvinfer.so", "tensorrt_rtx": "libtensorrt_rtx.so"}
-# The wheels of `tensorrt`'s libraries are not on PyPI: their packages there only fetch from NVIDIA's index.
+# The wheels of `tensorrt`'s libraries are not on PyPI: the packages there only download from NVIDIA's index.
 INSTALL: Mapping[str, str] = {
     "tensorrt": "pip install --extra-index-url https://pypi.nvidia.com tensorrt-cu13",
     "tensorrt_rtx": "pip install tensorrt-rtx-cu13",
@@ -40,11 +40,11 @@ _LIBRARY_FOLDERS = (
 
 @dataclass(frozen=True, slots=True)
 class Installed:
-    """One TensorRT Python module as it lies on disk.
+    """One TensorRT Python module on disk.
 
     Attributes:
-        module: import name. version: as package metadata tells it, empty if unknown.
-        missing: what keeps it from being imported; empty if nothing does.
+        module: import name. version: from package metadata, empty if unknown.
+        missing: why it cannot be imported; empty if it can.
     """
 
     module: str
@@ -67,7 +67,7 @@ def find(module: str) -> Installed | None:
     The bindings alone do not import: `tensorrt-cu13-bindings` from PyPI comes without the library.
 
     Returns:
-        None if the module is not there at all.
+        None if the module does not exist.
     """
     folder = _folder(module)
     if folder is None:
@@ -82,41 +82,41 @@ def find(module: str) -> Installed | None:
     return Installed(module, version, "")
 
 
-def choose(wanted: str) -> Installed:
+def choose(choice: str) -> Installed:
     """Return the TensorRT to use.
 
     Args:
-        wanted: `tensorrt`, `tensorrt_rtx`, or `auto`: `tensorrt`, then `tensorrt_rtx`; without an NVIDIA
-            driver the other way round, since only TensorRT-RTX builds without a GPU.
+        choice: `tensorrt`, `tensorrt_rtx`, or `auto`: `tensorrt`, then `tensorrt_rtx`; without an NVIDIA
+            driver in reverse, since only TensorRT-RTX builds without a GPU.
 
     Raises:
-        PluginError: it is not installed, or not completely. StageError: it is, and lacks a GPU.
+        PluginError: it is missing or incomplete. StageError: it needs a GPU.
     """
-    state = available(wanted)
+    state = available(choice)
     if not state.ok:
-        is_whole = any((found := find(m)) and not found.missing for m in _preferred(wanted))
+        is_whole = any((found := find(m)) and not found.missing for m in _preferred(choice))
         raise (StageError if is_whole else PluginError)(state.reason, hint=state.install)
-    return next(found for m in _preferred(wanted) if (found := find(m)) and not found.missing)
+    return next(found for m in _preferred(choice) if (found := find(m)) and not found.missing)
 
 
-def available(wanted: str) -> Availability:
-    """Say whether the wanted library, or for `auto` any, is completely installed."""
-    modules = _preferred(wanted)
+def available(choice: str) -> Availability:
+    """Check whether the library, or any for `auto`, is completely installed."""
+    modules = _preferred(choice)
     partly = []
     for module in modules:
         found = find(module)
         if found and not found.missing and (found.is_rtx or has_driver()):
             return Availability(True)
         if found:
-            partly.append(f"{found} is installed, but {found.missing or 'it needs an NVIDIA GPU, and there is none'}")
+            partly.append(f"{found} is installed, but {found.missing or 'it needs an NVIDIA GPU, and none was found'}")
     names = " nor ".join(f"`{m}`" for m in modules)
     reason = "; ".join(partly) or (f"neither {names} is installed" if len(modules) > 1 else f"{names} is not installed")
-    # Without a word from the user, propose the one that installs from PyPI and needs no GPU to build.
-    return Availability(False, reason, INSTALL[wanted if wanted != "auto" else "tensorrt_rtx"])
+    # By default, propose the one that installs from PyPI and needs no GPU to build.
+    return Availability(False, reason, INSTALL[choice if choice != "auto" else "tensorrt_rtx"])
 
 
 def runnable() -> Availability:
-    """Say whether an engine can run here, importing neither TensorRT nor CUDA."""
+    """Check whether this machine can run engines, without importing TensorRT or CUDA."""
     library = available("auto")
     if not library.ok:
         return library
@@ -133,7 +133,7 @@ def has_driver() -> bool:
 
 
 def fingerprint(options: TensorRTOptions) -> Mapping[str, str]:
-    """Name what a plan depends on beside its inputs.
+    """Return what a plan depends on in addition to its inputs.
 
     A plan of `tensorrt` is bound to the GPU it was timed on, as is one of TensorRT-RTX built for the
     compute capability `current`; other TensorRT-RTX plans are portable.
@@ -153,7 +153,7 @@ def fingerprint(options: TensorRTOptions) -> Mapping[str, str]:
 
 
 def place(options: TensorRTOptions) -> Mapping[str, str]:
-    """Name what runs a plan on this machine, bound to it or not.
+    """Return library, GPU and driver that run a plan on this machine.
 
     Raises:
         PluginError: the library is missing. StageError: no GPU to run on.
@@ -162,30 +162,30 @@ def place(options: TensorRTOptions) -> Mapping[str, str]:
     return {"module": found.module, "version": found.version, "gpu": gpu.name, "driver": driver.version()}
 
 
-def _preferred(wanted: str) -> tuple[str, ...]:
-    if wanted != "auto":
-        return (wanted,)
+def _preferred(choice: str) -> tuple[str, ...]:
+    if choice != "auto":
+        return (choice,)
     return MODULES if has_driver() else MODULES[::-1]
 
 
 def _folder(package: str) -> Path | None:
     try:
         spec = importlib.util.find_spec(package)
-    except ValueError:  # a stand-in in sys.modules without a spec: not a library
+    except ValueError:  # a mock in sys.modules without a spec
         return None
     return Path(spec.origin).parent if spec and spec.origin else None
 
 
 def _version(module: str, bindings: Path) -> str:
-    """Return the version of the distribution that owns the bindings, whatever it is called."""
+    """Return the version of the distribution that owns the bindings."""
     stems = [f"{module}{cuda}{part}" for part in ("_bindings", "") for cuda in ("", "_cu13", "_cu12", "_cu11")]
     for stem in stems:
         for dist in Distribution.discover(name=stem, path=[str(bindings.parent)]):
             return dist.version
-    source = bindings / "__init__.py"  # a system package (deb, rpm, tar) has no metadata of its own
+    source = bindings / "__init__.py"  # a system package (deb, rpm, tar) has no metadata
     text = source.read_text(encoding="utf-8", errors="replace") if source.is_file() else ""
-    told = _VERSION.search(text)
-    return told[1] if told else ""
+    found = _VERSION.search(text)
+    return found[1] if found else ""
 
 
 def _has_library(module: str, library: str) -> bool:
@@ -194,5 +194,5 @@ def _has_library(module: str, library: str) -> bool:
     folders = [*([wheel] if wheel else []), *(Path(f) for f in (*named, *_LIBRARY_FOLDERS) if f)]
     if any(next(folder.glob(f"{library}*"), None) for folder in folders):
         return True
-    cache = Path("/etc/ld.so.cache")  # asking the loader itself would load the library
+    cache = Path("/etc/ld.so.cache")  # the loader itself would load the library
     return cache.is_file() and library.encode() in cache.read_bytes()

@@ -1,4 +1,4 @@
-"""The imported TensorRT: its one logger, its failures as errors, its engines' fitness to run here."""
+"""The imported TensorRT: its logger, its errors, and compatibility checks of engines."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _LONGEST_MESSAGE = 400
-# A plan of TensorRT-RTX 1.6 and 1.7 starts so (seen in plans of both).
+# Magic number of plans of TensorRT-RTX 1.6 and 1.7.
 RTX_MAGIC = b"vtrt"
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One line of TensorRT's log; severity as its name, e.g. `ERROR`."""
+    """One message of TensorRT's log; severity by name, e.g. `ERROR`."""
 
     severity: str
     text: str
@@ -36,7 +36,7 @@ class Message:
 
 @dataclass(slots=True, eq=False)
 class Messages:
-    """What TensorRT logged during a `Library.collecting` block."""
+    """Messages that TensorRT logged during a `Library.collecting` block."""
 
     all: list[Message] = field(default_factory=list)
 
@@ -49,16 +49,16 @@ class Messages:
         return [m.text for m in self.all if m.severity == "VERBOSE"]
 
     def last_error(self) -> str:
-        """Return the last error in one line, or words for there being none."""
-        text = " ".join(self.errors[-1].split()) if self.errors else "it gave no reason"
+        """Return the last error in one line, or a placeholder."""
+        text = " ".join(self.errors[-1].split()) if self.errors else "no reason given"
         return text if len(text) <= _LONGEST_MESSAGE else text[: _LONGEST_MESSAGE - 4] + " ..."
 
 
 class Library:
     """One TensorRT module, imported.
 
-    TensorRT has one logger per process: a second one would lose messages, so each module is loaded
-    once (`load`) and its logger hands every message to Python's logging and to whoever collects.
+    TensorRT has one logger per process: a second one would lose messages. So each module is loaded once (`load`),
+    and its logger passes every message to Python's logging and to active collectors.
 
     Attributes:
         trt: the module. installed: its name and version. logger: its `ILogger`.
@@ -71,28 +71,28 @@ class Library:
         self.logger: tensorrt.ILogger = _logger(self.trt, self._collectors)
 
     def has(self, *names: str) -> bool:
-        """Say whether the library has all of `Class`, `Class.member` or `Enum.MEMBER`.
+        """Check for `Class`, `Class.member` or `Enum.MEMBER`.
 
-        This is how a feature of some releases is tested for; version numbers never are.
+        Features of releases are detected this way, never by version numbers.
         """
         return all(_has(self.trt, name) for name in names)
 
     @contextmanager
     def collecting(self) -> Iterator[Messages]:
-        """Collect what TensorRT logs during the block, from whatever thread."""
+        """Collect TensorRT's messages during the block, of all threads."""
         messages = Messages()
         self._collectors.append(messages)
         try:
             yield messages
         finally:
             self._collectors.remove(messages)
-            # A build says thousands of these: one record for all of them, or logging would slow it by a third.
+            # A build logs thousands of messages: separate records would slow it by a third.
             if not self._collectors and messages.verbose and _log.isEnabledFor(logging.DEBUG):
-                _log.debug("all it said:\n%s", "\n".join(f"{m.severity} {m.text}" for m in messages.all))
+                _log.debug("all messages:\n%s", "\n".join(f"{m.severity} {m.text}" for m in messages.all))
 
     def failure(self, doing: str, messages: Messages, hint: str | None = None) -> StageError:
-        """Make the error for a call that answered None or False."""
-        return StageError(f"{self.installed} could not {doing}: {messages.last_error()}", hint=hint)
+        """Create the error for a call that returned None or False."""
+        return StageError(f"{self.installed} failed to {doing}: {messages.last_error()}", hint=hint)
 
     def __str__(self) -> str:
         return str(self.installed)
@@ -103,38 +103,38 @@ def load(module: str) -> Library:
     """Import a TensorRT module, once per process.
 
     Args:
-        module: `auto`, `tensorrt` or `tensorrt_rtx`, see `installed.choose`.
+        module: `auto`, `tensorrt` or `tensorrt_rtx`, see `discovery.choose`.
 
     Raises:
-        PluginError: not installed. StageError: its import fails.
+        PluginError: not installed. StageError: the import failed.
     """
     found = discovery.choose(module)
     return load(found.module) if found.module != module else Library(found)
 
 
 def check_engine(spec: EngineSpec, device: int = 0) -> Library:
-    """Return the library that can load an engine, by what its spec says of its making.
+    """Return the library that can load an engine, according to its spec.
 
     Args:
-        spec: the engine's sidecar. device: CUDA device number it shall run on.
+        spec: the engine's sidecar. device: number of the CUDA device to run on.
 
     Raises:
-        StageError: made by a TensorRT, or for a GPU, that is not here.
+        StageError: built by another TensorRT, or for another GPU.
     """
     module, version = spec.tools.get("module", ""), spec.tools.get("version", "")
     if module not in discovery.MODULES:
-        raise StageError(f"the engine was built by `{module or spec.builder}`, not by a TensorRT")
-    rebuild = "build the engine again here"
+        raise StageError(f"the engine was built by `{module or spec.builder}`, not by TensorRT")
+    rebuild = "rebuild the engine on this machine"
     found = discovery.find(module)
     if found is None or found.missing:
         here = [str(f) for m in discovery.MODULES if (f := discovery.find(m)) and not f.missing]
         raise StageError(
-            f"the engine was built by `{module}` {version}, and here is " + (" and ".join(here) or "no TensorRT"),
+            f"the engine was built by `{module}` {version}, but found " + (" and ".join(here) or "no TensorRT"),
             hint=f"{discovery.INSTALL[module]}, or {rebuild}",
         )
     if found.version != version:
         raise StageError(
-            f"the engine was built by `{module}` {version}, and here is {found.version}: a plan loads only in the "
+            f"the engine was built by `{module}` {version}, but found {found.version}: a plan loads only in the "
             "release that built it",
             hint=f"{rebuild}, or install {version}",
         )
@@ -143,7 +143,7 @@ def check_engine(spec: EngineSpec, device: int = 0) -> Library:
         if gpu.capability != spec.tools["compute_capability"]:
             raise StageError(
                 f"the engine was built for {spec.tools.get('gpu')} (compute capability "
-                f"{spec.tools['compute_capability']}), and here is {gpu.name} ({gpu.capability})",
+                f"{spec.tools['compute_capability']}), but found {gpu.name} ({gpu.capability})",
                 hint=rebuild,
             )
         if gpu.name != spec.tools.get("gpu"):
@@ -152,16 +152,16 @@ def check_engine(spec: EngineSpec, device: int = 0) -> Library:
 
 
 def check_plan(library: Library, runtime: tensorrt.Runtime, plan: bytes) -> None:
-    """Refuse a plan that cannot run here, where the library can tell before loading it.
+    """Refuse an incompatible plan before loading it, where the library can detect it.
 
     Args:
         plan: the whole engine file.
 
     Raises:
-        StageError: not a plan of this library, or not for this GPU or driver; all reasons named.
+        StageError: not a plan of this library, or not for this GPU or driver; lists all reasons.
     """
     if library.installed.is_rtx and not plan.startswith(RTX_MAGIC):
-        raise StageError(f"the file is not an engine of {library}", hint="build it again")
+        raise StageError(f"the file is not an engine of {library}", hint="rebuild it")
     if not library.has("Runtime.get_engine_validity", "EngineValidity", "EngineInvalidityDiagnostics"):
         return
     validity, mask = runtime.get_engine_validity(plan)
@@ -170,12 +170,12 @@ def check_plan(library: Library, runtime: tensorrt.Runtime, plan: bytes) -> None
     known = library.trt.EngineInvalidityDiagnostics.__members__
     reasons = [name.lower().replace("_", " ") for name, bit in known.items() if int(mask) & int(bit)]
     if reasons == ["unsupported cc"]:
-        # Measured: 1.6.1 says so of an H100 (9.0), and runs there. Loading the plan is what tells.
+        # 1.6.1 reports this for an H100 (9.0), where plans do run: loading the plan decides.
         _log.info("%s does not list this GPU as supported", library)
         return
-    hint = "build it again on this machine, or see `doctor` for the driver"
+    hint = "rebuild it on this machine, or see `doctor` for the driver"
     raise StageError(
-        f"{library} cannot run this engine here: {', '.join(reasons) or 'no usable GPU driver'}", hint=hint
+        f"{library} cannot run this engine on this machine: {', '.join(reasons) or 'no usable GPU driver'}", hint=hint
     )
 
 
@@ -195,7 +195,7 @@ def _has(root: Any, dotted: str) -> bool:
 
 
 def _logger(trt: Any, collectors: list[Messages]) -> Any:
-    """Make the process's `ILogger`; the base class exists only once the module is imported."""
+    """Create the process's `ILogger`; the base class exists only after the import."""
 
     class Logger(trt.ILogger):  # type: ignore[misc] # the module is only known at run time
         def __init__(self) -> None:
@@ -203,9 +203,9 @@ def _logger(trt: Any, collectors: list[Messages]) -> Any:
 
         def log(self, level: tensorrt.ILogger.Severity, text: str) -> None:
             message = Message(level.name, text)
-            for messages in tuple(collectors):  # another thread may begin or end to collect
+            for messages in tuple(collectors):  # another thread may start or stop collecting
                 messages.all.append(message)
-            # For the stage's log: errors also become a StageError, and `builder` picks the warnings to show.
+            # For the stage's log: errors also become a StageError, and `builder` selects warnings to show.
             if message.severity != "VERBOSE":
                 _log.debug("%s %s", message.severity, text)
 

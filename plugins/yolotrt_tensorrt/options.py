@@ -15,46 +15,49 @@ ENGINE_FILE = "model.engine"
 class TensorRTOptions:
     """How an engine is built and opened."""
 
-    # Which library made the engine is in the fingerprint, so that `auto` and its choice share a key.
+    # The fingerprint contains the library, so `auto` and its choice share a key.
     module: Literal["auto", "tensorrt", "tensorrt_rtx"] = option(
-        "auto", help="TensorRT library; auto takes tensorrt where it is complete and a GPU is present", in_key=False
+        "auto",
+        help="TensorRT library; auto: tensorrt if complete and a GPU is present",
+        in_key=False,
     )
-    device: int = option(0, help="Number of the CUDA device to build for and to run on", minimum=0, in_key=False)
+    device: int = option(0, help="CUDA device number, for build and inference", minimum=0, in_key=False)
     workspace: int | None = option(
         None,
-        help="Most scratch memory a kernel may use; default: the library's own limit",
+        help="Maximum workspace size; default: the library's limit",
         unit="MiB",
         minimum=1,
         maximum=10**9,
     )
     optimization_level: int | None = option(
-        None, help="How long to search for fast kernels, 0 to 5 (tensorrt only)", minimum=0, maximum=5
+        None, help="Optimization level of the kernel search, 0 to 5 (tensorrt only)", minimum=0, maximum=5
     )
     tf32: bool = option(
         True,
-        help="Allow TF32 in fp32 layers; for tensorrt_rtx, which uses it all the same, off splits the convolutions of "
-        "fp32 engines into exact, slower sums",
+        help="TF32 in fp32 layers; tensorrt_rtx always uses it, so off splits the convolutions of fp32 engines "
+        "into exact, slower sums",
     )
     compute_capabilities: str | None = option(
-        None, help="GPUs the engine must run on, e.g. 86,89 or current (tensorrt_rtx only); default: its portable set"
+        None, help="Target GPUs by compute capability, e.g. 86,89 or current (tensorrt_rtx only); default: portable"
     )
-    # A timing cache changes which of several correct kernels is chosen, as a second build without it would.
+    # Not in the key: a timing cache only selects among correct kernels, as does any rebuild.
     timing_cache: Literal["auto", "on", "off"] = option(
-        "auto", help="Reuse kernel timings of earlier builds; auto: where the library has them", in_key=False
+        "auto", help="Timing cache, reuses kernel timings of earlier builds; auto: on where supported", in_key=False
     )
     typing: Literal["strong", "weak"] = option(
-        "strong", help="Where int8 comes from: Q/DQ nodes, or ranges and precision flags (weak: TensorRT 10 only)"
+        "strong",
+        help="Typing of int8 networks; strong: Q/DQ nodes; weak: ranges and flags (TensorRT 10 only)",
     )
     constraints: Literal["obey", "prefer", "none"] = option(
-        "obey", help="With weak typing: how binding fp16 for the head and fp32 for the box arithmetic are"
+        "obey", help="Precision constraints for weak typing: fp16 for the head, fp32 for box decoding"
     )
     profiling: Literal["detailed", "layer_names", "none"] = option(
-        "detailed", help="How much of its layers the engine tells profilers and TensorRT's engine inspector"
+        "detailed", help="Verbosity of layer information for profilers and TensorRT's engine inspector"
     )
-    cuda_graph: bool = option(True, help="Replay recorded CUDA graphs instead of launching kernels", in_key=False)
+    cuda_graph: bool = option(True, help="CUDA graphs instead of single kernel launches", in_key=False)
     in_flight: int = option(
         3,
-        help="Most batches on the GPU at once; one of them waits, uploaded",
+        help="Maximum number of in-flight batches; one of them only uploads",
         minimum=1,
         in_key=False,
     )
@@ -62,7 +65,7 @@ class TensorRTOptions:
 
 @dataclass(frozen=True, slots=True)
 class TensorRTCalibratorOptions:
-    """Which of TensorRT's own calibrators, and where it runs."""
+    """TensorRT's calibration algorithm and its device."""
 
-    algorithm: Literal["entropy2", "minmax"] = option("entropy2", help="TensorRT's own calibrator")
-    device: int = option(0, help="Number of the CUDA device", minimum=0, in_key=False)
+    algorithm: Literal["entropy2", "minmax"] = option("entropy2", help="Calibration algorithm of TensorRT")
+    device: int = option(0, help="CUDA device number", minimum=0, in_key=False)

@@ -1,7 +1,7 @@
-"""From raw YOLOv5 head output to boxes in source-image pixels.
+"""Decoding of raw YOLOv5 head output to boxes in source-image pixels.
 
-These are the exact semantics. Another implementation of them (a device program of a GPU runner) must
-give the same detections; where it computes faster or on other hardware, only what is said here counts.
+These are the exact semantics. Any other implementation (such as a GPU device program) must give the same
+detections.
 
 All values are float32, float16 input is widened first. `fl()` is one rounding to float32.
 
@@ -9,15 +9,15 @@ All values are float32, float16 input is widened first. `fl()` is one rounding t
    score(r, c) = fl(objectness * class score); corners x1 = fl(cx - fl(w / 2)), y1 = fl(cy - fl(h / 2)),
    x2 = fl(cx + fl(w / 2)), y2 = fl(cy + fl(h / 2)). No fused multiply-add: it skips a rounding.
    (r, c) is a candidate if objectness > conf, score > conf (`conf` rounded to float32, both strict),
-   and the score and the four corners are finite. So a NaN or infinity takes out what it touches: one
-   class, or the whole row if it is in the box or the objectness; nothing else.
-2. One class or many. With `multi_label` every candidate counts. Without, a row keeps the candidate
+   and the score and the four corners are finite. So a NaN or infinity removes one class, or the whole
+   row if it is in the box or the objectness.
+2. Multi-label. With `multi_label` every candidate counts. Without, a row keeps the candidate
    with its highest score, at a tie the lowest class id.
-3. Class filter. With `classes`, candidates of other classes go. It comes after step 2: a row whose best
-   class is not wanted gives nothing, rather than its second best.
+3. Class filter. With `classes`, candidates of other classes are dropped. It comes after step 2: a row whose best
+   class is not selected gives no candidate, not its second best.
 4. Order. Score descending; at equal scores row ascending, then class ascending (candidate order).
 5. Suppression, greedy in that order, within one image and class (`agnostic`: within one image): a
-   candidate goes if its IoU with one kept before it is greater than `iou` (strict). IoU is taken from
+   candidate is dropped if its IoU with one kept before it is greater than `iou` (strict). IoU is taken from
    the float32 corners with float64 arithmetic: area = max(x2 - x1, 0) * max(y2 - y1, 0),
    inter = max(min x2 - max x1, 0) * max(min y2 - max y1, 0), IoU = inter / (area + area' - inter),
    compared with `iou` as a float64. Where the union is 0 the IoU is 0: boxes without area neither
@@ -25,14 +25,14 @@ All values are float32, float16 input is widened first. `fl()` is one rounding t
 6. `max_det`: the first `max_det` kept candidates in the order of step 4, over all classes, are the
    result; `truncated` is the number of the other kept ones.
 7. Back to the source image: (x - pad) / scale in float32, pad and scale rounded to float32 first,
-   then clipped to 0..width and 0..height (`yolotrt_core.inference.letterbox.boxes_to_source`). Suppression is
-   done before, in input pixels.
+   then clipped to 0..width and 0..height (`yolotrt_core.inference.letterbox.boxes_to_source`). Suppression comes
+   before this, in input pixels.
 
 Float32 arithmetic may decide step 5 wherever its IoU is further from `iou` than its own rounding
 (about 1e-6 relative); nearer pairs need float64.
 
 Steps 1 to 4 and 6 to 7 follow ultralytics/yolov5 v7.0, utils/general.py, `non_max_suppression` and
-`scale_boxes`. Step 5 differs on purpose: upstream separates classes by adding class * 7680 to the
+`scale_boxes`. Step 5 differs intentionally: upstream separates classes by adding class * 7680 to the
 coordinates in float32, which leaves steps of 1/16 pixel for the last of 80 classes, keeps at most
 30000 candidates and stops after a time limit.
 """
@@ -58,7 +58,7 @@ OUTPUT = "output0"
 
 
 class Candidates(NamedTuple):
-    """What of one image may become a detection, by ascending row, then class.
+    """Candidate detections of one image, by ascending row, then class.
 
     Attributes:
         boxes: float32 (n, 4), x1 y1 x2 y2 in input pixels. scores: float32 (n,). class_ids: (n,).
@@ -76,20 +76,20 @@ class Candidates(NamedTuple):
 def decode(
     raw: Mapping[str, NDArray[Any]], spec: ModelSpec, geometry: Sequence[Geometry], selection: Selection
 ) -> list[Detections]:
-    """Turn a batch's raw output into one Detections per image, as the module describes.
+    """Decode a batch's raw output to one Detections per image, as the module describes.
 
     Args:
         raw: "output0" -> float32 or float16 (B, N, 5 + C); cx, cy, w, h in input pixels,
             objectness and class scores.
         spec: the network; its labels are the C classes.
-        geometry: where each of the B images lies in its input.
+        geometry: position of each of the B images in its input.
 
     Raises:
         UsageError: an output of another name, rank, width or dtype, or a threshold outside 0..1.
     """
     output = _checked_output(raw, spec, len(geometry))
     _check(selection)
-    # Overflow and NaN are what garbage rows give; they are filtered out by value.
+    # Overflow and NaN come from invalid rows, which are filtered out by value.
     with np.errstate(all="ignore"):
         return [_decode_image(rows, placed, selection) for rows, placed in zip(output, geometry, strict=True)]
 
@@ -101,26 +101,26 @@ def _checked_output(raw: Mapping[str, NDArray[Any]], spec: ModelSpec, images: in
         raise UsageError(f"a YOLOv5 detection head has the output `{OUTPUT}`, found {found}")
     width = 5 + len(spec.labels)
     if not spec.labels:
-        raise UsageError("a YOLOv5 detection head has at least one class, but the model names none")
+        raise UsageError("a YOLOv5 detection head needs at least one class, but the model has none")
     if output.ndim != 3 or output.shape[2] != width:
         raise UsageError(
             f"output `{OUTPUT}` of a YOLOv5 head with {len(spec.labels)} classes has the shape (images, boxes, "
             f"{width}), found {tuple(output.shape)}",
-            hint="segmentation models and other heads are not supported; for a detection model give its own labels",
+            hint="segmentation models and other heads are not supported; for a detection model pass its own labels",
         )
     if output.dtype not in (np.float32, np.float16):
         raise UsageError(f"output `{OUTPUT}` of a YOLOv5 head is float32 or float16, found {output.dtype}")
     if len(output) != images:
-        raise UsageError(f"output `{OUTPUT}` is of {len(output)} images, but {images} were placed in the input")
+        raise UsageError(f"output `{OUTPUT}` has {len(output)} images, but the input had {images}")
     return output
 
 
 def _check(selection: Selection) -> None:
     for name, value in (("conf", selection.conf), ("iou", selection.iou)):
         if not 0 <= value <= 1:
-            raise UsageError(f"`{name}` is a number from 0 to 1, found {value:g}")
+            raise UsageError(f"`{name}` must be a number from 0 to 1, found {value:g}")
     if selection.max_det < 0:
-        raise UsageError(f"`max_det` is a whole number from 0 on, found {selection.max_det}")
+        raise UsageError(f"`max_det` must be an integer of at least 0, found {selection.max_det}")
 
 
 def _decode_image(rows: NDArray[Any], placed: Geometry, selection: Selection) -> Detections:
@@ -139,7 +139,7 @@ def _decode_image(rows: NDArray[Any], placed: Geometry, selection: Selection) ->
 def _candidates(rows: NDArray[Any], selection: Selection) -> Candidates:
     """Do steps 1 to 3 for one image's rows, (N, 5 + C)."""
     conf = np.float32(selection.conf)
-    # `conf` must not be rounded to float16 with the output.
+    # `conf` must not be rounded to the output's float16.
     likely: NDArray[np.bool_] = rows[:, 4].astype(np.float32, copy=False) > conf
     rows = rows.take(likely.nonzero()[0], axis=0).astype(np.float32, copy=False)
     half = rows[:, 2:4] / np.float32(2)
@@ -152,7 +152,7 @@ def _candidates(rows: NDArray[Any], selection: Selection) -> Candidates:
         return _every_class(boxes, scores, conf, selection)
     best = scores.argmax(axis=1)
     highest = scores[np.arange(len(best)), best]
-    if not _all_finite(highest):  # one NaN or infinity hides the other classes of its row
+    if not _all_finite(highest):  # a NaN or infinity hides the other classes of its row
         scores = np.where(np.isfinite(scores), scores, np.float32(-1))
         best = scores.argmax(axis=1)
         highest = scores[np.arange(len(best)), best]
@@ -172,8 +172,8 @@ def _every_class(
         flat, highest = flat[finite], highest[finite]
     box_of, class_ids = np.divmod(flat, scores.shape[1])
     if selection.classes:
-        wanted = np.isin(class_ids, selection.classes)
-        box_of, class_ids, highest = box_of[wanted], class_ids[wanted], highest[wanted]
+        selected = np.isin(class_ids, selection.classes)
+        box_of, class_ids, highest = box_of[selected], class_ids[selected], highest[selected]
     found = Candidates(boxes.take(box_of, axis=0), highest, class_ids)
     if selection.agnostic and selection.iou < 1:
         return found.only(_best_of_each_box(found, box_of))
@@ -181,10 +181,10 @@ def _every_class(
 
 
 def _best_of_each_box(found: Candidates, box_of: NDArray[np.intp]) -> NDArray[np.intp]:
-    """Return the candidates that no better class of the very same box suppresses in any case.
+    """Return the candidates that are not suppressed by a better class of the same box.
 
-    What suppresses the best one suppresses the others, and where nothing does, it does, as long as
-    the box has an area. So `agnostic` with `multi_label` need not compare boxes with their copies.
+    A box that suppresses the best one suppresses the others too, and so does the best one itself if it has an
+    area. So `agnostic` with `multi_label` need not compare boxes with their copies.
     """
     order = np.lexsort((found.class_ids, -found.scores, box_of))
     later = np.zeros(len(order), dtype=np.bool_)
@@ -194,5 +194,5 @@ def _best_of_each_box(found: Candidates, box_of: NDArray[np.intp]) -> NDArray[np
 
 
 def _all_finite(values: NDArray[np.float32]) -> bool:
-    """Say whether no value is NaN or infinite; also False where only their sum overflows."""
+    """Check that all values are finite; also False where only their sum overflows."""
     return math.isfinite(np.add.reduce(values, axis=None))

@@ -1,4 +1,4 @@
-"""The device twin of `decode.py`: what a GPU runner compiles to read a YOLOv5 head's raw output."""
+"""The GPU counterpart of `decode.py`: kernel source that reads a YOLOv5 head's raw output."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-// How the raw output of a YOLOv5 head is read where it lies: steps 1 of `decode.py`, in its arithmetic.
+// Reads the raw output of a YOLOv5 head in device memory: step 1 of `decode.py`, with the same arithmetic.
 // A GPU runner compiles this between its own prelude (Element, widen, Box) and its suppression kernels.
 
 struct Head {

@@ -1,7 +1,7 @@
-"""Greedy suppression by onnxruntime, where it is installed: an aid that `yolotrt_core.inference.nms` checks.
+"""Greedy suppression by onnxruntime, where installed, as an approximation for `yolotrt_core.inference.nms`.
 
-Its `NonMaxSuppression` is a compiled loop, faster than arrays for some hundred to some thousand boxes,
-but decides in float32. `yolotrt_core.inference.nms.nms` uses it in a way that keeps the result exact.
+Its compiled `NonMaxSuppression` is faster than NumPy for hundreds to thousands of boxes, but compares in
+float32. `yolotrt_core.inference.nms.nms` corrects its result to be exact.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _loading = threading.Lock()
 
 @cache
 def find() -> Approximate | None:
-    """Return onnxruntime's suppression, or None where it or onnx (which writes its graph) is missing."""
+    """Return onnxruntime's suppression, or None if it or onnx (needed to build its graph) is missing."""
     return suppress if util.find_spec("onnxruntime") and util.find_spec("onnx") else None
 
 
@@ -31,10 +31,10 @@ def suppress(boxes_xyxy: NDArray[np.float32], groups: NDArray[np.int32], iou: fl
     import numpy as np
 
     count = len(boxes_xyxy)
-    lanes = np.cumsum(np.bincount(groups) > 0) - 1
-    # The operator sorts by score within each lane and skips 0; any descending scores keep the order.
-    scores = np.zeros((1, int(lanes[-1]) + 1, count), dtype=np.float32)
-    scores[0, lanes.take(groups), np.arange(count)] = np.arange(count, 0, -1)
+    classes = np.cumsum(np.bincount(groups) > 0) - 1
+    # The operator sorts by score within each class and skips 0; any descending scores keep the order.
+    scores = np.zeros((1, int(classes[-1]) + 1, count), dtype=np.float32)
+    scores[0, classes.take(groups), np.arange(count)] = np.arange(count, 0, -1)
     with _loading:
         session = _session()
     (selected,) = session.run(None, {"boxes": boxes_xyxy[None], "scores": scores, "iou": np.array([iou], np.float32)})
@@ -48,19 +48,19 @@ def _session() -> Any:
     import onnxruntime
     from onnx import TensorProto, helper, numpy_helper
 
-    inputs = {"boxes": (1, "boxes", 4), "scores": (1, "lanes", "boxes"), "iou": (1,)}
-    node = helper.make_node("NonMaxSuppression", ["boxes", "scores", "most", "iou", "least"], ["selected"])
+    inputs = {"boxes": (1, "boxes", 4), "scores": (1, "classes", "boxes"), "iou": (1,)}
+    node = helper.make_node("NonMaxSuppression", ["boxes", "scores", "max_output", "iou", "min_score"], ["selected"])
     graph = helper.make_graph(
         [node],
         "suppress",
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in inputs.items()],
         [helper.make_tensor_value_info("selected", TensorProto.INT64, ("kept", 3))],
         [
-            numpy_helper.from_array(np.array([2**31 - 1], np.int64), "most"),
-            numpy_helper.from_array(np.zeros(1, np.float32), "least"),
+            numpy_helper.from_array(np.array([2**31 - 1], np.int64), "max_output"),
+            numpy_helper.from_array(np.zeros(1, np.float32), "min_score"),
         ],
     )
-    # Versions that every onnxruntime since 1.10 reads.
+    # Versions supported by every onnxruntime since 1.10.
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=7)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1

@@ -16,7 +16,7 @@ from yolotrt_core.types import Detections, Layout, ModelSpec, Selection, TensorS
 from yolotrt_tensorrt.cuda.device import DeviceMemory, Gpu, PinnedPool, open_gpu
 from yolotrt_tensorrt.cuda.kernels_loader import load_kernels
 from yolotrt_tensorrt.runtime import postprocess as decoding_module
-from yolotrt_tensorrt.runtime.device_structs import FRAME, REQUEST, class_mask, frame_bytes, request_bytes
+from yolotrt_tensorrt.runtime.device_structs import FRAME, REQUEST, pack_class_mask, pack_frame, pack_request
 from yolotrt_tensorrt.runtime.loaded_engine import Tensor
 from yolotrt_tensorrt.runtime.postprocess import Decoding, Inputs
 from yolotrt_yolov5.device_program import device_program
@@ -55,10 +55,10 @@ def letterboxed(
     with gpu.current():
         stream = gpu.stream()
         held = [DeviceMemory(gpu, p.nbytes) for p in images]
-        packed = request_bytes(len(images), Selection())
+        packed = pack_request(len(images), Selection())
         for memory, image in zip(held, images, strict=True):
             gpu.cuda.memcpy_htod(memory.address, np.ascontiguousarray(image))
-            packed += frame_bytes(image.shape, memory.address, target)
+            packed += pack_frame(image.shape, memory.address, target)
         block = DeviceMemory(gpu, len(packed))
         gpu.cuda.memcpy_htod(block.address, np.frombuffer(packed, np.uint8))
         out = np.empty(with_channels(len(images), *target, layout), kind)
@@ -113,10 +113,10 @@ def scene(rng: np.random.Generator, rows: int, classes: int, dtype: str, spread:
 def decoded(gpu: Gpu, raw: np.ndarray, shapes: list[tuple[int, int]], chosen: Selection) -> list[Detections]:
     batch, rows, columns = raw.shape
     kernels = load_kernels(gpu, str(raw.dtype), NoCache(), program(columns))
-    packed = request_bytes(batch, chosen)
+    packed = pack_request(batch, chosen)
     for height, width in shapes:
-        packed += frame_bytes((height, width, 3), 0, (640, 640))
-    packed += class_mask(chosen.classes, columns - 5)
+        packed += pack_frame((height, width, 3), 0, (640, 640))
+    packed += pack_class_mask(chosen.classes, columns - 5)
     with gpu.current():
         stream = gpu.stream()
         block, memory = DeviceMemory(gpu, len(packed)), DeviceMemory(gpu, raw.nbytes)
@@ -198,7 +198,7 @@ def test_a_recorded_graph_replays_the_decoding(gpu: Gpu) -> None:
     raws = [scene(rng, 700, 4, "float32", 200, 100)[None] for _ in range(3)]
     chosen = Selection(conf=0.3)
     kernels = load_kernels(gpu, "float32", NoCache(), program(9))
-    packed = request_bytes(1, chosen) + frame_bytes((640, 640, 3), 0, (640, 640)) + class_mask((), 4)
+    packed = pack_request(1, chosen) + pack_frame((640, 640, 3), 0, (640, 640)) + pack_class_mask((), 4)
     with gpu.current():
         stream = gpu.stream()
         block, memory = DeviceMemory(gpu, len(packed)), DeviceMemory(gpu, raws[0].nbytes)

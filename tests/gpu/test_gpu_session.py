@@ -232,7 +232,7 @@ def test_dynamic_shapes_and_refusals(engine: Engine) -> None:
             first = session.infer(images)["output0"]
             assert first.shape == (shape[0], 3 * (shape[2] * shape[3]) * 21 // 1024, 85)
             np.testing.assert_array_equal(session.infer(images)["output0"], first)
-        with pytest.raises(UsageError, match="the engine takes images of"):
+        with pytest.raises(UsageError, match="the engine accepts images of"):
             session.infer(np.zeros((9, 3, 640, 640), np.float32))
         with pytest.raises(UsageError, match="expected float32 images"):
             session.infer(np.zeros((1, 3, 640, 640), np.float16))  # type: ignore[arg-type]

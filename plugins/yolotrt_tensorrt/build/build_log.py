@@ -1,8 +1,8 @@
-"""What TensorRT's build log tells of the finished engine: kernels, and the precision of convolutions.
+"""Kernels and precision of convolutions of an engine, parsed from TensorRT's build log.
 
-TensorRT-RTX's form was read from builds with 1.6 and 1.7; that of `tensorrt` 8 to 10 from published logs
-(github NVIDIA/TensorRT, issues 3737 and 4020): other words for formats, weights named apart from the
-inputs, and the ONNX nodes sometimes only in the layer's name, as `a + b || c`.
+TensorRT-RTX's format was taken from builds with 1.6 and 1.7; that of `tensorrt` 8 to 10 from published logs
+(github NVIDIA/TensorRT, issues 3737 and 4020): other type names, weights listed separately from the inputs,
+and ONNX nodes sometimes only in the layer's name, as `a + b || c`.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
-# Narrowest first. Words of the log, old and new, to the precision they mean.
+# Type names in logs, old and new, to precision; narrowest first.
 _PRECISIONS = ("int8", "fp8", "bf16", "fp16", "fp32")
-_WORDS = {
+_TYPE_NAMES = {
     "int8": "int8",
     "fp8": "fp8",
     "fp8e4m3": "fp8",
@@ -25,8 +25,8 @@ _WORDS = {
     "float": "fp32",
     "fp32": "fp32",
 }
-# Kinds of final layer that multiply: TensorRT-RTX's convolution and its fusion of one with what follows,
-# and TensorRT's own CaskConvolution and the like. A `kgen` only casts, adds or moves.
+# Layer types that multiply: TensorRT-RTX's convolutions and fusions, TensorRT's CaskConvolution and similar.
+# A `kgen` only casts, adds or moves.
 _MULTIPLYING = re.compile(r"correlation|runtime_fusion|conv|gemm", re.IGNORECASE)
 _LAYER = re.compile(r"^\s*Name: (?P<name>.*?), LayerType: (?P<kind>[^,]+), Inputs: (?P<rest>.*)$", re.MULTILINE)
 _ONNX_NODE = re.compile(r"\[ONNX Layer: ([^\]]*)\]")
@@ -38,12 +38,12 @@ _SHAPE = re.compile(r"Dimensions: \[([\d,\- ]*)\]")
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One layer of the engine as the log describes it.
+    """One layer of the engine in the log.
 
     Attributes:
-        kind: TensorRT's name of its implementation, e.g. `correlation`.
+        kind: TensorRT's name of the implementation, e.g. `correlation`.
         operands: precision of its first input and of its weights, e.g. ("int8", "int8").
-        nodes: names of the ONNX nodes it was made from.
+        nodes: names of its ONNX nodes.
     """
 
     name: str
@@ -58,16 +58,15 @@ def parse(messages: Iterable[str]) -> list[Layer]:
 
 
 def convolutions_by_precision(layers: Iterable[Layer], convolutions: Collection[str]) -> Mapping[str, int]:
-    """Count the network's convolutions by the precision their kernel multiplies in.
+    """Count the network's convolutions by the precision of their kernels.
 
-    A convolution whose weights are kept in int8 but multiplied in fp16 counts as fp16: the widest
-    operand decides.
+    The widest operand counts: int8 weights multiplied in fp16 are fp16.
 
     Args:
-        layers: of the finished engine. convolutions: names of the network's convolution nodes.
+        layers: of the engine. convolutions: names of the network's convolution nodes.
 
     Returns:
-        Precision to count; `other` counts those that no kernel names.
+        Precision to count; `other` counts convolutions without a kernel in the log.
     """
     found: dict[str, str] = {}
     for layer in layers:
@@ -95,12 +94,12 @@ def _layer(found: re.Match[str]) -> Layer:
 
 
 def _is_matrix(tensor: str) -> bool:
-    """Tell weights from biases and scales, which have at most one axis longer than 1."""
+    """Check for weights: biases and scales have at most one axis longer than 1."""
     shape = _SHAPE.search(tensor)
     return shape is not None and sum(n.strip() not in ("", "1") for n in shape[1].split(",")) > 1
 
 
 def _precision(tensor: str) -> str:
-    told = _TYPE.search(tensor)
-    words = re.findall(r"[a-z0-9]+", told[1].lower()) if told else []
-    return next((_WORDS[w] for w in words if w in _WORDS), "")
+    found = _TYPE.search(tensor)
+    names = re.findall(r"[a-z0-9]+", found[1].lower()) if found else []
+    return next((_TYPE_NAMES[w] for w in names if w in _TYPE_NAMES), "")

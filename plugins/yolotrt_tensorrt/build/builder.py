@@ -1,4 +1,4 @@
-"""Typed ONNX to a TensorRT plan, the same way on every TensorRT."""
+"""Build of a TensorRT plan from a typed ONNX, with any TensorRT release."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _log = logging.getLogger(__name__)
 FACTS_FILE = "facts.json"
 TIMING_CACHE = "timing.cache"
 _SHOWN_PARSER_ERRORS = 3
-_SYMMETRIC = "make a graph without zero points, or use `--builder onnxruntime`"
+_SYMMETRIC = "use a model without zero points, or `--builder onnxruntime`"
 _DTYPES: Mapping[str, str] = {
     "FLOAT": "float32",
     "HALF": "float16",
@@ -55,45 +55,45 @@ def build(
     side_cache: SideCache,
     calibration: Calibration | None = None,
 ) -> EngineSpec:
-    """Build a plan from an ONNX whose types say every precision (strong typing), or from ranges (weak).
+    """Build a plan from a typed ONNX (strong typing), or from ranges (weak typing).
 
     Args:
-        model: one input `images`, (B, 3, H, W) or (B, H, W, 3); int8 and fp8 as Q/DQ pairs; for weak typing float32.
+        model: one input `images`, (B, 3, H, W) or (B, H, W, 3); int8 and fp8 as Q/DQ pairs; float32 for weak typing.
         calibration: ranges of this ONNX, for a weakly typed int8 build only.
         request: its profiles become optimization profiles; none for a static model.
-        out: receives `model.engine`, a plain plan, and `facts.json`, what the build log tells of it.
-        side_cache: keeps the timing cache, where the library has one.
+        out: receives `model.engine`, a plain plan, and `facts.json`, parsed from the build log.
+        side_cache: for the timing cache, where supported.
 
     Returns:
-        The engine as TensorRT sees it: names, types and shapes are read from its network.
+        The engine's spec: names, types and shapes from TensorRT's network.
 
     Raises:
-        UsageError: an option or shape that does not fit the library or the model.
-        StageError: TensorRT refuses the ONNX or fails to build, in its own words.
-        KeyboardInterrupt: Ctrl-C; nothing is left behind but what the pipeline removes.
+        UsageError: an option or shape unsupported by the library or the model.
+        StageError: TensorRT refuses the ONNX or fails to build; includes its message.
+        KeyboardInterrupt: Ctrl-C; the pipeline removes partial output.
     """
     library = load(options.module)
     tools = discovery.fingerprint(options)
     trt = library.trt
-    # What is bound to a GPU is built on it, whatever device the caller's other libraries have made current.
+    # Build on the engine's GPU, whatever device the caller's other libraries have made current.
     device = driver.current(options.device) if "gpu" in tools else contextlib.nullcontext()
     with device, library.collecting() as messages, interruptible() as interrupt, progress("TensorRT", 1.0) as bar:
         try:
             builder = trt.Builder(library.logger)
-        except TypeError as err:  # pybind11's word for a factory that answered null
-            raise library.failure("make a builder", messages, "TensorRT needs a working GPU and driver") from err
-        # The number of this flag differs between releases, and TensorRT 11 ignores it.
+        except TypeError as err:  # raised by pybind11 when a factory returns null
+            raise library.failure("create a builder", messages, "TensorRT needs a working GPU and driver") from err
+        # The flag's value differs between releases, and TensorRT 11 ignores it.
         typed = 0 if calibration else 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
         network = builder.create_network(typed)
         config = builder.create_builder_config()
         if network is None or config is None:
-            raise library.failure("make a network", messages)
+            raise library.failure("create a network", messages)
         parser = _parse(library, network, model, messages)
         add_profiles(library, builder, network, config, request)
         _configure(library, config, options)
         if not request.profiles and library.has("BuilderFlag.REQUIRE_USER_ALLOCATION"):
-            # An engine that never allocates can be recorded with the kernels around it: one launch for a whole frame.
-            # Not with free shapes: TensorRT-RTX 1.6.1 crashes when it runs those in memory that it is given.
+            # An engine that never allocates can be captured with the kernels around it: one launch per frame.
+            # Not with dynamic shapes: TensorRT-RTX 1.6.1 then crashes in user-provided memory.
             config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
         if calibration is not None:
             feed = implicit_int8.Feed(cache=implicit_int8.cache_for(library, calibration, model.sha256, "entropy2"))
@@ -113,9 +113,9 @@ def build(
             side_cache.save(TIMING_CACHE, tools, bytes(config.get_timing_cache().serialize()))
         spec = _spec(library, network, model.spec)
         facts = _facts(library, network, messages, plan.nbytes)
-    del parser  # on some releases the network's weights belong to it
+    del parser  # on some releases it owns the network's weights
     (out / FACTS_FILE).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-    _tell(library, request, facts, messages)
+    _report(library, request, facts, messages)
     return EngineSpec(
         model=spec,
         precision=request.precision,
@@ -130,22 +130,22 @@ def _parse(
     library: Library, network: tensorrt.INetworkDefinition, model: OnnxModel, messages: Messages
 ) -> tensorrt.OnnxParser:
     parser = library.trt.OnnxParser(network, library.logger)
-    # By its path, so that weights in files beside the ONNX are found.
+    # By path, so that external data is found.
     if parser.parse_from_file(str(model.path)):
         return parser
-    told = []
+    errors = []
     for index in range(parser.num_errors):
         error: tensorrt.ParserError = parser.get_error(index)
         at = f"node `{error.node_name()}` ({error.node_operator()}): " if error.node_name() else ""
         code = str(error.code()).rpartition(".")[2]
-        told.append(at + " ".join(error.desc().split()) + f" [{code}]")
-    more = f"; and {len(told) - _SHOWN_PARSER_ERRORS} more" if len(told) > _SHOWN_PARSER_ERRORS else ""
-    words = "; ".join(told[:_SHOWN_PARSER_ERRORS]) or messages.last_error()
+        errors.append(at + " ".join(error.desc().split()) + f" [{code}]")
+    more = f"; and {len(errors) - _SHOWN_PARSER_ERRORS} more" if len(errors) > _SHOWN_PARSER_ERRORS else ""
+    text = "; ".join(errors[:_SHOWN_PARSER_ERRORS]) or messages.last_error()
     hint = None
-    if "zero point" in words.lower() or "zeropoint" in words.lower():
+    if "zero point" in text.lower() or "zeropoint" in text.lower():
         remedy = model.spec.provenance.get("zero_points", _SYMMETRIC)
-        hint = f"TensorRT takes 8-bit integers without zero points only, and this model has some: {remedy}"
-    raise StageError(f"{library} cannot read the ONNX: {words}{more}", hint=hint)
+        hint = f"TensorRT supports no zero points of 8-bit integers, but this model has some: {remedy}"
+    raise StageError(f"{library} cannot read the ONNX: {text}{more}", hint=hint)
 
 
 def _configure(library: Library, config: tensorrt.IBuilderConfig, options: TensorRTOptions) -> None:
@@ -155,7 +155,7 @@ def _configure(library: Library, config: tensorrt.IBuilderConfig, options: Tenso
     if options.optimization_level is not None:
         config.builder_optimization_level = options.optimization_level
         if library.installed.is_rtx:
-            _log.warning("%s ignores `--tensorrt-optimization-level`: it finds its kernels at run time", library)
+            _log.warning("%s ignores `--tensorrt-optimization-level`: it selects kernels at run time", library)
     if options.tf32:
         config.set_flag(trt.BuilderFlag.TF32)
     else:
@@ -175,12 +175,12 @@ def _timing_cache(
     tools: Mapping[str, str],
     side_cache: SideCache,
 ) -> tensorrt.ITimingCache | None:
-    """Give the build the timings of earlier ones; None where there is no such thing."""
+    """Load the timing cache for the build; None where unsupported."""
     if options.timing_cache == "off":
         return None
-    if library.installed.is_rtx:  # it has the calls, but they do nothing and warn
+    if library.installed.is_rtx:  # its calls have no effect and log warnings
         if options.timing_cache == "on":
-            _log.warning("%s has no timing cache: it times no kernels when it builds", library)
+            _log.warning("%s has no timing cache: it does not time kernels at build time", library)
         return None
     saved = side_cache.load(TIMING_CACHE, tools)
     for content in (saved, b""):
@@ -189,19 +189,19 @@ def _timing_cache(
         cache = config.create_timing_cache(content)
         if cache is not None and config.set_timing_cache(cache, False):
             return cache
-        _log.warning("%s refuses the saved timing cache: starting a new one", library)
+        _log.warning("%s rejected the saved timing cache: starting a new one", library)
     return None
 
 
 def _monitor(library: Library, interrupt: Interrupt, bar: Bar) -> Any:
-    """Make the progress monitor; TensorRT calls it from its own threads."""
+    """Create the progress monitor; TensorRT calls it from its own threads."""
     trt = library.trt
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc, name-defined] # the module is only known at run time
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
             self._done = 0.0
-            # Phase to (parent, steps, steps done); phases nest, one step of a parent holds a whole child.
+            # Phase to (parent, steps, steps done); one step of a parent contains a whole child phase.
             self._phases: dict[str, tuple[str | None, int, int]] = {}
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
@@ -213,14 +213,14 @@ def _monitor(library: Library, interrupt: Interrupt, bar: Bar) -> Any:
             self._phases[phase_name] = (parent, steps, step + 1)
             self._done = max(self._done, self._fraction(phase_name))
             bar.update(completed=self._done)
-            # An exception raised in here is swallowed by TensorRT-RTX 1.7; this answer cancels the build.
+            # TensorRT-RTX 1.7 swallows exceptions raised here; returning False cancels the build.
             return not interrupt.requested
 
         def phase_finish(self, phase_name: str) -> None:
             self._phases.pop(phase_name, None)
 
         def _fraction(self, phase: str) -> float:
-            """How much of the whole is done, by the steps of this phase and of those around it."""
+            """Return the overall progress, from this phase and its parents."""
             part, name = 0.0, phase
             for _ in range(len(self._phases)):
                 parent, steps, done = self._phases[name]
@@ -236,15 +236,15 @@ def _monitor(library: Library, interrupt: Interrupt, bar: Bar) -> Any:
 def _hint(messages: Messages, options: TensorRTOptions) -> str | None:
     text = " ".join(messages.errors).lower()
     if options.workspace is not None and ("workspace" in text or "outofmemory" in text or "out of memory" in text):
-        return f"{options.workspace} MiB of `--tensorrt-workspace` are too little: leave it out, or give 256 or more"
+        return f"{options.workspace} MiB of `--tensorrt-workspace` are not enough: omit the option, or use 256 or more"
     return None
 
 
 def _spec(library: Library, network: tensorrt.INetworkDefinition, model: ModelSpec) -> ModelSpec:
-    """Describe the network's own inputs and outputs; a free axis keeps the name the ONNX gave it."""
+    """Describe the network's inputs and outputs; free axes keep their ONNX names."""
     known = {tensor.name: tensor.shape for tensor in (*model.inputs, *model.outputs)}
 
-    def described(tensor: tensorrt.ITensor) -> TensorSpec:
+    def describe(tensor: tensorrt.ITensor) -> TensorSpec:
         names = known.get(tensor.name, ())
         shape = tuple(
             int(n) if n >= 0 else (str(names[axis]) if axis < len(names) else f"axis{axis}")
@@ -254,15 +254,15 @@ def _spec(library: Library, network: tensorrt.INetworkDefinition, model: ModelSp
 
     return replace(
         model,
-        inputs=tuple(described(network.get_input(i)) for i in range(network.num_inputs)),
-        outputs=tuple(described(network.get_output(i)) for i in range(network.num_outputs)),
+        inputs=tuple(describe(network.get_input(i)) for i in range(network.num_inputs)),
+        outputs=tuple(describe(network.get_output(i)) for i in range(network.num_outputs)),
     )
 
 
 def _facts(
     library: Library, network: tensorrt.INetworkDefinition, messages: Messages, plan_bytes: int
 ) -> dict[str, Json]:
-    """Collect what is worth recording of the finished engine."""
+    """Collect facts of the engine for the record."""
     names = []
     for index in range(network.num_layers):
         layer = network.get_layer(index)
@@ -277,13 +277,13 @@ def _facts(
     return facts
 
 
-def _tell(library: Library, request: BuildRequest, facts: Mapping[str, Json], messages: Messages) -> None:
-    """Say what the user should know: convolutions that are not as wide as asked, and warnings."""
+def _report(library: Library, request: BuildRequest, facts: Mapping[str, Json], messages: Messages) -> None:
+    """Log how many convolutions have the requested precision, and TensorRT's warnings."""
     counts = facts.get("convolutions")
     if isinstance(counts, dict):
         total = sum(int(str(n)) for n in counts.values())
         got = counts.get(request.precision, 0)
         _log.log(logging.INFO if got else logging.WARNING, "%s of %s convolutions in %s", got, total, request.precision)
-    warned = Counter(" ".join(m.text.split()) for m in messages.all if m.severity == "WARNING")
-    for text, times in warned.most_common(3):
-        _log.info("%s warns: %s%s", library, text, f" ({times} times)" if times > 1 else "")
+    warnings = Counter(" ".join(m.text.split()) for m in messages.all if m.severity == "WARNING")
+    for text, times in warnings.most_common(3):
+        _log.info("warning of %s: %s%s", library, text, f" ({times} times)" if times > 1 else "")

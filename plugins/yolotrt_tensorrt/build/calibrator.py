@@ -1,4 +1,4 @@
-"""The calibrator `trt`: TensorRT 8 to 10's own entropy2 and minmax, brought into a ranges file."""
+"""The calibrator `trt`: entropy2 and minmax of TensorRT 8 to 10, converted to a ranges file."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def calibrate(
     options: TensorRTCalibratorOptions,
     out: Path,
 ) -> str:
-    """Let TensorRT calibrate while it builds an engine that is thrown away; write `out/ranges.json`.
+    """Calibrate with a TensorRT build whose engine is discarded; write `out/ranges.json`.
 
     Args:
-        model: float32, static or dynamic. batches: float32 (b, 3, H, W) or (b, H, W, 3) as its input; a rest
-            below a batch is left out.
+        model: float32, static or dynamic. batches: float32 (b, 3, H, W) or (b, H, W, 3) as its input; an
+            incomplete last batch is skipped.
 
     Raises:
-        StageError: a library without calibrators, no GPU, or a build that fails.
+        StageError: the library has no calibrators, there is no GPU, or the build failed.
     """
     library = load("tensorrt")
     batch = _batch(model, request)
@@ -81,7 +81,7 @@ def _profile(
     config: tensorrt.IBuilderConfig,
     shape: tuple[int, int, int],
 ) -> None:
-    """Fix the shape of a dynamic network, for building and for calibrating."""
+    """Fix the shape of a dynamic network for build and calibration."""
     entry = network.get_input(0)
     if -1 not in tuple(entry.shape):
         return
@@ -96,10 +96,12 @@ def _profile(
 
 
 def _write(model: OnnxModel, cache: bytes, out: Path) -> str:
-    told = parse_cache(cache.decode(), "the cache TensorRT wrote")
-    tensors = {name: amax_of_int8_scale(scale) for name, scale in told.scales.items()}
+    parsed = parse_cache(cache.decode(), "TensorRT's calibration cache")
+    tensors = {name: amax_of_int8_scale(scale) for name, scale in parsed.scales.items()}
     if not tensors:
-        raise StageError("TensorRT wrote a calibration cache without a single range")
-    method = f"TensorRT {told.algorithm}"
-    write_ranges(out / RANGES_FILE, Ranges(model.sha256, method, tensors, tools={"tensorrt_cache": str(told.version)}))
+        raise StageError("TensorRT wrote a calibration cache without ranges")
+    method = f"TensorRT {parsed.algorithm}"
+    write_ranges(
+        out / RANGES_FILE, Ranges(model.sha256, method, tensors, tools={"tensorrt_cache": str(parsed.version)})
+    )
     return method

@@ -1,4 +1,4 @@
-"""Which GPUs an engine shall run on, as compute capabilities."""
+"""Target GPUs of an engine, as compute capabilities."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ def parse(text: str | None) -> tuple[str, ...]:
     """Read a list of compute capabilities.
 
     Args:
-        text: comma-separated, each like `86`, `8.6` or `sm_86`, or `current` for the GPU here;
+        text: comma-separated, each like `86`, `8.6` or `sm_86`, or `current` for this machine's GPU;
             None for the library's default.
 
     Returns:
-        TensorRT's names, e.g. ("SM86", "CURRENT"), in the order given, each once.
+        TensorRT's names, e.g. ("SM86", "CURRENT"), in the given order, without duplicates.
 
     Raises:
-        UsageError: something else in the list.
+        UsageError: an invalid item.
     """
     names = []
-    for word in (text or "").replace(" ", "").split(",") if text is not None else ():
-        found = _SYNTAX.fullmatch(word)
-        if not found and word.lower() != "current":
+    for item in (text or "").replace(" ", "").split(",") if text is not None else ():
+        found = _SYNTAX.fullmatch(item)
+        if not found and item.lower() != "current":
             raise UsageError(
                 f"`--tensorrt-compute-capabilities` expects numbers like 86 or 8.6, or `current`, found `{text}`"
             )
@@ -40,33 +40,33 @@ def parse(text: str | None) -> tuple[str, ...]:
 
 
 def numbers(targets: tuple[str, ...]) -> list[int]:
-    """Return the compute capabilities of named targets, e.g. [86]; `CURRENT` is not among them."""
+    """Return the compute capabilities of named targets, e.g. [86], without `CURRENT`."""
     return [int(name[2:]) for name in targets if name != CURRENT]
 
 
 def refuse_unknown(library: Library, targets: tuple[str, ...]) -> None:
-    """Refuse targets that the library has no kernels for.
+    """Refuse targets without kernels in the library.
 
     Raises:
-        UsageError: the library cannot choose targets, or does not know one.
+        UsageError: the library cannot choose targets, or a target is unknown.
     """
     if not targets:
         return
     if not library.has("ComputeCapability", "IBuilderConfig.set_compute_capability"):
         raise UsageError(
-            f"{library} builds only for the GPU that is here: `--tensorrt-compute-capabilities` needs `tensorrt_rtx`",
-            hint="leave the option out, or add `--tensorrt-module tensorrt_rtx`",
+            f"{library} builds only for this machine's GPU: `--tensorrt-compute-capabilities` needs `tensorrt_rtx`",
+            hint="omit the option, or add `--tensorrt-module tensorrt_rtx`",
         )
     known = [n for n in library.trt.ComputeCapability.__members__ if n == CURRENT or n.startswith("SM")]
     for name in targets:
         if name not in known:
             raise UsageError(
-                f"{library} has no kernels for compute capability `{name}`", hint="it has " + ", ".join(known)
+                f"{library} has no kernels for compute capability `{name}`", hint="supported: " + ", ".join(known)
             )
 
 
 def apply(library: Library, config: tensorrt.IBuilderConfig, targets: tuple[str, ...]) -> None:
-    """Make a build aim at these GPUs; without any, the library's portable set stands.
+    """Set the target GPUs of a build; without any, the library's portable set applies.
 
     Raises:
         UsageError: see `refuse_unknown`. StageError: the library refuses one (`CURRENT` without a GPU).

@@ -1,8 +1,7 @@
-"""INT8 the way of TensorRT 8 to 10: a network without types, precision flags, and a calibrator.
+"""Implicit INT8 of TensorRT 8 to 10: a weakly typed network, precision flags, and a calibrator.
 
-TensorRT 11 and TensorRT-RTX have none of it; there the same ranges become Q/DQ nodes. No release that
-has it runs without a GPU, so what is here is checked against the genuine bindings by name, and its
-logic against a stand-in.
+TensorRT 11 and TensorRT-RTX removed it; there the same ranges become Q/DQ nodes. All releases that have it
+need a GPU, so tests check the names used here against the bindings, and the logic against a mock.
 """
 
 from __future__ import annotations
@@ -26,15 +25,15 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 Algorithm = Literal["entropy2", "minmax"]
-# Takes a batch of float32 network inputs, returns the device address where it lies from then on.
+# Uploads a batch of float32 network inputs and returns its device address.
 Upload = Callable[["NDArray[np.float32]"], int]
 
 
 def refusal(library: Library) -> UsageError:
-    """Make the error for a library that knows strongly typed networks only."""
+    """Create the error for a library that supports strongly typed networks only."""
     return UsageError(
-        f"{library} has no weakly typed networks and no calibrators: they ended with TensorRT 10",
-        hint="leave out `--tensorrt-typing weak`: the same ranges then go into the graph as Q/DQ nodes",
+        f"{library} does not support weakly typed networks and calibrators, which TensorRT 11 removed",
+        hint="omit `--tensorrt-typing weak`: the same ranges then become Q/DQ nodes",
     )
 
 
@@ -45,17 +44,17 @@ def configure(
     calibrator: Any,
     constraints: str,
 ) -> int:
-    """Let TensorRT choose between INT8 and FP16, but for the head, and keep the box arithmetic in FP32.
+    """Let TensorRT choose between INT8 and FP16, with the head in FP16 and box decoding in FP32.
 
     Args:
         network: weakly typed. calibrator: from `engine_calibrator`.
-        constraints: `obey`, `prefer` or `none`: how binding the types of head and box arithmetic are.
+        constraints: `obey`, `prefer` or `none`: precision constraints of head and box decoding.
 
     Returns:
-        How many layers are held to a type.
+        The number of layers with a fixed type.
 
     Raises:
-        UsageError: the library has none of this.
+        UsageError: the library does not support it.
     """
     if not library.has(
         "BuilderFlag.INT8",
@@ -79,7 +78,7 @@ def configure(
 
 
 def _hold_types(library: Library, network: tensorrt.INetworkDefinition) -> int:
-    """Type the last convolutions FP16 and what is behind them FP32; return how many layers that is."""
+    """Set the last convolutions to FP16 and all later layers to FP32; return their number."""
     if not library.has("ILayer.precision", "ILayer.set_output_type"):
         raise refusal(library)
     trt = library.trt
@@ -104,10 +103,10 @@ def _hold_types(library: Library, network: tensorrt.INetworkDefinition) -> int:
 
 
 def cache_for(library: Library, calibration: Calibration, onnx_sha256: str, algorithm: Algorithm) -> bytes:
-    """Return our ranges as the calibration cache that this very library reads.
+    """Convert ranges to a calibration cache for this library.
 
     Raises:
-        UsageError: the ranges are of another ONNX.
+        UsageError: the ranges are for another ONNX.
     """
     ranges = read_ranges(calibration.ranges_path).for_model(onnx_sha256)
     version = version_number(library.installed.version)
@@ -115,7 +114,7 @@ def cache_for(library: Library, calibration: Calibration, onnx_sha256: str, algo
 
 
 class Feed:
-    """What every calibrator answers TensorRT: batches from images, and a cache to read or to keep.
+    """Input of TensorRT's calibrators: batches of images, and a cache to read or write.
 
     Attributes:
         written: the cache TensorRT wrote, None until then.
@@ -128,12 +127,12 @@ class Feed:
         batch: int = 1,
         cache: bytes | None = None,
     ) -> None:
-        """Remember where batches come from.
+        """Set the source of batches.
 
         Args:
-            batches: float32 network inputs of any batch; None where a cache says it all.
-            upload: puts a batch on the GPU. batch: how many images TensorRT gets at once.
-            cache: an earlier cache; TensorRT asks for no image if it accepts it.
+            batches: float32 network inputs of any batch size; None where the cache suffices.
+            upload: copies a batch to the GPU. batch: images per batch.
+            cache: an existing cache; TensorRT needs no images if it accepts it.
         """
         self._images: Iterator[NDArray[np.float32]] = (image for b in batches or () for image in b)
         self._upload, self._batch, self._cache = upload, batch, cache
@@ -143,7 +142,7 @@ class Feed:
         return self._batch
 
     def next(self, names: list[str]) -> list[int] | None:
-        """Return the address of the next full batch; None when there is none. A rest is left out."""
+        """Return the address of the next full batch, or None at the end. An incomplete batch is skipped."""
         import numpy as np
 
         if self._upload is None or len(names) != 1:
@@ -161,16 +160,16 @@ class Feed:
 
 
 def engine_calibrator(library: Library, algorithm: Algorithm, feed: Feed) -> Any:
-    """Make TensorRT's own calibrator object around a feed; keep both alive until the build is done.
+    """Create TensorRT's calibrator object for a feed; keep both alive until the build ends.
 
     Raises:
-        UsageError: the library has none.
+        UsageError: the library has no calibrators.
     """
     if not library.has("IInt8EntropyCalibrator2", "IInt8MinMaxCalibrator"):
         raise refusal(library)
     trt = library.trt
 
-    # The two bases differ in the algorithm they name; TensorRT calls the same four methods of both.
+    # The two bases differ in the algorithm only; TensorRT calls the same four methods.
     base = trt.IInt8EntropyCalibrator2 if algorithm == "entropy2" else trt.IInt8MinMaxCalibrator
 
     class EngineCalibrator(base):  # type: ignore[misc, valid-type] # known at run time

@@ -1,4 +1,4 @@
-"""Says before any work starts what the installed TensorRT cannot build."""
+"""Checks before a build of what the installed TensorRT supports."""
 
 from __future__ import annotations
 
@@ -23,19 +23,18 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# Lowest compute capability with the arithmetic (NVIDIA's support matrix for TensorRT 10 and 11; TensorRT-RTX
+# Minimum compute capability per precision (NVIDIA's support matrix for TensorRT 10 and 11; TensorRT-RTX
 # 1.6 and 1.7 refuse lower targets).
 LOWEST_SM = {"bf16": 80, "fp8": 89}
 
 
 def check(request: BuildRequest, options: TensorRTOptions) -> None:
-    """Raise if this request cannot be built here; cheap unless the library must be asked.
+    """Raise if this request cannot be built on this machine; cheap unless the library must be loaded.
 
     Raises:
-        UsageError: an option this library does not have.
-        PluginError: no library.
-        StageError: no GPU where one is needed, or a precision that cannot be built; says
-            what would do instead.
+        UsageError: an option unsupported by this library.
+        PluginError: no library installed.
+        StageError: no GPU where one is needed, or an unsupported precision; suggests an alternative.
     """
     found = discovery.choose(options.module)
     if options.typing == "weak":
@@ -52,9 +51,9 @@ def check(request: BuildRequest, options: TensorRTOptions) -> None:
         sms.append(driver.gpu(options.device).sm)
     if sms and min(sms) < lowest:
         raise StageError(
-            f"{request.precision} needs compute capability {lowest / 10:.1f} or higher, and the engine is for "
+            f"{request.precision} needs compute capability {lowest / 10:.1f} or higher, but the engine is for "
             f"{min(sms) / 10:.1f}",
-            hint="build with `--precision fp16`" + (", or leave that target out" if wanted else ""),
+            hint="build with `--precision fp16`" + (", or omit that target" if wanted else ""),
         )
     if lowest and not sms and request.precision == "fp8":
         _log.info("an fp8 engine runs only on GPUs of compute capability %.1f or higher", lowest / 10)
@@ -69,7 +68,7 @@ def _check_weak(request: BuildRequest, library: Library) -> None:
     if request.precision != "int8":
         raise UsageError(
             f"`--tensorrt-typing weak` is for int8, found {request.precision}",
-            hint="leave it out: the types of the graph say every other precision",
+            hint="omit it: the graph's types set every other precision",
         )
     if not library.has("BuilderFlag.INT8", "IInt8EntropyCalibrator2"):
         raise implicit_int8.refusal(library)
@@ -77,9 +76,9 @@ def _check_weak(request: BuildRequest, library: Library) -> None:
 
 @functools.cache
 def int8_convolution_builds(library: Library) -> bool:
-    """Find out whether the library has INT8 convolutions by building one; takes about 0.1 s, once.
+    """Check for INT8 convolutions by building one; takes about 0.1 s, once.
 
-    TensorRT-RTX 1.6 parses such a network and then fails to build it; nothing tells so before.
+    TensorRT-RTX 1.6 parses such a network and then fails to build it, without an earlier sign.
     """
     import numpy as np
 
@@ -90,7 +89,7 @@ def int8_convolution_builds(library: Library) -> bool:
         network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
         config = builder.create_builder_config()
         image = network.add_input("image", trt.DataType.FLOAT, (1, 16, 8, 8))
-        # TensorRT reads weights only when it builds: the arrays must live until then.
+        # TensorRT reads weights at build time: the arrays must live until then.
         weights, scale = np.ones((16, 16, 3, 3), np.float32), np.ones(1, np.float32)
 
         def quantized(tensor: tensorrt.ITensor) -> tensorrt.ITensor:

@@ -1,4 +1,4 @@
-"""Optimization profiles: which shapes a dynamic engine accepts."""
+"""Optimization profiles: input shapes of a dynamic engine."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def add_profiles(
     config: tensorrt.IBuilderConfig,
     request: BuildRequest,
 ) -> None:
-    """Give a dynamic network the request's profiles, and check that a static one has its shape.
+    """Add the request's profiles to a dynamic network, or check the shape of a static one.
 
-    TensorRT reports most mistakes here only as a failed build, so all are looked for first.
+    TensorRT reports most mistakes only as a failed build, so all are checked first.
 
     Raises:
-        UsageError: the network's fixed axes are not those asked for.
+        UsageError: the network's fixed axes differ from the request.
         StageError: TensorRT refuses a profile.
     """
     if network.num_inputs != 1:
@@ -45,46 +45,50 @@ def add_profiles(
         return
     if not request.profiles:
         free = ", ".join(axis for axis, n in zip(_AXES[layout_of(shape)], shape, strict=True) if n == -1)
-        raise UsageError(f"input `{entry.name}` is free in {free}, and no profile was given", hint="`--dynamic on`")
+        raise UsageError(
+            f"input `{entry.name}` is free in {free}, but no profile was given", hint="pass `--dynamic on`"
+        )
     for asked in request.profiles:
         profile = builder.create_optimization_profile()
-        profile.set_shape(entry.name, *(_full(shape, asked, which, entry.name) for which in ("min", "opt", "max")))
+        profile.set_shape(
+            entry.name, *(_complete_shape(shape, asked, which, entry.name) for which in ("min", "opt", "max"))
+        )
         with library.collecting() as messages:
             index = config.add_optimization_profile(profile)
         if not profile or index < 0:
-            raise library.failure(f"take the profile {profile_text(asked)}", messages)
+            raise library.failure(f"add the profile {profile_text(asked)}", messages)
 
 
 def _check_static(name: str, shape: tuple[int, ...], request: BuildRequest) -> None:
     if request.profiles:
         raise UsageError(
-            f"input `{name}` has the fixed shape {'x'.join(map(str, shape))}, and a dynamic engine was asked for",
+            f"input `{name}` has the fixed shape {'x'.join(map(str, shape))}, but a dynamic engine was requested",
             hint="export the model with `--dynamic on`, or build without `--dynamic` and `--profile`",
         )
-    asked = _like(shape, request.batch, request.height, request.width)
+    asked = _shape_like(shape, request.batch, request.height, request.width)
     if shape != asked:
         raise UsageError(
             f"input `{name}` has the fixed shape {'x'.join(map(str, shape))}, "
-            f"and {'x'.join(map(str, asked))} was asked for",
-            hint="`--batch` and `--imgsz` must be those of the model",
+            f"but {'x'.join(map(str, asked))} was requested",
+            hint="`--batch` and `--imgsz` must match the model",
         )
 
 
-def _full(shape: tuple[int, ...], asked: ShapeRange, which: str, name: str) -> tuple[int, ...]:
-    wanted = _like(shape, *getattr(asked, which))
+def _complete_shape(shape: tuple[int, ...], asked: ShapeRange, which: str, name: str) -> tuple[int, ...]:
+    wanted = _shape_like(shape, *getattr(asked, which))
     if -1 in wanted:
-        raise StageError(f"input `{name}` is free in its channels: a profile does not say how many")
+        raise StageError(f"input `{name}` has free channels, which a profile cannot set")
     for axis, fixed, value in zip(_AXES[layout_of(shape)], shape, wanted, strict=True):
         if fixed not in (-1, value):
             raise UsageError(
-                f"input `{name}` has the fixed {axis} {fixed}, and profile {profile_text(asked)} asks for {value}",
-                hint=f"`--profile {profile_text(_within(shape, asked))}` keeps to it",
+                f"input `{name}` has the fixed {axis} {fixed}, but profile {profile_text(asked)} has {value}",
+                hint=f"use `--profile {profile_text(_fix_axes(shape, asked))}`",
             )
     return wanted
 
 
-def _within(shape: tuple[int, ...], asked: ShapeRange) -> ShapeRange:
-    """Return a profile with the axes of an input that are fixed."""
+def _fix_axes(shape: tuple[int, ...], asked: ShapeRange) -> ShapeRange:
+    """Return a profile with an input's fixed axes."""
     fixed = without_channels(shape, layout_of(shape))
 
     def kept(sides: tuple[int, int, int]) -> tuple[int, int, int]:
@@ -94,8 +98,8 @@ def _within(shape: tuple[int, ...], asked: ShapeRange) -> ShapeRange:
     return ShapeRange(kept(asked.min), kept(asked.opt), kept(asked.max))
 
 
-def _like(shape: tuple[int, ...], batch: int, height: int, width: int) -> tuple[int, ...]:
-    """Put the sides where an input shape has them, with as many channels as it has."""
+def _shape_like(shape: tuple[int, ...], batch: int, height: int, width: int) -> tuple[int, ...]:
+    """Return a shape with an input's layout and channels."""
     if layout_of(shape) == "nhwc":
         return batch, height, width, shape[3]
     return batch, shape[1], height, width

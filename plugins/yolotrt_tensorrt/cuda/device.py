@@ -1,9 +1,9 @@
 """One GPU through pycuda: its primary context, its memory, its streams.
 
-Ownership rule. The primary context is retained, never made: torch, cuda-python and TensorRT in the same process
-share it. It is current only inside `Gpu.current()`, which pushes it on this thread and pops it again, so every
-public method of a session works from any thread and leaves no trace. What is allocated here is freed by its
-owner's `close`, or when the last reference goes, in either case with the context current, whatever the thread.
+Ownership. The primary context is retained, never created: torch, cuda-python and TensorRT in the same process
+share it. It is current only inside `Gpu.current()`, which pushes and pops it on this thread, so public methods of a
+session work from any thread. Memory is freed by its owner's `close`, or with the last reference, in either case
+with the context current.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# Sizes are rounded up, so that frames of nearly one size share memory.
+# Sizes are rounded up, so that frames of similar size share memory.
 _POOL_STEP = 1 << 18
-_NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING, which pycuda has no name for
+_NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING, missing in pycuda
 
 
 @functools.cache
@@ -51,14 +51,16 @@ def open_gpu(ordinal: int) -> Gpu:
         cuda.init()
         count = cuda.Device.count()
     except cuda.Error as err:
-        raise StageError(f"no usable NVIDIA GPU: {err}", hint="`doctor` says what the driver tells") from err
+        raise StageError(f"no usable NVIDIA GPU: {err}", hint="see `doctor` for the driver's state") from err
     if not 0 <= ordinal < count:
-        raise StageError(f"there is no CUDA device {ordinal}, found {count}", hint="choose with `--tensorrt-device`")
+        raise StageError(
+            f"CUDA device {ordinal} does not exist, found {count}", hint="choose one with `--tensorrt-device`"
+        )
     return Gpu(ordinal)
 
 
 class _Current:
-    """A context, current in the block. It has no state of its own: one serves every block of every thread."""
+    """A context, current in the block. It is stateless: all threads share one object."""
 
     __slots__ = ("_context", "_cuda")
 
@@ -78,9 +80,9 @@ class Gpu:
     """A device and its retained primary context; get one from `open_gpu`.
 
     Attributes:
-        name: as the driver says. capability: e.g. (9, 0). shared_bytes: most shared memory one block may use.
-        recording: held while a graph is recorded, and while that is done which waits for the whole device or may: it
-            would break the recording, and fail.
+        name: as the driver says. capability: e.g. (9, 0). shared_bytes: maximum shared memory per block.
+        recording: held during graph capture, and during calls that may synchronize the device, which would break a
+            capture.
     """
 
     def __init__(self, ordinal: int) -> None:
@@ -104,18 +106,18 @@ class Gpu:
         return self._current
 
     def stream(self) -> Any:
-        """Return a new stream that has nothing to do with the default one. The context must be current.
+        """Return a new non-blocking stream. The context must be current.
 
-        A stream of the usual kind waits for the default stream and it for that; while it records a graph, whatever
-        anyone puts on the default stream fails, and torch puts all its work there.
+        A blocking stream synchronizes with the default stream; while it captures a graph, work on the default stream
+        fails, and torch puts all its work there.
         """
         return self.cuda.Stream(_NON_BLOCKING)
 
     def upload_pinned(self, address: int, source: NDArray[Any], stream: Any) -> None:
-        """Put a copy of page-locked memory to the device on a stream. The context must be current.
+        """Enqueue a copy from page-locked memory to the device. The context must be current.
 
-        Not by pycuda, which lets go of the GIL for these two microseconds: among threads that decode, getting it back
-        for every frame of a batch takes longer than the network.
+        Not by pycuda, which releases the GIL for these two microseconds: with decoding threads, reacquiring it for
+        every frame of a batch takes longer than the network.
         """
         error = self._copy(address, source.ctypes.data, source.nbytes, stream.handle)
         if error:
@@ -124,11 +126,11 @@ class Gpu:
     def upload_rows(
         self, address: int, source: NDArray[Any], step: int, width: int, stream: Any, *, page_locked: bool
     ) -> None:
-        """Put a copy of rows at even steps to the device on a stream, without gaps. The context must be current.
+        """Enqueue a copy of equally spaced rows to the device, without gaps. The context must be current.
 
         Args:
-            source: contiguous; the first row begins where it begins. step: bytes from row to row. width: bytes of each.
-            page_locked: whether `source` is; if not, it may be changed as soon as this returns.
+            source: contiguous, starts with the first row. step: bytes from row to row. width: bytes of each.
+            page_locked: whether `source` is; if not, it may be changed after this returns.
         """
         rows = -(-source.nbytes // step)
         error = self._copy_rows[page_locked](address, source.ctypes.data, step, width, rows, stream.handle)
@@ -136,13 +138,13 @@ class Gpu:
             raise self.cuda.Error(f"cuMemcpy2DAsync failed: CUDA error {error}")
 
     def free_bytes(self) -> int:
-        """Return how much device memory nobody uses. The context must be current."""
+        """Return the free device memory. The context must be current."""
         return int(self.cuda.mem_get_info()[0])
 
 
 @contextmanager
 def out_of_memory(gpu: Gpu) -> Iterator[None]:
-    """Turn CUDA's error for a full memory into Python's."""
+    """Translate CUDA's out-of-memory error to `MemoryError`."""
     try:
         yield
     except gpu.cuda.MemoryError as err:
@@ -165,10 +167,10 @@ class DeviceMemory:
             self.reserve(size)
 
     def reserve(self, size: int) -> bool:
-        """Have at least `size` bytes; return whether the memory moved. What was in it is lost then.
+        """Reserve at least `size` bytes; return whether the memory moved, which loses its content.
 
         Raises:
-            MemoryError: the GPU has no room.
+            MemoryError: the GPU is out of memory.
         """
         if size <= self.size:
             return False
@@ -179,7 +181,7 @@ class DeviceMemory:
         return True
 
     def close(self) -> None:
-        """Free it; it may be reserved again."""
+        """Free the memory; it may be reserved again."""
         allocation, self._allocation, self.address, self.size = self._allocation, None, 0, 0
         if allocation is not None:
             with self._gpu.current():
@@ -190,7 +192,7 @@ class DeviceMemory:
 
 
 class PinnedMemoryError(MemoryError):
-    """The host, not the GPU, has no more memory to lock."""
+    """The host, not the GPU, is out of page-locked memory."""
 
 
 class _Pinned:
@@ -204,7 +206,7 @@ class _Pinned:
                 array = gpu.cuda.pagelocked_empty(size, np.uint8)
             except gpu.cuda.MemoryError as err:
                 raise PinnedMemoryError(
-                    f"the system gives no {size / (1 << 20):.1f} MiB of page-locked host memory: {err}"
+                    f"cannot allocate {size / (1 << 20):.1f} MiB of page-locked host memory: {err}"
                 ) from err
         self._allocation = array.base
         self.address: int = array.ctypes.data
@@ -219,10 +221,10 @@ class _Pinned:
 
 
 class PageLock:
-    """Memory of another owner, page-locked while this lives; goes before it."""
+    """Page lock of memory of another owner, which must outlive it."""
 
     def __init__(self, gpu: Gpu, memory: NDArray[np.uint8]) -> None:
-        """Lock it.
+        """Lock the memory.
 
         Raises:
             StageError: the driver refuses.
@@ -238,15 +240,15 @@ class PageLock:
             _quietly(self._unlock)
 
     def _unlock(self) -> None:
-        assert self._address is not None  # looked at by `__del__`
+        assert self._address is not None  # checked by `__del__`
         with self._gpu.current():
             driver.page_unlock(self._address)
 
 
 class PinnedPool:
-    """Page-locked memory, used again: getting it from the driver takes longer than filling it.
+    """Pool of page-locked memory: allocating it takes longer than filling it.
 
-    Takes no lock, since arrays may go, and come back here, at any point of any thread.
+    Lock-free, since arrays may be destroyed, and return here, at any point of any thread.
     """
 
     def __init__(self, gpu: Gpu) -> None:
@@ -255,10 +257,10 @@ class PinnedPool:
         self._closed = False
 
     def array(self, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-        """Return an uninitialised uint8 array; its memory comes back with the last view of it.
+        """Return an uninitialised uint8 array; its memory returns to the pool with the last view.
 
         Raises:
-            PinnedMemoryError: the host has no more to lock.
+            PinnedMemoryError: the host is out of page-locked memory.
         """
         lent = math.prod(shape)
         size = max(1, -(-lent // _POOL_STEP)) * _POOL_STEP
@@ -275,23 +277,23 @@ class PinnedPool:
         return array
 
     def take_back(self, memory: _Pinned, size: int) -> None:
-        """Keep memory for the next array; after `close` it is freed instead."""
+        """Return memory to the pool; after `close` it is freed instead."""
         if not self._closed:
             self._free[size].append(memory)
 
     def free_idle(self) -> None:
-        """Free what is not lent: images of many sizes leave memory of each."""
+        """Free unused memory, left by images of many sizes."""
         for idle in list(self._free.values()):
             idle.clear()
 
     def close(self) -> None:
-        """Free what is not lent, and what is as soon as it comes back."""
+        """Free unused memory, and used memory as soon as it returns."""
         self._closed = True
         self._free.clear()
 
 
 def is_pinned(array: NDArray[Any]) -> bool:
-    """Say whether an array lies in memory that its owner page-locked: a `PinnedPool`, say."""
+    """Check whether an array is in page-locked memory, e.g. of a `PinnedPool`."""
     base: Any = array
     while isinstance(base, np.ndarray):
         base = base.base
@@ -301,14 +303,12 @@ def is_pinned(array: NDArray[Any]) -> bool:
 def _quietly(free: Any) -> None:
     try:
         free()
-    except Exception:  # noqa: BLE001 - a destructor: at interpreter exit anything may be gone already
+    except Exception:  # noqa: BLE001 - a destructor: at interpreter exit modules may be gone
         _log.debug("device memory could not be freed", exc_info=True)
 
 
 def as_stage_error(err: Exception) -> Exception:
-    """Return CUDA's errors as ours; others as they are."""
+    """Convert CUDA's errors to StageError; return others unchanged."""
     if type(err).__module__.startswith("pycuda"):
-        return StageError(
-            f"the GPU failed: {err}", hint="the session cannot go on; see `nvidia-smi` and the kernel log"
-        )
+        return StageError(f"CUDA error: {err}", hint="the session is unusable; see `nvidia-smi` and the kernel log")
     return err

@@ -1,4 +1,4 @@
-"""What the NVIDIA driver says about this machine's GPUs, without a CUDA context or a package."""
+"""GPUs as reported by the NVIDIA driver, without a CUDA context or a package."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Gpu:
 
 @functools.cache
 def version() -> str:
-    """Return the driver's version, e.g. 580.65.06; empty if it does not tell."""
+    """Return the driver's version, e.g. 580.65.06; empty if unknown."""
     try:
         text = _VERSION_FILE.read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -56,7 +56,7 @@ def gpu(device: int) -> Gpu:
     count = ctypes.c_int()
     _check(cuda.cuDeviceGetCount(ctypes.byref(count)))
     if device >= count.value:
-        raise StageError(f"there is no CUDA device {device}, found {count.value} of them")
+        raise StageError(f"CUDA device {device} does not exist, found {count.value}")
     handle, major, minor = _handle(cuda, device), ctypes.c_int(), ctypes.c_int()
     name = ctypes.create_string_buffer(256)
     _check(cuda.cuDeviceGetName(name, len(name), handle))
@@ -67,10 +67,10 @@ def gpu(device: int) -> Gpu:
 
 @contextmanager
 def current(device: int) -> Iterator[None]:
-    """Make a device the one that libraries use in this thread, by its primary context.
+    """Make a device's primary context current in this thread.
 
     Raises:
-        StageError: no driver, no such device, or no room on it for a context.
+        StageError: no driver, no such device, or out of memory for a context.
     """
     cuda = _cuda()
     handle, context = _handle(cuda, device), ctypes.c_void_p()
@@ -110,14 +110,14 @@ class _Copy2D(ctypes.Structure):
 
 @functools.cache
 def copy_rows_to_device(*, page_locked: bool) -> Callable[[int, int, int, int, int, int], int]:
-    """Return a copy of rows that lie at even steps into as many without gaps.
+    """Return a function that copies equally spaced rows to the device without gaps.
 
-    Its arguments: (device address, host address, bytes from row to row, bytes of a row, rows, stream handle) -> CUDA's
-    error, 0 for none.
+    Its arguments: (device address, host address, bytes from row to row, bytes of a row, rows, stream handle) -> CUDA
+    error code.
 
     Args:
-        page_locked: it is for such memory only, and keeps the GIL as `copy_to_device` does. From other memory the
-            driver copies before it returns, without the GIL.
+        page_locked: for page-locked memory only, and keeps the GIL like `copy_to_device`. Otherwise the driver
+            copies before it returns, without the GIL.
     """
     call = (ctypes.PyDLL if page_locked else ctypes.CDLL)("libcuda.so.1").cuMemcpy2DAsync_v2
     call.argtypes = (ctypes.c_void_p, ctypes.c_void_p)
@@ -132,10 +132,10 @@ def copy_rows_to_device(*, page_locked: bool) -> Callable[[int, int, int, int, i
 
 @functools.cache
 def copy_to_device() -> Callable[[int, int, int, int], int]:
-    """Return `cuMemcpyHtoDAsync`: (device address, host address, bytes, stream handle) -> CUDA's error, 0 for none.
+    """Return `cuMemcpyHtoDAsync`: (device address, host address, bytes, stream handle) -> CUDA error code.
 
-    It keeps the GIL, so it is for page-locked memory only, of which a copy takes two microseconds to start. If another
-    thread keeps the driver busy meanwhile (allocating, say), every Python thread waits for that, not this one alone.
+    It keeps the GIL, so it is for page-locked memory only, where it takes two microseconds to start. If another thread
+    blocks the driver meanwhile (e.g. by allocating), all Python threads wait.
     """
     call = ctypes.PyDLL("libcuda.so.1").cuMemcpyHtoDAsync_v2
     call.argtypes = (ctypes.c_uint64, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p)
@@ -144,9 +144,9 @@ def copy_to_device() -> Callable[[int, int, int, int], int]:
 
 
 def page_lock(address: int, size: int) -> None:
-    """Page-lock host memory for every context of this process; one must be current.
+    """Page-lock host memory for all contexts of this process; one must be current.
 
-    Not by pycuda, which refuses arrays of a memory map.
+    Not by pycuda, which refuses memory-mapped arrays.
 
     Raises:
         StageError: the driver refuses.
@@ -165,7 +165,7 @@ def _cuda() -> ctypes.CDLL:
         cuda = ctypes.CDLL("libcuda.so.1")
     except OSError as err:
         raise StageError(
-            "this needs an NVIDIA GPU, and no driver was found (`libcuda.so.1`)",
+            "an NVIDIA GPU is required, but no driver was found (`libcuda.so.1`)",
             hint="on a machine without a GPU, build with `tensorrt_rtx`: pip install tensorrt-rtx-cu13",
         ) from err
     _check(cuda.cuInit(0))
@@ -180,4 +180,4 @@ def _handle(cuda: ctypes.CDLL, device: int) -> ctypes.c_int:
 
 def _check(code: int) -> None:
     if code:
-        raise StageError(f"the NVIDIA driver reports CUDA error {code}", hint="look at `nvidia-smi`")
+        raise StageError(f"the NVIDIA driver reports CUDA error {code}", hint="see `nvidia-smi`")

@@ -1,4 +1,4 @@
-"""CUDA graphs by stream capture: a sequence of launches recorded once, replayed as one."""
+"""CUDA graphs by stream capture: a sequence of launches captured once, replayed as one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from yolotrt_core.errors import StageError
 
 
 def available() -> bool:
-    """Say whether cuda-python, which records graphs (pycuda cannot), is installed."""
+    """Check for cuda-python, which can capture graphs (pycuda cannot)."""
     try:
         return importlib.util.find_spec("cuda.bindings.driver") is not None
     except ModuleNotFoundError:  # find_spec imports the parent packages
@@ -18,25 +18,25 @@ def available() -> bool:
 
 
 class Graph:
-    """A recorded sequence of work on one stream. The context must be current around every call.
+    """A captured sequence of work on one stream. The context must be current around every call.
 
-    Everything in it keeps the addresses it was recorded with: record again when one changes.
+    It keeps the addresses of its capture: capture again when one changes.
     """
 
     def __init__(self, stream: int, enqueue: Callable[[], None]) -> None:
-        """Record what `enqueue` puts on a stream; nothing of it runs.
+        """Capture what `enqueue` puts on a stream, without running it.
 
         Args:
-            stream: handle of a stream that is not the default one. enqueue: only asynchronous work on
-                that stream, run once before so that nothing is left to be set up.
+            stream: handle of a stream other than the default. enqueue: only asynchronous work on that stream, run
+                once before to complete all setup.
 
         Raises:
-            StageError: something in it cannot be recorded.
+            StageError: the work cannot be captured.
         """
         from cuda.bindings import driver
 
         self._driver: Any = driver
-        # Thread-local: other threads may allocate meanwhile, which would break a global capture.
+        # Thread-local: allocations of other threads would break a global capture.
         mode = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
         _checked(driver.cuStreamBeginCapture(stream, mode))
         try:
@@ -51,7 +51,7 @@ class Graph:
         self._stream = driver.CUstream(stream)
 
     def launch(self) -> None:
-        """Put the whole sequence on its stream."""
+        """Enqueue the whole sequence on its stream."""
         _checked(self._driver.cuGraphLaunch(self._executable, self._stream))
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""The kernels as machine code: compiled once for a GPU, kept, loaded."""
+"""CUDA kernels: compiled once per GPU, cached and loaded."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _log = logging.getLogger(__name__)
 
 _FOLDER = Path(__file__).with_name("kernels")
 _ELEMENTS = {"float32": 0, "float16": 1, "bfloat16": 2}
-# The CPU rounds each operation; a fused multiply-add would not.
+# The CPU rounds each operation; a fused multiply-add does not.
 _OPTIONS = ("-fmad=false", "--std=c++17")
 _CACHE_NAME = "kernels.cubin"
 _ANY_TOOLKIT = "any"
@@ -29,7 +29,7 @@ _ANY_TOOLKIT = "any"
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """A loaded kernel with its argument types fixed; call it to launch."""
+    """A loaded kernel with fixed argument types; call it to launch."""
 
     function: Any
     block: tuple[int, int, int]
@@ -65,13 +65,13 @@ def load_kernels(
 
     Args:
         dtype: of the tensor they write (`letterbox`) or read (a head's output). program: the head to
-            read; None gives the letterbox alone. layout: of the tensor that the letterbox writes.
+            decode; None loads the letterbox alone. layout: of the tensor that the letterbox writes.
 
     Raises:
-        StageError: no compiler here and nothing kept from before, or the program does not compile.
+        StageError: no compiler and no cached kernels, or a compilation error.
     """
     if dtype not in _ELEMENTS:
-        raise StageError(f"kernels handle tensors of {', '.join(_ELEMENTS)}, found `{dtype}`")
+        raise StageError(f"kernels support tensors of {', '.join(_ELEMENTS)}, found `{dtype}`")
     head = ("letterbox.cu",) if program is None else (program, "suppress.cu")
     parts = [f"#define ELEMENT {_ELEMENTS[dtype]}\n", _text("prelude.cuh")]
     if layout == "nhwc":
@@ -89,7 +89,7 @@ def load_kernels(
                 function.prepare(letters)
                 kernels[name] = Kernel(function, block)
         except gpu.cuda.Error as err:
-            raise StageError(f"the driver does not load the kernels for {gpu.name}: {err}") from err
+            raise StageError(f"the driver cannot load the kernels for {gpu.name}: {err}") from err
     return kernels
 
 
@@ -98,7 +98,7 @@ def _text(name: str) -> str:
 
 
 def _binary(source: str, gpu: Gpu, side_cache: SideCache) -> bytes:
-    """Return machine code from the side cache, else compiled; what any toolkit made serves a host without one."""
+    """Return machine code from the side cache, whichever toolkit compiled it, or compile it."""
     arch = f"sm_{gpu.capability[0]}{gpu.capability[1]}"
     digest = hashlib.sha256("\0".join((source, *_OPTIONS)).encode()).hexdigest()
     compiler = _compiler()
@@ -109,7 +109,7 @@ def _binary(source: str, gpu: Gpu, side_cache: SideCache) -> bytes:
         return kept
     if compiler is None:
         raise StageError(
-            f"the GPU kernels are not compiled yet for {gpu.name} ({arch}), and neither NVRTC nor nvcc is here",
+            f"the GPU kernels are not compiled yet for {gpu.name} ({arch}), and NVRTC and nvcc are missing",
             hint="pip install 'yolotrt-core[gpu]' nvidia-cuda-nvrtc, or install the CUDA toolkit",
         )
     _log.info("compiling GPU kernels for %s with %s", arch, toolkit)
@@ -120,7 +120,7 @@ def _binary(source: str, gpu: Gpu, side_cache: SideCache) -> bytes:
 
 
 def _compiler() -> tuple[str, Callable[[str, str], bytes]] | None:
-    """Return the name with version of the compiler at hand, and a function from source and arch to a cubin."""
+    """Return name and version of the available compiler, and a function from source and arch to a cubin."""
     try:
         from cuda.bindings import nvrtc
 
@@ -134,8 +134,8 @@ def _compiler() -> tuple[str, Callable[[str, str], bytes]] | None:
         return None
     import subprocess
 
-    told = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=False).stdout
-    return f"nvcc {told.split('release ')[-1].split(',')[0]}", _compile_nvcc
+    version = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=False).stdout
+    return f"nvcc {version.split('release ')[-1].split(',')[0]}", _compile_nvcc
 
 
 def _compile_nvrtc(source: str, arch: str) -> bytes:

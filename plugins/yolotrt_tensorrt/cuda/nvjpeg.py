@@ -1,4 +1,4 @@
-"""The few calls of nvJPEG that decode batches by the GPU's JPEG hardware; plain C, so bound by ctypes.
+"""ctypes binding of nvJPEG's batch decoding on the GPU's JPEG hardware.
 
 Source: nvjpeg.h of nvJPEG 13.3; the calls are the same from 11 on.
 """
@@ -18,23 +18,23 @@ _log = logging.getLogger(__name__)
 
 _HARDWARE = 3  # NVJPEG_BACKEND_HARDWARE
 _BGR = 6  # NVJPEG_OUTPUT_BGRI
-_INTERPOLATE = 1 << 5  # NVJPEG_FLAGS_UPSAMPLING_WITH_INTERPOLATION: colours as libjpeg, and so OpenCV, spreads them
+_INTERPOLATE = 1 << 5  # NVJPEG_FLAGS_UPSAMPLING_WITH_INTERPOLATION: chroma upsampling of libjpeg, and so of OpenCV
 _STATUS = {
     1: "not initialised", 2: "invalid parameter", 3: "bad JPEG", 4: "JPEG not supported", 5: "allocator failure",
-    6: "execution failed", 7: "another architecture", 8: "internal error", 9: "not supported here",
+    6: "execution failed", 7: "architecture mismatch", 8: "internal error", 9: "implementation not supported",
     10: "incomplete bitstream",
 }  # fmt: skip
-# Newest first; the loader finds those of a system's CUDA toolkit.
+# Newest first; for a system's CUDA toolkit.
 _SYSTEM_NAMES = ("libnvjpeg.so.13", "libnvjpeg.so.12")
 
 
 class NvJpegError(Exception):
-    """A call failed; the text says which and how."""
+    """A failed nvJPEG call."""
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where an image goes: device address of its first pixel, and bytes of a row."""
+    """Destination of an image: device address of its first pixel, and bytes per row."""
 
     address: int
     pitch: int
@@ -63,20 +63,20 @@ class NvJpeg:
         self._call("nvjpegCreateEx", _HARDWARE, None, None, _INTERPOLATE, ctypes.byref(self._handle))
 
     def new_state(self) -> State:
-        """Return what one thread decodes with at a time."""
+        """Create a decoder state, for one thread at a time."""
         state = ctypes.c_void_p()
         self._call("nvjpegJpegStateCreate", self._handle, ctypes.byref(state))
         return State(state)
 
     def decode(self, state: State, files: Sequence[tuple[int, int]], targets: Sequence[Target], stream: int) -> None:
-        """Put the decoding of a batch on a stream; the images are there when it is done.
+        """Enqueue the decoding of a batch on a stream.
 
         Args:
-            files: host address and bytes of each JPEG file, which must stay there until then.
-            targets: of each, for interleaved BGR. stream: its handle.
+            files: host address and size of each JPEG file, which must stay valid until the stream is done.
+            targets: one per file, for interleaved BGR. stream: its handle.
 
         Raises:
-            NvJpegError: the batch holds a file that the hardware does not take.
+            NvJpegError: the hardware does not support a file of the batch.
         """
         count = len(files)
         if state.batch != count:
@@ -92,11 +92,11 @@ class NvJpeg:
         )  # fmt: skip
 
     def free_state(self, state: State) -> None:
-        """Free a state whose work is done."""
+        """Free a state whose work has ended."""
         self._library.nvjpegJpegStateDestroy(state.handle)
 
     def close(self) -> None:
-        """Free the decoder; its states must be gone."""
+        """Free the decoder, after its states."""
         self._library.nvjpegDestroy(self._handle)
 
     def _call(self, name: str, *arguments: Any) -> None:

@@ -1,4 +1,4 @@
-"""The structures that host and kernels share: NumPy view of `cuda/kernels/prelude.cuh`."""
+"""NumPy counterparts of the structures in `cuda/kernels/prelude.cuh`."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ FOUND = np.dtype([("x1", "f4"), ("y1", "f4"), ("x2", "f4"), ("y2", "f4"), ("scor
 SUMMARY = np.dtype([("candidates", "u4"), ("kept", "u4"), ("overflow", "u4"), ("reserved", "u4")])
 BOX_BYTES, GROUP_BYTES, KEY_BYTES = 16, 4, 8
 
-# Above this share of an image's rows it is faster to send all in one piece.
+# Above this share of an image's rows, a single transfer of all rows is faster.
 _MOST_PACKED = 0.7
 _FRAME = struct.Struct("<Q8i2d3f3i")
 _REQUEST = struct.Struct("<ifd4i")
@@ -56,8 +56,8 @@ _ADDRESS = struct.Struct("<Q")
 
 
 @functools.lru_cache(maxsize=1024)
-def _placed(height: int, width: int, pixel_format: int, target: tuple[int, int], packed: int) -> bytes:
-    """Everything of a FRAME after its address; a video asks for the same again and again."""
+def _pack_placement(height: int, width: int, pixel_format: int, target: tuple[int, int], packed: int) -> bytes:
+    """Pack a FRAME without its address; cached, since all frames of a video share it."""
     placed = geometry((height, width), target)
     left, top, fit_width, fit_height = placement(placed)
     return _FRAME.pack(
@@ -70,28 +70,28 @@ def _placed(height: int, width: int, pixel_format: int, target: tuple[int, int],
         top,
         fit_width,
         fit_height,
-        # OpenCV's own order of operations: its reciprocal of the ratio is not always source / fit.
+        # OpenCV's order of operations: its reciprocal of the ratio is not always source / fit.
         1.0 / (fit_width / width),
         1.0 / (fit_height / height),
         *placed.pad,
         placed.scale,
-        _halved(height, width, fit_height, fit_width),
+        _is_halved(height, width, fit_height, fit_width),
         packed,
         0,
     )[_ADDRESS.size :]
 
 
-def _halved(height: int, width: int, fit_height: int, fit_width: int) -> bool:
+def _is_halved(height: int, width: int, fit_height: int, fit_width: int) -> bool:
     return width == 2 * fit_width and height == 2 * fit_height
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RowSubset:
-    """The rows of an image that its letterbox reads, where they are few: the others need not travel.
+    """The rows of an image that its letterbox reads, where skipping the others pays off.
 
     Attributes:
-        index: int (fit_height * packed,), `packed` (1 or 2) consecutive ones for each resized row.
-        step: rows from one resized row's first to the next one's, 0 if it varies. first, last: of `index`.
+        index: int (fit_height * packed,), `packed` (1 or 2) consecutive rows per resized row.
+        step: distance of consecutive resized rows' first rows, 0 if it varies. first, last: of `index`.
     """
 
     index: NDArray[np.intp]
@@ -103,14 +103,14 @@ class RowSubset:
 
 @functools.lru_cache(maxsize=1024)
 def rows_read(shape: tuple[int, ...], target: tuple[int, int]) -> RowSubset | None:
-    """Say which rows of a BGR image the letterbox reads; None if most of them, or of another format."""
+    """Return the rows of a BGR image that the letterbox reads; None if most of them, or for other formats."""
     if len(shape) != 3:
         return None
     height, width = shape[:2]
     _, _, fit_width, fit_height = placement(geometry((height, width), target))
-    if height < 2 * fit_height or _halved(height, width, fit_height, fit_width):
+    if height < 2 * fit_height or _is_halved(height, width, fit_height, fit_width):
         return None
-    # As `tap` in letterbox.cu, in the same precisions.
+    # Like `tap` in letterbox.cu, with the same precision.
     position = ((np.arange(fit_height) + 0.5) * (1.0 / (fit_height / height)) - 0.5).astype(np.float32)
     low = np.floor(position)
     packed = 2 if np.rint((position - low) * np.float32(2048)).any() else 1
@@ -123,21 +123,21 @@ def rows_read(shape: tuple[int, ...], target: tuple[int, int]) -> RowSubset | No
     return RowSubset(index, packed, step, int(index[0]), int(index[-1]))
 
 
-def frame_bytes(shape: tuple[int, ...], address: int, target: tuple[int, int], packed: int = 0) -> bytes:
-    """Return the FRAME of an image.
+def pack_frame(shape: tuple[int, ...], address: int, target: tuple[int, int], packed: int = 0) -> bytes:
+    """Pack the FRAME of an image.
 
     Args:
-        shape: of the uint8 array: (H, W, 3) for BGR, (H * 3 / 2, W) for NV12. address: where its rows begin
-            on the device, without gaps. target: (height, width) of the network input. packed: `RowSubset.packed` if
-            only those rows are there.
+        shape: of the uint8 array: (H, W, 3) for BGR, (H * 3 / 2, W) for NV12. address: of its rows on
+            the device, without gaps. target: (height, width) of the network input. packed: `RowSubset.packed` if
+            only those rows were uploaded.
     """
     if len(shape) == 2:
-        return _ADDRESS.pack(address) + _placed(shape[0] * 2 // 3, shape[1], NV12, target, 0)
-    return _ADDRESS.pack(address) + _placed(shape[0], shape[1], BGR, target, packed)
+        return _ADDRESS.pack(address) + _pack_placement(shape[0] * 2 // 3, shape[1], NV12, target, 0)
+    return _ADDRESS.pack(address) + _pack_placement(shape[0], shape[1], BGR, target, packed)
 
 
-def request_bytes(images: int, selection: Selection) -> bytes:
-    """Return the REQUEST of a batch of which the first `images` are real."""
+def pack_request(images: int, selection: Selection) -> bytes:
+    """Pack the REQUEST of a batch whose first `images` items are used."""
     return _REQUEST.pack(
         images,
         selection.conf,
@@ -150,9 +150,9 @@ def request_bytes(images: int, selection: Selection) -> bytes:
 
 
 @functools.lru_cache(maxsize=64)
-def class_mask(selection_classes: tuple[int, ...], classes: int) -> bytes:
-    """Return one bit for each class, set for those selected, in 32-bit words."""
-    words = np.zeros((classes + 31) // 32, dtype=np.uint32)
+def pack_class_mask(selection_classes: tuple[int, ...], classes: int) -> bytes:
+    """Pack one bit per class, set for selected classes, in 32-bit integers."""
+    masks = np.zeros((classes + 31) // 32, dtype=np.uint32)
     for class_id in selection_classes:
-        words[class_id >> 5] |= np.uint32(1 << (class_id & 31))
-    return words.tobytes()
+        masks[class_id >> 5] |= np.uint32(1 << (class_id & 31))
+    return masks.tobytes()

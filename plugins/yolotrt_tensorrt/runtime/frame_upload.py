@@ -1,4 +1,4 @@
-"""Host frames to device memory: one at a time straight, several through pinned memory that threads fill."""
+"""Upload of host frames: single frames directly, batches through pinned memory that threads fill."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _ALIGNMENT = 256
-# One thread copies into pinned memory at about 10 GB/s, eight at 25, and PCIe 5 takes 50; the driver's own way
-# from pageable memory does 13. So threads pay for whole batches, not for one frame: of 1920x1080, whose rows are read
-# by threes, the driver's way takes 0.61 ms to boxes, one thread's own 0.71, two threads' 0.77, four threads' 0.96.
+# One thread copies into pinned memory at about 10 GB/s, eight at 25, and PCIe 5 allows 50; the driver copies from
+# pageable memory at 13. So threads are faster for batches but not for a single frame: for 1920x1080, frame to boxes
+# takes 0.61 ms with the driver, 0.71 with one thread, 0.77 with two, 0.96 with four.
 _THREADS = 8
 _PIECE_BYTES = 1 << 20
 _STAGED_FROM_BYTES = 2 << 20
 
 
 class CopyThreads:
-    """The threads that copy frames into pinned memory, started when first needed."""
+    """Threads that copy frames into pinned memory, started on first use."""
 
     def __init__(self, threads: int | None = None) -> None:
         self._threads = min(_THREADS, processors()) if threads is None else threads
@@ -40,7 +40,7 @@ class CopyThreads:
         return self._threads > 1
 
     def submit(self, copies: list[_Copy]) -> Future[None]:
-        """Do copies on some thread; NumPy lets go of the GIL meanwhile."""
+        """Run copies on a thread; NumPy releases the GIL for them."""
         if self._pool is None:
             self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="yolotrt-copy")
         return self._pool.submit(_copy, copies)
@@ -52,7 +52,7 @@ class CopyThreads:
 
 @dataclass(frozen=True, slots=True)
 class _Copy:
-    """Rows of a frame, by index or all in a slice, into as many of the target."""
+    """A copy of rows of a frame, by index or slice, to rows of the target."""
 
     target: NDArray[np.uint8]
     frame: NDArray[np.uint8]
@@ -63,13 +63,13 @@ def _copy(copies: list[_Copy]) -> None:
     for copy in copies:
         if isinstance(copy.rows, slice):
             np.copyto(copy.target, copy.frame[copy.rows])
-        else:  # another mode than `clip` goes through a buffer
+        else:  # modes other than `clip` use a temporary buffer
             np.take(copy.frame, copy.rows, axis=0, out=copy.target, mode="clip")
 
 
 @dataclass(frozen=True, slots=True)
 class Uploaded:
-    """Where a frame lies on the device, and `RowSubset.packed` of it (0: it is all there)."""
+    """Device address of a frame, and its `RowSubset.packed` (0: all rows)."""
 
     address: int
     packed: int
@@ -77,7 +77,7 @@ class Uploaded:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """A frame to upload: which rows, None for all, and where in the slot's memory."""
+    """A frame to upload: its rows, None for all, and its offset in the slot's memory."""
 
     frame: NDArray[np.uint8]
     rows: RowSubset | None
@@ -92,14 +92,14 @@ class _Part:
         return self.frame.nbytes // len(self.frame)
 
     def copy(self, staging: NDArray[np.uint8], first: int, last: int) -> _Copy:
-        """Return the copy of its rows [first, last) to where they lie in staging memory."""
+        """Return the copy of its rows [first, last) to staging memory."""
         begin, end = self.offset + first * self.row_bytes, self.offset + last * self.row_bytes
         target = staging[begin:end].reshape(last - first, *self.frame.shape[1:])
         return _Copy(target, self.frame, slice(first, last) if self.rows is None else self.rows.index[first:last])
 
 
 class FrameUploader:
-    """Where one slot's frames lie on the device, and how they get there."""
+    """Device memory of one slot's frames, and their upload."""
 
     def __init__(self, gpu: Gpu, pool: PinnedPool, threads: CopyThreads) -> None:
         self._gpu, self._pool, self._threads = gpu, pool, threads
@@ -109,11 +109,11 @@ class FrameUploader:
     def upload(
         self, frames: Sequence[NDArray[np.uint8] | DeviceImage], target: tuple[int, int], stream: Any
     ) -> list[Uploaded]:
-        """Put the upload of frames on a stream, of big ones only the rows that are read, of those there nothing.
+        """Enqueue the upload of frames: of large ones only the rows that are read, of device images nothing.
 
         Args:
-            frames: as `check_frames` returns them. They may be changed again when the stream is done; those not in
-                pinned memory as soon as this returns. target: (height, width) they are letterboxed to.
+            frames: as `check_frames` returns them. They may be changed when the stream is done; those not in
+                pinned memory when this returns. target: (height, width) they are letterboxed to.
         """
         host = [f for f in frames if not isinstance(f, DeviceImage)]
         sent = iter(self._upload(host, target, stream) if host else ())
@@ -124,7 +124,7 @@ class FrameUploader:
         for frame in frames:
             rows = rows_read(frame.shape, target)
             if rows is not None and is_pinned(frame) and not rows.step:
-                rows = None  # the copy engine takes rows at even steps; gathering others costs more than it saves
+                rows = None  # the copy engine needs equally spaced rows; gathering others is slower
             parts.append(_Part(frame, rows, total))
             total += -(-parts[-1].height * parts[-1].row_bytes // _ALIGNMENT) * _ALIGNMENT
         self._device.reserve(total)
@@ -134,14 +134,14 @@ class FrameUploader:
             straight = part.frame.flags.c_contiguous
             page_locked = is_pinned(part.frame)
             if straight and (page_locked or few) and (part.rows is None or part.rows.step):
-                self._straight(part, stream, page_locked=page_locked)
+                self._upload_directly(part, stream, page_locked=page_locked)
             else:
                 staged.append(part)
         if staged:
-            self._through_staging(staged, total, stream, on_threads=not few)
+            self._upload_staged(staged, total, stream, on_threads=not few)
         return [Uploaded(self._device.address + p.offset, p.rows.packed if p.rows else 0) for p in parts]
 
-    def _straight(self, part: _Part, stream: Any, *, page_locked: bool) -> None:
+    def _upload_directly(self, part: _Part, stream: Any, *, page_locked: bool) -> None:
         address = self._device.address + part.offset
         if part.rows is not None:
             read = part.frame[part.rows.first : part.rows.last + 1]
@@ -152,11 +152,11 @@ class FrameUploader:
         else:
             self._gpu.cuda.memcpy_htod_async(address, part.frame, stream)
 
-    def _through_staging(self, staged: list[_Part], total: int, stream: Any, *, on_threads: bool) -> None:
-        """Copy in pieces, each on its way as soon as it and those before it are in pinned memory."""
+    def _upload_staged(self, staged: list[_Part], total: int, stream: Any, *, on_threads: bool) -> None:
+        """Copy in pieces; each is uploaded once it and its predecessors are in pinned memory."""
         if self._staging.size < total:
             self._staging = self._pool.array((total,))
-        pieces = self._pieces(staged)
+        pieces = self._split_pieces(staged)
         copying = [self._threads.submit(copies) for copies, _, _ in pieces] if on_threads else []
         for index, (copies, begin, end) in enumerate(pieces):
             if on_threads:
@@ -165,8 +165,8 @@ class FrameUploader:
                 _copy(copies)
             self._gpu.upload_pinned(self._device.address + begin, self._staging[begin:end], stream)
 
-    def _pieces(self, staged: list[_Part]) -> list[tuple[list[_Copy], int, int]]:
-        """Cut big frames and gather small ones; each piece is one range of the staging memory."""
+    def _split_pieces(self, staged: list[_Part]) -> list[tuple[list[_Copy], int, int]]:
+        """Split large frames and merge small ones; each piece is one range of the staging memory."""
         pieces = []
         copies: list[_Copy] = []
         begin = end = staged[0].offset
@@ -188,19 +188,19 @@ class FrameUploader:
         return pieces
 
     def close(self) -> None:
-        """Free the device memory; nothing may be on its way."""
+        """Free the device memory; no upload may be in flight."""
         self._device.close()
         self._staging = np.empty(0, np.uint8)
 
 
 def check_frames(frames: Sequence[Frame], first: int = 0) -> list[NDArray[np.uint8] | DeviceImage]:
-    """Return frames as they are uploaded: BGR as uint8 (H, W, 3), NV12 as its planes, uint8 (H * 3 / 2, W).
+    """Return frames in upload format: BGR as uint8 (H, W, 3), NV12 as its planes, uint8 (H * 3 / 2, W).
 
     Args:
-        first: number of the first of them, for messages.
+        first: number of the first frame, for messages.
 
     Raises:
-        UsageError: one is no image; says what was found.
+        UsageError: a frame has an invalid type or shape.
     """
     taken: list[NDArray[np.uint8] | DeviceImage] = []
     for number, frame in enumerate(frames, first):

@@ -1,7 +1,7 @@
-"""JPEG files decoded by the GPU's own hardware, where nvJPEG is installed (extra `nvjpeg`) and the GPU has it.
+"""Decoding of JPEG files by the GPU's JPEG hardware, with nvJPEG (extra `nvjpeg`).
 
-Its pixels are OpenCV's, of rare colour samplings within one step. What it is not sure to decode as OpenCV would
-(another format, a progressive, turned or broken image) is left to OpenCV.
+Pixels equal OpenCV's, within one step for rare chroma samplings. Files that might decode differently (other
+formats, progressive, rotated or corrupted images) are left to OpenCV.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_MEMORY_STEP = 1 << 20  # images of like size share their memory
+_MEMORY_STEP = 1 << 20  # images of similar size share memory
 
 
 class DeviceImage:
-    """A BGR image in device memory, rows without gaps; its memory is used again once nobody holds it.
+    """A BGR image in device memory, rows without gaps; its memory is reused after its last reference.
 
     Attributes:
         shape: (H, W, 3). address: of its first pixel on the device.
@@ -40,7 +40,7 @@ class DeviceImage:
         self.shape, self.address = shape, memory.address
 
     def to_host(self) -> NDArray[np.uint8]:
-        """Return its pixels in host memory."""
+        """Copy the pixels to host memory."""
         return self._decoder.download(self)
 
     def __del__(self) -> None:
@@ -48,19 +48,19 @@ class DeviceImage:
 
 
 class _Worker:
-    """What one thread decodes with: a state, a stream, and page-locked memory for the files.
+    """Decoder state, stream and page-locked file memory of one thread.
 
-    From other memory the driver copies files itself, at the caller's cost and for one caller at a time.
+    The driver copies files in pageable memory synchronously, for one caller at a time.
     """
 
     def __init__(self, gpu: Gpu, pool: PinnedPool, codec: NvJpeg) -> None:
         self._pool, self._codec = pool, codec
         self.stream: Any = _urgent_stream() or gpu.stream()
-        self.state = codec.new_state()  # nothing may fail behind it: it does not free itself
+        self.state = codec.new_state()  # last, since a later failure would leak it
         self._staging: NDArray[np.uint8] = np.empty(0, np.uint8)
 
     def decode(self, files: Sequence[bytes], targets: Sequence[Target]) -> None:
-        """Decode a batch and wait for it; no other thread is held up meanwhile.
+        """Decode a batch and wait for it, without blocking other threads.
 
         Raises:
             NvJpegError: one of the files cannot be decoded.
@@ -68,7 +68,7 @@ class _Worker:
         total = sum(map(len, files))
         if len(self._staging) < total:
             self._staging = self._pool.array((2 * total,))
-        # NumPy and ctypes let go of the GIL for each copy, and getting it back takes longer than the copy.
+        # NumPy and ctypes release the GIL for each copy, and reacquiring it takes longer than the copy.
         view, address = self._staging.data, self._staging.ctypes.data
         placed, begin = [], 0
         for file in files:
@@ -78,32 +78,32 @@ class _Worker:
         try:
             self._codec.decode(self.state, placed, targets, self.stream.handle)
         finally:
-            self.stream.synchronize()  # also after an error: the staging memory is used again
+            self.stream.synchronize()  # also after an error: the staging memory is reused
 
     def close(self) -> None:
-        """Free what the library holds."""
+        """Free the decoder state."""
         self._codec.free_state(self.state)
 
 
 class JpegDecoder:
-    """Decodes batches of JPEG files; any number of threads may call it, each has a worker of its own meanwhile."""
+    """Decodes batches of JPEG files; any number of threads may call it, each with its own worker."""
 
     def __init__(self, gpu: Gpu, pool: PinnedPool, codec: NvJpeg) -> None:
         self._gpu, self._pool, self._codec = gpu, pool, codec
         self._idle: deque[_Worker] = deque()
         self._free: defaultdict[int, deque[DeviceMemory]] = defaultdict(deque)
         self._changed = threading.Condition()
-        self._running = 0  # calls of `decode`, whose library must stay until they end
+        self._running = 0  # running calls of `decode`, which need the library
         self._closed = False
 
     def decode(self, files: Sequence[bytes]) -> list[DeviceImage | None]:
         """Decode files.
 
         Args:
-            files: their contents.
+            files: file contents.
 
         Returns:
-            For each its image, or None where OpenCV should have a try.
+            One image per file, or None where OpenCV should decode it.
 
         Raises:
             UsageError: after `close`.
@@ -113,13 +113,13 @@ class JpegDecoder:
                 raise UsageError("the session is closed")
             self._running += 1
         try:
-            return self._decoded(files)
+            return self._decode_supported(files)
         finally:
             with self._changed:
                 self._running -= 1
                 self._changed.notify_all()
 
-    def _decoded(self, files: Sequence[bytes]) -> list[DeviceImage | None]:
+    def _decode_supported(self, files: Sequence[bytes]) -> list[DeviceImage | None]:
         sizes = [upright_size(f) for f in files]
         chosen = [(i, size) for i, size in enumerate(sizes) if size is not None]
         decoded: list[DeviceImage | None] = [None] * len(files)
@@ -127,12 +127,12 @@ class JpegDecoder:
             return decoded
         with self._gpu.current():
             try:
-                images = [self._room_for(*size) for _, size in chosen]
+                images = [self._allocate_image(*size) for _, size in chosen]
                 self._decode([files[i] for i, _ in chosen], images)
-            except (NvJpegError, MemoryError, self._gpu.cuda.Error) as err:  # OpenCV says what is wrong with a file
-                _log.debug("nvJPEG left %d images: %s", len(chosen), err)
-                # One file it cannot bear may be the reason.
-                return [self._decoded([f])[0] for f in files] if len(chosen) > 1 else decoded
+            except (NvJpegError, MemoryError, self._gpu.cuda.Error) as err:  # OpenCV reports what is wrong with a file
+                _log.debug("nvJPEG cannot decode %d images: %s", len(chosen), err)
+                # A single unsupported file may be the reason.
+                return [self._decode_supported([f])[0] for f in files] if len(chosen) > 1 else decoded
         for (index, _), image in zip(chosen, images, strict=True):
             decoded[index] = image
         return decoded
@@ -144,13 +144,13 @@ class JpegDecoder:
             worker = _Worker(self._gpu, self._pool, self._codec)
         try:
             worker.decode(files, [Target(p.address, 3 * p.shape[1]) for p in images])
-        except BaseException:  # raised again: in what state it leaves the library's is not said
+        except BaseException:  # raised again: the decoder state is undefined after an error
             worker.close()
             raise
         self._idle.append(worker)
 
-    def _room_for(self, height: int, width: int) -> DeviceImage:
-        """Return an image whose pixels are to come; allocating on the device stops all that runs there."""
+    def _allocate_image(self, height: int, width: int) -> DeviceImage:
+        """Allocate an image; device allocations block all running work, so memory is reused."""
         size = -(-3 * height * width // _MEMORY_STEP) * _MEMORY_STEP
         try:
             memory = self._free[size].pop()
@@ -163,25 +163,25 @@ class JpegDecoder:
         return DeviceImage(self, memory, (height, width, 3))
 
     def download(self, image: DeviceImage) -> NDArray[np.uint8]:
-        """Return an image's pixels in page-locked memory."""
+        """Copy an image's pixels to page-locked memory."""
         host = self._pool.array(image.shape)
         with self._gpu.current():
             self._gpu.cuda.memcpy_dtoh(host, image.address)
         return host
 
     def take_back(self, memory: DeviceMemory) -> None:
-        """Keep an image's memory for the next one; after `close` it goes with its last holder."""
+        """Keep an image's memory for reuse; after `close` it is freed with its last reference."""
         if not self._closed:
             self._free[memory.size].append(memory)
 
     def free_idle(self) -> None:
-        """Free memory that no image has: images of many sizes leave some of each."""
+        """Free unused memory, left by images of many sizes."""
         with self._gpu.current():
             for idle in list(self._free.values()):
                 idle.clear()
 
     def close(self) -> None:
-        """Wait for images under way, then free workers and memory that nobody holds."""
+        """Wait for running calls, then free workers and unused memory."""
         with self._changed:
             self._closed = True
             self._changed.wait_for(lambda: not self._running)
@@ -193,7 +193,7 @@ class JpegDecoder:
 
 
 class _UrgentStream:
-    """A stream whose kernels go before those of the network: they are small, and whole batches wait for them.
+    """A stream whose small kernels have priority over the network's, since whole batches wait for them.
 
     Attributes:
         handle: as an integer.
@@ -207,7 +207,7 @@ class _UrgentStream:
         self.handle = int(self._stream)
 
     def synchronize(self) -> None:
-        """Wait for what was put on it."""
+        """Wait for all work on the stream."""
         self._checked(self._driver.cuStreamSynchronize(self._stream))
 
     @staticmethod
@@ -222,7 +222,7 @@ class _UrgentStream:
 
 
 def _urgent_stream() -> _UrgentStream | None:
-    """Return a stream of the highest priority, or None without cuda-python; pycuda knows no priorities."""
+    """Return a stream of the highest priority, or None without cuda-python; pycuda does not support priorities."""
     if not cuda_graph.available():
         return None
     from cuda.bindings import driver
@@ -239,5 +239,5 @@ def open_decoder(gpu: Gpu, pool: PinnedPool) -> JpegDecoder | None:
         with gpu.current():
             return JpegDecoder(gpu, pool, NvJpeg(library))
     except NvJpegError as err:
-        _log.info("JPEG files are decoded on the CPU: %s", err)
+        _log.info("decoding JPEG files on the CPU: %s", err)
         return None

@@ -1,4 +1,4 @@
-"""A plan loaded onto a GPU: its tensors by name, its profiles, and contexts to run it in."""
+"""A plan loaded onto a GPU: its tensors, profiles and execution contexts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _log = logging.getLogger(__name__)
 _DTYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16"}
 ELEMENT_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 _RUNTIME_CACHE = "runtime.cache"
-_OWN = "engines that `build` made have that; was it made by another tool?"
+_OWN = "use an engine that `build` created"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +40,8 @@ class LoadedEngine:
 
     Attributes:
         image: the one input, (B, 3, H, W) or (B, H, W, 3). outputs: by name.
-        profiles: (min, opt, max) shapes of the input, one per optimization profile; all alike if static.
-        context_bytes: device memory one execution context takes.
+        profiles: (min, opt, max) shapes of the input per optimization profile; equal if static.
+        context_bytes: device memory per execution context.
     """
 
     def __init__(self, path: Path, spec: EngineSpec, library: Library, gpu: Gpu, side_cache: SideCache) -> None:
@@ -56,7 +56,7 @@ class LoadedEngine:
             check_plan(library, self._runtime, data)
             self.engine: tensorrt.ICudaEngine = self._runtime.deserialize_cuda_engine(data)
         if self.engine is None:
-            raise library.failure(f"load `{path.name}` on {gpu.name}", messages, "build it again on this machine")
+            raise library.failure(f"load `{path.name}` on {gpu.name}", messages, "rebuild it on this machine")
         tensors = [self._tensor(self.engine.get_tensor_name(i)) for i in range(self.engine.num_io_tensors)]
         modes = {t.name: self.engine.get_tensor_mode(t.name) for t in tensors}
         inputs = [t for t in tensors if modes[t.name] == trt.TensorIOMode.INPUT]
@@ -80,7 +80,7 @@ class LoadedEngine:
     def _tensor(self, name: str) -> Tensor:
         code = self.engine.get_tensor_dtype(name).name
         if code not in _DTYPES:
-            raise UsageError(f"tensor `{name}` is {code}; engines are run with {', '.join(_DTYPES)} tensors")
+            raise UsageError(f"tensor `{name}` is {code}, expected {', '.join(_DTYPES)}")
         return Tensor(name, _DTYPES[code], tuple(int(d) for d in self.engine.get_tensor_shape(name)))
 
     def _profiles(self) -> list[tuple[tuple[int, ...], ...]]:
@@ -94,52 +94,52 @@ class LoadedEngine:
 
     @property
     def layout(self) -> Layout:
-        """Where the input has its channels."""
+        """Layout of the input."""
         return layout_of(self.image.shape)
 
     @property
     def is_static(self) -> bool:
-        """Whether the input has one shape only."""
+        """Whether the input has a single shape."""
         return -1 not in self.image.shape
 
     @property
     def captures_itself(self) -> bool:
-        """Whether the library can record and replay its own CUDA graph (TensorRT-RTX)."""
+        """Whether the library can capture and replay a CUDA graph itself (TensorRT-RTX)."""
         return self._library.has("IRuntimeConfig.cuda_graph_strategy", "CudaGraphStrategy.WHOLE_GRAPH_CAPTURE")
 
     def profile_for(self, shape: tuple[int, ...]) -> int:
-        """Return the first profile that takes an input shape.
+        """Return the first profile that accepts an input shape.
 
         Raises:
-            UsageError: none does; says what the engine accepts.
+            UsageError: no profile accepts it; lists the accepted shapes.
         """
         for index, (low, _, high) in enumerate(self.profiles):
             if len(shape) == 4 and all(a <= d <= b for a, d, b in zip(low, shape, high, strict=True)):
                 return index
         ranges = sorted({f"{low}" if low == high else f"{low} to {high}" for low, _, high in self.profiles})
-        raise UsageError(f"the engine takes images of {' or '.join(ranges)}, found {shape}")
+        raise UsageError(f"the engine accepts images of {' or '.join(ranges)}, found {shape}")
 
     @property
     def side_streams(self) -> int:
-        """How many streams an execution context computes on beside the one it is given."""
+        """Number of auxiliary streams of an execution context."""
         return int(self.engine.num_aux_streams)
 
     def new_context(self, *, own_graph: bool) -> tensorrt.IExecutionContext:
-        """Make an execution context.
+        """Create an execution context.
 
         Args:
-            own_graph: let the library record and replay a CUDA graph by itself, where it can.
+            own_graph: let the library capture and replay a CUDA graph itself, where supported.
 
         Raises:
-            MemoryError: the GPU has no room for it. StageError: anything else.
+            MemoryError: the GPU is out of memory. StageError: any other failure.
         """
         with self._library.collecting() as messages:
             context = self._make_context(own_graph=own_graph, own_memory=False)
             if context is None and any("USER_MANAGED" in text for text in messages.errors):
-                # Built to be recorded from outside (TensorRT-RTX, REQUIRE_USER_ALLOCATION): its memory is ours to give.
+                # Built for external capture (TensorRT-RTX, REQUIRE_USER_ALLOCATION): we must provide its memory.
                 context = self._make_context(own_graph=own_graph, own_memory=True)
         if context is None:
-            raise self._failure("make an execution context", messages)
+            raise self._failure("create an execution context", messages)
         return context
 
     def _failure(self, doing: str, messages: Messages) -> Exception:
@@ -156,7 +156,7 @@ class LoadedEngine:
             strategy = trt.CudaGraphStrategy
             config.cuda_graph_strategy = strategy.WHOLE_GRAPH_CAPTURE if own_graph else strategy.DISABLED
         if hasattr(config, "dynamic_shapes_kernel_specialization_strategy"):
-            # Lazy ones arrive in the background: times drift, and a recorded graph would keep the slow kernels.
+            # Lazy kernels are compiled in the background: times drift, and a captured graph would keep the slow ones.
             config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
         if self._library.has("IRuntimeConfig.create_runtime_cache", "IRuntimeConfig.set_runtime_cache"):
             if self._cache is None:
@@ -176,7 +176,7 @@ class LoadedEngine:
         return context
 
     def save_cache(self) -> None:
-        """Keep the kernels that were compiled just in time, so that the next start does not compile them."""
+        """Cache just-in-time compiled kernels for the next start."""
         if self._cache is None:
             return
         data = bytes(self._cache.serialize())
@@ -186,20 +186,20 @@ class LoadedEngine:
             self._cache_sha256 = digest
 
     def execute(self, context: tensorrt.IExecutionContext, stream: int) -> None:
-        """Put one inference on a stream.
+        """Enqueue one inference on a stream.
 
         Raises:
-            MemoryError: the GPU has no room for it. StageError: TensorRT refuses, in its own words.
+            MemoryError: the GPU is out of memory. StageError: TensorRT failed; includes its message.
         """
         if context.execute_async_v3(stream):
             return
         with self._library.collecting() as messages:
-            if context.execute_async_v3(stream):  # once more, for its words: the hot path collects none
+            if context.execute_async_v3(stream):  # run again to collect messages, which the hot path skips
                 return
         raise self._failure("run the engine", messages)
 
     def set_shape(self, context: tensorrt.IExecutionContext, profile: int, shape: tuple[int, ...], stream: int) -> None:
-        """Choose profile and input shape; output shapes are known afterwards.
+        """Set profile and input shape, which determine the output shapes.
 
         Raises:
             StageError: TensorRT refuses.
@@ -212,12 +212,12 @@ class LoadedEngine:
                 raise self._library.failure(f"run with images of {shape}", messages)
 
     def set_address(self, context: tensorrt.IExecutionContext, name: str, address: int) -> None:
-        """Say where a tensor lies on the device."""
+        """Set the device address of a tensor."""
         if not context.set_tensor_address(name, address):
             raise StageError(f"{self._library} refuses the address of tensor `{name}`")
 
     def close(self) -> None:
-        """Unload the engine; its contexts must be gone."""
+        """Unload the engine, after its contexts."""
         self._cache = self.engine = self._runtime = None
         for memory in self._context_memory:
             memory.close()

@@ -1,4 +1,4 @@
-"""Raw output to final boxes on the GPU: scratch memory, launches, and what comes back."""
+"""Raw output to final boxes on the GPU: scratch memory, launches and download."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from yolotrt_tensorrt.runtime.loaded_engine import ELEMENT_BYTES, Tensor
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-# Candidates one block sorts in its shared memory: few at first, since much shared memory costs a little time.
+# Candidates per block in shared memory: small at first, since more shared memory is slightly slower.
 _FIRST_CAPACITY, _MOST_CAPACITY = 4096, 16384
 _STATIC_SHARED_BYTES = 2048
 _FIRST_ROOM = 300
@@ -27,7 +27,7 @@ _SCAN_BLOCKS = 512
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """Device addresses of what the kernels read: request, its frames, its class mask, the raw output."""
+    """Device addresses of the kernels' inputs: request, frames, class mask, raw output."""
 
     request: int
     frames: int
@@ -39,29 +39,29 @@ class Decoding:
     """Decodes the output of one slot; the GPU's context must be current around every call.
 
     Attributes:
-        version: changes whenever an address or size changes that a recorded graph would hold.
+        version: changes with any address or size that a captured graph contains.
     """
 
     def __init__(self, gpu: Gpu, pool: PinnedPool, kernels: dict[str, Kernel], output: Tensor) -> None:
-        """Args: output: with the real shape, (B, rows, columns)."""
+        """Args: output: with the actual shape, (B, rows, columns)."""
         self._gpu, self._pool, self._kernels = gpu, pool, kernels
         self._batch, self._rows, self._columns = output.shape
         self._row_bytes = self._columns * ELEMENT_BYTES[output.dtype]
-        most = _MOST_CAPACITY
-        while most > 32 and _shared_bytes(most) + _STATIC_SHARED_BYTES > gpu.shared_bytes:
-            most //= 2
+        largest = _MOST_CAPACITY
+        while largest > 32 and _shared_bytes(largest) + _STATIC_SHARED_BYTES > gpu.shared_bytes:
+            largest //= 2
         attribute = gpu.cuda.function_attribute.MAX_DYNAMIC_SHARED_SIZE_BYTES
-        kernels["suppress"].function.set_attribute(attribute, _shared_bytes(most))
-        self._most = most
+        kernels["suppress"].function.set_attribute(attribute, _shared_bytes(largest))
+        self._max_capacity = largest
         self._counts = DeviceMemory(gpu, 4 * self._batch)
         self._keys, self._boxes, self._groups = DeviceMemory(gpu), DeviceMemory(gpu), DeviceMemory(gpu)
         self._results = DeviceMemory(gpu)
         self.version = 0
-        self._set_capacity(min(_FIRST_CAPACITY, most))
+        self._set_capacity(min(_FIRST_CAPACITY, largest))
         self._set_room(_FIRST_ROOM)
 
     def reserve(self, max_det: int, *, multi_label: bool) -> None:
-        """Have room for so many boxes of each image, or for all that there can be."""
+        """Reserve memory for this many boxes per image, or for the maximum."""
         wanted = min(max_det, self._rows * (self._columns if multi_label else 1))
         if wanted > self._room:
             self._set_room(wanted)
@@ -86,16 +86,16 @@ class Decoding:
         self.version += 1
 
     def enqueue(self, stream: Any, inputs: Inputs) -> None:
-        """Put decoding and the way of the boxes to the host on a stream."""
+        """Enqueue decoding and the download of the boxes."""
         self.enqueue_kernels(stream, inputs)
         self.enqueue_download(stream)
 
     def enqueue_download(self, stream: Any) -> None:
-        """Put the way of the boxes to the host on a stream."""
+        """Enqueue the download of the boxes."""
         self._gpu.cuda.memcpy_dtoh_async(self._host, self._results.address, stream)
 
     def enqueue_kernels(self, stream: Any, inputs: Inputs) -> None:
-        """Put decoding on a stream; its boxes stay on the device."""
+        """Enqueue decoding; its boxes stay on the device."""
         tables = (self._keys.address, self._counts.address, self._capacity)
         shape = (self._rows, self._columns)
         self._gpu.cuda.memset_d32_async(self._counts.address, 0, self._batch, stream)
@@ -113,7 +113,7 @@ class Decoding:
     def collect(self, stream: Any, inputs: Inputs, images: int, max_det: int) -> list[Detections]:
         """Return the boxes of the first `images` images, whose work on `stream` is done.
 
-        An image with more candidates than one block sorts is done again here, by many.
+        An image with more candidates than one block can sort is decoded again, by many blocks.
         """
         if any(self._overflow[:images].tolist()):
             crowded = np.flatnonzero(self._overflow[:images])
@@ -123,8 +123,8 @@ class Decoding:
             self.enqueue_download(stream)
             stream.synchronize()
             found = self._read(images, max_det)
-            if self._capacity < self._most:  # the next image of this source will be as crowded
-                self._set_capacity(min(self._most, _power_of_two(int(counts.max()))))
+            if self._capacity < self._max_capacity:  # the next images of this source will be similar
+                self._set_capacity(min(self._max_capacity, _power_of_two(int(counts.max()))))
             return found
         return self._read(images, max_det)
 
@@ -144,7 +144,7 @@ class Decoding:
         return detections
 
     def _decode_crowded(self, stream: Any, inputs: Inputs, image: int, count: int) -> None:
-        """Decode one image of `count` candidates with scratch of its own; the results go where all are."""
+        """Decode one image of `count` candidates with separate scratch memory."""
         kernels, gpu = self._kernels, self._gpu
         size = max(_SORT_BLOCK, _power_of_two(count))
         sizes = (size * KEY_BYTES, size * BOX_BYTES, size * GROUP_BYTES, (size + 31) // 32 * 4, 4 * _CHUNK, 16)
@@ -180,7 +180,7 @@ class Decoding:
             memory.close()
 
     def _sort(self, stream: Any, keys: int, count: int, size: int) -> None:
-        """Bitonic sort of `size` keys, a power of two, of which the first `count` are real."""
+        """Sort `size` keys, a power of two, of which the first `count` are used (bitonic)."""
         blocks = (size // _SORT_BLOCK, 1, 1)
         self._kernels["pad_keys"]((_SCAN_BLOCKS, 1, 1), stream, keys, count, size)
         self._kernels["sort_blocks"](blocks, stream, keys, 2, _SORT_BLOCK)

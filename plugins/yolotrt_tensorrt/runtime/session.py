@@ -1,7 +1,7 @@
 """Runs TensorRT plans on an NVIDIA GPU: from network inputs, or from host frames to boxes.
 
-A session may be used from any number of threads. Batches run in slots (`slot.py`), by default three, so that one is
-uploaded while others compute; `slot_pool.py` shares them out.
+A session is thread-safe. Batches run in slots (`slot.py`), by default three, so that one is uploaded while others
+compute; `slot_pool.py` assigns them.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ T = TypeVar("T")
 
 
 def open_session(engine: Path, spec: EngineSpec, options: TensorRTOptions, side_cache: SideCache) -> EngineSession:
-    """Load an engine onto the GPU and get one slot ready.
+    """Load an engine onto the GPU and create one slot.
 
     Raises:
-        StageError: no GPU or pycuda, another TensorRT, another GPU, not enough memory; says which.
+        StageError: no GPU or pycuda, another TensorRT or GPU, or out of memory.
     """
     gpu = open_gpu(options.device)
     library = check_engine(spec, options.device)
@@ -69,18 +69,18 @@ class EngineSession(Session):
         self._shared = SlotResources(gpu, plan, letterbox, self._pool, CopyThreads())
         self._programs: dict[DeviceProgram, Program] = {}
         self._loading = threading.Lock()
-        # Batches that compute at once, oldest first: one more waits, with its frames uploaded, or they would all
-        # end together and leave the GPU with nothing to do until the next are there.
+        # Batches that compute concurrently, oldest first: one more waits with uploaded frames. Otherwise all would
+        # end together, and the GPU would idle until the next upload.
         self._computing: deque[Any] = deque(maxlen=max(1, options.in_flight - 1))
         self._order = threading.Lock()
         self._closed = False
         self._saved_for: set[tuple[int, ...]] = set()
         _, best, high = plan.profiles[0]
-        self._most_images: int = high[0]
+        self._max_images: int = high[0]
         self._jpegs: JpegDecoder | None = None
         self._jpegs_asked = False
         self._target: tuple[int, int] = without_channels(best, plan.layout)[1:]
-        self._slots = SlotPool(self._make_slot(), options.in_flight)
+        self._slots = SlotPool(self._create_slot(), options.in_flight)
 
     @property
     def graph(self) -> str:
@@ -91,8 +91,8 @@ class EngineSession(Session):
         """Run one batch; see `yolotrt_core.plugin.stages.Session.infer`."""
         if not isinstance(images, np.ndarray) or images.dtype != np.float32 or images.ndim != 4:
             found = f"{images.dtype} {images.shape}" if isinstance(images, np.ndarray) else type(images).__name__
-            wanted = "(B, H, W, 3)" if self.plan.layout == "nhwc" else "(B, 3, H, W)"
-            raise UsageError(f"expected float32 images of {wanted}, found {found}")
+            expected = "(B, H, W, 3)" if self.plan.layout == "nhwc" else "(B, 3, H, W)"
+            raise UsageError(f"expected float32 images of {expected}, found {found}")
         self.plan.profile_for(images.shape)
 
         def infer(slot: ExecutionSlot) -> Mapping[str, NDArray[np.float32]]:
@@ -100,23 +100,23 @@ class EngineSession(Session):
             self._save_cache(images.shape)
             return raw
 
-        return self._on_slot(images.shape[0], infer)
+        return self._run_on_slot(images.shape[0], infer)
 
     def submit(self, frames: Sequence[Frame], program: DeviceProgram, selection: Selection) -> BatchHandle:
-        """Start on at most one batch of frames; they must stay as they are until the result is there.
+        """Start at most one batch of frames, which must not change until the result is available.
 
         Raises:
-            UsageError: too many frames for one batch, or one that is no image.
+            UsageError: too many frames for one batch, or an invalid frame.
         """
         return self._start(check_frames(frames), program, selection)
 
     def _start(
         self, frames: Sequence[NDArray[np.uint8] | DeviceImage], program: DeviceProgram, selection: Selection
     ) -> BatchHandle:
-        if not 1 <= len(frames) <= self._most_images:
-            raise UsageError(f"one batch takes 1 to {self._most_images} frames, found {len(frames)}")
+        if not 1 <= len(frames) <= self._max_images:
+            raise UsageError(f"one batch has 1 to {self._max_images} frames, found {len(frames)}")
         loaded = self._program(program)
-        batch = self._most_images if self.plan.is_static else len(frames)
+        batch = self._max_images if self.plan.is_static else len(frames)
         shape = self._shape(batch)
         explain = functools.partial(self._explain, batch=batch)
 
@@ -130,7 +130,7 @@ class EngineSession(Session):
             self._slots.transfer(slot, handle)
             return handle
 
-        handle = self._on_slot(batch, start)
+        handle = self._run_on_slot(batch, start)
         if shape not in self._saved_for:
             handle.finish()
             with self.gpu.current():
@@ -139,12 +139,12 @@ class EngineSession(Session):
 
     def detect(self, frames: Sequence[Frame], program: DeviceProgram, selection: Selection) -> list[Detections]:
         """Find objects on frames; see `yolotrt_core.plugin.stages.Session.detect`."""
-        if 1 <= len(frames) <= self._most_images:
+        if 1 <= len(frames) <= self._max_images:
             return self.submit(frames, program, selection).result()
         return list(self.stream(frames, program, selection))
 
     def stream(self, frames: Iterable[Frame], program: DeviceProgram, selection: Selection) -> Iterator[Detections]:
-        """Find objects on frames that keep coming; see `yolotrt_core.plugin.stages.Session.stream`."""
+        """Find objects on a stream of frames; see `yolotrt_core.plugin.stages.Session.stream`."""
         coming = iter(frames)
         waiting: deque[BatchHandle] = deque()
         failure: Exception | None = None
@@ -152,11 +152,11 @@ class EngineSession(Session):
         while more:
             batch: list[Frame] = []
             try:
-                for frame in islice(coming, self._most_images):
+                for frame in islice(coming, self._max_images):
                     batch.append(frame)
-            except Exception as err:  # noqa: BLE001 - raised below, after the results of the frames before it
+            except Exception as err:  # noqa: BLE001 - raised below, after the results of earlier frames
                 failure, more = err, False
-            more = more and len(batch) == self._most_images
+            more = more and len(batch) == self._max_images
             if batch:
                 try:
                     waiting.append(self._start(check_frames(batch, seen), program, selection))
@@ -204,41 +204,41 @@ class EngineSession(Session):
         """Return the GPU milliseconds of each step for one batch of frames; see `ExecutionSlot.time_steps`."""
         taken = check_frames(frames)
         loaded = self._program(program)
-        batch = self._most_images if self.plan.is_static else len(frames)
-        return self._on_slot(batch, lambda slot: slot.time_steps(taken, loaded, selection, self._shape(batch)))
+        batch = self._max_images if self.plan.is_static else len(frames)
+        return self._run_on_slot(batch, lambda slot: slot.time_steps(taken, loaded, selection, self._shape(batch)))
 
     def time_engine(self, batch: int, repeats: int) -> list[float]:
         """Return GPU milliseconds of the engine alone, for each of `repeats` runs after a warm-up."""
-        return self._on_slot(batch, lambda slot: slot.time_engine(self._shape(batch), repeats))
+        return self._run_on_slot(batch, lambda slot: slot.time_engine(self._shape(batch), repeats))
 
-    def _on_slot(self, batch: int, work: Callable[[ExecutionSlot], T]) -> T:
-        """Do work that needs a slot, with the GPU's context current.
+    def _run_on_slot(self, batch: int, work: Callable[[ExecutionSlot], T]) -> T:
+        """Run work that needs a slot, with the GPU's context current.
 
         Not a context manager: an interrupt at the end of its `__enter__` would leave without its `__exit__`.
 
         Args:
-            batch: how many images it is for. work: may hand the slot over to a batch in flight.
+            batch: number of images. work: may transfer the slot to an in-flight batch.
 
         Raises:
-            StageError: the GPU failed at the work, or has no room; the slot is fit for use again.
+            StageError: the GPU failed or is out of memory; the slot is usable again.
         """
         lease = SlotLease()
         try:
-            slot = self._slots.acquire(self._make_slot, lease)
+            slot = self._slots.acquire(self._create_slot, lease)
             with self.gpu.current():
                 return work(slot)
-        except BaseException as err:  # raised again: the slot must recover whatever it was, Ctrl-C included
+        except BaseException as err:  # raised again: the slot must recover from any error, Ctrl-C included
             if (mine := self._slots.slot_of(lease)) is not None:
                 with self.gpu.current():
                     mine.recover()
             if _needs_explanation(err):
-                # Under no name here: it and its traceback would hold each other, and with them what was half made.
+                # Not assigned to a name: error and traceback would reference each other and keep partial objects alive.
                 raise self._explain(err, batch) from err
             raise
         finally:
             try:
                 self._slots.release(lease)
-            except BaseException:  # raised again: an interrupt may come here too
+            except BaseException:  # raised again: an interrupt may arrive here too
                 self._slots.release(lease)
                 raise
 
@@ -253,7 +253,7 @@ class EngineSession(Session):
         if output is None or len(output.shape) != 3:
             found = ", ".join(f"`{t.name}` {t.shape}" for t in self.plan.outputs.values())
             raise UsageError(f"expected an output `{program.output}` of (B, rows, columns), found {found}")
-        with self._loading:  # kernels loaded twice are freed on some thread without the GPU's context
+        with self._loading:  # kernels loaded twice would be freed on a thread without the GPU's context
             loaded = self._programs.get(program)
             if loaded is None:
                 kernels = load_kernels(self.gpu, output.dtype, self._side_cache, program)
@@ -261,18 +261,18 @@ class EngineSession(Session):
         return loaded
 
     def _save_cache(self, shape: tuple[int, ...]) -> None:
-        """Keep kernels compiled just in time, once for each shape: they come with its first run."""
+        """Cache just-in-time compiled kernels, once per shape, after its first run."""
         if shape not in self._saved_for:
             self._saved_for.add(shape)
             self.plan.save_cache()
 
-    def _make_slot(self) -> ExecutionSlot:
+    def _create_slot(self) -> ExecutionSlot:
         try:
             with self.gpu.recording, self.gpu.current():
                 return ExecutionSlot(self._shared, use_graph=self._options.cuda_graph)
         except Exception as err:  # pycuda and TensorRT raise their own errors
             if _needs_explanation(err):
-                raise self._explain(err, self._most_images) from err  # under no name, see `_on_slot`
+                raise self._explain(err, self._max_images) from err  # not assigned to a name, see `_run_on_slot`
             raise
 
     def _explain(self, err: Exception, batch: int) -> Exception:
@@ -280,7 +280,7 @@ class EngineSession(Session):
             return as_stage_error(err)
         self._pool.free_idle()
         if isinstance(err, PinnedMemoryError):
-            return StageError(str(err), hint="frames and boxes pass through such memory: a smaller batch needs less")
+            return StageError(str(err), hint="frames and boxes use page-locked memory: a smaller batch needs less")
         if self._jpegs is not None:
             self._jpegs.free_idle()
         with self.gpu.current():
@@ -296,8 +296,8 @@ class EngineSession(Session):
         )
 
     def _bytes_per_image(self) -> int:
-        """Estimate what one more image in the batch takes: its share of the context, input, output, scratch."""
-        most, height, width = without_channels(self.plan.profiles[0][2], self.plan.layout)
+        """Estimate the memory of one more image in the batch: its share of context, input, output and scratch."""
+        max_batch, height, width = without_channels(self.plan.profiles[0][2], self.plan.layout)
         pixels = height * width
         tensors = 3 * pixels * ELEMENT_BYTES[self.plan.image.dtype]
         for output in self.plan.outputs.values():
@@ -305,18 +305,18 @@ class EngineSession(Session):
             # 3 anchors on 3 levels of strides 8, 16, 32 if the rows are dynamic.
             rows = output.shape[1] if output.shape[1] > 0 else 3 * (pixels // 64 + pixels // 256 + pixels // 1024)
             tensors += rows * columns * ELEMENT_BYTES[output.dtype]
-        return self.plan.context_bytes // most + tensors + (1 << 20)
+        return self.plan.context_bytes // max_batch + tensors + (1 << 20)
 
     def close(self) -> None:
-        """Finish what is in flight and free everything."""
+        """Finish in-flight batches and free all memory."""
         with self._loading:
             if self._closed:
                 return
             self._closed = True
-        over = self._slots.close()
+        is_idle = self._slots.close()
         with self.gpu.current():
             self._slots.free()
-            if over:
+            if is_idle:
                 self._programs.clear()
                 self.plan.close()
         self._shared.copy_threads.close()
@@ -326,5 +326,5 @@ class EngineSession(Session):
 
 
 def _needs_explanation(err: BaseException) -> TypeGuard[Exception]:
-    """Say whether `EngineSession._explain` tells more than an error does."""
+    """Check whether `EngineSession._explain` can improve an error."""
     return isinstance(err, MemoryError) or (isinstance(err, Exception) and as_stage_error(err) is not err)

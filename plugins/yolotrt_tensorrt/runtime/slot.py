@@ -1,4 +1,4 @@
-"""One batch in flight: an execution context with its stream, its buffers and its recorded graphs."""
+"""One batch in flight: an execution context with its stream, buffers and captured graphs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from yolotrt_tensorrt.cuda import graph as cuda_graph
 from yolotrt_tensorrt.cuda.device import DeviceMemory, Gpu, PinnedPool
 from yolotrt_tensorrt.cuda.graph import Graph
 from yolotrt_tensorrt.cuda.kernels_loader import Kernel
-from yolotrt_tensorrt.runtime.device_structs import FRAME, REQUEST, class_mask, frame_bytes, request_bytes
+from yolotrt_tensorrt.runtime.device_structs import FRAME, REQUEST, pack_class_mask, pack_frame, pack_request
 from yolotrt_tensorrt.runtime.frame_upload import CopyThreads, FrameUploader, Uploaded
 from yolotrt_tensorrt.runtime.jpeg_decoder import DeviceImage
 from yolotrt_tensorrt.runtime.loaded_engine import ELEMENT_BYTES, LoadedEngine, Tensor
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 Shape = tuple[int, ...]
-_MOST_TRIES = 3
+_MAX_TRIES = 3
 STEPS = ("upload", "preprocess", "infer", "postprocess", "download")
 
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """Kernels that read one output of the engine, and how many classes it has."""
+    """Kernels that read one output of the engine, and its number of classes."""
 
     output: str
     classes: int
@@ -44,7 +44,7 @@ class Program:
 
 @dataclass(frozen=True, slots=True)
 class SlotResources:
-    """What all slots of a session share."""
+    """Resources shared by all slots of a session."""
 
     gpu: Gpu
     plan: LoadedEngine
@@ -55,7 +55,7 @@ class SlotResources:
 
 @dataclass(slots=True)
 class _Recorded:
-    """What a graph holds (`key`), the graph once the same has run a first time without, and how often that failed."""
+    """Cache entry of a graph: its key, the graph (None before the second run), and the number of failures."""
 
     key: tuple[Any, ...]
     graph: Graph | None = None
@@ -66,15 +66,14 @@ class ExecutionSlot:
     """One batch in flight. Used by one thread at a time, with the GPU's context current.
 
     Attributes:
-        graph: how the engine is launched: `capture` (our recorded graph), `library` (the library's
-            own), `none`.
+        graph: how the engine is launched: `capture` (our captured graph), `library` (the library's), `none`.
     """
 
     def __init__(self, shared: SlotResources, *, use_graph: bool) -> None:
         gpu, plan = shared.gpu, shared.plan
         self._gpu, self._plan, self._letterbox, self._pool = gpu, plan, shared.letterbox, shared.pool
         self._stream: Any = gpu.stream()
-        # Those that the library makes itself are of the usual kind; see `Gpu.stream`. They must outlive the context.
+        # The library itself would create blocking streams, see `Gpu.stream`. These must outlive the context.
         self._side_streams: list[Any] = [gpu.stream() for _ in range(plan.side_streams)]
         self._context: tensorrt.IExecutionContext
         self._context, self.graph = self._new_context(use_graph)
@@ -88,14 +87,14 @@ class ExecutionSlot:
         self._decodings: dict[int, Decoding] = {}
         self._recorded: dict[str, _Recorded] = {}
         self._running: tuple[Decoding, Inputs] | None = None
-        # What the block holds, and where; the version changes with its address on the host or the device.
+        # Content and address of the block; the version changes with its host or device address.
         self._block_version = 0
         self._described: tuple[Any, ...] = ()
         self._inputs: Inputs | None = None
         self.computed: Any = gpu.cuda.Event(gpu.cuda.event_flags.DISABLE_TIMING)
 
     def _new_context(self, use_graph: bool) -> tuple[tensorrt.IExecutionContext, str]:
-        """Make a context that computes on this slot's streams only."""
+        """Create a context that uses this slot's streams only."""
         context: tensorrt.IExecutionContext
         context, graph = self._recorded_context(use_graph)
         if self._side_streams:
@@ -103,20 +102,20 @@ class ExecutionSlot:
         return context, graph
 
     def _recorded_context(self, use_graph: bool) -> tuple[tensorrt.IExecutionContext, str]:
-        """Prefer our own capture, which takes in the kernels around the engine too."""
+        """Prefer our capture, which includes the kernels around the engine."""
         plan = self._plan
         if use_graph and cuda_graph.available():
             context = plan.new_context(own_graph=False)
             ask = getattr(context, "is_stream_capturable", None)
             if ask is None or ask(self._stream.handle):
                 return context, "capture"
-            _log.debug("the engine cannot be recorded on a stream from outside")
+            _log.debug("the engine does not support external stream capture")
         if use_graph and plan.captures_itself:
             return plan.new_context(own_graph=True), "library"
         return plan.new_context(own_graph=False), "none"
 
     def bind(self, shape: Shape) -> None:
-        """Get ready for inputs of a shape, which one of the engine's profiles takes."""
+        """Allocate and bind buffers for an input shape of one of the engine's profiles."""
         if shape == self._shape:
             return
         self._shape = self._inputs = None
@@ -135,7 +134,7 @@ class ExecutionSlot:
     def infer(self, images: NDArray[np.float32]) -> Mapping[str, NDArray[Any]]:
         """Run one batch of network inputs; see `Session.infer`."""
         self.bind(images.shape)
-        data = np.ascontiguousarray(_narrowed(images, self._plan.image.dtype))
+        data = np.ascontiguousarray(_to_dtype(images, self._plan.image.dtype))
         self._gpu.cuda.memcpy_htod_async(self._input.address, data, self._stream)
         self._launch("infer", (self._shape, self._input.address), self._execute)
         raw = {}
@@ -144,38 +143,38 @@ class ExecutionSlot:
             raw[name] = np.empty(self._output_shapes[name], kind)
             self._gpu.cuda.memcpy_dtoh_async(raw[name], self._outputs[name].address, self._stream)
         self._stream.synchronize()
-        return {name: _widened(array) for name, array in raw.items()}
+        return {name: _to_float32(array) for name, array in raw.items()}
 
     def prepare(
         self, frames: Sequence[NDArray[np.uint8] | DeviceImage], program: Program, selection: Selection, shape: Shape
     ) -> None:
-        """Start on a batch with the upload of its frames; `launch` does the rest.
+        """Start a batch with the upload of its frames; `launch` does the rest.
 
         Args:
-            frames: at most shape[0] of them. shape: of the network input.
+            frames: at most shape[0]. shape: of the network input.
         """
         self._running = self._prepare(frames, program, selection, shape)
 
     def launch(self, after: Any = None) -> None:
-        """Start on everything behind the upload, up to the boxes' way back; `collect` waits for it.
+        """Start everything after the upload, including the download of boxes; `collect` waits for it.
 
         Args:
             after: event of another slot that the GPU waits for first, or None.
         """
-        decoding, inputs = self._prepared()
+        decoding, inputs = self._require_prepared()
         if after is not None:
             self._stream.wait_for_event(after)
         key = (self._shape, id(decoding), decoding.version, self._block_version, self._input.address)
         self._launch("detect", key, lambda: self._enqueue(decoding, inputs))
         self.computed.record(self._stream)
 
-    def _prepared(self) -> tuple[Decoding, Inputs]:
+    def _require_prepared(self) -> tuple[Decoding, Inputs]:
         if self._running is None:
-            raise RuntimeError("nothing was prepared")
+            raise RuntimeError("`prepare` was not called")
         return self._running
 
     def recover(self) -> None:
-        """After a failed run: let what had started come to its end, and free every buffer."""
+        """Recover from a failed run: wait for started work and free all buffers."""
         self._running = None
         try:
             self._stream.synchronize()
@@ -184,9 +183,9 @@ class ExecutionSlot:
         self._free_buffers()
 
     def collect(self, images: int, max_det: int) -> list[Detections]:
-        """Wait for what `launch` started and return the boxes of its frames."""
+        """Wait for the launched work and return the boxes of its frames."""
         self._stream.synchronize()
-        decoding, inputs = self._prepared()
+        decoding, inputs = self._require_prepared()
         self._running = None
         return decoding.collect(self._stream, inputs, images, max_det)
 
@@ -199,7 +198,7 @@ class ExecutionSlot:
     ) -> dict[str, float]:
         """Run one batch step by step and return the GPU milliseconds of each of `STEPS`.
 
-        Launched one by one, without a graph around the whole: the sum is more than a detection takes.
+        Steps are launched separately, without a common graph: their sum exceeds the time of a detection.
         """
         event = self._gpu.cuda.Event
         marks = [event() for _ in range(len(STEPS) + 1)]
@@ -218,7 +217,7 @@ class ExecutionSlot:
         return {step: a.time_till(b) for step, a, b in zip(STEPS, marks[:-1], marks[1:], strict=True)}
 
     def time_engine(self, shape: Shape, repeats: int) -> list[float]:
-        """Return GPU milliseconds of the engine alone, one launch after another, after some warm-up."""
+        """Return GPU milliseconds of the engine alone, per launch, after a warm-up."""
         self.bind(shape)
         event = self._gpu.cuda.Event
         for _ in range(10):
@@ -238,14 +237,14 @@ class ExecutionSlot:
         selection: Selection,
         shape: Shape,
     ) -> tuple[Decoding, Inputs]:
-        """Start the upload, and fill the block that tells the kernels what to do."""
+        """Start the upload, and fill the parameter block of the kernels."""
         self.bind(shape)
         decoding = self._decoding(program)
         decoding.reserve(selection.max_det, multi_label=selection.multi_label)
         target = without_channels(shape, self._plan.layout)[1:]
         uploaded = self._uploader.upload(frames, target, self._stream)
-        # A camera's frames are all of one size, and lie where the last one lay: the block is written already.
-        classes = tuple(selection.classes)  # a list may change and still be the same
+        # Frames of a camera have one size and address: the block is already written.
+        classes = tuple(selection.classes)  # a list may change in place
         described = (program, selection, classes, shape, [f.shape for f in frames], uploaded)
         if self._inputs is None or described != self._described:
             self._inputs = self._write_block(frames, uploaded, program, selection, shape)
@@ -261,11 +260,11 @@ class ExecutionSlot:
         shape: Shape,
     ) -> Inputs:
         target = without_channels(shape, self._plan.layout)[1:]
-        parts = [request_bytes(len(frames), selection)]
-        parts += [frame_bytes(f.shape, u.address, target, u.packed) for f, u in zip(frames, uploaded, strict=True)]
+        parts = [pack_request(len(frames), selection)]
+        parts += [pack_frame(f.shape, u.address, target, u.packed) for f, u in zip(frames, uploaded, strict=True)]
         frames_at = REQUEST.itemsize
         mask_at = frames_at + FRAME.itemsize * shape[0]
-        mask = class_mask(tuple(selection.classes), program.classes)
+        mask = pack_class_mask(tuple(selection.classes), program.classes)
         if self._host_block.size < mask_at + len(mask):
             self._host_block = self._pool.array((mask_at + len(mask),))
             self._block.reserve(self._host_block.size)
@@ -302,7 +301,7 @@ class ExecutionSlot:
         self._plan.execute(self._context, self._stream.handle)
 
     def _launch(self, name: str, key: tuple[Any, ...], enqueue: Callable[[], None]) -> None:
-        """Run `enqueue`, or from the second time on with the same key its recording."""
+        """Run `enqueue`, or from its second call with the same key its captured graph."""
         held = self._recorded.get(name)
         if self.graph == "capture" and held is not None and held.key == key:
             if held.graph is None:
@@ -317,15 +316,15 @@ class ExecutionSlot:
         enqueue()
 
     def _record(self, recorded: _Recorded, enqueue: Callable[[], None]) -> Graph | None:
-        if not self._gpu.recording.acquire(blocking=False):  # the next batch will do
+        if not self._gpu.recording.acquire(blocking=False):  # retried with the next batch
             return None
         try:
             return Graph(self._stream.handle, enqueue)
         except (StageError, MemoryError, self._gpu.cuda.Error) as err:
             recorded.failed += 1
-            # Another thread that waits for the whole device meanwhile breaks a recording: the next may be whole.
-            if recorded.failed < _MOST_TRIES:
-                _log.debug("recording again: %s", err)
+            # A device-wide synchronization of another thread breaks a capture: the next may succeed.
+            if recorded.failed < _MAX_TRIES:
+                _log.debug("capturing again: %s", err)
             else:
                 _log.warning("running without a CUDA graph: %s", err)
                 self.graph = "none"
@@ -343,7 +342,7 @@ class ExecutionSlot:
         self._decodings.clear()
 
     def close(self) -> None:
-        """Wait for the GPU and free everything."""
+        """Wait for the GPU and free all memory."""
         self.recover()
         self._context = None
         self._side_streams.clear()
@@ -357,7 +356,7 @@ class ExecutionSlot:
         self._host_block = np.empty(0, np.uint8)
 
 
-def _narrowed(images: NDArray[np.float32], dtype: str) -> NDArray[Any]:
+def _to_dtype(images: NDArray[np.float32], dtype: str) -> NDArray[Any]:
     if dtype == "float32":
         return images
     if dtype == "float16":
@@ -366,7 +365,7 @@ def _narrowed(images: NDArray[np.float32], dtype: str) -> NDArray[Any]:
     return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
 
 
-def _widened(array: NDArray[Any]) -> NDArray[np.float32]:
+def _to_float32(array: NDArray[Any]) -> NDArray[np.float32]:
     if array.dtype == np.uint16:
         return (array.astype(np.uint32) << 16).view(np.float32)
     return array.astype(np.float32, copy=False)

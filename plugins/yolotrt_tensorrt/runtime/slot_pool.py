@@ -1,7 +1,7 @@
-"""The slots of one session, shared by its threads, and the batches in flight.
+"""The slots of one session, shared by its threads, and the in-flight batches.
 
-A slot is never held across the caller's own code: who finds none free finishes the oldest batch in flight first,
-whoever started it; its results wait in its handle.
+A slot is never held across the caller's code: a thread without a free slot finishes the oldest in-flight batch of
+any thread, whose results are kept in its handle.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_LONGEST_RUN = 60  # seconds
-_LONGEST_SLEEP = 1  # seconds until a thread that waits looks again: an interrupt may have eaten the word
-_AGAIN_AFTER = 300  # seconds until a GPU that was full is asked for another slot
+_TIMEOUT = 60  # seconds
+_POLL_INTERVAL = 1  # seconds between checks of a waiting thread: an interrupt may lose a notification
+_RETRY_AFTER = 300  # seconds until another slot is tried on a GPU that was out of memory
 
 
 class BatchHandle:
-    """A batch in flight; `result` waits for it."""
+    """An in-flight batch; `result` waits for it."""
 
     def __init__(
         self,
@@ -41,13 +41,13 @@ class BatchHandle:
         max_det: int,
         explain: Callable[[Exception], Exception],
     ) -> None:
-        """Note a batch that `slot` has started on, for `finish` to wait for.
+        """Register a batch started on `slot`, for `finish`.
 
         Args:
-            explain: makes an error that callers can use of what CUDA raises.
+            explain: converts CUDA's errors to errors for callers.
         """
         self._gpu, self._slots, self._slot, self._explain = gpu, slots, slot, explain
-        # Held until they are uploaded: pinned memory that nobody holds is lent to the next.
+        # Referenced until uploaded: unreferenced pinned memory is reused.
         self._frames, self._max_det = frames, max_det
         self._lock = threading.Lock()
         self._found: list[Detections] | None = None
@@ -57,24 +57,24 @@ class BatchHandle:
         """Return one Detections per frame.
 
         Raises:
-            StageError: the GPU failed on this batch, or has no room for its boxes.
+            StageError: the GPU failed on this batch, or is out of memory for its boxes.
         """
         self.finish()
         if self._error is not None:
             raise self._error
-        assert self._found is not None  # set by `finish` where no error is
+        assert self._found is not None  # set by `finish` unless there is an error
         return self._found
 
     def finish(self) -> None:
-        """Wait for the batch and give its slot back; any thread may, and often."""
+        """Wait for the batch and release its slot; any thread may call it, repeatedly."""
         with self._lock:
             if self._found is not None or self._error is not None:
-                self._slots.release(self)  # an interrupt may have come before
+                self._slots.release(self)  # an interrupt may have prevented it
                 return
             try:
                 with self._gpu.current():
                     self._found = self._slot.collect(len(self._frames), self._max_det)
-            except BaseException as err:  # kept for whoever asks for the result
+            except BaseException as err:  # kept for the caller of `result`
                 self._error = StageError("the batch was interrupted")
                 with self._gpu.current():
                     self._slot.recover()
@@ -87,25 +87,25 @@ class BatchHandle:
 
 
 class SlotLease:
-    """One request's claim on a slot, made before it has one."""
+    """Claim of one request on a slot, created before it has one."""
 
 
 class SlotPool:
-    """Hands slots to threads, each to one at a time; makes them as they are needed.
+    """Assigns slots to threads, each to one at a time; creates them on demand.
 
-    An interrupt may hit a thread between any two of its steps. So one mapping alone says who has a slot, each change of
-    it is one operation, and what gives a slot back may be done again.
+    An interrupt may hit a thread between any two steps. So a single mapping defines the owners, each change of it is
+    one operation, and releasing a slot is idempotent.
     """
 
-    def __init__(self, first: ExecutionSlot, most: int) -> None:
-        self._most = most
+    def __init__(self, first: ExecutionSlot, max_slots: int) -> None:
+        self._max_slots = max_slots
         self._full_until = 0.0
-        # Entered by itself, not through the condition, which an interrupt may leave with the lock taken.
+        # Entered directly, not through the condition, which an interrupt may leave with the lock held.
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
         self._slots = [first]
-        self._owners: dict[ExecutionSlot, SlotLease | BatchHandle] = {}  # the one that was taken first comes first
-        self._making: set[SlotLease] = set()
+        self._owners: dict[ExecutionSlot, SlotLease | BatchHandle] = {}  # oldest first
+        self._creating: set[SlotLease] = set()
         self._closed = False
 
     @property
@@ -115,16 +115,16 @@ class SlotPool:
 
     @property
     def capacity(self) -> int:
-        """How many slots there may be; where the GPU had no room for another, those there are for the next minutes."""
-        return self._most if time.monotonic() >= self._full_until else len(self._slots)
+        """Maximum number of slots; the current number for some minutes after the GPU ran out of memory."""
+        return self._max_slots if time.monotonic() >= self._full_until else len(self._slots)
 
-    def acquire(self, make: Callable[[], ExecutionSlot], lease: SlotLease) -> ExecutionSlot:
-        """Return a slot for this thread alone, finishing the oldest batch in flight if there is no other.
+    def acquire(self, create: Callable[[], ExecutionSlot], lease: SlotLease) -> ExecutionSlot:
+        """Return a slot for this thread, finishing the oldest in-flight batch if none is free.
 
         Args:
-            make: makes one, on this thread. Not kept: a session in a cycle would be freed by any thread, without the
-                GPU's context, which pycuda cannot.
-            lease: has the slot until it is given to `release`, which must be, whatever happens.
+            create: creates a slot, on this thread. Not stored: a session in a reference cycle would be freed by any
+                thread, without the GPU's context, which pycuda does not support.
+            lease: owns the slot until `release(lease)`, which must always be called.
 
         Raises:
             UsageError: after `close`.
@@ -133,85 +133,85 @@ class SlotPool:
             with self._lock:
                 if self._closed:
                     raise UsageError("the session is closed")
-                free = next(self._free(), None)
+                free = next(self._free_slots(), None)
                 if free is not None:
                     self._owners[free] = lease
                     return free
                 oldest = None
-                if len(self._slots) + len(self._making) < self.capacity:
-                    self._making.add(lease)
+                if len(self._slots) + len(self._creating) < self.capacity:
+                    self._creating.add(lease)
                 elif (oldest := self._oldest()) is None:
-                    self._changed.wait(_LONGEST_SLEEP)
+                    self._changed.wait(_POLL_INTERVAL)
                     continue
             if oldest is not None:
                 oldest.finish()
                 continue
             try:
-                slot = make()
+                slot = create()
                 with self._lock:
                     self._slots.append(slot)
                     self._owners[slot] = lease
                 return slot
             except StageError as err:
-                _log.warning("running with %d batch(es) in flight: %s", len(self._slots), err)
-                self._full_until = time.monotonic() + _AGAIN_AFTER
+                _log.warning("running with %d in-flight batch(es): %s", len(self._slots), err)
+                self._full_until = time.monotonic() + _RETRY_AFTER
             finally:
                 with self._lock:
-                    self._making.discard(lease)
+                    self._creating.discard(lease)
                     self._changed.notify_all()
 
     def slot_of(self, lease: SlotLease) -> ExecutionSlot | None:
-        """Return the slot that a request has; None where a batch took it over."""
+        """Return the slot of a request; None if it was transferred to a batch."""
         with self._lock:
             return next((slot for slot, owner in self._owners.items() if owner is lease), None)
 
     def transfer(self, slot: ExecutionSlot, handle: BatchHandle) -> None:
-        """Hand a slot over to the batch that was started on it; who needs the slot finishes the batch."""
+        """Transfer a slot to its batch; a thread that needs the slot finishes the batch."""
         with self._lock:
             self._owners[slot] = handle
             self._changed.notify_all()
 
     def release(self, owner: SlotLease | BatchHandle) -> None:
-        """Take back the slot that a request or a batch has, if it has one; any number of times."""
+        """Release the slot of a request or batch, if any; idempotent."""
         with self._lock:
             if isinstance(owner, SlotLease):
-                self._making.discard(owner)
-            for slot in [slot for slot, its in self._owners.items() if its is owner]:
+                self._creating.discard(owner)
+            for slot in [slot for slot, current in self._owners.items() if current is owner]:
                 del self._owners[slot]
             self._changed.notify_all()
 
-    def _free(self) -> Iterator[ExecutionSlot]:
+    def _free_slots(self) -> Iterator[ExecutionSlot]:
         return (slot for slot in self._slots if slot not in self._owners)
 
     def _oldest(self) -> BatchHandle | None:
         return next((owner for owner in self._owners.values() if isinstance(owner, BatchHandle)), None)
 
     def close(self) -> bool:
-        """Hand out no more slots, finish what is in flight, and wait until no thread has one.
+        """Refuse new requests, finish in-flight batches, and wait until all slots are free.
 
         Returns:
-            Whether that came about: if not, a batch still runs, and nothing that it needs may be freed.
+            False if a batch still runs after the timeout: its resources must not be freed.
         """
         with self._lock:
             self._closed = True
             self._changed.notify_all()
-        last = time.monotonic() + _LONGEST_RUN
+        last = time.monotonic() + _TIMEOUT
         while True:
             with self._lock:
-                if not self._owners and not self._making:
+                if not self._owners and not self._creating:
                     return True
                 oldest = self._oldest()
                 if oldest is None:
-                    if time.monotonic() > last:  # a GPU that hangs must not keep a program from its end
-                        _log.warning("a batch has not ended for %d seconds; its memory stays", _LONGEST_RUN)
+                    if time.monotonic() > last:  # a hanging GPU must not block the program's exit
+                        _log.warning("timed out waiting %d seconds for a batch; its GPU memory was not freed", _TIMEOUT)
                         return False
-                    self._changed.wait(min(_LONGEST_SLEEP, _LONGEST_RUN))
+                    self._changed.wait(min(_POLL_INTERVAL, _TIMEOUT))
                     continue
             oldest.finish()
 
     def free(self) -> None:
-        """Free every slot that no thread has, with the GPU's context current, after `close`."""
-        while (slot := next(self._free(), None)) is not None:
+        """Free all unowned slots, with the GPU's context current, after `close`."""
+        while (slot := next(self._free_slots(), None)) is not None:
             self._slots.remove(slot)
             slot.close()
         self._slots.clear()

@@ -144,7 +144,7 @@ def test_an_activation_that_is_not_finite_is_named(toy_model: Write, images: np.
 
 
 def test_no_images_are_an_error(toy_model: Write, tmp_path: Path) -> None:
-    with pytest.raises(StageError, match="no images"):
+    with pytest.raises(StageError, match="needs at least one image"):
         _calibrate(MinMax(), toy_model(), np.zeros((0, 3, 64, 64), np.float32), tmp_path / "out")
 
 

@@ -30,19 +30,19 @@ def test_percentile_is_numpys_within_a_bin(magnitudes: np.ndarray, counts: np.nd
     assert thresholds.percentile(counts, WIDTH, percent) == pytest.approx(exact, abs=1.01 * WIDTH)
 
 
-def test_least_square_error_is_that_of_a_full_search(magnitudes: np.ndarray, counts: np.ndarray) -> None:
+def test_minimize_square_error_is_that_of_a_full_search(magnitudes: np.ndarray, counts: np.ndarray) -> None:
     def error(amax: float) -> float:
         scale = amax / 127
         return float(((np.minimum(np.rint(magnitudes / scale), 127) * scale - magnitudes) ** 2).sum())
 
-    found = thresholds.least_square_error(counts, WIDTH)
+    found = thresholds.minimize_square_error(counts, WIDTH)
     best = min(error(a) for a in np.linspace(0.02, 1, 200) * magnitudes.max())
     assert found < 0.9 * magnitudes.max()
     assert error(found) <= 1.02 * best
 
 
 def _literal(bins: np.ndarray, threshold: int) -> float:
-    """KL(P || Q), bin by bin, as `least_divergence` states it."""
+    """KL(P || Q), bin by bin, as `minimize_divergence` states it."""
     levels = [threshold * g // 128 for g in range(129)]
     q = np.zeros(threshold + 1)
     for begin, end in itertools.pairwise(levels):
@@ -62,19 +62,19 @@ def test_divergence_is_the_definition(counts: np.ndarray) -> None:
     assert thresholds.divergences(bins, some) == pytest.approx([_literal(bins, t) for t in some], rel=1e-9, abs=1e-12)
 
 
-def test_least_divergence_clips_a_far_outlier_but_not_a_uniform_range() -> None:
+def test_minimize_divergence_clips_a_far_outlier_but_not_a_uniform_range() -> None:
     uniform = np.zeros(1 << 15, np.int64)
     uniform[:2048] = 1000
-    assert thresholds.least_divergence(uniform, WIDTH) == 2048 * WIDTH
+    assert thresholds.minimize_divergence(uniform, WIDTH) == 2048 * WIDTH
     normal = np.abs(np.random.default_rng(2).standard_normal(1_000_000))
     outlier = np.append(normal, 60.0)
-    found = thresholds.least_divergence(np.bincount((outlier / WIDTH).astype(int), minlength=1 << 15), WIDTH)
+    found = thresholds.minimize_divergence(np.bincount((outlier / WIDTH).astype(int), minlength=1 << 15), WIDTH)
     assert 2.5 < found < 8
 
 
 def test_a_single_bin_is_its_own_range() -> None:
     counts = np.zeros(1 << 15, np.int64)
     counts[0] = 5
-    assert thresholds.least_divergence(counts, WIDTH) == WIDTH
-    assert 0 < thresholds.least_square_error(counts, WIDTH) <= WIDTH
+    assert thresholds.minimize_divergence(counts, WIDTH) == WIDTH
+    assert 0 < thresholds.minimize_square_error(counts, WIDTH) <= WIDTH
     assert 0 < thresholds.percentile(counts, WIDTH, 99.9) <= WIDTH

@@ -188,7 +188,7 @@ def test_free_dimensions(toy_yolo: Make, tmp_path: Path) -> None:
 
 def test_sizes_that_the_file_does_not_have(toy_yolo: Make, tmp_path: Path) -> None:
     err = refused(toy_yolo(), tmp_path, BuildRequest("fp32", 4, 96, 96))
-    assert "1 x 64 x 64, and 4 x 96 x 96 was asked for" in err.message
+    assert "1 x 64 x 64, but 4 x 96 x 96 was requested" in err.message
     assert err.hint == "pass `--batch 1 --imgsz 64,64`"
     err = refused(toy_yolo(), tmp_path, dataclasses.replace(REQUEST, dynamic=True))
     assert "fixes its input to 1 x 64 x 64" in err.message
@@ -219,7 +219,7 @@ def test_names(toy_yolo: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture)
         assert export(toy, tmp_path).labels == ("class0", "class1", "class2")
     assert "--onnx-names" in caplog.text
     helper.set_model_props(toy, {"names": "['a', 'b']"})
-    assert "has 3 classes, the metadata of `given.onnx` names 2" in refused(toy, tmp_path).message
+    assert "has 3 classes, but the metadata of `given.onnx` has 2 names" in refused(toy, tmp_path).message
     file = tmp_path / "names.txt"
     file.write_text("x\ny\nz\n")
     assert export(toy, tmp_path, names=file).labels == ("x", "y", "z")
@@ -278,7 +278,7 @@ def test_another_head_needs_its_name(toy_yolo: Make, tmp_path: Path) -> None:
         answer(exported(tmp_path), sample_images()), answer(toy_yolo(), sample_images()).transpose(0, 2, 1)
     )
     helper.set_model_props(named, {"names": ""})
-    assert "does not name its classes" in refused(named, tmp_path, head="yolov8").message
+    assert "has no class names" in refused(named, tmp_path, head="yolov8").message
     told = next(field.help for field in option_fields(OnnxSourceOptions, "onnx") if field.name == "names")
     assert told.endswith("else numbers for a YOLOv5 head and an error for any other")
 
@@ -289,7 +289,7 @@ def test_damaged_files(toy_yolo: Make, tmp_path: Path) -> None:
         assert isinstance(refused(data, tmp_path), UsageError)
     invalid = toy_yolo()
     invalid.graph.node[3].input[0] = "nowhere"
-    assert "no valid ONNX" in refused(invalid, tmp_path).message
+    assert "not a valid ONNX" in refused(invalid, tmp_path).message
     unknown = toy_yolo()
     unknown.graph.node[-1].op_type = "NoSuchOperator"
     assert "NoSuchOperator" in refused(unknown, tmp_path).message

@@ -127,7 +127,7 @@ def test_what_stays_float(lower: Any, options: Int8Options, missing: set[str]) -
 
 
 def test_a_module_that_does_not_exist(lower: Any) -> None:
-    with pytest.raises(UsageError, match=r"no convolution belongs to a module `model\.99`"):
+    with pytest.raises(UsageError, match=r"unknown module `model\.99`"):
         lower(Int8Options(keep="model.99"))
 
 
@@ -292,7 +292,7 @@ def test_ranges_of_another_network_are_refused(toy_model: Write, tmp_path: Path)
 
 
 def test_ranges_that_miss_a_tensor_are_refused(lower: Any) -> None:
-    with pytest.raises(StageError, match="say nothing of `down_out` and 1 more"):
+    with pytest.raises(StageError, match="have no entry for `down_out` and 1 more"):
         lower(amax={n: a for n, a in AMAX.items() if n not in ("down_out", "joined")})
 
 

@@ -98,7 +98,7 @@ def test_onnxsim_finding_its_own_result_wrong(
     toy_model: WriteToy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(onnxsim, "simplify", lambda model: (model, False))
-    with pytest.raises(StageError, match="own result is wrong"):
+    with pytest.raises(StageError, match="its result is wrong"):
         simplify(toy_model(), tmp_path / "out")
 
 
@@ -129,7 +129,7 @@ def _dangling(graph: onnx.GraphProto) -> None:
         (_half_output, "changed the outputs from `output0: float32.* to `output0: float16"),
         (_renamed_input, "changed the inputs from `images.* to `image:"),
         (_lost_output, "changed the outputs"),
-        (_dangling, "`onnxslim` gave an invalid ONNX model"),
+        (_dangling, "`onnxslim` produced an invalid ONNX model"),
     ],
 )
 def test_a_tool_that_damages_the_graph_is_refused(
@@ -172,7 +172,7 @@ def test_the_tools_print_nothing(toy_model: WriteToy, tmp_path: Path, capfd: pyt
 def test_a_file_that_is_no_onnx(toy_model: WriteToy, tmp_path: Path, content: bytes) -> None:
     model = toy_model()
     model.path.write_bytes(content)
-    with pytest.raises(StageError, match=r"`toy.onnx` is no valid ONNX model"):
+    with pytest.raises(StageError, match=r"`toy.onnx` is not a valid ONNX model"):
         simplify(model, tmp_path / "out")
 
 

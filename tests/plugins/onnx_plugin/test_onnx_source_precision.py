@@ -170,9 +170,9 @@ def test_bfloat16_behind_float_convolutions_is_refused_in_words(toy_yolo: Make, 
     network.graph.output[0].name = "boxes"
     path = tmp_path / "tail.onnx"
     onnx.save(network, path)
-    with pytest.raises(UsageError, match="the file computes in bf16, and onnxruntime") as told:
+    with pytest.raises(UsageError, match="the file computes in bf16, but onnxruntime") as told:
         build(path, builder="onnxruntime", store=tmp_path / "store", out=tmp_path / "out")
-    assert told.value.hint == "give the float32 model it was made from, and build it with `--precision bf16`"
+    assert told.value.hint == "build from the original float32 model with `--precision bf16`"
 
 
 def test_a_float_onnx_is_lowered_as_before(toy_yolo: Make, tmp_path: Path) -> None:

@@ -97,9 +97,9 @@ def test_a_whole_yolo_builds_static_and_dynamic(toy_model: Callable[..., OnnxMod
 @pytest.mark.parametrize(
     ("asked", "dynamic", "words"),
     [
-        (request(size=64), False, "fixed shape 1x16x32x32, and 1x16x64x64 was asked for"),
-        (request("fp32", SMALL), False, "fixed shape 1x16x32x32, and a dynamic engine was asked for"),
-        (request(), True, "free in batch, height, width, and no profile was given"),
+        (request(size=64), False, "fixed shape 1x16x32x32, but 1x16x64x64 was requested"),
+        (request("fp32", SMALL), False, "fixed shape 1x16x32x32, but a dynamic engine was requested"),
+        (request(), True, "free in batch, height, width, but no profile was given"),
     ],
 )
 def test_a_shape_that_does_not_fit_is_refused(
@@ -116,8 +116,8 @@ def test_a_profile_must_respect_fixed_axes(toy_yolo: Any, toy_model: Any, tmp_pa
     model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
     made = build(toy_model(model), request("fp32", ShapeRange((1, 32, 32), (1, 64, 64), (4, 64, 64))), tmp_path)
     assert made["kind"] == "UsageError"
-    assert "fixed batch 1, and profile 1x32x32:1x64x64:4x64x64 asks for 4" in made["error"]
-    assert made["hint"] == "`--profile 1x32x32:1x64x64:1x64x64` keeps to it"
+    assert "fixed batch 1, but profile 1x32x32:1x64x64:4x64x64 has 4" in made["error"]
+    assert made["hint"] == "use `--profile 1x32x32:1x64x64:1x64x64`"
 
 
 def test_parser_errors_name_the_node(toy_yolo: Any, toy_model: Any, tmp_path: Path) -> None:
@@ -146,8 +146,8 @@ def test_zero_points_are_refused_with_what_helps(told: str | None, convolution: 
         made = replace(made, spec=replace(made.spec, provenance={"zero_points": told}))
     refused = build(made, request("int8"), tmp_path)
     assert refused["kind"] == "StageError"
-    words = "TensorRT takes 8-bit integers without zero points only, and this model has some: "
-    assert refused["hint"] == words + (told or "make a graph without zero points, or use `--builder onnxruntime`")
+    words = "TensorRT supports no zero points of 8-bit integers, but this model has some: "
+    assert refused["hint"] == words + (told or "use a model without zero points, or `--builder onnxruntime`")
 
 
 def test_what_is_no_onnx_is_refused(convolution: Make, tmp_path: Path) -> None:
@@ -163,8 +163,8 @@ def test_what_is_no_onnx_is_refused(convolution: Make, tmp_path: Path) -> None:
 def test_too_small_a_workspace_says_so(old: bool, convolution: Make, tmp_path: Path, request_old: Any) -> None:
     made = request_old(old)(convolution(), request(), tmp_path, workspace=1)
     assert made["kind"] == "StageError"
-    assert "could not build the engine" in made["error"]
-    assert made["hint"] == "1 MiB of `--tensorrt-workspace` are too little: leave it out, or give 256 or more"
+    assert "failed to build the engine" in made["error"]
+    assert made["hint"] == "1 MiB of `--tensorrt-workspace` are not enough: omit the option, or use 256 or more"
     assert "facts" in request_old(old)(convolution(), request(), tmp_path, workspace=256)
 
 
@@ -197,8 +197,8 @@ def test_targets_make_another_engine(convolution: Make, tmp_path: Path) -> None:
         ("fp16", "90", "has no kernels for compute capability `SM90`"),
         ("fp16", "8.6;8.9", "expects numbers like 86 or 8.6, or `current`, found `8.6;8.9`"),
         ("fp16", "", "expects numbers like 86 or 8.6, or `current`, found ``"),
-        ("fp8", "89,86", "fp8 needs compute capability 8.9 or higher, and the engine is for 8.6"),
-        ("bf16", "75", "bf16 needs compute capability 8.0 or higher, and the engine is for 7.5"),
+        ("fp8", "89,86", "fp8 needs compute capability 8.9 or higher, but the engine is for 8.6"),
+        ("bf16", "75", "bf16 needs compute capability 8.0 or higher, but the engine is for 7.5"),
     ],
 )
 def test_targets_that_cannot_be_are_refused_before_work(precision: Any, targets: str, words: str) -> None:
@@ -215,7 +215,7 @@ def test_int8_is_refused_where_it_cannot_be_built(convolution: Make, tmp_path: P
     assert "--precision fp16" in refused["hint"]
     # The refusal is true: without it the build fails, too late and in words that help nobody.
     forced = described(model, request("fp32"))
-    assert "could not build the engine" in rtx_old(OLD, forced, tmp_path, "{}")["error"]
+    assert "failed to build the engine" in rtx_old(OLD, forced, tmp_path, "{}")["error"]
 
 
 def test_options_that_rtx_lacks_are_told(

@@ -153,10 +153,10 @@ def test_our_ranges_reach_it_as_its_own_cache(tmp_path: Path) -> None:
 def test_a_library_without_it_says_what_to_do(installed_rtx: str) -> None:
     request = BuildRequest("int8", 1, 640, 640)
     options = TensorRTOptions(module="tensorrt_rtx", typing="weak")
-    with pytest.raises(UsageError, match="has no weakly typed networks and no calibrators") as refused:
+    with pytest.raises(UsageError, match="does not support weakly typed networks and calibrators") as refused:
         preflight.check(request, options)
     assert "Q/DQ nodes" in str(refused.value.hint)
-    with pytest.raises(UsageError, match="no weakly typed"):
+    with pytest.raises(UsageError, match="support weakly typed"):
         implicit_int8.engine_calibrator(load("tensorrt_rtx"), "minmax", implicit_int8.Feed())
 
 
@@ -194,5 +194,5 @@ def test_what_its_own_calibrator_wrote_becomes_ranges(tmp_path: Path) -> None:
     ranges = read_ranges(tmp_path / "ranges.json")
     assert ranges.onnx_sha256 == "c" * 64
     assert ranges.tensors == {"images": pytest.approx(127 * 0.00787594, rel=1e-6), "x": 127 / 32}
-    with pytest.raises(StageError, match="without a single range"):
+    with pytest.raises(StageError, match="without ranges"):
         calibrator._write(model, b"TRT-100300-EntropyCalibration2\n", tmp_path)

@@ -137,7 +137,7 @@ def test_an_interrupt_while_a_slot_is_made_loses_none(emulated: Emulated, monkey
     while going_on:
         opened = Opened(emulated, monkeypatch, in_flight=2)
         session, other = opened.session, slot_pool.SlotLease()
-        session._slots.acquire(session._make_slot, other)
+        session._slots.acquire(session._create_slot, other)
         going_on = interrupted(functools.partial(session.infer, images), at)
         session._slots.release(other)
         with ThreadPoolExecutor(2) as pool:
@@ -150,9 +150,9 @@ def test_an_interrupt_while_a_slot_is_made_loses_none(emulated: Emulated, monkey
 
 
 def test_memory_of_a_batch_that_still_runs_is_kept(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slot_pool, "_LONGEST_RUN", 0.05)
+    monkeypatch.setattr(slot_pool, "_TIMEOUT", 0.05)
     held = slot_pool.SlotLease()
-    opened.session._slots.acquire(opened.session._make_slot, held)
+    opened.session._slots.acquire(opened.session._create_slot, held)
     opened.session.close()
     assert not opened.plan.closed
     opened.session._slots.release(held)
@@ -167,7 +167,7 @@ def test_memory_that_the_host_cannot_lock_is_not_told_as_the_gpus(
     frames = sample_images(2)
     with monkeypatch.context() as patch:
         patch.setattr(opened.cuda, "pagelocked_empty", refuse)
-        with pytest.raises(StageError, match=r"gives no 0\.2 MiB of page-locked host memory: cuMemHostAlloc") as told:
+        with pytest.raises(StageError, match=r"cannot allocate 0\.2 MiB of page-locked host memory: cuMem") as told:
             opened.session.detect(frames, PROGRAM, CHOSEN)
         assert "GPU memory" not in f"{told.value} {told.value.hint}"
     del told  # its traceback holds what was half made

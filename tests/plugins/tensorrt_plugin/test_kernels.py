@@ -30,7 +30,7 @@ def grid(batch: int, target: tuple[int, int]) -> tuple[int, int, int]:
 
 
 def frames_block(shapes: list[tuple[int, ...]], arrays: list[np.ndarray], target: tuple[int, int]) -> np.ndarray:
-    packed = b"".join(device_structs.frame_bytes(s, a.ctypes.data, target) for s, a in zip(shapes, arrays, strict=True))
+    packed = b"".join(device_structs.pack_frame(s, a.ctypes.data, target) for s, a in zip(shapes, arrays, strict=True))
     return np.frombuffer(packed, device_structs.FRAME).copy()
 
 
@@ -41,9 +41,9 @@ def test_structures_have_the_sizes_of_the_kernels(emulated: Emulated) -> None:
         d.itemsize for d in (device_structs.FRAME, device_structs.REQUEST, device_structs.FOUND, device_structs.SUMMARY)
     ]
     assert sizes.tolist() == [*ours, device_structs.BOX_BYTES]
-    assert len(device_structs.frame_bytes((4, 6, 3), 7, (32, 32))) == device_structs.FRAME.itemsize
+    assert len(device_structs.pack_frame((4, 6, 3), 7, (32, 32))) == device_structs.FRAME.itemsize
     request = np.frombuffer(
-        device_structs.request_bytes(3, Selection(conf=0.5, iou=0.25, max_det=9)), device_structs.REQUEST
+        device_structs.pack_request(3, Selection(conf=0.5, iou=0.25, max_det=9)), device_structs.REQUEST
     )[0]
     assert (request["images"], request["conf"], request["iou"], request["max_det"]) == (3, 0.5, 0.25, 9)
 
@@ -57,7 +57,7 @@ def test_letterbox_is_the_cpus_bit_for_bit(emulated: Emulated) -> None:
     target = (64, 64)
     images = [rng.integers(0, 256, (*shape, 3), dtype=np.uint8) for shape in SHAPES]
     block = frames_block([p.shape for p in images], images, target)
-    request = np.frombuffer(device_structs.request_bytes(len(images), Selection()), np.uint8)
+    request = np.frombuffer(device_structs.pack_request(len(images), Selection()), np.uint8)
     out = np.full((len(images), 3, *target), 7, dtype)
     emulated.launch("letterbox", grid(len(images), target), request, block, out, *target)
     expected, _ = preprocess(images, target)
@@ -70,7 +70,7 @@ def test_letterbox_into_channels_last_is_the_cpus(dtype: str, tmp_path: Path) ->
     target = (32, 96)
     images = [np.random.default_rng(3).integers(0, 256, (*shape, 3), dtype=np.uint8) for shape in SHAPES]
     block = frames_block([p.shape for p in images], images, target)
-    request = np.frombuffer(device_structs.request_bytes(len(images), Selection()), np.uint8)
+    request = np.frombuffer(device_structs.pack_request(len(images), Selection()), np.uint8)
     out = np.full((len(images), *target, 3), 7, dtype)
     emulated.launch("letterbox", grid(len(images), target), request, block, out, *target)
     expected, _ = preprocess(images, target, layout="nhwc")
@@ -85,7 +85,7 @@ def test_nv12_is_opencvs_conversion_then_the_letterbox(emulated: Emulated) -> No
         rng.integers(0, 256, (h * 3 // 2, w), dtype=np.uint8) for h, w in [(36, 64), (128, 192), (2, 2), (90, 50)]
     ]
     block = frames_block([p.shape for p in planes], planes, target)
-    request = np.frombuffer(device_structs.request_bytes(len(planes), Selection()), np.uint8)
+    request = np.frombuffer(device_structs.pack_request(len(planes), Selection()), np.uint8)
     out = np.zeros((len(planes), 3, *target), dtype)
     emulated.launch("letterbox", grid(len(planes), target), request, block, out, *target)
     expected, _ = preprocess([cv2.cvtColor(p, cv2.COLOR_YUV2BGR_NV12) for p in planes], target)
@@ -96,7 +96,7 @@ def test_images_beyond_the_request_are_left_alone(emulated: Emulated) -> None:
     dtype = emulated.dtype
     image = np.zeros((8, 8, 3), np.uint8)
     block = frames_block([image.shape] * 2, [image] * 2, (32, 32))
-    request = np.frombuffer(device_structs.request_bytes(1, Selection()), np.uint8)
+    request = np.frombuffer(device_structs.pack_request(1, Selection()), np.uint8)
     out = np.full((2, 3, 32, 32), 7, dtype)
     emulated.launch("letterbox", grid(2, (32, 32)), request, block, out, 32, 32)
     assert (out[0] == 0).all()
@@ -130,8 +130,8 @@ def run(emulated: Emulated, raw: np.ndarray, shapes: list[tuple[int, int]], chos
     batch, classes = len(raw), raw.shape[2] - 5
     arrays = [np.zeros((*s, 3), np.uint8) for s in shapes]
     block = frames_block([a.shape for a in arrays], arrays, (64, 64))
-    request = np.frombuffer(device_structs.request_bytes(batch, chosen), np.uint8)
-    mask = np.frombuffer(device_structs.class_mask(chosen.classes, classes), np.uint32)
+    request = np.frombuffer(device_structs.pack_request(batch, chosen), np.uint8)
+    mask = np.frombuffer(device_structs.pack_class_mask(chosen.classes, classes), np.uint32)
     inputs = Inputs(request.ctypes.data, block.ctypes.data, mask.ctypes.data, raw.ctypes.data)
     with gpu.current():
         output = Tensor("output0", str(emulated.dtype), raw.shape)

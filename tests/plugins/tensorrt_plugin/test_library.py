@@ -28,9 +28,9 @@ def spec_of(**tools: str) -> EngineSpec:
 @pytest.mark.parametrize(
     ("tools", "words"),
     [
-        ({"module": "onnxruntime", "version": "1.2"}, "was built by `onnxruntime`, not by a TensorRT"),
-        ({}, "was built by `tensorrt`, not by a TensorRT"),
-        ({"module": "tensorrt_rtx", "version": "1.2.3"}, "was built by `tensorrt_rtx` 1.2.3, and here is "),
+        ({"module": "onnxruntime", "version": "1.2"}, "was built by `onnxruntime`, not by TensorRT"),
+        ({}, "was built by `tensorrt`, not by TensorRT"),
+        ({"module": "tensorrt_rtx", "version": "1.2.3"}, "was built by `tensorrt_rtx` 1.2.3, but found "),
     ],
 )
 def test_an_engine_of_another_making_is_refused(tools: dict[str, str], words: str, installed_rtx: str) -> None:
@@ -46,9 +46,9 @@ def test_an_engine_of_a_library_that_is_not_here_is_refused(
     monkeypatch.setattr(library.discovery, "find", lambda module: found if module == "tensorrt_rtx" else None)
     with pytest.raises(StageError) as caught:
         library.check_engine(spec_of(module="tensorrt", version="10.3.0"))
-    expected = f"the engine was built by `tensorrt` 10.3.0, and here is `tensorrt_rtx` {installed_rtx}"
+    expected = f"the engine was built by `tensorrt` 10.3.0, but found `tensorrt_rtx` {installed_rtx}"
     assert str(caught.value) == expected
-    assert "build the engine again here" in str(caught.value.hint)
+    assert "rebuild the engine on this machine" in str(caught.value.hint)
 
 
 def test_an_engine_for_another_gpu_is_refused(installed_rtx: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,7 +56,7 @@ def test_an_engine_for_another_gpu_is_refused(installed_rtx: str, monkeypatch: p
     made = {"module": "tensorrt_rtx", "version": installed_rtx}
     with pytest.raises(StageError) as caught:
         library.check_engine(spec_of(**made, gpu="NVIDIA H100", compute_capability="9.0"))
-    expected = "the engine was built for NVIDIA H100 (compute capability 9.0), and here is NVIDIA L4 (8.9)"
+    expected = "the engine was built for NVIDIA H100 (compute capability 9.0), but found NVIDIA L4 (8.9)"
     assert str(caught.value) == expected
 
 
@@ -99,7 +99,7 @@ def test_one_logger_serves_all_who_collect(installed_rtx: str) -> None:
     assert inner.verbose == []
     assert len(inner.last_error()) == 400
     assert library.Messages(outer.all[:1]).last_error() == "first error"
-    assert "it gave no reason" in str(loaded.failure("do it", library.Messages()))
+    assert "no reason given" in str(loaded.failure("do it", library.Messages()))
 
 
 def test_a_module_that_breaks_on_import_is_a_clear_error(tmp_path: Path) -> None:

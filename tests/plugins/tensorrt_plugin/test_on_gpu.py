@@ -29,7 +29,7 @@ def test_the_driver_tells_what_pycuda_tells() -> None:
     assert gpu.name == device.name()
     assert gpu.capability == ".".join(map(str, device.compute_capability()))
     assert driver.version().count(".") >= 1
-    with pytest.raises(StageError, match="there is no CUDA device"):
+    with pytest.raises(StageError, match="does not exist"):
         driver.gpu(cuda.Device.count())
     assert TensorRTBuilder().runnable().ok
     place = TensorRTBuilder().place(TensorRTOptions())

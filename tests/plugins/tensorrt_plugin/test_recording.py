@@ -75,7 +75,7 @@ def test_nothing_is_recorded_while_a_slot_is_made(emulated: Emulated, monkeypatc
             return new_context(**how)
 
         monkeypatch.setattr(opened.plan, "new_context", noted)
-        another = session._make_slot()
+        another = session._create_slot()
         with opened.gpu.current():
             another.close()
         assert held == [True]

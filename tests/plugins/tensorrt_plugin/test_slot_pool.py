@@ -136,7 +136,7 @@ def test_no_room_for_another_slot_leaves_those_there_are_for_some_minutes(
     assert [handle.result() for handle in handles] == [[number] * 2 for number in range(3)]
     assert not rooms
     assert [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING] == [
-        "running with 2 batch(es) in flight: out of GPU memory"
+        "running with 2 in-flight batch(es): out of GPU memory"
     ]
 
 
@@ -175,7 +175,7 @@ def test_closing_finishes_batches_and_waits_for_who_has_a_slot() -> None:
 def test_a_slot_that_never_comes_back_is_not_freed(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("yolotrt_tensorrt.runtime.slot_pool._LONGEST_RUN", 0.05)
+    monkeypatch.setattr("yolotrt_tensorrt.runtime.slot_pool._TIMEOUT", 0.05)
     slots: Any = SlotPool(ExecutionSlot(), 2)  # type: ignore[arg-type]
     lease = SlotLease()
     lost, other = slots.acquire(ExecutionSlot, SlotLease()), slots.acquire(ExecutionSlot, lease)
@@ -183,4 +183,4 @@ def test_a_slot_that_never_comes_back_is_not_freed(
     assert not slots.close()
     slots.free()
     assert (lost.closed, other.closed) == (False, True)
-    assert "its memory stays" in caplog.text
+    assert "its GPU memory was not freed" in caplog.text

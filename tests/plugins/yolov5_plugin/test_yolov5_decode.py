@@ -266,7 +266,7 @@ def test_random_scenes(seed: int, classes: int, multi_label: bool, agnostic: boo
         ({"output0": np.zeros((10, 8), np.float32)}, r"found \(10, 8\)"),
         ({"output0": np.zeros((1, 10, 9), np.float32)}, r"3 classes .* 8\), found \(1, 10, 9\)"),
         ({"output0": np.zeros((1, 10, 8), np.float64)}, "found float64"),
-        ({"output0": np.zeros((2, 10, 8), np.float32)}, "of 2 images, but 1 were placed"),
+        ({"output0": np.zeros((2, 10, 8), np.float32)}, "has 2 images, but the input had 1"),
     ],
     ids=["nothing", "other names", "rank", "width", "dtype", "images"],
 )
@@ -283,10 +283,10 @@ def test_refuses_a_model_without_classes() -> None:
 @pytest.mark.parametrize(
     ("selection", "says"),
     [
-        (Selection(conf=1.5), "`conf` is a number from 0 to 1, found 1.5"),
-        (Selection(iou=-0.1), "`iou` is a number from 0 to 1, found -0.1"),
+        (Selection(conf=1.5), "`conf` must be a number from 0 to 1, found 1.5"),
+        (Selection(iou=-0.1), "`iou` must be a number from 0 to 1, found -0.1"),
         (Selection(conf=float("nan")), "`conf` .* found nan"),
-        (Selection(max_det=-1), "`max_det` is a whole number from 0 on, found -1"),
+        (Selection(max_det=-1), "`max_det` must be an integer of at least 0, found -1"),
     ],
 )
 def test_refuses_thresholds_out_of_range(selection: Selection, says: str) -> None:

@@ -1,7 +1,7 @@
 // uint8 images of any size -> letterboxed, normalised RGB in the engine's input: planar, or interleaved
 // with CHANNELS_LAST defined.
 //
-// Bit for bit the CPU's letterbox: OpenCV 4.x/5.x `resize` INTER_LINEAR on uint8 (imgproc/src/resize.cpp:
+// Bit-exact with the CPU's letterbox: OpenCV 4.x/5.x `resize` INTER_LINEAR on uint8 (imgproc/src/resize.cpp:
 // 11-bit coefficients, two roundings) and `cvtColor` NV12 (imgproc/src/color_yuv: BT.601, 20-bit), then / 255.
 
 struct Bgr {
@@ -77,7 +77,7 @@ __device__ inline Bgr resized(const Frame& frame, const unsigned char* rows, int
     down.first = y * frame.packed;
     down.second = down.first + frame.packed - 1;
   }
-  // A pixel of no weight need not be read: 1920x1080 into 640 wants one pixel of nine.
+  // Pixels with zero weight are not read: 1920x1080 to 640 reads one pixel of nine.
   a = pixel(frame, rows, down.first, across.first);
   b = across.weight_second ? pixel(frame, rows, down.first, across.second) : a;
   c = down.weight_second ? pixel(frame, rows, down.second, across.first) : a;

@@ -1,8 +1,8 @@
-// What every kernel shares: the element type of the engine's tensors and the block of one request.
+// Shared by all kernels: the element type of the engine's tensors and the parameter block of a request.
 //
-// Compiled by NVRTC or nvcc with -fmad=false: a fused multiply-add skips a rounding that the CPU does.
-// ELEMENT is 0 for float32, 1 for float16, 2 for bfloat16. No header of the CUDA toolkit is needed,
-// because the hosts that run engines often have none.
+// Compiled by NVRTC or nvcc with -fmad=false: a fused multiply-add skips a rounding of the CPU's.
+// ELEMENT is 0 for float32, 1 for float16, 2 for bfloat16. Uses no header of the CUDA toolkit, which
+// hosts that run engines often lack.
 typedef unsigned int u32;
 typedef unsigned long long u64;
 
@@ -47,21 +47,21 @@ struct Frame {
   int height, width;     // source pixels
   int pitch;             // bytes from row to row
   int format;            // 0 BGR, 1 NV12
-  int left, top;         // where the resized picture lies in the network input
+  int left, top;         // position of the resized image in the network input
   int fit_width, fit_height;
   double scale_x, scale_y;  // source pixels per resized pixel
-  float pad_x, pad_y, scale;  // how boxes move back
-  int halved;            // both sides exactly halved: OpenCV averages four pixels then
-  int packed;            // 0: all rows are there; 1 or 2: so many for each resized row, and no others
+  float pad_x, pad_y, scale;  // transform of boxes to the source image
+  int halved;            // both sides exactly halved: OpenCV then averages four pixels
+  int packed;            // 0: all rows; 1 or 2: only this many rows per resized row
   int reserved;
 };
 
 struct Request {
-  int images;      // how many of the batch are real
+  int images;      // images of the batch in use
   float conf;
   double iou;
   int multi_label, agnostic, max_det;
-  int class_filter;  // whether `class_mask` counts
+  int class_filter;  // whether `class_mask` applies
 };
 
 struct Found {
@@ -70,8 +70,8 @@ struct Found {
 };
 
 struct Summary {
-  u32 candidates;  // over the threshold, whether or not they had room
+  u32 candidates;  // above the threshold, also beyond the capacity
   u32 kept;        // after suppression; those beyond max_det are counted, not written
-  u32 overflow;    // 1: the candidates had no room and nothing was suppressed: run again with more
+  u32 overflow;    // 1: candidates exceeded the capacity and nothing was suppressed: run again with more
   u32 reserved;
 };

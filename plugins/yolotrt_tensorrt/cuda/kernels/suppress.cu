@@ -1,13 +1,13 @@
-// Raw output where it lies -> final boxes: threshold, order, exact greedy suppression, move back, write.
+// Raw output in device memory -> final boxes: threshold, sort, exact greedy suppression, transform, write.
 //
-// A head's own source, compiled in front of this one, defines `struct Head` with
+// The head's source, compiled in front of this one, defines `struct Head` with
 //   const Element* raw; int rows, columns;
 //   int classes() const; float objectness(int image, int row) const;
 //   float score(int image, int row, float objectness, int class_id) const; Box box(int image, int row) const;
-// What is kept and in which order is stated by the head's postprocessor; all arithmetic here is its.
+// The head's postprocessor defines selection, order and arithmetic.
 //
 // A candidate is one 64-bit key, smaller is better: the inverted bits of its positive float32 score, then
-// row * classes + class. So order and ties are those of the CPU, and one number is all that is sorted.
+// row * classes + class. So order and ties equal the CPU's, and only one number is sorted.
 
 __device__ inline bool finite(float value) { return (__float_as_uint(value) & 0x7f800000u) != 0x7f800000u; }
 
@@ -19,7 +19,7 @@ __device__ inline bool wanted(const Request* request, const u32* class_mask, int
   return !request->class_filter || (class_mask[class_id >> 5] >> (class_id & 31) & 1);
 }
 
-// Whether the overlap of two boxes is greater than `iou`: float64 from float32 corners, as on the CPU.
+// Whether the IoU of two boxes is greater than `iou`: float64 from float32 corners, as on the CPU.
 __device__ inline bool overlaps(const Box& a, const Box& b, double iou) {
   float right = fminf(a.x2, b.x2), left = fmaxf(a.x1, b.x1);
   float bottom = fminf(a.y2, b.y2), top = fmaxf(a.y1, b.y1);
@@ -31,8 +31,8 @@ __device__ inline bool overlaps(const Box& a, const Box& b, double iou) {
   return both > 0.0 && inter / both > iou;
 }
 
-// Grid (ceil(rows / 256), batch), block 256. Each warp looks at 32 objectness values, then together at each row
-// that passes. `counts` starts at zero and goes on counting beyond `capacity`.
+// Grid (ceil(rows / 256), batch), block 256. Each warp checks 32 objectness values, then processes each
+// passing row together. `counts` starts at zero and keeps counting beyond `capacity`.
 extern "C" __global__ void find_candidates(const Request* request, const u32* class_mask, const Element* raw, int rows,
                                            int columns, u64* keys, u32* counts, u32 capacity) {
   int image = blockIdx.y, lane = threadIdx.x & 31;
@@ -107,8 +107,8 @@ __device__ inline u32 power_of_two(u32 count) {
   return size;
 }
 
-// What suppression works on: candidates in order. `removed` has one bit for each; whole words are written by
-// one warp, so no atomics.
+// Sorted candidates for suppression. `removed` has one bit each; a 32-bit mask is written by a single warp,
+// without atomics.
 struct Ordered {
   const u64* keys;
   Box* boxes;
@@ -145,7 +145,7 @@ struct Shared {
 
 // Greedy suppression of candidates [begin, end) by a block of 1024 threads, 32 candidates at a time: every
 // pair of the group at once, the group in order, then everything after it against what the group kept.
-// Returns how many were kept before plus here. `begin` is a multiple of 32.
+// Returns the total number of kept candidates. `begin` is a multiple of 32.
 __device__ inline u32 suppress_range(const Ordered& all, u32 begin, u32 end, double iou, Shared* shared,
                                      const Head& head, const Frame& frame, u32 max_det, u32 kept_before, Found* out,
                                      u32* kept_list) {
@@ -153,7 +153,7 @@ __device__ inline u32 suppress_range(const Ordered& all, u32 begin, u32 end, dou
   for (u32 base = begin; base < end; base += 32) {
     u32 valid = end - base >= 32 ? 0xffffffffu : (1u << (end - base)) - 1;
     u32 pending = valid & ~all.removed[base >> 5];
-    if (!pending) continue;  // the same for all threads: nobody writes this word until the next group
+    if (!pending) continue;  // equal for all threads: this mask is not written until the next group
     bool suppresses = false;
     if (warp < lane && (pending >> warp & 1) && (pending >> lane & 1) &&
         all.groups[base + warp] == all.groups[base + lane])
@@ -194,8 +194,8 @@ __device__ inline u32 suppress_range(const Ordered& all, u32 begin, u32 end, dou
   return total;
 }
 
-// Grid (batch), block 1024, dynamic shared memory: capacity keys of 8 bytes and capacity / 32 words.
-// `capacity` is a power of two. An image with more candidates is marked and left alone.
+// Grid (batch), block 1024, dynamic shared memory: capacity keys of 8 bytes and capacity / 32 masks.
+// `capacity` is a power of two. An image with more candidates is only marked.
 extern "C" __global__ void suppress(const Request* request, const Frame* frames, const Element* raw, int rows,
                                     int columns, const u64* keys, const u32* counts, u32 capacity, Box* boxes,
                                     int* groups, Summary* summaries, Found* found, u32 room) {
@@ -226,8 +226,8 @@ extern "C" __global__ void suppress(const Request* request, const Frame* frames,
   if (threadIdx.x == 0) *summary = {count, kept, 0u, 0u};
 }
 
-// The same for one image with any number of candidates, as a sequence of launches over global memory. Pointers
-// are to what belongs to that image; `request->images` is not looked at.
+// The same for one image with any number of candidates, as a sequence of launches over global memory. All
+// pointers belong to that image; `request->images` is ignored.
 
 // Grid (size / 2048), block 1024, 16 KiB of shared memory: all steps under 2048 of the runs from `first_run` to
 // `last_run`; `size` is a multiple of 2048.
@@ -282,7 +282,7 @@ extern "C" __global__ void suppress_chunk(const Request* request, const Frame* f
   }
 }
 
-// Grid (any), block 256: everything from `begin` on against what the chunk before it kept.
+// Grid (any), block 256: everything from `begin` on against the kept candidates of the previous chunk.
 extern "C" __global__ void suppress_rest(const Request* request, u32 begin, u32 count, const Box* boxes,
                                          const int* groups, u32* removed, const u32* state, const u32* kept_list) {
   u32 lane = threadIdx.x & 31, kept = state[1];
