@@ -42,7 +42,7 @@ class MinMax(_Calibrator):
 
 
 class Entropy(_Calibrator):
-    """The range whose quantized distribution diverges least from the real one."""
+    """The range whose quantized distribution has the minimum divergence from the real one."""
 
     name = "entropy"
     title = "Entropy calibrator"
@@ -65,7 +65,7 @@ class Percentile(_Calibrator):
 
 
 class Mse(_Calibrator):
-    """The range of the least squared error of rounding and clipping."""
+    """The range of the minimum squared error of rounding and clipping."""
 
     name = "mse"
     title = "MSE calibrator"

@@ -301,7 +301,7 @@ BROKEN: Mapping[str, tuple[str, str]] = {
         _pass("name_of_another_kind", name="torch"),
         "exporter `torch` of `yolotrt-core` and pass `torch` of `bad-name-of-another-kind` cannot share a name",
     ),
-    "old_api": ("YOLOTRT_API = 0", "is written for plugin API 0; this yolotrt speaks 1"),
+    "old_api": ("YOLOTRT_API = 0", "is written for plugin API 0; this version supports plugin API 1"),
 }
 
 

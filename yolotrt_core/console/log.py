@@ -45,7 +45,7 @@ def configure(level: int = logging.INFO) -> None:
 
 
 def _ours(record: logging.LogRecord) -> bool:
-    """Say what is shown: frameworks log a lot that is not for our users; it is in the stage's log."""
+    """Return whether a record is shown; messages of frameworks go to the log of the stage."""
     return record.name.startswith("yolotrt") or record.levelno >= logging.ERROR
 
 

@@ -54,7 +54,7 @@ def option_fields(options: type, prefix: str) -> tuple[OptionField, ...]:
 
 
 def setting_fields(settings: type) -> tuple[OptionField, ...]:
-    """List the options of a command's settings: flags without a prefix; fields not made by `option()` are left out."""
+    """List the options of a command's settings: flags without a prefix; only fields declared with `option()`."""
     return _declared(settings, f"settings `{settings.__name__}`", "")
 
 
@@ -134,7 +134,7 @@ def resolve_settings(
         settings: the command's dataclass. given: option name to the text after the flag, True of a switch, a list of
             texts of a repeatable flag; None, False or an empty list where it was not given.
         table: name of its table in a recipe, recipe: that table; keys may have dashes.
-        others: fields that are no options.
+        others: fields that are not options.
 
     Raises:
         UsageError: as for `resolve`.

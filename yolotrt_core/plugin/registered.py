@@ -42,7 +42,7 @@ def answering(owner: str, dist: str, member: str) -> Iterator[None]:
         text = " ".join(str(err).split())[:300]
         raise PluginError(
             f"`{member}` of {owner} failed with {type(err).__name__}" + (f": {text}" if text else ""),
-            hint=f"this is a fault of the plugin: report it to the authors of `{dist}`",
+            hint=f"plugin bug: please report it to the authors of `{dist}`",
         ) from err
 
 

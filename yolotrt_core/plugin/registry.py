@@ -1,7 +1,7 @@
 """Registry of plugins: their stages by kind and name, and the broken ones with their errors.
 
 A plugin is loaded in its own `try`: one that cannot be used is listed with its error, and only a
-build that asks for one of its stages fails.
+build that needs one of its stages fails.
 """
 
 from __future__ import annotations
@@ -187,8 +187,8 @@ class Registry:
     def select_exporter(self, source: ModelSource) -> Registered:
         """Return the exporter that plugins claim this source for.
 
-        Which of several knows the file best cannot be seen from outside, so a plugin that claims too much must not
-        take the files of the built-in exporters: these win, and a warning says how to select the other one.
+        A plugin that claims too many files must not take those of the built-in exporters: these win, and a warning
+        names the option that selects the other one.
 
         Raises:
             UsageError: no plugin claims it, or several do and none is built in.
@@ -267,7 +267,7 @@ class Registry:
             if isinstance(answer, Mapping) and all(isinstance(text, str) for pair in answer.items() for text in pair):
                 wanted |= answer
             else:
-                _log.warning("plugin %s is passed over: `yolotrt_environment` returned %s, not a mapping of str to str",
+                _log.warning("plugin %s is skipped: `yolotrt_environment` returned %s, not a mapping of str to str",
                              plugin, shown(answer))  # fmt: skip
         return wanted
 
@@ -299,7 +299,7 @@ class Registry:
                         f"it is {shown(version)}")  # fmt: skip
         if version != hookspecs.API_VERSION:
             stated = "states no plugin API version" if version is None else f"is written for plugin API {version}"
-            return fail(f"{stated}; this yolotrt speaks {hookspecs.API_VERSION} (`YOLOTRT_API = ...` in the module)")
+            return fail(f"{stated}; this version supports plugin API {hookspecs.API_VERSION} (`YOLOTRT_API = ...` in the module)")
         try:
             self.manager.register(module, name=f"{source.dist}:{source.name}")
         except (pluggy.PluginValidationError, ValueError) as err:

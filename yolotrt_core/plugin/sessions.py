@@ -107,7 +107,7 @@ class Session(abc.ABC):
         raise NotImplementedError
 
     def page_lock(self, memory: NDArray[np.uint8]) -> object:
-        """Page-lock memory of another owner; views of it count as such where `HostBuffer` says so.
+        """Page-lock memory of another owner; `HostBuffer` marks views of it.
 
         Returns:
             An object that unlocks the memory when it is freed, which must be before the memory is.

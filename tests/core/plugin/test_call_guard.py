@@ -147,7 +147,7 @@ def test_what_is_needed_is_a_plugin_error(members: Mapping[str, Any], words: str
     with pytest.raises(PluginError) as told:
         _build(_with(_Builder, **members), store, tmp_path, builder="bad")
     assert words in told.value.message
-    assert told.value.hint == "this is a fault of the plugin: report it to the authors of `bad-dist`"
+    assert told.value.hint == "plugin bug: please report it to the authors of `bad-dist`"
 
 
 def test_a_pass_that_cannot_work_says_how_to_build_without_it(store: Store, tmp_path: Path) -> None:

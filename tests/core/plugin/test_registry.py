@@ -98,7 +98,7 @@ def test_an_api_version_in_quotes_is_told_apart_from_another_version() -> None:
 def test_another_api_version_is_refused(version: int | None, words: str) -> None:
     error = _broken(SimpleNamespace() if version is None else SimpleNamespace(YOLOTRT_API=version))
     assert words in error
-    assert "this yolotrt speaks 1" in error
+    assert "this version supports plugin API 1" in error
 
 
 def test_a_misspelt_hook_is_refused_with_the_right_name() -> None:
@@ -338,7 +338,7 @@ def test_variables_of_two_plugins_are_those_of_the_first(caplog: pytest.LogCaptu
     before = dict(os.environ)
     registry = Registry.load(sources)
     assert registry.environment() == {"A": "1", "B": "2"}
-    assert "`three` of `three-dist` is passed over: `yolotrt_environment` returned" in caplog.text
+    assert "`three` of `three-dist` is skipped: `yolotrt_environment` returned" in caplog.text
     assert os.environ == before
 
 
