@@ -14,9 +14,9 @@ from yolotrt_core.build.executor import StepResult
 from yolotrt_core.build.settings import AUTO, BuildSettings, resolve
 from yolotrt_core.build.step import ENGINE_SPEC_FILE
 from yolotrt_core.errors import UsageError
-from yolotrt_core.files.paths import refuse_unwritable, user_path
+from yolotrt_core.files.paths import refuse_unwritable, sidecar_path, user_path
 from yolotrt_core.inference.detector import Detector as EngineDetector
-from yolotrt_core.inference.engine_file import export_file, read_engine_spec, spec_path
+from yolotrt_core.inference.engine_file import read_engine_spec
 from yolotrt_core.inference.input_shapes import shapes_text
 from yolotrt_core.plugin.options import GivenOptions
 from yolotrt_core.plugin.registered import refuse_unavailable
@@ -138,8 +138,8 @@ def build_engine(
     path = folder / f"{name}{Path(builder.stage.engine_file).suffix}"
     spec = from_json(EngineSpec, json.loads(store.read(last.outputs[ENGINE_SPEC_FILE].sha256)))
     _warn_of_replaced_engine(path, spec)
-    export_file(store, made.engine.sha256, path)
-    export_file(store, last.outputs[ENGINE_SPEC_FILE].sha256, spec_path(path))
+    store.export_file(made.engine.sha256, path)
+    store.export_file(last.outputs[ENGINE_SPEC_FILE].sha256, sidecar_path(path))
     store.set_ref(f"{name}-{builder.name}", last.key)
     for check in (r for r in made.results if r.step.kind == "parity"):  # no stage reads it, so gc would remove it
         store.set_ref(f"{name}-{builder.name}-{check.step.label}", check.record.key)
@@ -154,7 +154,7 @@ def _warn_of_replaced_engine(path: Path, spec: EngineSpec) -> None:
     if not path.is_file():
         return
     try:
-        before = from_json(EngineSpec, json.loads(spec_path(path).read_text(encoding="utf-8")))
+        before = from_json(EngineSpec, json.loads(sidecar_path(path).read_text(encoding="utf-8")))
         if before == spec:
             return
         shapes = shapes_text(before)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from yolotrt_core.errors import StageError
 from yolotrt_core.plugin.stages import Availability, Builder, Calibrator, Session, SideCache
 from yolotrt_core.types import PRECISIONS, BuildRequest, Calibration, EngineSpec, OnnxModel, Precision
 from yolotrt_tensorrt.options import BUILDER_NAME, ENGINE_FILE, TensorRTCalibratorOptions, TensorRTOptions
@@ -14,6 +16,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+
+_log = logging.getLogger(__name__)
 
 _SHARED = ("yolotrt_tensorrt.discovery", "yolotrt_tensorrt.library", "yolotrt_tensorrt.options")
 _SHAPES = "yolotrt_core.inference.input_shapes"
@@ -66,10 +70,44 @@ class TensorRTBuilder(Builder):
         return request.precision == "fp32" and not options.tf32 and discovery.choose(options.module).is_rtx
 
     def preflight(self, request: BuildRequest, options: TensorRTOptions) -> None:
-        """Refuse what the installed library cannot build; see `yolotrt_tensorrt.build.preflight`."""
-        from yolotrt_tensorrt.build import preflight
+        """Raise if this request cannot be built on this machine; cheap unless the library must be loaded.
 
-        preflight.check(request, options)
+        Raises:
+            UsageError: an option unsupported by this library.
+            PluginError: no library installed.
+            StageError: no GPU where one is needed, or an unsupported precision; suggests an alternative.
+        """
+        from yolotrt_tensorrt import discovery
+        from yolotrt_tensorrt.build import compute_capability, preflight
+        from yolotrt_tensorrt.cuda import driver
+        from yolotrt_tensorrt.library import load
+
+        found = discovery.choose(options.module)
+        if options.typing == "weak":
+            preflight.check_weak_typing(request, load(found.module))
+            return
+        wanted: tuple[str, ...] = ()
+        sms: list[int] = []
+        if options.compute_capabilities is not None:
+            wanted = compute_capability.parse(options.compute_capabilities)
+            compute_capability.refuse_unknown(load(found.module), wanted)
+            sms = compute_capability.numbers(wanted)
+        lowest = preflight.LOWEST_SM.get(request.precision, 0)
+        if not found.is_rtx or compute_capability.CURRENT in wanted:
+            sms.append(driver.gpu(options.device).sm)
+        if sms and min(sms) < lowest:
+            raise StageError(
+                f"{request.precision} needs compute capability {lowest / 10:.1f} or higher, but the engine is for "
+                f"{min(sms) / 10:.1f}",
+                hint="build with `--precision fp16`" + (", or omit that target" if wanted else ""),
+            )
+        if lowest and not sms and request.precision == "fp8":
+            _log.info("an fp8 engine runs only on GPUs of compute capability %.1f or higher", lowest / 10)
+        if request.precision == "int8" and found.is_rtx and not preflight.int8_convolution_builds(load(found.module)):
+            raise StageError(
+                f"{found} has no INT8 convolutions",
+                hint="build with `--precision fp16` or fp8, or install `tensorrt-rtx-cu13>=1.7` or `tensorrt`",
+            )
 
     def build(
         self,

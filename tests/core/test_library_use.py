@@ -92,13 +92,13 @@ _CHATTY = """
 import logging, os, warnings
 from yolotrt_core.plugin.hookspecs import hookimpl
 from yolotrt_core.plugin.options import NoOptions
-from yolotrt_core.plugin.stages import Availability
+from yolotrt_core.plugin.stages import Availability, Exporter
 YOLOTRT_API = 1
 def say(where):
     print(where, "python")
     os.write(1, f"{where} native\\n".encode())
 say("import")
-class Stage:
+class Chatty(Exporter):
     name, stage_version, sources, Options = "chatty", 1, ("chatty",), NoOptions
     def available(self): return say("asked") or Availability(True)
     def fingerprint(self, options): return {}
@@ -109,7 +109,7 @@ class Stage:
         logging.getLogger("another").warning("stage another")
         raise RuntimeError("as planned")
 @hookimpl
-def yolotrt_exporters(): return say("hook") or [Stage()]
+def yolotrt_exporters(): return say("hook") or [Chatty()]
 @hookimpl
 def yolotrt_environment(): return {"CHATTY_QUIET": "1", "CHATTY_GIVEN": "1"}
 @hookimpl

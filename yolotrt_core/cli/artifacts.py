@@ -25,13 +25,11 @@ from yolotrt_core.cli.task_factory import Given, json_option, make_task
 from yolotrt_core.errors import ArtifactError, UsageError
 from yolotrt_core.files.digest import sha256_of
 from yolotrt_core.files.paths import refuse_unwritable
-from yolotrt_core.inference.engine_file import export_file
 from yolotrt_core.plugin.options import option, resolve_settings
 from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.plugin.stages import ONNX_FILE, RANGES_FILE
 from yolotrt_core.serialization import to_json
 from yolotrt_core.store.action import Record
-from yolotrt_core.store.errors import reporting
 from yolotrt_core.store.location import STORE_VARIABLE, open_store
 from yolotrt_core.types import Json
 
@@ -141,7 +139,7 @@ def _existing(settings: ListSettings) -> Store:
     """
     store = open_store(settings.store)
     named = "`--store`" if settings.store else STORE_VARIABLE if os.environ.get(STORE_VARIABLE) else None
-    with reporting(store.root):
+    with store.reporting():
         if named is None or store.exists():
             return store
         root = store.root
@@ -361,10 +359,10 @@ def _export(registry: Registry, given: Given) -> None:
     if kind == "cache":
         _write_cache(store, record, target, asked)
     else:
-        export_file(store, record.outputs[wanted].sha256, target)
+        store.export_file(record.outputs[wanted].sha256, target)
     if kind == "engine":
         spec = record.outputs[ENGINE_SPEC_FILE].sha256
-        export_file(store, spec, target.with_name(target.name + ".json"))
+        store.export_file(spec, target.with_name(target.name + ".json"))
     if asked.json:
         show(json.dumps({"schema": 1, "kind": kind, "path": str(target), "key": record.key}, indent=2))
     else:

@@ -11,7 +11,7 @@ from yolotrt_core.api import Engine, build_engine
 from yolotrt_core.cli.build_options import RecipeSettings, build_groups, build_settings
 from yolotrt_core.cli.stdio import show
 from yolotrt_core.cli.task_factory import Given, json_option, make_task
-from yolotrt_core.inference.engine_file import spec_path
+from yolotrt_core.files.paths import sidecar_path
 from yolotrt_core.plugin.options import option, resolve_settings
 from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.serialization import to_json
@@ -51,7 +51,7 @@ def document(engine: Engine) -> Json:
     return {
         "schema": 1,
         "engine": str(engine.path),
-        "spec": str(spec_path(engine.path)),
+        "spec": str(sidecar_path(engine.path)),
         "key": engine.key,
         "from_cache": engine.from_cache,
         "builder": engine.spec.builder,

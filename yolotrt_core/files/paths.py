@@ -73,3 +73,8 @@ def refuse_unwritable(folder: Path) -> None:
             raise ArtifactError(f"cannot write to `{folder}`: `{place}` is not writable", hint=hint)
     except OSError as err:
         raise ArtifactError(f"cannot write to `{folder}`: {os_error_reason(err)}", hint=hint) from err
+
+
+def sidecar_path(path: Path) -> Path:
+    """Return the path of the sidecar that describes a file, for an engine its spec."""
+    return path.with_name(path.name + ".json")

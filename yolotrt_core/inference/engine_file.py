@@ -1,25 +1,15 @@
-"""Engine files, their sidecars, and copies out of the store."""
+"""Engine files and their sidecars."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from yolotrt_core.errors import ArtifactError, UsageError
+from yolotrt_core.errors import UsageError
 from yolotrt_core.files.digest import sha256_of
-from yolotrt_core.files.paths import existing_path
+from yolotrt_core.files.paths import existing_path, sidecar_path
 from yolotrt_core.serialization import from_json, invalid_field
-from yolotrt_core.store.store import Store
 from yolotrt_core.types import EngineSpec
-
-if TYPE_CHECKING:
-    pass
-
-
-def spec_path(engine: Path) -> Path:
-    """Return the path of an engine's sidecar."""
-    return engine.with_name(engine.name + ".json")
 
 
 def read_engine_spec(engine: Path) -> EngineSpec:
@@ -33,7 +23,7 @@ def read_engine_spec(engine: Path) -> EngineSpec:
         inside = sorted(found.glob("*.engine")) if found is not None else []
         hint = f"it is a folder: pass `{inside[0]}`" if inside else "build one with `build`"
         raise UsageError(f"no such engine file: `{engine}`", hint=hint)
-    sidecar = spec_path(engine)
+    sidecar = sidecar_path(engine)
     restore = "copy the sidecar again, or rebuild the engine"
     try:
         data = json.loads(sidecar.read_text(encoding="utf-8"))
@@ -55,20 +45,3 @@ def read_engine_spec(engine: Path) -> EngineSpec:
             hint="the file was changed or replaced: rebuild the engine",
         )
     return spec
-
-
-def export_file(store: Store, sha256: str, path: Path) -> None:
-    """Copy a stored file to a path, unless it has the same content already.
-
-    Raises:
-        ArtifactError: the path cannot be written.
-    """
-    try:
-        if path.is_file() and sha256_of(path) == sha256:
-            return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        store.copy_out(sha256, path)
-    except OSError as err:
-        raise ArtifactError(
-            f"cannot write `{path}`: {(err.strerror or str(err)).lower()}", hint="choose another folder with `--out`"
-        ) from err

@@ -299,7 +299,9 @@ class Registry:
                         f"it is {shown(version)}")  # fmt: skip
         if version != hookspecs.API_VERSION:
             stated = "states no plugin API version" if version is None else f"is written for plugin API {version}"
-            return fail(f"{stated}; this version supports plugin API {hookspecs.API_VERSION} (`YOLOTRT_API = ...` in the module)")
+            return fail(
+                f"{stated}; this version supports plugin API {hookspecs.API_VERSION} (`YOLOTRT_API = ...` in it)"
+            )
         try:
             self.manager.register(module, name=f"{source.dist}:{source.name}")
         except (pluggy.PluginValidationError, ValueError) as err:

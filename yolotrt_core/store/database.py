@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import sqlite3
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from yolotrt_core.errors import ArtifactError, UsageError, os_error_reason
 from yolotrt_core.files.atomic import atomic_path
+from yolotrt_core.files.digest import sha256_of
 from yolotrt_core.files.paths import user_path
 from yolotrt_core.store.action import Record, UnknownSchemaError, is_name, is_sha256, record_from_bytes
 from yolotrt_core.store.errors import (
@@ -21,8 +23,8 @@ from yolotrt_core.store.errors import (
     MissingArtifactError,
     ReadOnlyStoreError,
     RefusedRowError,
+    error_from_os,
     error_from_sqlite,
-    reporting,
 )
 from yolotrt_core.store.locks import COMMIT, locked
 from yolotrt_core.store.names import ACTION, BLOB, CACHE, LOCKS, REF, WORK
@@ -63,12 +65,22 @@ class Database:
     def work_folder(self) -> Path:
         return self.root / WORK
 
+    @contextmanager
+    def reporting(self) -> Iterator[None]:
+        """Convert operating-system and database errors of the block to `ArtifactError`."""
+        try:
+            yield
+        except OSError as err:
+            raise error_from_os(self.root, err) from err
+        except sqlite3.Error as err:
+            raise error_from_sqlite(self.root, err) from err
+
     def find(self, key: str) -> Record | None:
         """Return the record of a key if it is readable and all its files are present.
 
         File contents are checked by `obtain(verify=True)`, `copy_out` and `read` only.
         """
-        with reporting(self.root):
+        with self.reporting():
             cache = self.reading()
             if cache is None:
                 return None
@@ -97,13 +109,28 @@ class Database:
             except OSError as err:
                 raise _copy_failed(sha256, destination, err) from err
 
+    def export_file(self, sha256: str, path: Path) -> None:
+        """Copy a stored file to a path of the user's, unless it has the same content already.
+
+        Raises:
+            ArtifactError: the path cannot be written.
+        """
+        try:
+            if path.is_file() and sha256_of(path) == sha256:
+                return
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.copy_out(sha256, path)
+        except OSError as err:
+            hint = "choose another folder with `--out`"
+            raise ArtifactError(f"cannot write `{path}`: {os_error_reason(err)}", hint=hint) from err
+
     def read(self, sha256: str) -> bytes:
         """Return the verified content of a small stored file.
 
         Raises:
             MissingArtifactError, CorruptedArtifactError: as `copy_out`.
         """
-        with self._open_blob(sha256) as file, reporting(self.root):
+        with self._open_blob(sha256) as file, self.reporting():
             data = file.read()
         if hashlib.sha256(data).hexdigest() != sha256:
             raise self._corrupted(sha256)
@@ -112,18 +139,18 @@ class Database:
     def is_intact(self, sha256: str) -> bool:
         """Return whether a stored file exists and matches its digest."""
         try:
-            with self._open_blob(sha256) as file, reporting(self.root):
+            with self._open_blob(sha256) as file, self.reporting():
                 return hashlib.file_digest(file, "sha256").hexdigest() == sha256
         except MissingArtifactError:
             return False
 
     def records(self) -> Iterator[Record]:
         """Yield every readable record, ordered by key."""
-        with reporting(self.root):
+        with self.reporting():
             cache = self.reading()
             keys = cache.keys(ACTION) if cache is not None else []
         for name in keys:
-            with reporting(self.root):
+            with self.reporting():
                 record = load_record(cache, name.removeprefix(ACTION)) if cache is not None else None
             if record is not None:
                 yield record
@@ -170,7 +197,7 @@ class Database:
 
     def refs(self) -> dict[str, str]:
         """Return the key of each name."""
-        with reporting(self.root):
+        with self.reporting():
             cache = self.reading()
             return read_refs(cache) if cache is not None else {}
 
@@ -207,7 +234,7 @@ class Database:
 
         from yolotrt_core.store.bytes_cache import ByteCache
 
-        with reporting(self.root):
+        with self.reporting():
             self.make_folders()
             with locked(self.locks_folder, COMMIT, lambda: "another process writing to the store"):
                 cache = ByteCache(self.cache_folder)
@@ -231,7 +258,7 @@ class Database:
 
     @contextmanager
     def _open_blob(self, sha256: str) -> Iterator[BufferedReader]:
-        with reporting(self.root):
+        with self.reporting():
             cache = self.reading()
             try:
                 file = cache.read(BLOB + sha256) if cache is not None else None

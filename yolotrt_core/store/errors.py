@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import sqlite3
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from yolotrt_core.errors import ArtifactError, os_error_reason
@@ -32,17 +29,6 @@ class ReadOnlyStoreError(ArtifactError):
 
 class RefusedRowError(ArtifactError):
     """A row of the database that was not written by the store."""
-
-
-@contextmanager
-def reporting(root: Path) -> Iterator[None]:
-    """Convert operating-system and database errors of the block to `ArtifactError`."""
-    try:
-        yield
-    except OSError as err:
-        raise error_from_os(root, err) from err
-    except sqlite3.Error as err:
-        raise error_from_sqlite(root, err) from err
 
 
 def error_from_os(root: Path, err: OSError) -> ArtifactError:

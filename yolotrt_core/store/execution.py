@@ -17,7 +17,7 @@ from yolotrt_core.errors import StageError, YolotrtError
 from yolotrt_core.serialization import to_json
 from yolotrt_core.store.action import Action, Blob, Record, canonical_json, is_output_name, record_bytes
 from yolotrt_core.store.database import Database
-from yolotrt_core.store.errors import ReadOnlyStoreError, RefusedRowError, disk_error, reporting
+from yolotrt_core.store.errors import ReadOnlyStoreError, RefusedRowError, disk_error
 from yolotrt_core.store.locks import locked
 from yolotrt_core.store.names import ACTION, BLOB, OWNER, STAGE_LOG
 from yolotrt_core.store.work_folder import clean_after_failure, clear, read_owner, write_owner
@@ -66,7 +66,7 @@ def obtain_artifact(
             return record, True
         log.warning("rebuilding %s: corrupted in the store (%s)", _describe(action), ", ".join(bad))
     try:
-        with reporting(database.root):
+        with database.reporting():
             database.make_folders()
         lock = locked(database.locks_folder, key, lambda: _describe_owner(database, action))
         with lock:
@@ -98,7 +98,7 @@ def _build(database: Database, action: Action, make: Make, on_start: OnStart | N
     """Run `make` in its folder and store its outputs; the artifact's lock is held."""
     work = database.work_folder / action.key
     try:
-        with reporting(database.root):
+        with database.reporting():
             clear(work)
             (work / "out").mkdir(parents=True)
             write_owner(work, action)
@@ -126,7 +126,7 @@ def _build(database: Database, action: Action, make: Make, on_start: OnStart | N
 
 def _commit(database: Database, action: Action, work: Path, facts: Mapping[str, Json], seconds: float) -> Record:
     """Store the outputs and the record in one transaction."""
-    with reporting(database.root):
+    with database.reporting():
         _refuse_strays(action, work)
         paths = dict(_outputs(action, work / "out"))
         outputs = {name: _blob(path) for name, path in paths.items()}

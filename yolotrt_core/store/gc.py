@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from yolotrt_core.errors import ArtifactError, UsageError
 from yolotrt_core.store.action import Record, UnknownSchemaError, is_sha256, record_from_bytes
 from yolotrt_core.store.database import Database, read_refs
-from yolotrt_core.store.errors import RefusedRowError, is_full, reporting
+from yolotrt_core.store.errors import RefusedRowError, is_full
 from yolotrt_core.store.lineage import inputs_of
 from yolotrt_core.store.locks import COMMIT, locked, try_lock
 from yolotrt_core.store.names import ACTION, BLOB, OWNER, SIDE, STAGE_LOG
@@ -56,10 +56,10 @@ def collect_garbage(database: Database, keep_days: float, dry_run: bool) -> GcRe
     if not keep_days >= 0:
         raise UsageError(f"`--keep-days` must be at least 0, found {keep_days:g}")
     if dry_run:
-        with reporting(database.root):
+        with database.reporting():
             cache = database.reading()
             return _Collection(database, cache, keep_days, dry_run).run() if cache is not None else GcReport(dry_run)
-    with reporting(database.root):
+    with database.reporting():
         if not database.exists():
             return GcReport(dry_run)
     if is_full(database.root):
@@ -74,7 +74,7 @@ def _free_space(database: Database, keep_days: float) -> None:
     Their rows are deleted afterwards; if that fails, the store rebuilds the missing files.
     """
     with (
-        reporting(database.root),
+        database.reporting(),
         locked(database.locks_folder, COMMIT, lambda: "another process writing to the store"),
     ):
         cache = database.reading()

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from yolotrt_core.errors import ArtifactError
-from yolotrt_core.store.errors import ELSEWHERE, reporting
+from yolotrt_core.store.errors import ELSEWHERE, error_from_os
 
 log = logging.getLogger(__name__)
 
@@ -27,16 +27,17 @@ def locked(folder: Path, name: str, waiting_for: Callable[[], str]) -> Iterator[
     from filelock import FileLock, Timeout
 
     lock = FileLock(folder / f"{name}.lock")
-    with reporting(folder.parent):
+    try:
         try:
-            try:
-                lock.acquire(timeout=_PATIENCE_SECONDS, poll_interval=_POLL_SECONDS)
-            except Timeout:
-                log.info("waiting for %s", waiting_for())
-                lock.acquire(poll_interval=_POLL_SECONDS)
-        except NotImplementedError as err:
-            hint = f"use a local disk: {ELSEWHERE}"
-            raise ArtifactError(f"the disk of `{folder}` does not support file locks", hint=hint) from err
+            lock.acquire(timeout=_PATIENCE_SECONDS, poll_interval=_POLL_SECONDS)
+        except Timeout:
+            log.info("waiting for %s", waiting_for())
+            lock.acquire(poll_interval=_POLL_SECONDS)
+    except NotImplementedError as err:
+        hint = f"use a local disk: {ELSEWHERE}"
+        raise ArtifactError(f"the disk of `{folder}` does not support file locks", hint=hint) from err
+    except OSError as err:
+        raise error_from_os(folder.parent, err) from err
     try:
         yield
     finally:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from yolotrt_core.errors import ArtifactError
 from yolotrt_core.store.action import canonical_json
 from yolotrt_core.store.database import Database
-from yolotrt_core.store.errors import ReadOnlyStoreError, reporting
+from yolotrt_core.store.errors import ReadOnlyStoreError
 from yolotrt_core.store.names import SIDE
 
 log = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ class StoredSideCache:
     def load(self, name: str, material: Mapping[str, str]) -> bytes | None:
         """Return the last file saved for this name and material; None if missing or corrupted."""
         try:
-            with reporting(self._database.root):
+            with self._database.reporting():
                 cache = self._database.reading()
                 data: bytes | None = cache.get(side_key(name, material)) if cache is not None else None
         except ArtifactError as err:

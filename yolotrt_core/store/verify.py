@@ -13,7 +13,7 @@ from yolotrt_core.console.progress import Bar, progress
 from yolotrt_core.errors import ArtifactError
 from yolotrt_core.store.action import Record, UnknownSchemaError, is_sha256, record_bytes, record_from_bytes
 from yolotrt_core.store.database import Database
-from yolotrt_core.store.errors import RefusedRowError, error_from_sqlite, reporting
+from yolotrt_core.store.errors import RefusedRowError, error_from_sqlite
 from yolotrt_core.store.locks import COMMIT, try_lock
 from yolotrt_core.store.names import ACTION, BLOB, REF, SIDE
 from yolotrt_core.store.side_cache import is_side_intact
@@ -60,14 +60,14 @@ class VerifyReport:
 
 def verify_database(database: Database) -> VerifyReport:
     """Compare the whole store with its digests; see `Store.verify`."""
-    with reporting(database.root):
+    with database.reporting():
         cache = database.reading()
         return check(cache) if cache is not None else VerifyReport()
 
 
 def repair_database(database: Database) -> VerifyReport:
     """Delete corrupted entries and leftovers of killed processes; see `Store.repair`."""
-    with reporting(database.root):
+    with database.reporting():
         if not database.exists():
             return VerifyReport()
     with database.writing() as cache:

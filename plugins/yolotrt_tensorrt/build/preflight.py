@@ -3,68 +3,26 @@
 from __future__ import annotations
 
 import functools
-import logging
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from yolotrt_core.console.output import native_output_to
-from yolotrt_core.errors import StageError, UsageError
+from yolotrt_core.errors import UsageError
 from yolotrt_core.types import BuildRequest
-from yolotrt_tensorrt import discovery
-from yolotrt_tensorrt.build import compute_capability, implicit_int8
-from yolotrt_tensorrt.cuda import driver
-from yolotrt_tensorrt.library import Library, load
+from yolotrt_tensorrt.build import implicit_int8
+from yolotrt_tensorrt.library import Library
 
 if TYPE_CHECKING:
     import tensorrt
-
-    from yolotrt_tensorrt.options import TensorRTOptions
-
-_log = logging.getLogger(__name__)
 
 # Minimum compute capability per precision (NVIDIA's support matrix for TensorRT 10 and 11; TensorRT-RTX
 # 1.6 and 1.7 refuse lower targets).
 LOWEST_SM = {"bf16": 80, "fp8": 89}
 
 
-def check(request: BuildRequest, options: TensorRTOptions) -> None:
-    """Raise if this request cannot be built on this machine; cheap unless the library must be loaded.
-
-    Raises:
-        UsageError: an option unsupported by this library.
-        PluginError: no library installed.
-        StageError: no GPU where one is needed, or an unsupported precision; suggests an alternative.
-    """
-    found = discovery.choose(options.module)
-    if options.typing == "weak":
-        _check_weak(request, load(found.module))
-        return
-    wanted: tuple[str, ...] = ()
-    sms: list[int] = []
-    if options.compute_capabilities is not None:
-        wanted = compute_capability.parse(options.compute_capabilities)
-        compute_capability.refuse_unknown(load(found.module), wanted)
-        sms = compute_capability.numbers(wanted)
-    lowest = LOWEST_SM.get(request.precision, 0)
-    if not found.is_rtx or compute_capability.CURRENT in wanted:
-        sms.append(driver.gpu(options.device).sm)
-    if sms and min(sms) < lowest:
-        raise StageError(
-            f"{request.precision} needs compute capability {lowest / 10:.1f} or higher, but the engine is for "
-            f"{min(sms) / 10:.1f}",
-            hint="build with `--precision fp16`" + (", or omit that target" if wanted else ""),
-        )
-    if lowest and not sms and request.precision == "fp8":
-        _log.info("an fp8 engine runs only on GPUs of compute capability %.1f or higher", lowest / 10)
-    if request.precision == "int8" and found.is_rtx and not int8_convolution_builds(load(found.module)):
-        raise StageError(
-            f"{found} has no INT8 convolutions",
-            hint="build with `--precision fp16` or fp8, or install `tensorrt-rtx-cu13>=1.7` or `tensorrt`",
-        )
-
-
-def _check_weak(request: BuildRequest, library: Library) -> None:
+def check_weak_typing(request: BuildRequest, library: Library) -> None:
+    """Raise if the library has no weak typing, or the request does not need it."""
     if request.precision != "int8":
         raise UsageError(
             f"`--tensorrt-typing weak` is for int8, found {request.precision}",

@@ -14,7 +14,7 @@ from yolotrt_core.calibration.ranges import Ranges, int8_scale, read_ranges, wri
 from yolotrt_core.calibration.tensorrt_cache import parse_cache
 from yolotrt_core.errors import StageError, UsageError
 from yolotrt_core.types import BuildRequest, Calibration, ModelSpec, OnnxModel
-from yolotrt_tensorrt.build import calibrator, implicit_int8, preflight
+from yolotrt_tensorrt.build import calibrator, implicit_int8
 from yolotrt_tensorrt.discovery import Installed
 from yolotrt_tensorrt.library import Library, load
 from yolotrt_tensorrt.options import TensorRTOptions
@@ -154,7 +154,7 @@ def test_a_library_without_it_says_what_to_do(installed_rtx: str) -> None:
     request = BuildRequest("int8", 1, 640, 640)
     options = TensorRTOptions(module="tensorrt_rtx", typing="weak")
     with pytest.raises(UsageError, match="does not support weakly typed networks and calibrators") as refused:
-        preflight.check(request, options)
+        TensorRTBuilder().preflight(request, options)
     assert "Q/DQ nodes" in str(refused.value.hint)
     with pytest.raises(UsageError, match="support weakly typed"):
         implicit_int8.engine_calibrator(load("tensorrt_rtx"), "minmax", implicit_int8.Feed())
@@ -162,7 +162,9 @@ def test_a_library_without_it_says_what_to_do(installed_rtx: str) -> None:
 
 def test_weak_typing_is_for_int8(installed_rtx: str) -> None:
     with pytest.raises(UsageError, match="is for int8, found fp16"):
-        preflight.check(BuildRequest("fp16", 1, 640, 640), TensorRTOptions(module="tensorrt_rtx", typing="weak"))
+        TensorRTBuilder().preflight(
+            BuildRequest("fp16", 1, 640, 640), TensorRTOptions(module="tensorrt_rtx", typing="weak")
+        )
 
 
 def test_only_weak_int8_takes_ranges() -> None:
