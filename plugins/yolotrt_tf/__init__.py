@@ -1,7 +1,7 @@
 """Exporter `tf`: TensorFlow models of YOLOv5 -> ONNX, through tf2onnx.
 
-SavedModel folders, `.keras` and `.h5` files, frozen GraphDefs and TensorFlow Lite files, recognized
-by their content.
+SavedModel folders, `.keras` and `.h5` files, frozen GraphDefs and TensorFlow Lite files, recognised
+by content.
 """
 
 from __future__ import annotations

@@ -187,7 +187,7 @@ class EngineSession(Session):
 
     @property
     def decodes_files(self) -> bool:
-        """Whether `decode` decodes JPEG files on the GPU here; see `yolotrt_core.plugin.stages.Session.decode`."""
+        """Whether `decode` decodes JPEG files on the GPU; see `yolotrt_core.plugin.stages.Session.decode`."""
         with self._loading:
             if not self._jpegs_asked and not self._closed:
                 self._jpegs = open_decoder(self.gpu, self._pool)
