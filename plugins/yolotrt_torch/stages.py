@@ -21,7 +21,7 @@ def yolotrt_select_exporter(source: ModelSource) -> str | None:
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Check whether PyTorch saved a file, or whether its suffix is stated and it is not plainly another format.
+    """Check whether PyTorch saved a file, or whether it has a checkpoint's suffix and is not plainly another format.
 
     True for a text file or an ONNX named `.pt` as well, so that the exporter's error names what was found.
     """

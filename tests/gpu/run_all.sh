@@ -17,7 +17,7 @@ parts=" ${*:-tests sanitizer bench} "
 failed=0
 python3 tests/gpu/engines.py --data "$YOLOTRT_TEST_DATA" --out "$YOLOTRT_GPU_ENGINES" || exit 1
 if [[ $parts == *" tests "* ]]; then
-  python3 -m pytest -q -p no:cacheprovider -m gpu tests/gpu tests/plugins/tensorrt_plugin/test_on_gpu.py --durations 8 \
+  python3 -m pytest -q -n 0 -p no:cacheprovider -m gpu tests/gpu tests/plugins/tensorrt_plugin/test_on_gpu.py --durations 8 \
     -o junit_family=xunit1 \
     --junitxml "$out/tests.xml" || failed=1
 fi
@@ -27,7 +27,7 @@ if [[ $parts == *" sanitizer "* ]]; then
     options=(--tool "$tool" --error-exitcode 9)
     [[ $tool == memcheck ]] && options+=(--report-api-errors no)
     compute-sanitizer "${options[@]}" \
-      python3 -m pytest -q -p no:cacheprovider -m gpu tests/gpu/test_gpu_kernels.py \
+      python3 -m pytest -q -n 0 -p no:cacheprovider -m gpu tests/gpu/test_gpu_kernels.py \
       -k "nv12 or graph or thousands" > "$out/$tool.txt" 2>&1 || failed=1
     echo "$tool: $(grep -a 'ERROR SUMMARY\|RACECHECK SUMMARY' "$out/$tool.txt" | tail -1)," \
       "$(grep -a 'passed\|failed' "$out/$tool.txt" | tail -1)"
