@@ -92,13 +92,13 @@ _CHATTY = """
 import logging, os, warnings
 from yolotrt_core.plugin.hookspecs import hookimpl
 from yolotrt_core.plugin.options import NoOptions
-from yolotrt_core.plugin.stages import Availability
+from yolotrt_core.plugin.stages import Availability, Exporter
 YOLOTRT_API = 1
 def say(where):
     print(where, "python")
     os.write(1, f"{where} native\\n".encode())
 say("import")
-class Stage:
+class Stage(Exporter):
     name, stage_version, sources, Options = "chatty", 1, ("chatty",), NoOptions
     def available(self): return say("asked") or Availability(True)
     def fingerprint(self, options): return {}
