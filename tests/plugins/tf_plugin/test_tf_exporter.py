@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from yolotrt_core.errors import StageError, UsageError, YolotrtError
 from yolotrt_core.files.digest import sha256_of
 from yolotrt_core.types import BuildRequest, ModelSource, ModelSpec
-from yolotrt_tf import yolotrt_select_exporter
+from yolotrt_tf import yolotrt_environment, yolotrt_select_exporter
 from yolotrt_tf.options import TfOptions
 from yolotrt_tf.stages import TfExporter
 
@@ -304,10 +304,12 @@ def test_sources_are_known_by_content(models: Path, tmp_path: Path) -> None:
         assert yolotrt_select_exporter(ModelSource(tmp_path / name, "", "m")) is None
 
 
-def test_silent_and_first_in_a_process(models: Path, tmp_path: Path) -> None:
+def test_silent_and_first_in_a_process_of_the_commands(models: Path, tmp_path: Path) -> None:
     """TensorFlow writes to both streams past Python where it may."""
     code = (
         "import sys; from pathlib import Path; from yolotrt_core.types import *\n"
+        "from yolotrt_core.cli import stdio; from yolotrt_core.console.log import configure, stage_log\n"
+        "stdio.prepare(); configure()\n"
         "from yolotrt_tf import yolotrt_select_exporter\n"
         "from yolotrt_tf.options import TfOptions; from yolotrt_tf.stages import TfExporter\n"
         "out, names, *paths = map(Path, sys.argv[1:])\n"
@@ -316,7 +318,7 @@ def test_silent_and_first_in_a_process(models: Path, tmp_path: Path) -> None:
         "assert not {'tensorflow', 'keras', 'tf2onnx', 'onnx', 'numpy'} & set(sys.modules)\n"
         "for path in paths:\n"
         "    request, source = BuildRequest('fp32', 1, 64, 64), ModelSource(path, '0', 'm')\n"
-        "    TfExporter().export(source, request, TfOptions(names=names), out)"
+        "    with stage_log(out / 'stage.log'): TfExporter().export(source, request, TfOptions(names=names), out)"
     )
     names = tmp_path / "names.txt"
     names.write_text("a\nb\nc\n")
@@ -329,8 +331,10 @@ def test_silent_and_first_in_a_process(models: Path, tmp_path: Path) -> None:
         str(models / "saved_model"),
         str(models / "fp32.tflite"),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    variables = os.environ | yolotrt_environment()
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=variables)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert "XNNPACK" in (tmp_path / "stage.log").read_text()  # from native code, on descriptor 2
 
 
 def test_without_tensorflow_the_stage_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -128,9 +128,9 @@ def test_half_precision_weights_find_what_they_find_in_tensorflow_lite(
         tuple(map(str, range(80))),
         (8, 16, 32),
     )
-    images = sorted((data / "coco" / "images" / "val").glob("*.jpg"))
+    paths = sorted((data / "coco" / "images" / "val").glob("*.jpg"))
     for index in other:
-        images, geometry = preprocess([cv2.imread(str(images[index]))], (640, 640))
+        images, geometry = preprocess([cv2.imread(str(paths[index]))], (640, 640))
         lite.set_tensor(lite.get_input_details()[0]["index"], np.ascontiguousarray(images.transpose(0, 2, 3, 1)))
         lite.invoke()
         raw = rows.to_project(lite.get_tensor(lite.get_output_details()[0]["index"]), 640, 640)
