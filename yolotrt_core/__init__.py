@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from yolotrt_core.api import Detector, Engine, build
-    from yolotrt_core.build.settings import BuildSettings
+    from yolotrt_core.pipeline.settings import BuildSettings
     from yolotrt_core.errors import YolotrtError
     from yolotrt_core.media.frames import Nv12Frame
     from yolotrt_core.types import Detections, Selection

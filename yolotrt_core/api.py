@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from yolotrt_core.build.executor import StepResult
-from yolotrt_core.build.settings import AUTO, BuildSettings, resolve
-from yolotrt_core.build.step import ENGINE_SPEC_FILE
+from yolotrt_core.pipeline.executor import StepResult
+from yolotrt_core.pipeline.settings import AUTO, BuildSettings, resolve
+from yolotrt_core.pipeline.step import ENGINE_SPEC_FILE
 from yolotrt_core.errors import UsageError
 from yolotrt_core.files.paths import refuse_unwritable, sidecar_path, user_path
 from yolotrt_core.inference.detector import Detector as EngineDetector

@@ -87,3 +87,11 @@ def test_what_the_core_exports_lazily_is_listed() -> None:
     names, was_imported = done.stdout.splitlines()
     assert {"BuildSettings", "Detector", "build"} <= set(names.split())
     assert was_imported == "False"
+
+
+def test_no_sub_package_hides_a_public_name() -> None:
+    """Importing a sub-package sets an attribute of the package, which would win over a lazy name."""
+    import yolotrt_core
+
+    modules = {path.stem for path in Path(yolotrt_core.__path__[0]).iterdir()}
+    assert not modules & set(yolotrt_core.__all__)

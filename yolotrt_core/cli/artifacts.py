@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import invoke
 
-from yolotrt_core.build import executor
-from yolotrt_core.build.plan import plan_build
-from yolotrt_core.build.settings import resolve
-from yolotrt_core.build.step import ENGINE_SPEC_FILE
+from yolotrt_core.pipeline import executor
+from yolotrt_core.pipeline.plan import plan_build
+from yolotrt_core.pipeline.settings import resolve
+from yolotrt_core.pipeline.step import ENGINE_SPEC_FILE
 from yolotrt_core.calibration.ranges import ranges_from_json
 from yolotrt_core.calibration.tensorrt_cache import CALIBRATORS, cache_from_ranges, version_number
 from yolotrt_core.cli.build_options import RecipeSettings, StoreSettings, build_groups, build_settings

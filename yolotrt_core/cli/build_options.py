@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from yolotrt_core.build.settings import ACCURACY_GATE, BuildSettings
+from yolotrt_core.pipeline.settings import ACCURACY_GATE, BuildSettings
 from yolotrt_core.cli.task_factory import Given, OptionGroup
 from yolotrt_core.console.text import nearest
 from yolotrt_core.errors import UsageError

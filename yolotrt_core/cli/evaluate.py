@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from yolotrt_core.api import Detector
-from yolotrt_core.build.settings import BuildSettings, resolve_model
+from yolotrt_core.pipeline.settings import BuildSettings, resolve_model
 from yolotrt_core.cli.build_options import RecipeSettings, build_groups, build_settings, refuse_build_flags
 from yolotrt_core.cli.stdio import show
 from yolotrt_core.cli.tables import print_table

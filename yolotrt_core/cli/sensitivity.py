@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from yolotrt_core.build.plan import plan_build
-from yolotrt_core.build.settings import AUTO, resolve
+from yolotrt_core.pipeline.plan import plan_build
+from yolotrt_core.pipeline.settings import AUTO, resolve
 from yolotrt_core.cli.build_options import RecipeSettings, build_groups, build_settings
 from yolotrt_core.cli.stdio import can_show, show
 from yolotrt_core.cli.tables import print_table

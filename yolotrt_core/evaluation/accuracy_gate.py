@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from yolotrt_core.build.executor import StepResult
-from yolotrt_core.build.settings import BuildSettings, ResolvedBuild
-from yolotrt_core.build.step import ENGINE_SPEC_FILE, SPEC_FILE, Output, Plan
+from yolotrt_core.pipeline.executor import StepResult
+from yolotrt_core.pipeline.settings import BuildSettings, ResolvedBuild
+from yolotrt_core.pipeline.step import ENGINE_SPEC_FILE, SPEC_FILE, Output, Plan
 from yolotrt_core.calibration.images import digest_of_images
 from yolotrt_core.console.text import counted
 from yolotrt_core.datasets import dataset, reader

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from yolotrt_core.build.settings import BuildSettings, build_request, resolve_model
+from yolotrt_core.pipeline.settings import BuildSettings, build_request, resolve_model
 from yolotrt_core.calibration.images import ImageDigests
 from yolotrt_core.datasets.dataset import DataSet
 from yolotrt_core.errors import UsageError

@@ -13,10 +13,10 @@ from yolotrt_core.errors import PluginError
 # Core packages that each kind of result depends on. Command line, console, store and plugin registry are excluded:
 # an edit there must not invalidate artifacts.
 PIXELS = ("types", "media", "inference", "calibration")  # from the bytes of an image to the network's input
-STAGE = ("types", "serialization", "datasets", "export", "calibration", "build")
+STAGE = ("types", "serialization", "datasets", "export", "calibration", "pipeline")
 PREDICTIONS = (*PIXELS, "evaluation")
 GATE = (*PREDICTIONS, "datasets")
-SENSITIVITY = (*PREDICTIONS, "build", "tuning")
+SENSITIVITY = (*PREDICTIONS, "pipeline", "tuning")
 TIMING = (*PIXELS, "benchmark", "tuning")
 
 

@@ -16,9 +16,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from yolotrt_core.build import executor
-from yolotrt_core.build.output_checks import check_pass
-from yolotrt_core.build.step import Output, Plan, Step
+from yolotrt_core.pipeline import executor
+from yolotrt_core.pipeline.output_checks import check_pass
+from yolotrt_core.pipeline.step import Output, Plan, Step
 from yolotrt_core.calibration.images import digest_of_images
 from yolotrt_core.calibration.ranges import read_ranges
 from yolotrt_core.console.progress import progress

@@ -13,7 +13,7 @@ import logging, sys
 from yolotrt_core.console.log import configure, stage_log
 {plugin}
 configure()
-logging.getLogger("yolotrt_core.build.executor").warning("ours")
+logging.getLogger("yolotrt_core.pipeline.executor").warning("ours")
 logging.getLogger("mine").error("theirs")
 logging.getLogger("mine").warning("quiet")
 """
@@ -35,7 +35,7 @@ def test_a_message_is_shown_once_whatever_a_plugin_set_up(plugin: str) -> None:
 
 def test_as_a_library_messages_go_where_the_program_sends_them() -> None:
     program = "import logging; logging.basicConfig(format='mine %(message)s'); import yolotrt_core.console.log\n"
-    program += "logging.getLogger('yolotrt_core.build.executor').warning('ours')"
+    program += "logging.getLogger('yolotrt_core.pipeline.executor').warning('ours')"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
     assert done.stderr == "mine ours\n"
 

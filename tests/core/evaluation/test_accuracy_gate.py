@@ -17,7 +17,7 @@ import pytest
 from arrays import detections
 from fake_stages import FakeBuilder, FakeExporter, FakePass, FakePostprocessor, FakeSession, fake_plugin
 from yolotrt_core.api import Detector, Engine, build_engine
-from yolotrt_core.build.settings import BuildSettings
+from yolotrt_core.pipeline.settings import BuildSettings
 from yolotrt_core.errors import GateError, UsageError
 from yolotrt_core.evaluation.agreement import compare_detections
 from yolotrt_core.evaluation.predictions import predict

@@ -13,7 +13,7 @@ import pytest
 
 from fake_stages import FakeExporter, FakeSession, fake_plugin, image_spec
 from yolotrt_core.api import Detector
-from yolotrt_core.build.settings import BuildSettings, resolve
+from yolotrt_core.pipeline.settings import BuildSettings, resolve
 from yolotrt_core.datasets import reader
 from yolotrt_core.errors import UsageError
 from yolotrt_core.evaluation.coco_map import Bootstrap

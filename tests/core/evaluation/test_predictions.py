@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from fake_layers import RUNS, SIZE, LayeredBuilder, WideBox, layered_stages, write_images, write_model
-from yolotrt_core.build.settings import BuildSettings, resolve
+from yolotrt_core.pipeline.settings import BuildSettings, resolve
 from yolotrt_core.evaluation.evaluator import open_framework
 from yolotrt_core.evaluation.predictions import predict
 from yolotrt_core.plugin.options import option

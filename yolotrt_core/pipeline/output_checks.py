@@ -15,7 +15,7 @@ from yolotrt_core.plugin.stages import ONNX_FILE, RANGES_FILE, REFERENCE_FILE, O
 from yolotrt_core.types import EngineSpec, Json, ModelSpec, TensorSpec
 
 if TYPE_CHECKING:
-    from yolotrt_core.build.step import Step
+    from yolotrt_core.pipeline.step import Step
     from yolotrt_core.plugin.registry import Registry
 
 # Metadata that later stages and other tools read from the ONNX.

@@ -10,7 +10,7 @@ import pytest
 
 from fake_stages import FakeBuilder, FakePass, FakeStage, fake_plugin
 from yolotrt_core.api import Engine, build_engine
-from yolotrt_core.build.settings import BuildSettings
+from yolotrt_core.pipeline.settings import BuildSettings
 from yolotrt_core.calibration.ranges import Ranges, write_ranges
 from yolotrt_core.errors import UsageError
 from yolotrt_core.plugin.registry import Registry

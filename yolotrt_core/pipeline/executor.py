@@ -15,8 +15,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from yolotrt_core.build import stage_runners
-from yolotrt_core.build.step import Output, Plan, Step
+from yolotrt_core.pipeline import stage_runners
+from yolotrt_core.pipeline.step import Output, Plan, Step
 from yolotrt_core.console import log
 from yolotrt_core.console.progress import progress
 from yolotrt_core.errors import StageError, YolotrtError

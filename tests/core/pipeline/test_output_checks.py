@@ -13,7 +13,7 @@ import pytest
 
 from fake_stages import FakeBuilder, FakeExporter, FakePass, FakePostprocessor, FakeStage, fake_plugin
 from yolotrt_core.api import Engine, build_engine
-from yolotrt_core.build.settings import BuildSettings
+from yolotrt_core.pipeline.settings import BuildSettings
 from yolotrt_core.errors import StageError
 from yolotrt_core.plugin.registered import OWN_DIST, PluginSource
 from yolotrt_core.plugin.registry import Registry

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from yolotrt_core.build.executor import out_of_memory_error
+from yolotrt_core.pipeline.executor import out_of_memory_error
 from yolotrt_core.types import BuildRequest, ShapeRange
 
 _REQUEST = BuildRequest("fp16", 4, 320, 640)
