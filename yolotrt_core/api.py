@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from yolotrt_core.pipeline.executor import StepResult
-from yolotrt_core.pipeline.settings import AUTO, BuildSettings, resolve
-from yolotrt_core.pipeline.step import ENGINE_SPEC_FILE
 from yolotrt_core.errors import UsageError
 from yolotrt_core.files.paths import refuse_unwritable, sidecar_path, user_path
 from yolotrt_core.inference.detector import Detector as EngineDetector
 from yolotrt_core.inference.engine_file import read_engine_spec
 from yolotrt_core.inference.input_shapes import shapes_text
+from yolotrt_core.pipeline.executor import StepResult
+from yolotrt_core.pipeline.settings import AUTO, BuildSettings, resolve
+from yolotrt_core.pipeline.step import ENGINE_SPEC_FILE
 from yolotrt_core.plugin.options import GivenOptions
 from yolotrt_core.plugin.registered import refuse_unavailable
 from yolotrt_core.plugin.registry import Registry

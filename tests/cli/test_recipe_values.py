@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from yolotrt_core.pipeline.settings import BuildSettings
 from yolotrt_core.cli import build_options, detect
 from yolotrt_core.errors import UsageError
+from yolotrt_core.pipeline.settings import BuildSettings
 from yolotrt_core.plugin.options import setting_fields
 from yolotrt_core.plugin.registry import Registry
 

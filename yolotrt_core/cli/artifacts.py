@@ -12,10 +12,6 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import invoke
 
-from yolotrt_core.pipeline import executor
-from yolotrt_core.pipeline.plan import plan_build
-from yolotrt_core.pipeline.settings import resolve
-from yolotrt_core.pipeline.step import ENGINE_SPEC_FILE
 from yolotrt_core.calibration.ranges import ranges_from_json
 from yolotrt_core.calibration.tensorrt_cache import CALIBRATORS, cache_from_ranges, version_number
 from yolotrt_core.cli.build_options import RecipeSettings, StoreSettings, build_groups, build_settings
@@ -25,6 +21,10 @@ from yolotrt_core.cli.task_factory import Given, json_option, make_task
 from yolotrt_core.errors import ArtifactError, UsageError
 from yolotrt_core.files.digest import sha256_of
 from yolotrt_core.files.paths import refuse_unwritable
+from yolotrt_core.pipeline import executor
+from yolotrt_core.pipeline.plan import plan_build
+from yolotrt_core.pipeline.settings import resolve
+from yolotrt_core.pipeline.step import ENGINE_SPEC_FILE
 from yolotrt_core.plugin.options import option, resolve_settings
 from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.plugin.stages import ONNX_FILE, RANGES_FILE

@@ -14,9 +14,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from yolotrt_core.pipeline.executor import StepResult
-from yolotrt_core.pipeline.settings import BuildSettings, ResolvedBuild
-from yolotrt_core.pipeline.step import ENGINE_SPEC_FILE, SPEC_FILE, Output, Plan
 from yolotrt_core.calibration.images import digest_of_images
 from yolotrt_core.console.text import counted
 from yolotrt_core.datasets import dataset, reader
@@ -27,6 +24,9 @@ from yolotrt_core.evaluation.evaluator import Evaluator
 from yolotrt_core.evaluation.predictions import predict
 from yolotrt_core.export.model_source import sample_path
 from yolotrt_core.inference.detector import Detector
+from yolotrt_core.pipeline.executor import StepResult
+from yolotrt_core.pipeline.settings import BuildSettings, ResolvedBuild
+from yolotrt_core.pipeline.step import ENGINE_SPEC_FILE, SPEC_FILE, Output, Plan
 from yolotrt_core.plugin.options import key_material, option
 from yolotrt_core.plugin.registered import Registered
 from yolotrt_core.plugin.registry import Registry

@@ -15,11 +15,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from yolotrt_core.pipeline import stage_runners
-from yolotrt_core.pipeline.step import Output, Plan, Step
 from yolotrt_core.console import log
 from yolotrt_core.console.progress import progress
 from yolotrt_core.errors import StageError, YolotrtError
+from yolotrt_core.pipeline import stage_runners
+from yolotrt_core.pipeline.step import Output, Plan, Step
 from yolotrt_core.plugin import options
 from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.store import code_digest

@@ -8,13 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from yolotrt_core.pipeline.output_checks import check_engine, check_export, check_pass, check_ranges, plugin_error
-from yolotrt_core.pipeline.step import ENGINE_SPEC_FILE, SPEC_FILE
 from yolotrt_core.calibration.images import Batches
 from yolotrt_core.calibration.ranges import add_origin, read_ranges
 from yolotrt_core.errors import StageError, UsageError
 from yolotrt_core.export import parity
 from yolotrt_core.files.digest import sha256_of
+from yolotrt_core.pipeline.output_checks import check_engine, check_export, check_pass, check_ranges, plugin_error
+from yolotrt_core.pipeline.step import ENGINE_SPEC_FILE, SPEC_FILE
 from yolotrt_core.plugin.stages import ONNX_FILE, RANGES_FILE
 from yolotrt_core.serialization import from_json, to_json
 from yolotrt_core.types import BuildRequest, Calibration, EngineSpec, Json, ModelSpec, OnnxModel

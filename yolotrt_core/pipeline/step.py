@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from yolotrt_core.pipeline.settings import ResolvedBuild
 from yolotrt_core.calibration.images import ChosenImages
+from yolotrt_core.pipeline.settings import ResolvedBuild
 from yolotrt_core.store.action import PluginIdentity
 from yolotrt_core.types import BuildRequest, Json
 

@@ -16,9 +16,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from yolotrt_core.pipeline import executor
-from yolotrt_core.pipeline.output_checks import check_pass
-from yolotrt_core.pipeline.step import Output, Plan, Step
 from yolotrt_core.calibration.images import digest_of_images
 from yolotrt_core.calibration.ranges import read_ranges
 from yolotrt_core.console.progress import progress
@@ -27,6 +24,9 @@ from yolotrt_core.evaluation.agreement import compare_detections
 from yolotrt_core.export.model_source import sample_path
 from yolotrt_core.inference.detector import Detector
 from yolotrt_core.media import images as images
+from yolotrt_core.pipeline import executor
+from yolotrt_core.pipeline.output_checks import check_pass
+from yolotrt_core.pipeline.step import Output, Plan, Step
 from yolotrt_core.plugin.options import key_material, option
 from yolotrt_core.plugin.registered import Registered, answering
 from yolotrt_core.plugin.registry import Registry

@@ -14,11 +14,11 @@ import pytest
 from command_line import descriptors_taken_over
 from fake_stages import RUNS, FakeBuilder, fake_plugin
 from yolotrt_core.api import Engine, build_engine
+from yolotrt_core.errors import ArtifactError, PluginError, StageError, UsageError
+from yolotrt_core.inference.engine_file import read_engine_spec
 from yolotrt_core.pipeline import executor
 from yolotrt_core.pipeline.plan import plan_build
 from yolotrt_core.pipeline.settings import BuildSettings, resolve
-from yolotrt_core.errors import ArtifactError, PluginError, StageError, UsageError
-from yolotrt_core.inference.engine_file import read_engine_spec
 from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.plugin.stages import Availability
 from yolotrt_core.store.store import Store

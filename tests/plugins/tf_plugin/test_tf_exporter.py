@@ -188,7 +188,7 @@ def test_names(models: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -
     assert export(models / "toy.pb", tmp_path).labels == ("class0", "class1", "class2")
     assert "--tf-names" in caplog.text
     text.write_text("crack\n")
-    with pytest.raises(UsageError, match=r"3 classes, .* names 1"):
+    with pytest.raises(UsageError, match=r"3 classes, .* has 1 names"):
         export(models / "toy.pb", tmp_path, names=text)
     for content, words in (("nc: 3\n", "no class names"), ("a: [\n", "invalid YAML")):
         listed.write_text(content)
