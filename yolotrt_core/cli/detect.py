@@ -85,7 +85,7 @@ class DetectSettings(RecipeSettings):
     annotate: bool = option(True, common=True, help="Write annotated copies; much faster when off")
     out: Path = option(
         Path("detections"), in_recipe=False, common=True, metavar="DIR",
-        default_text="./detections/, for a live source a new folder in it",
+        default_text="./detections/; live: a new folder in it",
         help="Folder for annotated images and results",
     )  # fmt: skip
     max_frames: int | None = option(
