@@ -24,11 +24,11 @@ def top(counts: NDArray[np.int64], width: float) -> float:
 def percentile(counts: NDArray[np.int64], width: float, percent: float) -> float:
     """Return the magnitude that `percent` of the values (0 to 100) do not exceed, interpolated in its bin."""
     cumulative = np.cumsum(counts)
-    wanted = cumulative[-1] * (percent / 100)
-    index = int(np.searchsorted(cumulative, wanted))
+    target = cumulative[-1] * (percent / 100)
+    index = int(np.searchsorted(cumulative, target))
     index = min(index, len(counts) - 1)
     before = cumulative[index] - counts[index]
-    inside = (wanted - before) / counts[index] if counts[index] else 1.0
+    inside = (target - before) / counts[index] if counts[index] else 1.0
     return (index + min(1.0, max(float(inside), 2.0**-10))) * width
 
 

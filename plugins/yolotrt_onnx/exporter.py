@@ -145,8 +145,8 @@ class _Image:
                 hint="export the ONNX with free dimensions, or build without `--dynamic` and `--profile`",
             )
         batch = (None if request.dynamic else asked[0], *asked[1:])
-        for fixed, wanted in zip(self.sizes, batch, strict=True):
-            if fixed is not None and wanted is not None and fixed != wanted:
+        for fixed, requested in zip(self.sizes, batch, strict=True):
+            if fixed is not None and requested is not None and fixed != requested:
                 height, width = (fixed or want for fixed, want in zip(self.sizes[1:], asked[1:], strict=True))
                 raise UsageError(
                     f"the file is for batch x height x width {_sizes(self.sizes)}, but {_sizes(asked)} was requested",
@@ -171,7 +171,9 @@ class _Image:
             before = f"images_{index + 1}" if index + 1 < len(steps) else "images"
             name = f"images_{operator.lower()}"
             graph.node.insert(0, helper.make_node(operator, [before], [f"images_{index}"], name=name, **attributes))
-        size = [fixed or wanted for fixed, wanted in zip(self.sizes[1:], (request.height, request.width), strict=True)]
+        size = [
+            fixed or requested for fixed, requested in zip(self.sizes[1:], (request.height, request.width), strict=True)
+        ]
         shape: list[int | str] = [self.sizes[0] or request.batch, 3, *size]
         if request.dynamic:
             named = ("batch", "height", "width")
@@ -257,7 +259,7 @@ def _labels(model: ModelProto, path: Path, answer: NDArray[np.float32], options:
         log.warning("the file has no names for its %d classes: numbering them; %s", classes, hint)
         return numbered_labels(classes)
     if classes is not None and len(names) != classes:
-        raise UsageError(f"the file has {classes} classes, but {where} has {len(names)} names", hint=hint)
+        raise UsageError(f"the file has {classes} classes, but {where} has names for {len(names)}", hint=hint)
     return names
 
 

@@ -127,9 +127,9 @@ def check_engine(spec: EngineSpec, device: int = 0) -> Library:
     rebuild = "rebuild the engine on this machine"
     found = discovery.find(module)
     if found is None or found.missing:
-        here = [str(f) for m in discovery.MODULES if (f := discovery.find(m)) and not f.missing]
+        installed = [str(f) for m in discovery.MODULES if (f := discovery.find(m)) and not f.missing]
         raise StageError(
-            f"the engine was built by `{module}` {version}, but found " + (" and ".join(here) or "no TensorRT"),
+            f"the engine was built by `{module}` {version}, but found " + (" and ".join(installed) or "no TensorRT"),
             hint=f"{discovery.INSTALL[module]}, or {rebuild}",
         )
     if found.version != version:

@@ -204,8 +204,8 @@ def test_one_image_that_is_not_in_a_list() -> None:
         (Selection(conf=float("nan")), "`conf` .* found nan"),
         (Selection(conf="high"), "`conf` .* found 'high'"),  # type: ignore[arg-type]
         (Selection(iou=-1), "`iou` is a number from 0 to 1, found -1"),
-        (Selection(max_det=-1), "`max_det` must be an integer of at least 0, found -1"),
-        (Selection(max_det=2.5), "`max_det` must be an integer of at least 0, found 2.5"),  # type: ignore[arg-type]
+        (Selection(max_det=-1), "`max_det` is a whole number from 0 on, found -1"),
+        (Selection(max_det=2.5), "`max_det` is a whole number from 0 on, found 2.5"),  # type: ignore[arg-type]
         (Selection(classes="a"), "`classes` is a tuple of class ids, found 'a'"),  # type: ignore[arg-type]
         (Selection(classes=("a",)), r"`classes` is a tuple of class ids, found \('a',\)"),  # type: ignore[arg-type]
         (Selection(classes=0), "`classes` is a tuple of class ids, found 0"),  # type: ignore[arg-type]

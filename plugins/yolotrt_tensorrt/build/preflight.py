@@ -41,18 +41,18 @@ def check(request: BuildRequest, options: TensorRTOptions) -> None:
     if options.typing == "weak":
         _check_weak(request, load(found.module))
         return
-    wanted = compute_capability.parse(options.compute_capabilities)
-    if wanted:
-        compute_capability.refuse_unknown(load(found.module), wanted)
+    targets = compute_capability.parse(options.compute_capabilities)
+    if targets:
+        compute_capability.refuse_unknown(load(found.module), targets)
     lowest = LOWEST_SM.get(request.precision, 0)
-    sms = compute_capability.numbers(wanted)
-    if not found.is_rtx or compute_capability.CURRENT in wanted:
+    sms = compute_capability.numbers(targets)
+    if not found.is_rtx or compute_capability.CURRENT in targets:
         sms.append(driver.gpu(options.device).sm)
     if sms and min(sms) < lowest:
         raise StageError(
             f"{request.precision} needs compute capability {lowest / 10:.1f} or higher, but the engine is for "
             f"{min(sms) / 10:.1f}",
-            hint="build with `--precision fp16`" + (", or omit that target" if wanted else ""),
+            hint="build with `--precision fp16`" + (", or omit that target" if targets else ""),
         )
     if lowest and not sms and request.precision == "fp8":
         _log.info("an fp8 engine runs only on GPUs of compute capability %.1f or higher", lowest / 10)

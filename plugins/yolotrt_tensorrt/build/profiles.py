@@ -75,16 +75,16 @@ def _check_static(name: str, shape: tuple[int, ...], request: BuildRequest) -> N
 
 
 def _complete_shape(shape: tuple[int, ...], asked: ShapeRange, which: str, name: str) -> tuple[int, ...]:
-    wanted = _shape_like(shape, *getattr(asked, which))
-    if -1 in wanted:
+    requested = _shape_like(shape, *getattr(asked, which))
+    if -1 in requested:
         raise StageError(f"input `{name}` has free channels, which a profile cannot set")
-    for axis, fixed, value in zip(_AXES[layout_of(shape)], shape, wanted, strict=True):
+    for axis, fixed, value in zip(_AXES[layout_of(shape)], shape, requested, strict=True):
         if fixed not in (-1, value):
             raise UsageError(
                 f"input `{name}` has the fixed {axis} {fixed}, but profile {profile_text(asked)} has {value}",
                 hint=f"use `--profile {profile_text(_fix_axes(shape, asked))}`",
             )
-    return wanted
+    return requested
 
 
 def _fix_axes(shape: tuple[int, ...], asked: ShapeRange) -> ShapeRange:

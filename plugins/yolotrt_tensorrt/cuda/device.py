@@ -262,8 +262,8 @@ class PinnedPool:
         Raises:
             PinnedMemoryError: the host is out of page-locked memory.
         """
-        lent = math.prod(shape)
-        size = max(1, -(-lent // _POOL_STEP)) * _POOL_STEP
+        used = math.prod(shape)
+        size = max(1, -(-used // _POOL_STEP)) * _POOL_STEP
         try:
             memory = self._free[size].pop()
         except IndexError:
@@ -273,7 +273,7 @@ class PinnedPool:
                 self.free_idle()
                 memory = _Pinned(self._gpu, size)
         back = functools.partial(_quietly, functools.partial(self.take_back, memory, size))
-        array: NDArray[np.uint8] = np.asarray(HostBuffer(memory.address, lent, back, page_locked=True)).reshape(shape)
+        array: NDArray[np.uint8] = np.asarray(HostBuffer(memory.address, used, back, page_locked=True)).reshape(shape)
         return array
 
     def take_back(self, memory: _Pinned, size: int) -> None:

@@ -62,9 +62,9 @@ class Decoding:
 
     def reserve(self, max_det: int, *, multi_label: bool) -> None:
         """Reserve memory for this many boxes per image, or for the maximum."""
-        wanted = min(max_det, self._rows * (self._columns if multi_label else 1))
-        if wanted > self._room:
-            self._set_room(wanted)
+        room = min(max_det, self._rows * (self._columns if multi_label else 1))
+        if room > self._room:
+            self._set_room(room)
 
     def _set_capacity(self, capacity: int) -> None:
         self._capacity = capacity

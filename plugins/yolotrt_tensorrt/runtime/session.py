@@ -186,7 +186,7 @@ class EngineSession:
 
     @property
     def decodes_files(self) -> bool:
-        """Whether `decode` decodes JPEG files on the GPU here; see `yolotrt_core.plugin.stages.DecodingSession`."""
+        """Whether `decode` decodes JPEG files on the GPU; see `yolotrt_core.plugin.stages.DecodingSession`."""
         with self._loading:
             if not self._jpegs_asked and not self._closed:
                 self._jpegs = open_decoder(self.gpu, self._pool)

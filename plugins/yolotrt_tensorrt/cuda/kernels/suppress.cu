@@ -15,7 +15,7 @@ __device__ inline u64 key_of(float score, u32 index) { return ((u64)~__float_as_
 __device__ inline u32 index_of(u64 key) { return (u32)key; }
 __device__ inline float score_of(u64 key) { return __uint_as_float(~(u32)(key >> 32)); }
 
-__device__ inline bool wanted(const Request* request, const u32* class_mask, int class_id) {
+__device__ inline bool is_selected(const Request* request, const u32* class_mask, int class_id) {
   return !request->class_filter || (class_mask[class_id >> 5] >> (class_id & 31) & 1);
 }
 
@@ -60,7 +60,7 @@ extern "C" __global__ void find_candidates(const Request* request, const u32* cl
         best = key < best ? key : best;
         continue;
       }
-      passes = passes && wanted(request, class_mask, class_id);
+      passes = passes && is_selected(request, class_mask, class_id);
       u32 all = __ballot_sync(0xffffffffu, passes);
       if (!all) continue;
       u32 start = 0;
@@ -73,7 +73,7 @@ extern "C" __global__ void find_candidates(const Request* request, const u32* cl
       u64 other = __shfl_xor_sync(0xffffffffu, best, step);
       best = other < best ? other : best;
     }
-    if (lane == 0 && best != ~0ull && wanted(request, class_mask, index_of(best) % classes)) {
+    if (lane == 0 && best != ~0ull && is_selected(request, class_mask, index_of(best) % classes)) {
       u32 start = atomicAdd(counts + image, 1u);
       if (start < capacity) keys[start] = best;
     }
