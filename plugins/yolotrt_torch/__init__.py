@@ -1,6 +1,6 @@
 """Exporter `torch`: YOLOv5 checkpoints (`.pt`, releases v3 to v7) -> ONNX.
 
-The checkpoint is read without executing anything from it, and rebuilt with modules of our own.
+The checkpoint is read without executing its code, and rebuilt with yolotrt's modules.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a YOLOv5 checkpoint says: its yaml, weights, names, strides, and the attributes of its layers."""
+"""Content of a YOLOv5 checkpoint: yaml, weights, names, strides and attributes of its layers."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from yolotrt_core.datasets.class_names import labels_in_order
 from yolotrt_core.errors import UsageError
 from yolotrt_torch.checkpoint_archive import Archive, open_archive
 from yolotrt_torch.pickle_reader import RefusedGlobal, Stub, TensorRef
-from yolotrt_torch.untrusted_values import PlainCopies, refusing_damage, shown
+from yolotrt_torch.untrusted_values import PlainCopies, convert_value_errors, shown
 
 DETECTORS = ("Model", "DetectionModel")  # v3 to v6.1, and later
-PLAIN_FORM = "yolotrt"  # key of checkpoints that hold plain data only, as yolotrt's own training saves them
-MOST_MODULES = 100_000  # the largest official checkpoint has some 1000 modules, and 1000 weights
-MOST_WEIGHTS = 100_000
-MOST_NAME = 200  # characters of a weight's name
-MOST_STRIDES = 16
+PLAIN_FORM = "yolotrt"  # key of checkpoints with plain data only, as saved by yolotrt's training
+MAX_MODULES = 100_000  # the largest official checkpoint has about 1000 modules and 1000 weights
+MAX_WEIGHTS = 100_000
+MAX_NAME = 200  # characters of a weight's name
+MAX_STRIDES = 16
 _HINT = "pass the `.pt` file that YOLOv5's training wrote"
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A checkpoint's content; no PyTorch in it.
+    """A checkpoint's content, without PyTorch objects.
 
     Attributes:
         config: the model yaml as plain values.
         state: weight name (`model.0.conv.weight`) to array, in the dtype of the file.
         labels: class names, index is the class id.
-        stride: pixels per cell of each level as the file says, empty if it does not.
+        stride: pixels per cell of each level, empty if the file has none.
         modules: module path (`model.0.conv`) to its class and attributes; empty in the plain form.
-        facts: for people: which weights (`ema` or `model`), `date`, `epoch`.
+        facts: for display: which weights (`ema` or `model`), `date`, `epoch`.
     """
 
     config: Mapping[str, Any]
@@ -48,19 +48,19 @@ class Checkpoint:
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read a YOLOv5 detection checkpoint of any release from v3 to v7; executes nothing from it.
+    """Read a YOLOv5 detection checkpoint of any release from v3 to v7, without executing its code.
 
     Raises:
-        UsageError: missing, damaged, not a YOLOv5 detection checkpoint (and what it seems to be), or a
-            pickle that names what no such checkpoint needs.
+        UsageError: missing, corrupted, not a YOLOv5 detection checkpoint (names the detected format), or a
+            pickle with names that are not allowed.
     """
     try:
-        with refusing_damage(), open_archive(path) as archive:
+        with convert_value_errors(), open_archive(path) as archive:
             return _checkpoint(archive)
     except RefusedGlobal as err:
         if err.name.startswith("ultralytics."):
             raise UsageError(
-                f"expected a YOLOv5 checkpoint, found one that looks like YOLOv8 or later (it names `{err.name}`)",
+                f"expected a YOLOv5 checkpoint, found one of YOLOv8 or later (it contains `{err.name}`)",
                 hint="yolotrt reads models of the yolov5 repository, v3 to v7, not of the `ultralytics` package",
             ) from err
         raise
@@ -70,7 +70,7 @@ def _checkpoint(archive: Archive) -> Checkpoint:
     root = archive.root
     if isinstance(root, dict) and PLAIN_FORM in root:
         return _plain_checkpoint(root, archive)
-    model, which = _choose(root)
+    model, which = _select_model(root)
     kind = _short(model)
     if kind not in DETECTORS:
         known = {"SegmentationModel": "a segmentation model", "ClassificationModel": "a classification model"}
@@ -82,7 +82,7 @@ def _checkpoint(archive: Archive) -> Checkpoint:
     copies = PlainCopies()
     config = copies.copy(model.state.get("yaml"), "model yaml")
     if not isinstance(config, dict):
-        raise UsageError("the checkpoint's model carries no `yaml`, as every YOLOv5 model since v3 does", hint=_HINT)
+        raise UsageError("the checkpoint's model has no `yaml`, which all YOLOv5 models since v3 have", hint=_HINT)
     state = {name: archive.array(ref) for name, ref in _weights(modules)}
     head = _head(modules)
     stride = head.state.get("stride") if head else None
@@ -94,21 +94,19 @@ def _checkpoint(archive: Archive) -> Checkpoint:
         config=config,
         state=state,
         labels=_labels(copies.copy(model.state.get("names"), "class names"), config.get("nc")),
-        stride=_stride(strides.tolist() if strides.size <= MOST_STRIDES else f"{strides.size} numbers"),
+        stride=_stride(strides.tolist() if strides.size <= MAX_STRIDES else f"{strides.size} numbers"),
         modules=modules,
         facts=facts,
     )
 
 
 def _plain_checkpoint(root: Mapping[Any, Any], archive: Archive) -> Checkpoint:
-    """Read the form that holds plain data only: yaml, state_dict, names, stride."""
+    """Read the plain format: yaml, state_dict, names, stride."""
     copies = PlainCopies()
     config, weights = copies.copy(root.get("yaml"), "model yaml"), root.get("state_dict")
     if root[PLAIN_FORM] != 1 or not isinstance(config, dict) or not isinstance(weights, dict):
-        raise UsageError(
-            "a yolotrt checkpoint of an unknown version", hint="expected `yolotrt: 1`, `yaml`, `state_dict`"
-        )
-    state = {_joined("", name): archive.array(v) for name, v in weights.items() if isinstance(v, TensorRef)}
+        raise UsageError("unknown version of a yolotrt checkpoint", hint="expected `yolotrt: 1`, `yaml`, `state_dict`")
+    state = {_join_path("", name): archive.array(v) for name, v in weights.items() if isinstance(v, TensorRef)}
     stride = copies.copy(root.get("stride"), "strides")
     return Checkpoint(
         config=config,
@@ -119,8 +117,8 @@ def _plain_checkpoint(root: Mapping[Any, Any], archive: Archive) -> Checkpoint:
     )
 
 
-def _choose(root: Any) -> tuple[Stub, str]:
-    """Return the model to use, the averaged weights (`ema`) where there are some, and which it is."""
+def _select_model(root: Any) -> tuple[Stub, str]:
+    """Return the model to use, preferably the averaged weights (`ema`), and its key."""
     if isinstance(root, Stub):
         return root, "model"
     if not isinstance(root, dict):
@@ -153,14 +151,14 @@ def _walk(model: Stub) -> Iterator[tuple[str, Stub]]:
         children = module.state.get("_modules")
         for name, child in children.items() if isinstance(children, dict) else ():
             count += 1
-            if count > MOST_MODULES:
-                raise UsageError(f"the checkpoint's model has more than {MOST_MODULES} modules")
+            if count > MAX_MODULES:
+                raise UsageError(f"the checkpoint's model has more than {MAX_MODULES} modules")
             if isinstance(child, Stub):
-                waiting.append((_joined(path, name), child))
+                waiting.append((_join_path(path, name), child))
 
 
 def _weights(modules: Mapping[str, Stub]) -> Iterator[tuple[str, TensorRef]]:
-    """Yield what the model's `state_dict()` would hold."""
+    """Yield the items of the model's `state_dict()`."""
     count = 0
     for path, module in modules.items():
         hidden = module.state.get("_non_persistent_buffers_set")
@@ -168,18 +166,18 @@ def _weights(modules: Mapping[str, Stub]) -> Iterator[tuple[str, TensorRef]]:
             tensors = module.state.get(group)
             for name, tensor in tensors.items() if isinstance(tensors, dict) else ():
                 count += 1
-                if count > MOST_WEIGHTS:
-                    raise UsageError(f"the checkpoint's model has more than {MOST_WEIGHTS} weights")
+                if count > MAX_WEIGHTS:
+                    raise UsageError(f"the checkpoint's model has more than {MAX_WEIGHTS} weights")
                 if isinstance(tensor, TensorRef) and not (isinstance(hidden, set) and name in hidden):
-                    yield _joined(path, name), tensor
+                    yield _join_path(path, name), tensor
 
 
-def _joined(path: str, name: Any) -> str:
-    """Return the path of what a module holds under a name."""
-    if not isinstance(name, str) or len(path) + len(name) > MOST_NAME:
+def _join_path(path: str, name: Any) -> str:
+    """Return the path of an item of a module."""
+    if not isinstance(name, str) or len(path) + len(name) > MAX_NAME:
         raise UsageError(
-            f"a part of the checkpoint's model is called {shown(name)}, expected a text, with those of what it is in "
-            f"at most {MOST_NAME} characters"
+            f"a part of the checkpoint's model has the name {shown(name)}, expected a path of at most "
+            f"{MAX_NAME} characters"
         )
     return f"{path}.{name}" if path else name
 
@@ -193,14 +191,14 @@ def _short(module: Stub) -> str:
 
 
 def _stride(values: Any) -> tuple[int, ...]:
-    given: list[Any] = values if isinstance(values, list) and len(values) <= MOST_STRIDES else [None]
+    given: list[Any] = values if isinstance(values, list) and len(values) <= MAX_STRIDES else [None]
     if not all(isinstance(v, (int, float)) and 0 < v < 1 << 16 and v == int(v) for v in given):
-        raise UsageError(f"the checkpoint's strides are {shown(values)}, expected whole numbers of pixels")
+        raise UsageError(f"the checkpoint's strides are {shown(values)}, expected integers")
     return tuple(int(v) for v in given)
 
 
 def _labels(names: Any, nc: Any) -> tuple[str, ...]:
-    """Return one name per class; what the file leaves out is called by its number."""
+    """Return one name per class; missing names are numbers."""
     classes = nc if type(nc) is int and 0 < nc < 1 << 16 else 0
     labels = labels_in_order(names if isinstance(names, (list, dict)) else (), classes)
     return tuple(map(printable, labels or ()))

@@ -1,8 +1,8 @@
-"""The two containers PyTorch saves checkpoints in, and the numbers inside: no PyTorch needed.
+"""Reader of PyTorch's two checkpoint containers and their tensors, without PyTorch.
 
 Zip form (torch 1.6 and later): `NAME/data.pkl` and one stored entry `NAME/data/KEY` per storage.
 Legacy form: four pickles (magic number, version, byte order, the object), the list of storage keys,
-then each storage as its length in 8 bytes and its numbers.
+then each storage as its length in 8 bytes and its data.
 Source: torch 2.13, torch/serialization.py.
 """
 
@@ -25,16 +25,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yolotrt_core.errors import UsageError
-from yolotrt_torch.pickle_reader import DamagedPickle, Storage, Stub, TensorRef, read_pickle
+from yolotrt_torch.pickle_reader import CorruptedPickle, Storage, Stub, TensorRef, read_pickle
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
-MOST_SIDE = 1 << 16  # of a tensor without numbers: NumPy counts the other axes all the same
-MOST_PICKLE_BYTES = 64 << 20  # the largest official checkpoint has 0.5 MB
+MAX_SIDE = 1 << 16  # of an empty tensor, whose other axes NumPy still multiplies
+MAX_PICKLE_BYTES = 64 << 20  # the largest official checkpoint has 0.5 MB
 _DTYPES: dict[str, np.dtype[Any]] = {
     "HalfStorage": np.dtype("<f2"),
     "FloatStorage": np.dtype("<f4"),
     "DoubleStorage": np.dtype("<f8"),
-    "BFloat16Storage": np.dtype("<u2"),  # NumPy has no such number; widened on reading
+    "BFloat16Storage": np.dtype("<u2"),  # not in NumPy; widened on reading
     "LongStorage": np.dtype("<i8"),
     "IntStorage": np.dtype("<i4"),
     "ShortStorage": np.dtype("<i2"),
@@ -47,12 +47,12 @@ _HINT = "pass the `.pt` file that YOLOv5's training wrote"
 
 
 class Archive:
-    """An opened checkpoint: its object tree, and the numbers of each tensor on demand."""
+    """An opened checkpoint: its object tree, and the data of each tensor on demand."""
 
     def __init__(self, root: Any, storages: _Storages, file_bytes: int) -> None:
         self.root = root
         self._storages = storages
-        self._left = 2 * file_bytes  # a file whose tensors share storage could otherwise fill the memory
+        self._left = 2 * file_bytes  # tensors that share storage could otherwise exhaust the memory
 
     def array(self, tensor: TensorRef) -> NDArray[Any]:
         """Read one tensor.
@@ -61,16 +61,16 @@ class Archive:
             A new array of the tensor's shape, little-endian; bfloat16 is widened to float32.
 
         Raises:
-            UsageError: it reaches outside its storage, repeats elements, or the storage is damaged.
+            UsageError: it exceeds its storage, repeats elements, or the storage is corrupted.
         """
         dtype = _DTYPES.get(tensor.storage.kind)
         if dtype is None:
-            raise UsageError(f"a tensor of the checkpoint is a `{tensor.storage.kind}`, which is not known")
+            raise UsageError(f"a tensor of the checkpoint has the unknown type `{tensor.storage.kind}`")
         count = math.prod(tensor.shape)
         last = tensor.offset + sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride, strict=True))
-        beyond = last >= tensor.storage.count if count else max(tensor.shape) > MOST_SIDE
+        beyond = last >= tensor.storage.count if count else max(tensor.shape) > MAX_SIDE
         if count > tensor.storage.count or beyond:
-            raise UsageError("a tensor of the checkpoint reaches outside its storage")
+            raise UsageError("a tensor of the checkpoint exceeds its storage")
         self._left -= count * dtype.itemsize
         if self._left < 0:
             raise UsageError("the tensors of the checkpoint are larger than the file")
@@ -78,7 +78,7 @@ class Archive:
             return np.zeros(tensor.shape, dtype)
         data = self._storages.read(tensor.storage.key, tensor.storage.count * dtype.itemsize)
         flat = np.frombuffer(data, dtype)
-        # The step along an axis of one number is never taken, and may be any number.
+        # The stride of an axis of length 1 is arbitrary.
         steps = zip(tensor.shape, tensor.stride, strict=True)
         strides = [step * dtype.itemsize if size > 1 else 0 for size, step in steps]
         view = np.lib.stride_tricks.as_strided(flat[tensor.offset :], tensor.shape, strides, writeable=False)
@@ -117,11 +117,11 @@ class _LegacyStorages:
 
 @contextmanager
 def open_archive(path: Path) -> Iterator[Archive]:
-    """Open a checkpoint of either form; executes nothing from it.
+    """Open a checkpoint of either format, without executing its code.
 
     Raises:
-        UsageError: no file, no checkpoint (and what it seems to be instead), damaged, or it names
-            something that no YOLOv5 checkpoint needs.
+        UsageError: missing, not a checkpoint (names the detected format), corrupted, or with names that are not
+            allowed.
     """
     try:
         with path.open("rb") as file:
@@ -129,15 +129,15 @@ def open_archive(path: Path) -> Iterator[Archive]:
             if not head:
                 raise UsageError(f"expected a YOLOv5 checkpoint, found an empty file: `{path}`", hint=_HINT)
             if head.startswith(b"PK"):
-                with _damage(path), _zip_file(file) as archive:
+                with _convert_errors(path), _zip_file(file) as archive:
                     yield _open_zip(archive, path.stat().st_size)
                 return
             file.seek(0)
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
                 if head[0] != 0x80:
-                    # A text pickle can be made to run things too: let the reader name what it wants.
+                    # A text pickle can contain code too: let the reader name what it refuses.
                     _refuse(path, head, data)
-                with _damage(path):
+                with _convert_errors(path):
                     storages = _LegacyStorages(data)
                     yield Archive(_open_legacy(data, storages.places), storages, len(data))
     except OSError as err:
@@ -145,20 +145,20 @@ def open_archive(path: Path) -> Iterator[Archive]:
 
 
 @contextmanager
-def _damage(path: Path) -> Iterator[None]:
-    """Turn what the standard library raises on damaged containers into one clear error."""
+def _convert_errors(path: Path) -> Iterator[None]:
+    """Convert the standard library's exceptions on corrupted containers to one UsageError."""
     try:
         yield
-    except DamagedPickle as err:
+    except CorruptedPickle as err:
         raise UsageError(f"expected a YOLOv5 checkpoint, but `{path}` cannot be read: {err}", hint=_HINT) from err
     except (zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, EOFError, NotImplementedError) as err:
-        raise UsageError(f"`{path}` is truncated or damaged: {err}", hint="copy or download it again") from err
+        raise UsageError(f"`{path}` is truncated or corrupted: {err}", hint="copy or download it again") from err
 
 
 def _zip_file(file: IO[bytes]) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(file)
-    except (ValueError, OSError, OverflowError, struct.error) as err:  # what a damaged directory can lead to
+    except (ValueError, OSError, OverflowError, struct.error) as err:  # from a corrupted directory
         raise zipfile.BadZipFile(f"its directory cannot be read ({type(err).__name__})") from err
 
 
@@ -166,23 +166,23 @@ def _open_zip(file: zipfile.ZipFile, size: int) -> Archive:
     names = file.namelist()
     pickles = [n for n in names if n.count("/") <= 1 and n.rpartition("/")[2] == "data.pkl"]
     if len(pickles) != 1:
-        raise UsageError("expected a YOLOv5 checkpoint, found a zip archive without one `data.pkl`", hint=_HINT)
+        raise UsageError("expected a YOLOv5 checkpoint, found a zip archive without `data.pkl`", hint=_HINT)
     prefix = pickles[0].removesuffix("data.pkl")
     if prefix + "constants.pkl" in names:
         raise UsageError("expected a YOLOv5 checkpoint, found a TorchScript archive", hint=_HINT)
-    if prefix + "byteorder" in names and _entry(file, prefix + "byteorder", most=16).strip() != b"little":
+    if prefix + "byteorder" in names and _entry(file, prefix + "byteorder", limit=16).strip() != b"little":
         raise UsageError("the checkpoint was saved on a big-endian machine, which is not supported")
-    root = read_pickle(io.BytesIO(_entry(file, pickles[0], most=MOST_PICKLE_BYTES)))
+    root = read_pickle(io.BytesIO(_entry(file, pickles[0], limit=MAX_PICKLE_BYTES)))
     return Archive(root, _ZipStorages(file, prefix, size), size)
 
 
-def _entry(file: zipfile.ZipFile, name: str, *, exactly: int | None = None, most: int | None = None) -> bytes:
-    """Read one entry whose size is known beforehand; PyTorch stores them uncompressed."""
+def _entry(file: zipfile.ZipFile, name: str, *, exactly: int | None = None, limit: int | None = None) -> bytes:
+    """Read one entry of known size; PyTorch stores entries uncompressed."""
     try:
         info = file.getinfo(name)
-        wrong = info.file_size != exactly if exactly is not None else info.file_size > (most or 0)
+        wrong = info.file_size != exactly if exactly is not None else info.file_size > (limit or 0)
         if wrong or info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
-            raise UsageError(f"entry `{name[:60]}` of the checkpoint has another size or form than PyTorch writes")
+            raise UsageError(f"entry `{name[:60]}` of the checkpoint has an invalid size or compression")
         return file.read(info)
     except KeyError as err:
         raise UsageError(f"entry `{name[:60]}` of the checkpoint is missing", hint="copy or download it again") from err
@@ -191,29 +191,29 @@ def _entry(file: zipfile.ZipFile, name: str, *, exactly: int | None = None, most
 
 
 def _open_legacy(data: mmap.mmap, places: dict[str, tuple[int, int]]) -> Any:
-    """Read the four pickles and note where each storage lies."""
-    stream: Any = data  # a memory map reads and seeks like a file, and never more than there is
+    """Read the four pickles and find the storages."""
+    stream: Any = data  # a memory map reads and seeks like a file
     if read_pickle(stream) != LEGACY_MAGIC:
-        raise UsageError("expected a YOLOv5 checkpoint, found a pickle that PyTorch did not write", hint=_HINT)
+        raise UsageError("expected a YOLOv5 checkpoint, found a pickle not written by PyTorch", hint=_HINT)
     version, system, root, keys = (read_pickle(stream) for _ in range(4))
     if version != 1001 or not isinstance(system, dict) or system.get("little_endian") is not True:
-        raise UsageError("the checkpoint's legacy form is of an unknown version or byte order")
+        raise UsageError("the checkpoint's legacy format has an unknown version or byte order")
     if not isinstance(keys, list) or not all(isinstance(k, str) for k in keys):
-        raise DamagedPickle("the list of storages is damaged")
+        raise CorruptedPickle("the list of storages is corrupted")
     kinds = _storage_sizes(root)
     position, end = data.tell(), len(data)
     for key in keys:
         count = int.from_bytes(data[position : position + 8], "little", signed=True)
         size = count * kinds.get(key, 0)
         if key not in kinds or count < 0 or position + 8 + size > end:
-            raise DamagedPickle("the file ends before its tensors do")
+            raise CorruptedPickle("the file is truncated within its tensors")
         places[key] = (position + 8, size)
         position += 8 + size
     return root
 
 
 def _storage_sizes(root: Any) -> dict[str, int]:
-    """Return the bytes per number of every storage that the tree mentions."""
+    """Return the item size of every storage in the tree."""
     found: dict[str, int] = {}
     seen: set[int] = set()
     waiting = [root]
@@ -236,25 +236,25 @@ def _storage_sizes(root: Any) -> dict[str, int]:
 
 
 def _refuse(path: Path, head: bytes, data: mmap.mmap) -> None:
-    """Say what a file is that starts like no checkpoint."""
+    """Refuse a file that does not start like a checkpoint, naming its format."""
     start = data[: 1 << 20]
     try:
-        for _ in pickletools.genops(start):  # raises unless all of it is instructions
+        for _ in pickletools.genops(start):  # raises unless all of it is valid instructions
             pass
         read_pickle(io.BytesIO(start))
-    except (ValueError, OverflowError, DamagedPickle) as err:
+    except (ValueError, OverflowError, CorruptedPickle) as err:
         found = describe(head, start[:4096])
         hint = "pass the `.pt` file that it was exported from" if found == AN_ONNX else _HINT
         raise UsageError(f"expected a YOLOv5 checkpoint, found {found}: `{path}`", hint=hint) from err
-    raise UsageError(f"expected a YOLOv5 checkpoint, found a pickle that PyTorch did not write: `{path}`", hint=_HINT)
+    raise UsageError(f"expected a YOLOv5 checkpoint, found a pickle not written by PyTorch: `{path}`", hint=_HINT)
 
 
 def describe(head: bytes, start: bytes) -> str:
-    """Name the format of a file by its first bytes, in words for an error."""
+    """Return the format of a file by its first bytes, for an error message."""
     if head[4:8] == b"TFL3":
         return "a TensorFlow Lite file"
     if head.startswith(b"\x89HDF\r\n\x1a\n"):
-        return "an HDF5 file (Keras weights?)"
+        return "an HDF5 file, e.g. Keras weights"
     # A ModelProto: its first field, the IR version, is a small number; the tag of a later field follows.
     if re.match(rb"\x08[\x01-\x1f][\x12\x1a\x22\x28\x32\x3aB]", head):
         return AN_ONNX

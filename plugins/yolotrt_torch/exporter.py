@@ -1,4 +1,4 @@
-"""Checkpoint -> network -> ONNX, with the network's own answer to a fixed input beside it."""
+"""Checkpoint -> network -> ONNX, with the network's output for a fixed input as reference."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from yolotrt_core.plugin.stages import ONNX_FILE, REFERENCE_FILE
 from yolotrt_core.types import BuildRequest, ModelSource, ModelSpec, TensorSpec
 from yolotrt_torch.checkpoint import Checkpoint, read_checkpoint
 from yolotrt_torch.model_builder import network_from_checkpoint
-from yolotrt_torch.yolov5_layers import MOST_PIXELS
+from yolotrt_torch.yolov5_layers import MAX_PIXELS
 from yolotrt_torch.yolov5_model import Network, fuse
 
 if TYPE_CHECKING:
@@ -34,19 +34,19 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-DYNAMO_LEAST_OPSET = 18
+DYNAMO_MIN_OPSET = 18
 
 
 def export(source: ModelSource, request: BuildRequest, options: TorchOptions, out: Path) -> ModelSpec:
     """Write `out/model.onnx` and `out/reference.npz` for a YOLOv5 checkpoint.
 
-    The reference is computed by the network as it was read, before batch norms are folded and the
-    decoding is made constant, so comparing the ONNX with it checks those steps as well.
+    The reference is computed before batch norms are folded and the decoding is made constant, so the parity check
+    covers these steps.
 
     Raises:
-        UsageError: not a YOLOv5 detection checkpoint, or its output is not YOLOv5's; a size that its
-            strides do not divide.
-        StageError: PyTorch could not export it.
+        UsageError: not a YOLOv5 detection checkpoint, an output other than YOLOv5's, or a size that is not a
+            multiple of its strides.
+        StageError: PyTorch cannot export it.
     """
     _refuse_options(options)
     checkpoint = read_checkpoint(source.path)
@@ -54,15 +54,15 @@ def export(source: ModelSource, request: BuildRequest, options: TorchOptions, ou
     _refuse_sizes(request, max(network.stride))
     shape = (request.batch, request.height, request.width)
     images = reference_images(*shape)
-    answer = _answer(network, images)
-    _refuse_answer(answer, network, shape)
+    answer = _compute_reference(network, images)
+    _check_reference(answer, network, shape)
     np.savez(out / REFERENCE_FILE, images=images, output0=answer)
 
     fuse(network)
     if not request.dynamic:
         network.detect.freeze_grid(request.height, request.width)
     target = out / ONNX_FILE
-    with _quiet():
+    with _redirect_output():
         _export(network, request, options, target)
     spec = spec_of(network, checkpoint, source, request, options)
     _finish(target, spec, request)
@@ -71,9 +71,9 @@ def export(source: ModelSource, request: BuildRequest, options: TorchOptions, ou
 
 def _refuse_options(options: TorchOptions) -> None:
     if options.exporter == "dynamo":
-        if options.opset < DYNAMO_LEAST_OPSET:
+        if options.opset < DYNAMO_MIN_OPSET:
             raise UsageError(
-                f"`--torch-exporter dynamo` writes opset {DYNAMO_LEAST_OPSET} and later, found `--torch-opset "
+                f"`--torch-exporter dynamo` writes opset {DYNAMO_MIN_OPSET} and later, found `--torch-opset "
                 f"{options.opset}`",
                 hint="use `--torch-exporter torchscript` for older ones",
             )
@@ -85,12 +85,12 @@ def _refuse_options(options: TorchOptions) -> None:
 
 
 def _refuse_sizes(request: BuildRequest, step: int) -> None:
-    """Check what was asked for against the strides of the model, which only now are known."""
+    """Check the requested sizes against the model's strides."""
     sizes = {(request.height, request.width)}
     if request.dynamic:
         sizes |= {shape[1:] for profile in request.profiles for shape in (profile.min, profile.opt, profile.max)}
-        if max(max(size) for size in sizes) > MOST_PIXELS:
-            raise UsageError(f"a profile is larger than {MOST_PIXELS} pixels, the most a dynamic export accepts")
+        if max(max(size) for size in sizes) > MAX_PIXELS:
+            raise UsageError(f"a profile is larger than {MAX_PIXELS} pixels, the maximum of a dynamic export")
     for height, width in sorted(sizes):
         if height % step or width % step:
             near = [max(step, round(side / step) * step) for side in (height, width)]
@@ -100,11 +100,11 @@ def _refuse_sizes(request: BuildRequest, step: int) -> None:
             )
 
 
-def _answer(network: Network, images: NDArray[np.float32]) -> NDArray[np.float32]:
+def _compute_reference(network: Network, images: NDArray[np.float32]) -> NDArray[np.float32]:
     try:
         with torch.inference_mode():
             answer: NDArray[np.float32] = network(torch.from_numpy(images)).numpy()
-    except (RuntimeError, TypeError, ValueError) as err:  # which numbers fit together, PyTorch knows when it computes
+    except (RuntimeError, TypeError, ValueError) as err:  # PyTorch detects mismatched shapes at run time
         raise UsageError(
             f"the network that the checkpoint's yaml describes cannot run: {printable(first_line(err))[:200]}",
             hint="expected a YOLOv5 detection model",
@@ -112,12 +112,12 @@ def _answer(network: Network, images: NDArray[np.float32]) -> NDArray[np.float32
     return answer
 
 
-def _refuse_answer(answer: NDArray[np.float32], network: Network, shape: tuple[int, int, int]) -> None:
+def _check_reference(answer: NDArray[np.float32], network: Network, shape: tuple[int, int, int]) -> None:
     batch, height, width = shape
     expected = (batch, _rows(network, height, width), network.detect.no)
     if answer.shape != expected or not np.isfinite(answer).all():
-        found = "numbers that are not finite" if answer.shape == expected else f"an output of shape {answer.shape}"
-        raise UsageError(f"the model does not answer as YOLOv5 does: expected {expected}, found {found}")
+        found = "NaN or infinite values" if answer.shape == expected else f"an output of shape {answer.shape}"
+        raise UsageError(f"the model's output is not YOLOv5's: expected {expected}, found {found}")
 
 
 def _rows(network: Network, height: int, width: int) -> int:
@@ -125,8 +125,8 @@ def _rows(network: Network, height: int, width: int) -> int:
 
 
 def _export(network: Network, request: BuildRequest, options: TorchOptions, target: Path) -> None:
-    # TorchScript's graph does not depend on the size it is traced with, and a small one is quicker. Two images
-    # and unequal sides: the other exporter would take a 1, or two equal numbers, for constants.
+    # TorchScript's graph does not depend on the traced size, and a small one is faster. Two images and unequal
+    # sides: dynamo would treat a 1, or two equal sizes, as constants.
     step = max(network.stride)
     shape = (2, 3, 4 * step, 5 * step)
     if options.exporter == "dynamo" and not request.dynamic:
@@ -140,25 +140,25 @@ def _export(network: Network, request: BuildRequest, options: TorchOptions, targ
     if options.exporter == "dynamo":
         settings |= {"external_data": False, "verbose": False}
         if request.dynamic:
-            dims = [torch.export.Dim(name, min=1, max=MOST_PIXELS // step) for name in ("rows", "columns")]
+            dims = [torch.export.Dim(name, min=1, max=MAX_PIXELS // step) for name in ("rows", "columns")]
             batch = torch.export.Dim("batch", min=1, max=65536)
             settings["dynamic_shapes"] = {"images": {0: batch, 2: step * dims[0], 3: step * dims[1]}}
     elif request.dynamic:
         settings["dynamic_axes"] = {"images": {0: "batch", 2: "height", 3: "width"}, "output0": {0: "batch", 1: "rows"}}
     try:
         torch.onnx.export(network, (torch.zeros(shape),), str(target), **settings)
-    except Exception as err:  # PyTorch raises dozens of kinds here, down to bare RuntimeError
+    except Exception as err:  # PyTorch's exporters have no common exception base
         first = str(err).strip().splitlines()
         raise StageError(
-            f"PyTorch could not export the model with `{options.exporter}` at opset {options.opset}: "
+            f"PyTorch cannot export the model with `{options.exporter}` at opset {options.opset}: "
             f"{type(err).__name__}: {first[0][:200] if first else 'no message'}",
             hint="try the other `--torch-exporter`, or another `--torch-opset`",
         ) from err
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Send what PyTorch prints and warns into our log: standard output belongs to results."""
+def _redirect_output() -> Iterator[None]:
+    """Redirect PyTorch's output and warnings to our log: standard output is reserved for results."""
     printed = io.StringIO()
     theirs = logging.getLogger("torch.onnx")
     level = theirs.level
@@ -166,7 +166,7 @@ def _quiet() -> Iterator[None]:
     with tempfile.TemporaryFile() as native, warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         try:
-            with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed), _descriptor_1_to(native):
+            with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed), _redirect_stdout(native):
                 yield
         finally:
             theirs.setLevel(level)
@@ -177,8 +177,8 @@ def _quiet() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _descriptor_1_to(file: IO[bytes]) -> Iterator[None]:
-    """Redirect what native code writes: PyTorch's exporter prints the whole graph when it fails."""
+def _redirect_stdout(file: IO[bytes]) -> Iterator[None]:
+    """Redirect descriptor 1: PyTorch's exporter prints the whole graph when it fails."""
     try:
         kept = os.dup(1)
     except OSError:  # a process without standard output
@@ -195,7 +195,7 @@ def _descriptor_1_to(file: IO[bytes]) -> Iterator[None]:
 def spec_of(
     network: Network, checkpoint: Checkpoint, source: ModelSource, request: BuildRequest, options: TorchOptions
 ) -> ModelSpec:
-    """Describe a network as it is exported for a request."""
+    """Return the spec of a network exported for a request."""
     size: tuple[int | str, ...] = (request.batch, request.height, request.width)
     rows: int | str = _rows(network, request.height, request.width)
     if request.dynamic:
@@ -220,7 +220,7 @@ def spec_of(
 
 
 def _finish(target: Path, spec: ModelSpec, request: BuildRequest) -> None:
-    """Set dimensions, write the metadata, drop what would differ from machine to machine, check."""
+    """Set dimensions and metadata, remove machine-specific data, and check."""
     model = onnx.load(str(target))
     for value, tensor in zip((*model.graph.input, *model.graph.output), (*spec.inputs, *spec.outputs), strict=True):
         dims = value.type.tensor_type.shape.dim
@@ -232,7 +232,7 @@ def _finish(target: Path, spec: ModelSpec, request: BuildRequest) -> None:
     _constants_to_initializers(model.graph)
     for node in model.graph.node:
         node.doc_string = ""
-        del node.metadata_props[:]  # stack traces, with the paths of this machine
+        del node.metadata_props[:]  # stack traces with local paths
     del model.graph.metadata_props[:]
     del model.graph.value_info[:]
     del model.metadata_props[:]
@@ -243,7 +243,7 @@ def _finish(target: Path, spec: ModelSpec, request: BuildRequest) -> None:
 
 
 def _constants_to_initializers(graph: onnx.GraphProto) -> None:
-    """Make constants that are written as nodes what they are, as the other exporter does."""
+    """Convert `Constant` nodes to initializers, as the other exporter does."""
     constants = [node for node in graph.node if node.op_type == "Constant" and node.attribute[0].name == "value"]
     for node in constants:
         graph.initializer.add().CopyFrom(node.attribute[0].t)

@@ -1,4 +1,4 @@
-"""A checkpoint -> the network, in PyTorch, checked layer by layer against what the file recorded."""
+"""Checkpoint -> PyTorch network, checked layer by layer against the file's modules."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from yolotrt_core.errors import UsageError
 from yolotrt_torch import yolov5_layers
 from yolotrt_torch.checkpoint import Checkpoint
 from yolotrt_torch.pickle_reader import Stub
-from yolotrt_torch.untrusted_values import refusing_damage, shown
+from yolotrt_torch.untrusted_values import convert_value_errors, shown
 from yolotrt_torch.yolov5_model import ACTIVATIONS, Network
 
-# What must agree between a layer of ours and the file's, by class, where the file says it.
+# Attributes that must equal the file's, by class, where the file has them.
 _COMPARED: Mapping[str, tuple[str, ...]] = {
     "Conv2d": ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups"),
     "MaxPool2d": ("kernel_size", "stride", "padding", "dilation", "ceil_mode"),
@@ -25,26 +25,26 @@ _COMPARED: Mapping[str, tuple[str, ...]] = {
     "Concat": ("d",),
     "Bottleneck": ("add",),
 }
-_MOST_COMPARED = 64  # numbers of one attribute; a `Concat` of a stranger may read from that many layers
-_DERIVED = ("anchor_grid", "grid")  # buffers of older releases that follow from others
+_MAX_COMPARED = 64  # items of one attribute, e.g. of an untrusted `Concat`
+_DERIVED = ("anchor_grid", "grid")  # derived buffers of older releases
 
 
 def network_from_checkpoint(checkpoint: Checkpoint) -> Network:
     """Build the network and load its weights strictly, in float32, in `eval()`.
 
-    Where the file records its modules, their batch-norm epsilon and activation are taken over, and
-    strides, paddings, additions and sources must be those of the yaml: a model that was edited in
-    code is refused instead of computing something else.
+    Where the file contains its modules, their batch-norm epsilon and activation are used, and strides, paddings,
+    additions and sources must equal the yaml's: a model edited in code is refused instead of computing something
+    else.
 
     Raises:
-        UsageError: the yaml, the modules and the weights do not belong together.
+        UsageError: the yaml, the modules and the weights do not match.
     """
-    with refusing_damage():
+    with convert_value_errors():
         return _network(checkpoint)
 
 
 def _network(checkpoint: Checkpoint) -> Network:
-    with torch.device("meta"):  # no memory, no random weights: all of them come from the file
+    with torch.device("meta"):  # no memory or random weights: all weights come from the file
         network = Network(checkpoint.config)
         state = {k: v for k, v in checkpoint.state.items() if k.rpartition(".")[2] not in _DERIVED}
         for path, module in network.named_modules():
@@ -56,31 +56,31 @@ def _network(checkpoint: Checkpoint) -> Network:
                 module.without_norm()
         if checkpoint.modules:
             _compare(network, checkpoint.modules)
-            _take_over(network, checkpoint.modules)
+            _copy_attributes(network, checkpoint.modules)
     _load(network, state)
     if checkpoint.stride and checkpoint.stride != network.stride:
-        raise UsageError(f"the checkpoint's strides {checkpoint.stride} are not those of its yaml, {network.stride}")
+        raise UsageError(f"the checkpoint's strides {checkpoint.stride} differ from its yaml's, {network.stride}")
     network.eval()
     return network
 
 
 def _load(network: Network, state: Mapping[str, Any]) -> None:
-    wanted = network.state_dict()
-    for name in wanted:
+    expected = network.state_dict()
+    for name in expected:
         if name not in state:
-            raise UsageError(f"the checkpoint lacks the weight `{name}` that its yaml calls for")
+            raise UsageError(f"the checkpoint lacks the weight `{name}` that its yaml requires")
     for name, array in state.items():
-        if name not in wanted:
-            raise UsageError(f"the checkpoint has a weight `{name}` that its yaml does not call for")
-        if tuple(array.shape) != tuple(wanted[name].shape):
-            called_for = list(wanted[name].shape)
+        if name not in expected:
+            raise UsageError(f"the checkpoint has a weight `{name}` that its yaml does not contain")
+        if tuple(array.shape) != tuple(expected[name].shape):
+            required = list(expected[name].shape)
             raise UsageError(
-                f"weight `{name}` of the checkpoint is {list(array.shape)}, its yaml calls for {called_for}"
+                f"weight `{name}` of the checkpoint has shape {list(array.shape)}, but its yaml requires {required}"
             )
-        if (array.dtype.kind == "f") != wanted[name].is_floating_point():
-            raise UsageError(f"weight `{name}` of the checkpoint holds {array.dtype}, which its yaml does not call for")
+        if (array.dtype.kind == "f") != expected[name].is_floating_point():
+            raise UsageError(f"weight `{name}` of the checkpoint has the unexpected type {array.dtype}")
         if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise UsageError(f"weight `{name}` of the checkpoint holds numbers that are not finite")
+            raise UsageError(f"weight `{name}` of the checkpoint has NaN or infinite values")
     tensors = {
         name: torch.from_numpy(array.astype(np.float32) if array.dtype.kind == "f" else array)
         for name, array in state.items()
@@ -90,53 +90,53 @@ def _load(network: Network, state: Mapping[str, Any]) -> None:
 
 
 def _compare(network: Network, modules: Mapping[str, Stub]) -> None:
-    """Refuse a file whose modules are not those that its yaml makes."""
+    """Refuse a file whose modules do not match its yaml."""
     for path, ours in network.named_modules():
         theirs = modules.get(path)
         if theirs is None or not path:
             if path and not isinstance(ours, nn.Identity):
-                raise UsageError(f"the checkpoint's model has no module `{path}`, which its yaml calls for")
+                raise UsageError(f"the checkpoint's model has no module `{path}`, which its yaml requires")
             continue
         kind, short = type(ours).__name__, theirs.kind.rpartition(".")[2]
         if path.rpartition(".")[2] in ("act", "bn"):
             continue
         if kind != short and (kind, short) != ("Conv", "DWConv"):
-            raise UsageError(f"module `{path}` of the checkpoint is a `{short}`, its yaml calls for `{kind}`")
+            raise UsageError(f"module `{path}` of the checkpoint is a `{short}`, but its yaml requires `{kind}`")
         for attribute in _COMPARED.get(kind, ()):
-            if attribute in theirs.state and not _same(getattr(ours, attribute), theirs.state[attribute]):
+            if attribute in theirs.state and not _are_equal(getattr(ours, attribute), theirs.state[attribute]):
                 raise UsageError(
                     f"module `{path}` of the checkpoint has {attribute} {shown(theirs.state[attribute])}, "
-                    f"its yaml calls for {getattr(ours, attribute)}"
+                    f"but its yaml requires {getattr(ours, attribute)}"
                 )
         parts = theirs.state.get("_modules")
         extra = set(parts if isinstance(parts, dict) else ()) - {name for name, _ in ours.named_children()}
         if extra:
             listed = shown(sorted(map(shown, extra)))
-            raise UsageError(f"module `{path}` of the checkpoint has parts {listed} that are not known")
+            raise UsageError(f"module `{path}` of the checkpoint has unknown parts {listed}")
     for index, sources in enumerate(network.sources):
         layer = modules.get(f"model.{index}")
         found = layer.state.get("f") if layer else None
-        if found is not None and not _same(sources, _absolute(found, index)):
-            raise UsageError(f"layer {index} of the checkpoint reads from {shown(found)}, its yaml says {sources}")
+        if found is not None and not _are_equal(sources, _absolute(found, index)):
+            raise UsageError(f"layer {index} of the checkpoint reads from {shown(found)}, its yaml requires {sources}")
 
 
 def _absolute(found: Any, index: int) -> list[Any]:
-    """Return the layers that a file's `f` means, counted from the first."""
+    """Return the absolute layer indices of a file's `f`."""
     given = found if isinstance(found, (list, tuple)) else [found]
     return [index + s if isinstance(s, int) and s < 0 else s for s in given]
 
 
-def _same(ours: Any, theirs: Any) -> bool:
-    """Compare numbers and groups of them: 2 is the same as (2, 2)."""
-    if isinstance(theirs, (list, tuple)) and len(theirs) > _MOST_COMPARED:
+def _are_equal(ours: Any, theirs: Any) -> bool:
+    """Compare numbers and tuples: 2 equals (2, 2)."""
+    if isinstance(theirs, (list, tuple)) and len(theirs) > _MAX_COMPARED:
         return False
     first, second = (list(v) if isinstance(v, (list, tuple)) else [v] for v in (ours, theirs))
     length = max(len(first), len(second))
     return (first * length if len(first) == 1 else first) == (second * length if len(second) == 1 else second)
 
 
-def _take_over(network: Network, modules: Mapping[str, Stub]) -> None:
-    """Take over what the yaml does not say: batch-norm epsilon and activation of each module."""
+def _copy_attributes(network: Network, modules: Mapping[str, Stub]) -> None:
+    """Copy what the yaml lacks: batch-norm epsilon and activation of each module."""
     for path, module in list(network.named_modules()):
         if isinstance(module, nn.BatchNorm2d):
             eps = modules[path].state.get("eps") if path in modules else None
@@ -151,10 +151,10 @@ def _take_over(network: Network, modules: Mapping[str, Stub]) -> None:
 
 
 def _activation(stub: Stub, path: str) -> nn.Module:
-    """Make the activation that the file records, with its numbers."""
+    """Create the file's activation with its parameters."""
     kind = ACTIVATIONS.get(stub.kind.rpartition(".")[2])
     if kind is None:
-        raise UsageError(f"module `{path}` of the checkpoint has an activation `{stub.kind}`, which is not known")
+        raise UsageError(f"module `{path}` of the checkpoint has an unknown activation `{stub.kind}`")
     module = kind()
     for name in ("negative_slope", "alpha", "approximate"):
         if name in stub.state and hasattr(module, name):

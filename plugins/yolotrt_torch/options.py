@@ -10,9 +10,9 @@ from yolotrt_core.plugin.options import option
 
 @dataclass(frozen=True, slots=True)
 class TorchOptions:
-    """How the ONNX is written."""
+    """How the ONNX is exported."""
 
     exporter: Literal["torchscript", "dynamo"] = option(
-        "torchscript", help="PyTorch's exporter: `torchscript` is fast, `dynamo` is its newer one (needs onnxscript)"
+        "torchscript", help="Exporter of PyTorch: `torchscript` is fast, `dynamo` is newer (needs onnxscript)"
     )
     opset: int = option(18, help="ONNX operator set; `dynamo` writes 18 and later", minimum=15, maximum=20)

@@ -1,8 +1,8 @@
-"""Reads a pickle without executing anything it asks for.
+"""Reads pickles without executing code.
 
-`pickle.Unpickler` calls what a file names. This reader walks the same instructions and only ever makes
-plain containers and the inert records below; a name outside `ALLOWED` ends the reading with an error that
-tells it. So a checkpoint from a stranger can be looked at safely.
+`pickle.Unpickler` calls what a file names. This reader interprets the same instructions, but creates only plain
+containers and the inert records below; a name outside `ALLOWED` is an error. So untrusted checkpoints can be read
+safely.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ ALLOWED = re.compile(
     re.VERBOSE | re.ASCII,
 )
 _FORWARDS = ("forward", "forward_fuse", "fuseforward")  # methods that segmentation and fused checkpoints refer to
-MOST_INSTRUCTIONS = 20_000_000  # the largest official checkpoint has 0.2 million
-MOST_COPIES = 1_000_000  # items copied by calls: else one long list, named often, would fill the memory
+MAX_INSTRUCTIONS = 20_000_000  # the largest official checkpoint has 0.2 million
+MAX_COPIES = 1_000_000  # items copied by calls: a long list, referenced often, could otherwise exhaust the memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class Global:
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """Where a tensor's numbers lie: kind of number, key within the archive, how many."""
+    """Storage of a tensor: element type, key within the archive, number of elements."""
 
     kind: str
     key: str
@@ -53,7 +53,7 @@ class Storage:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TensorRef:
-    """A tensor as the pickle describes it; its numbers are not read yet."""
+    """A tensor in the pickle, without its data."""
 
     storage: Storage
     offset: int
@@ -63,7 +63,7 @@ class TensorRef:
 
 @dataclass(slots=True, eq=False)
 class Stub:
-    """An object of a named class: its class, what it was made from, its attributes."""
+    """An object of a named class: its class, constructor arguments and attributes."""
 
     kind: str
     args: tuple[Any, ...] = ()
@@ -71,49 +71,49 @@ class Stub:
 
 
 class RefusedGlobal(UsageError):  # noqa: N818 - says what it is
-    """The pickle names something that no YOLOv5 checkpoint needs; `name` is the name."""
+    """The pickle contains a name that is not allowed, `name`."""
 
     def __init__(self, name: str) -> None:
         name = printable(name[:120])
         super().__init__(
-            f"refused: the pickle wants `{name}`, which no YOLOv5 checkpoint needs; nothing was executed",
+            f"refused: the pickle contains `{name}`, which is not allowed in a YOLOv5 checkpoint; nothing was executed",
             hint="do not load this file with other tools unless you trust its origin",
         )
         self.name = name
 
 
-class DamagedPickle(UsageError):  # noqa: N818 - says what it is
-    """The bytes are no pickle that PyTorch writes."""
+class CorruptedPickle(UsageError):  # noqa: N818 - says what it is
+    """The bytes are not a pickle that PyTorch writes."""
 
 
 def read_pickle(stream: IO[bytes]) -> Any:
-    """Read one pickle from where the stream stands, leaving it right after.
+    """Read one pickle from the stream's position, which then is right after it.
 
     Returns:
         dict, list, tuple, set, str, int, float, bool, None, bytes, and the records of this module.
 
     Raises:
-        RefusedGlobal: a name outside `ALLOWED`. DamagedPickle: anything else that is wrong.
+        RefusedGlobal: a name outside `ALLOWED`. CorruptedPickle: any other error.
     """
     machine = _Machine()
     try:
         for count, (code, argument) in enumerate(_instructions(stream)):
             if code.name == "STOP":
                 break
-            if count > MOST_INSTRUCTIONS:
-                raise DamagedPickle(f"the pickle has more than {MOST_INSTRUCTIONS} instructions")
+            if count > MAX_INSTRUCTIONS:
+                raise CorruptedPickle(f"the pickle has more than {MAX_INSTRUCTIONS} instructions")
             step = _STEPS.get(code.name)
             if step is not None:
                 step(machine, argument)
             elif _VALUES.fullmatch(code.name):
                 machine.stack.append(argument)
             elif code.name not in ("PROTO", "FRAME"):
-                raise DamagedPickle(f"the pickle has an instruction `{code.name}` that PyTorch does not write")
+                raise CorruptedPickle(f"the pickle has an unsupported instruction `{code.name}`")
         if len(machine.stack) != 1 or machine.stack[0] is _MARK:
-            raise DamagedPickle("the pickle is damaged (it does not end with one value)")
+            raise CorruptedPickle("the pickle is corrupted (it does not end with one value)")
         return machine.stack[0]
     except (
-        ValueError,  # also UnicodeDecodeError, and what pickletools says of bytes that are no instruction
+        ValueError,  # also UnicodeDecodeError, and pickletools' error for invalid instructions
         TypeError,
         KeyError,
         IndexError,
@@ -122,7 +122,7 @@ def read_pickle(stream: IO[bytes]) -> Any:
         MemoryError,
         RecursionError,
     ) as err:
-        raise DamagedPickle(f"the pickle is damaged ({type(err).__name__}: {first_line(err)[:80]})") from err
+        raise CorruptedPickle(f"the pickle is corrupted ({type(err).__name__}: {first_line(err)[:80]})") from err
 
 
 def _instructions(stream: IO[bytes]) -> Iterator[tuple[pickletools.OpcodeInfo, Any]]:
@@ -130,7 +130,7 @@ def _instructions(stream: IO[bytes]) -> Iterator[tuple[pickletools.OpcodeInfo, A
     instructions = pickletools.genops(stream)
     while True:
         with warnings.catch_warnings():
-            # Of a damaged text it warns as of a program's source; the warning is nobody's here.
+            # pickletools warns of invalid escapes in corrupted text; the warning is useless here.
             warnings.simplefilter("ignore", DeprecationWarning)
             found = next(instructions, None)
         if found is None:
@@ -155,13 +155,13 @@ class _Machine:
         self.copied = 0
 
     def charge(self, copied: Any) -> None:
-        """Count what a call copies, and stop a file that copies without end."""
+        """Count the copied items of a call, and refuse a file above the limit."""
         self.copied += len(copied) if isinstance(copied, (list, tuple, dict, set)) else 0
-        if self.copied > MOST_COPIES:
-            raise MemoryError("it would fill the memory")
+        if self.copied > MAX_COPIES:
+            raise MemoryError("too many copied items")
 
     def pop_group(self) -> list[Any]:
-        """Take what lies above the last mark."""
+        """Pop the items above the last mark."""
         for depth in range(len(self.stack) - 1, -1, -1):
             if self.stack[depth] is _MARK:
                 group = self.stack[depth + 1 :]
@@ -170,7 +170,7 @@ class _Machine:
         raise IndexError("no mark")
 
     def pop(self, count: int) -> tuple[Any, ...]:
-        """Take `count` items off the stack."""
+        """Pop `count` items from the stack."""
         if len(self.stack) < count:
             raise IndexError("stack is empty")
         items = tuple(self.stack[len(self.stack) - count :])
@@ -185,7 +185,7 @@ class _Machine:
     def fill(self, items: list[Any]) -> None:
         """Put key, value, key, value ... into the dict on top."""
         target = self.stack[-1]
-        if isinstance(target, Stub):  # a dict subclass of a class that is only recorded
+        if isinstance(target, Stub):  # a dict subclass, only recorded
             target = target.state
         if not isinstance(target, dict) or len(items) % 2:
             raise TypeError("expected a dict and pairs")
@@ -199,7 +199,7 @@ class _Machine:
         target.extend(items)
 
     def call(self) -> None:
-        """REDUCE and NEWOBJ: what a genuine unpickler would call, with which arguments."""
+        """Handle REDUCE and NEWOBJ: a call with its arguments."""
         function, args = self.pop(2)
         if not isinstance(function, Global) or not isinstance(args, tuple):
             raise TypeError("expected a name and its arguments")
@@ -208,11 +208,11 @@ class _Machine:
         self.stack.append(special(args) if special else Stub(function.name, args))
 
     def build(self) -> None:
-        """BUILD: attributes of the object on top."""
+        """Handle BUILD: attributes of the top object."""
         (state,) = self.pop(1)
         target = self.stack[-1]
         if isinstance(target, (dict, set, TensorRef)):
-            return  # `_metadata` of a state_dict and the like: not needed
+            return  # e.g. `_metadata` of a state_dict: not needed
         if not isinstance(target, Stub):
             raise TypeError("expected an object")
         parts = state if isinstance(state, tuple) and len(state) == 2 else (state,)
@@ -222,7 +222,7 @@ class _Machine:
                 target.state.update(part)
 
     def refer(self) -> None:
-        """BINPERSID: a tensor's storage, or a class with its source text in the oldest files."""
+        """Handle BINPERSID: a tensor's storage, or a class with its source text in the oldest files."""
         (reference,) = self.pop(1)
         if not isinstance(reference, tuple) or len(reference) < 2:
             raise TypeError("unknown persistent id")
@@ -238,7 +238,7 @@ class _Machine:
 
 
 def _plain(key: Any) -> Any:
-    """Refuse keys whose hash could be made to cost without end (nested tuples)."""
+    """Refuse keys with an unbounded hashing cost (nested tuples)."""
     if not isinstance(key, (*_PLAIN_KEYS, Stub, TensorRef)):
         raise TypeError(f"a key of type {type(key).__name__}")
     return key
@@ -250,13 +250,13 @@ def _tensor(args: tuple[Any, ...]) -> TensorRef:
         raise ValueError("a tensor whose shape and strides disagree")
     numbers = (offset, *shape, *stride)
     if not isinstance(storage, Storage) or not all(type(n) is int and 0 <= n < 1 << 62 for n in numbers):
-        raise TypeError("a tensor that is not one")
+        raise TypeError("invalid arguments of a tensor")
     return TensorRef(storage, offset, tuple(shape), tuple(stride))
 
 
 def _parameter(args: tuple[Any, ...]) -> TensorRef:
     if not args or not isinstance(args[0], TensorRef):
-        raise TypeError("a parameter that is no tensor")
+        raise TypeError("a parameter that is not a tensor")
     return args[0]
 
 

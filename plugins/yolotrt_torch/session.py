@@ -1,4 +1,4 @@
-"""A checkpoint run by PyTorch itself, to judge engines against the model they came from."""
+"""Inference of a checkpoint by PyTorch, as a reference for engines."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class TorchSession:
-    """A network on the CPU in float32; one thread at a time may call it."""
+    """A network on the CPU in float32; not thread-safe."""
 
     def __init__(self, network: Network, spec: EngineSpec) -> None:
         self._network: Network | None = network
@@ -37,10 +37,10 @@ class TorchSession:
         """Run one batch; see `yolotrt_core.plugin.stages.Session.infer`.
 
         Raises:
-            UsageError: a dtype or shape other than the spec's, or the session is closed.
+            UsageError: a dtype or shape that differs from the spec, or the session is closed.
         """
         if self._network is None:
-            raise UsageError("the model was closed", hint="open it again")
+            raise UsageError("the model is closed", hint="open it again")
         refuse_unfit(images, self._spec)
         with torch.inference_mode():
             return {"output0": self._network(torch.from_numpy(np.ascontiguousarray(images))).numpy()}

@@ -1,7 +1,7 @@
-"""The building blocks of YOLOv5, releases v3 to v7, as the weights in its checkpoints name them.
+"""Building blocks of YOLOv5, releases v3 to v7.
 
-Written for yolotrt from the published architecture: attribute names (`cv1`, `m`, `bn` ...) are those of
-the checkpoints' weights, since those must load strictly; everything else is our own.
+Written for yolotrt from the published architecture. Attribute names (`cv1`, `m`, `bn` ...) match the
+checkpoints' weights, which load strictly.
 """
 
 # mypy: disallow-subclassing-any=False
@@ -19,13 +19,13 @@ Activation = Callable[[], nn.Module]
 
 NORM_EPS = 1e-3  # batch norm of every YOLOv5 release; PyTorch's own default is 1e-5
 NORM_MOMENTUM = 0.03
-MOST_PIXELS = 8192  # longest side that an exported graph of dynamic size accepts
+MAX_PIXELS = 8192  # maximum side of an exported graph of dynamic size
 
 
 class Conv2d(nn.Conv2d):
-    """PyTorch's convolution, which on the `meta` device leaves its absent weights alone.
+    """PyTorch's convolution without initialization on the `meta` device.
 
-    Filling them would do nothing, but loads a second of PyTorch's Python kernels.
+    The initialization has no effect there, but takes a second to load PyTorch's Python kernels.
     """
 
     def reset_parameters(self) -> None:
@@ -34,7 +34,7 @@ class Conv2d(nn.Conv2d):
 
 
 class Conv(nn.Module):
-    """Convolution, batch norm, activation; after `fuse` the convolution carries the norm."""
+    """Convolution, batch norm, activation; `fuse` folds the norm into the convolution."""
 
     def __init__(
         self, c1: int, c2: int, k: int = 1, s: int = 1, p: int | None = None, g: int = 1, *, act: Activation = nn.SiLU
@@ -49,7 +49,7 @@ class Conv(nn.Module):
         return out
 
     def without_norm(self) -> None:
-        """Give the convolution a bias and drop the norm, as in checkpoints that were saved fused."""
+        """Add a bias and remove the norm, for checkpoints that were saved fused."""
         c = self.conv
         if not isinstance(self.bn, nn.Identity):
             self.conv = Conv2d(
@@ -76,7 +76,7 @@ class Bottleneck(nn.Module):
 
 
 class BottleneckCSP(nn.Module):
-    """Cross-stage-partial block of v3 and v4: plain convolutions on both arms, one norm over both."""
+    """Cross-stage-partial block of v3 and v4: plain convolutions in both branches, one norm over both."""
 
     def __init__(
         self,
@@ -168,7 +168,7 @@ class SPPF(nn.Module):
 class Focus(nn.Module):
     """Each 2x2 block of pixels becomes four channels, then a convolution; the stem of v3 to v5."""
 
-    # (row, column) of the block's pixel that each group of input channels holds, in weight order.
+    # (row, column) of the block's pixel per group of input channels, in weight order.
     order = ((0, 0), (1, 0), (0, 1), (1, 1))
 
     def __init__(
@@ -182,7 +182,7 @@ class Focus(nn.Module):
         return out
 
     def as_conv(self) -> Conv:
-        """Return the one strided convolution that computes the same, for a smaller and faster graph.
+        """Return the equivalent strided convolution, for a smaller and faster graph.
 
         A k x k kernel over 2x2 blocks is a 2k x 2k kernel with stride 2 over pixels. Needs a fused
         block without groups.
@@ -212,7 +212,7 @@ class Concat(nn.Module):
 
 
 class Detect(nn.Module):
-    """The detection head: one 1x1 convolution per level, and the decoding of what it says.
+    """The detection head: one 1x1 convolution per level, and decoding.
 
     Attributes:
         anchors: buffer (levels, anchors per level, 2), width and height in cells of the level.
@@ -235,9 +235,9 @@ class Detect(nn.Module):
             self._prior()
 
     def _prior(self) -> None:
-        """Start the biases at how rare objects are, so that early training is not spent on it.
+        """Initialize the biases with the prior of objects, to speed up early training.
 
-        The prior is v3's and later releases': 8 objects in a 640-pixel image, 0.6 of a class each.
+        The prior of v3 and later: 8 objects in a 640-pixel image, 0.6 per class each.
         """
         with torch.no_grad():
             for head, stride in zip(self.m, self.stride, strict=True):
@@ -258,12 +258,12 @@ class Detect(nn.Module):
         return torch.cat([self._decode(level, m) for level, m in enumerate(maps)], 1)
 
     def freeze_grid(self, height: int, width: int) -> None:
-        """Keep the cell offsets for one input size as constants, so that an exported graph computes none."""
+        """Store the cell offsets of one input size as constants for the exported graph."""
         self.size = (height, width)
         self.grid = tuple(self._offsets(level, height // s, width // s) for level, s in enumerate(self.stride))
 
     def _offsets(self, level: int, ny: int, nx: int) -> Tensor:
-        """Return (ny * nx, 2): where each cell's box centre starts, x and y in input pixels."""
+        """Return (ny * nx, 2): the origin of each cell's box centre, x and y in input pixels."""
         like, stride = self.anchors, self.stride[level]
         x = (torch.arange(nx, dtype=like.dtype, device=like.device) - 0.5) * stride
         y = (torch.arange(ny, dtype=like.dtype, device=like.device) - 0.5) * stride
@@ -273,7 +273,7 @@ class Detect(nn.Module):
         """Decode one level: (B, na * no, ny, nx) to (B, na * ny * nx, no).
 
         Centre = (2 s - 0.5 + cell) * stride, size = (2 s)^2 * anchor, with s the sigmoid of the raw value:
-        the formula of every release from v3 on, its constants gathered so that few operations remain.
+        the formula of all releases from v3 on, with constants merged into few operations.
         """
         stride = self.stride[level]
         if torch.jit.is_tracing():
@@ -282,7 +282,7 @@ class Detect(nn.Module):
             offsets = self.grid[level]
         else:
             offsets = self._offsets(level, raw.shape[2], raw.shape[3])
-        # The sigmoid last: TensorRT then makes one kernel of it and the box arithmetic (3% faster on an H100).
+        # The sigmoid last: TensorRT then fuses it with box decoding (3% faster on an H100).
         scores = _reshape(raw, (0, self.na, self.no, -1)).transpose(2, 3).sigmoid()
         centre, size, rest = scores.split((2, 2, self.nc + 1), -1)
         centre = centre * (2.0 * stride) + offsets
@@ -291,7 +291,7 @@ class Detect(nn.Module):
 
 
 def _reshape(x: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Reshape as ONNX does: 0 keeps the dimension of that place, -1 takes what is left."""
+    """Reshape like ONNX: 0 keeps a dimension, -1 is inferred."""
     if torch.jit.is_tracing():
         traced: Tensor = _TracedReshape.apply(x, shape)
         return traced
@@ -299,7 +299,7 @@ def _reshape(x: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 class _TracedReshape(torch.autograd.Function):
-    """`_reshape` as the one node it is; PyTorch's own export would compute the shape with a dozen."""
+    """`_reshape` as a single node; PyTorch's export would compute the shape with a dozen."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -311,10 +311,10 @@ class _TracedReshape(torch.autograd.Function):
 
 
 class _TracedOffsets(torch.autograd.Function):
-    """`Detect._offsets` in a traced graph: for an input of `size`, or of a size that is known only at run time.
+    """`Detect._offsets` in a traced graph: for an input of `size`, or of a dynamic size.
 
-    A given size makes one constant, whatever size is traced with, so tracing can be done on a small
-    image. Else the graph cuts two small constants, one per axis, instead of counting up.
+    A fixed size gives one constant, independent of the traced size, so a small image can be traced. Otherwise the
+    graph slices two small constants, one per axis.
     """
 
     @staticmethod
@@ -337,7 +337,7 @@ class _TracedOffsets(torch.autograd.Function):
 
 
 def _axes(stride: int) -> tuple[Tensor, Tensor]:
-    """Return offsets (1, n, 2) along x and (n, 1, 2) along y, for inputs up to `MOST_PIXELS`; their sum is the grid."""
-    along = (torch.arange(MOST_PIXELS // stride, dtype=torch.float32) - 0.5) * stride
+    """Return offsets (1, n, 2) along x and (n, 1, 2) along y, for inputs up to `MAX_PIXELS`; their sum is the grid."""
+    along = (torch.arange(MAX_PIXELS // stride, dtype=torch.float32) - 0.5) * stride
     nothing = torch.zeros_like(along)
     return torch.stack((along, nothing), -1).unsqueeze(0), torch.stack((nothing, along), -1).unsqueeze(1)

@@ -1,4 +1,4 @@
-"""YOLOv5 as a PyTorch module, built from the `yaml` that a checkpoint carries.
+"""YOLOv5 as a PyTorch module, built from a checkpoint's `yaml`.
 
     network = Network({"nc": 2, "depth_multiple": 0.33, "width_multiple": 0.25,
                        "anchors": [[10, 13, ...], ...], "backbone": [[-1, 1, "Conv", [64, 6, 2, 2]], ...],
@@ -6,7 +6,7 @@
 
 The weights' names are those of YOLOv5's own checkpoints (`model.0.conv.weight`), so they load strictly.
 In training `network(images)` returns the raw maps per level, (B, na, ny, nx, 5 + C); in `eval()` the decoded
-rows, (B, N, 5 + C). Nothing here reads files or runs text: names are looked up in tables.
+rows, (B, N, 5 + C). Reads no files and evaluates no strings: names are looked up in tables.
 """
 
 # mypy: disallow-subclassing-any=False
@@ -33,26 +33,26 @@ ACTIVATIONS: Mapping[str, type[nn.Module]] = {
     for kind in (nn.SiLU, nn.Hardswish, nn.LeakyReLU, nn.ReLU, nn.ReLU6, nn.Mish, nn.GELU, nn.ELU, nn.Identity)
 }
 
-# A yaml from a stranger may not make us build without end; the largest official model has 42 layers of up to 16
-# repeats, 1280 channels, some 1000 modules and 141 million parameters.
-MOST_LAYERS = 500
-MOST_REPEATS = 200
-MOST_CHANNELS = 1 << 16
-MOST_ANCHORS = 100  # of one level
-MOST_MODULES = 20_000
-MOST_PARAMETERS = 1 << 32
-MOST_REDUCTION = 1 << 16  # pixels per cell, or cells per pixel
-MOST_ACTIVATION = 100  # characters
+# Limits for untrusted yaml; the largest official model has 42 layers of up to 16 repeats, 1280 channels, about 1000
+# modules and 141 million parameters.
+MAX_LAYERS = 500
+MAX_REPEATS = 200
+MAX_CHANNELS = 1 << 16
+MAX_ANCHORS = 100  # of one level
+MAX_MODULES = 20_000
+MAX_PARAMETERS = 1 << 32
+MAX_REDUCTION = 1 << 16  # pixels per cell, or cells per pixel
+MAX_ACTIVATION = 100  # characters
 _FLAGS = {"True": 1.0, "False": 0.0}
 
 
 def activation_from_text(text: str) -> Activation:
-    """Return a maker of the activation that a yaml names, e.g. `nn.LeakyReLU(0.1)`.
+    """Return a factory of the activation that a yaml names, e.g. `nn.LeakyReLU(0.1)`.
 
     Raises:
-        UsageError: not one of the known activations with plain numbers as arguments.
+        UsageError: an unknown activation, or arguments that are not plain numbers.
     """
-    short = text if len(text) <= MOST_ACTIVATION else ""
+    short = text if len(text) <= MAX_ACTIVATION else ""
     match = re.fullmatch(r"\s*(?:torch\.)?(?:nn\.)?(\w+)\s*\((.*)\)\s*", short)
     kind = ACTIVATIONS.get(match[1]) if match else None
     if match is None or kind is None:
@@ -73,7 +73,7 @@ def activation_from_text(text: str) -> Activation:
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """One line of the yaml: where it reads from (-1: the image), how often, which block, with what."""
+    """One line of the yaml: sources (-1: the image), repeats, block, arguments."""
 
     index: int
     sources: tuple[int, ...]
@@ -85,7 +85,7 @@ class _Entry:
 
 @dataclass(slots=True)
 class _Plan:
-    """What is known while the yaml is walked: channels and pixels per cell of each layer so far."""
+    """State while building from the yaml: channels and pixels per cell of each layer so far."""
 
     nc: int
     anchors: Any
@@ -99,33 +99,33 @@ class _Plan:
 
     def scaled(self, channels: Any) -> int:
         """Scale a width to the model's size, in steps of 8 channels."""
-        if not isinstance(channels, (int, float)) or not 0 < channels <= MOST_CHANNELS:
+        if not isinstance(channels, (int, float)) or not 0 < channels <= MAX_CHANNELS:
             raise UsageError(f"a layer of the model's yaml has `{shown(channels)}` channels")
         anchors = self.anchors
         per_level = anchors if isinstance(anchors, int) else len(anchors[0]) // 2
         if channels == per_level * (self.nc + 5):  # an output layer keeps its width
             return int(channels)
         scaled = max(8, math.ceil(channels * self.width / 8) * 8)
-        if scaled > MOST_CHANNELS:
-            raise UsageError(f"a layer of the model's yaml has {scaled} channels, expected at most {MOST_CHANNELS}")
+        if scaled > MAX_CHANNELS:
+            raise UsageError(f"a layer of the model's yaml has {scaled} channels, expected at most {MAX_CHANNELS}")
         return scaled
 
     def repeated(self, entry: _Entry) -> int:
         """Scale a number of repeats to the model's size."""
         repeats = max(round(entry.repeats * self.depth), 1) if entry.repeats > 1 else 1
-        if repeats > MOST_REPEATS:
+        if repeats > MAX_REPEATS:
             raise UsageError(
-                f"layer {entry.index} of the model's yaml is repeated {repeats} times, expected at most {MOST_REPEATS}"
+                f"layer {entry.index} of the model's yaml is repeated {repeats} times, expected at most {MAX_REPEATS}"
             )
         return repeats
 
     def charge(self, module: nn.Module) -> None:
-        """Count a layer's parts, and stop a yaml that builds without end."""
+        """Count a layer's modules and parameters, and refuse a yaml above the limits."""
         self.modules += sum(1 for _ in module.modules())
         self.parameters += sum(parameter.numel() for parameter in module.parameters())
-        if self.modules > MOST_MODULES or self.parameters > MOST_PARAMETERS:
+        if self.modules > MAX_MODULES or self.parameters > MAX_PARAMETERS:
             raise UsageError(
-                f"the model's yaml makes more than {MOST_MODULES} modules or {MOST_PARAMETERS} parameters",
+                f"the model's yaml creates more than {MAX_MODULES} modules or {MAX_PARAMETERS} parameters",
                 hint="expected a YOLOv5 model",
             )
 
@@ -134,7 +134,7 @@ class Network(nn.Module):
     """A YOLOv5 detection network.
 
     Args:
-        config: what a YOLOv5 model yaml holds: `nc`, `depth_multiple`, `width_multiple`, `anchors` (pixels, one
+        config: content of a YOLOv5 model yaml: `nc`, `depth_multiple`, `width_multiple`, `anchors` (pixels, one
             flat list per level, or their number), `backbone`, `head`, optionally `activation` and `ch`.
 
     Attributes:
@@ -142,7 +142,7 @@ class Network(nn.Module):
         stride: pixels per cell of each level.
 
     Raises:
-        UsageError: the config is not one of a YOLOv5 detection model, or names a block that is not known.
+        UsageError: the config is not of a YOLOv5 detection model, or names an unknown block.
     """
 
     def __init__(self, config: Mapping[str, Any]) -> None:
@@ -191,7 +191,7 @@ class Network(nn.Module):
 def fuse(network: nn.Module) -> None:
     """Fold every batch norm into its convolution and every `Focus` into one strided convolution, in place.
 
-    The network must be in `eval()`. Folding is done in float64, so that it adds no error of its own.
+    The network must be in `eval()`. Folds in float64, which adds no error.
     """
     for module in list(network.modules()):
         if isinstance(module, yolov5_layers.Conv) and isinstance(module.bn, nn.BatchNorm2d):
@@ -231,8 +231,8 @@ def _entries(config: Mapping[str, Any]) -> list[_Entry]:
         if not isinstance(config.get(part), (list, tuple)):
             raise UsageError(f"the model's yaml has no list `{part}`", hint="expected a YOLOv5 model")
         lines += config[part]
-    if not 0 < len(lines) <= MOST_LAYERS:
-        raise UsageError(f"the model's yaml has {len(lines)} layers, expected 1 to {MOST_LAYERS}")
+    if not 0 < len(lines) <= MAX_LAYERS:
+        raise UsageError(f"the model's yaml has {len(lines)} layers, expected 1 to {MAX_LAYERS}")
     entries = []
     for index, line in enumerate(lines):
         if not (isinstance(line, (list, tuple)) and len(line) == 4 and isinstance(line[3], (list, tuple))):
@@ -241,9 +241,9 @@ def _entries(config: Mapping[str, Any]) -> list[_Entry]:
         given = list(source) if isinstance(source, (list, tuple)) else [source]
         if not given or not all(type(s) is int and -index - 1 <= s < max(index, 0) for s in given):
             raise UsageError(
-                f"layer {index} of the model's yaml reads from `{shown(source)}`, which is no layer before it"
+                f"layer {index} of the model's yaml reads from `{shown(source)}`, which is not an earlier layer"
             )
-        if type(repeats) is not int or not 1 <= repeats <= MOST_REPEATS:
+        if type(repeats) is not int or not 1 <= repeats <= MAX_REPEATS:
             raise UsageError(f"layer {index} of the model's yaml is repeated `{shown(repeats)}` times")
         sources = tuple(s if s >= 0 else index + s for s in given)
         single = not isinstance(source, (list, tuple))
@@ -259,7 +259,7 @@ def _plan(config: Mapping[str, Any]) -> _Plan:
     if not _are_anchors(anchors):
         raise UsageError("the model's yaml has no `anchors`", hint="expected a YOLOv5 detection model")
     if channels != 3:
-        raise UsageError(f"the model takes {shown(channels)} channels, expected 3 (RGB)")
+        raise UsageError(f"the model has {shown(channels)} input channels, expected 3 (RGB)")
     factors = [config.get(name, 1.0) for name in ("depth_multiple", "width_multiple")]
     if not all(isinstance(f, (int, float)) and 0 < f <= 100 for f in factors):
         raise UsageError(f"the model's yaml has depth and width multiples {shown(factors)}, expected positive numbers")
@@ -269,19 +269,19 @@ def _plan(config: Mapping[str, Any]) -> _Plan:
 
 
 def _is_count(nc: Any) -> TypeGuard[int]:
-    return type(nc) is int and 1 <= nc <= MOST_CHANNELS
+    return type(nc) is int and 1 <= nc <= MAX_CHANNELS
 
 
 def _are_anchors(anchors: Any) -> bool:
-    """Say whether these are widths and heights for each level, or how many there are of them per level."""
+    """Check for widths and heights of each level, or the number of anchors per level."""
     if not isinstance(anchors, (list, tuple)):
-        return type(anchors) is int and 0 < anchors <= MOST_ANCHORS
+        return type(anchors) is int and 0 < anchors <= MAX_ANCHORS
     sizes = {len(level) if isinstance(level, (list, tuple)) else 0 for level in anchors}
     return len(sizes) == 1 and all(size >= 2 and size % 2 == 0 for size in sizes)
 
 
 def _build(entry: _Entry, plan: _Plan) -> nn.Module:
-    """Make one layer and note the channels and the reduction of what it returns."""
+    """Build one layer and record its output channels and reduction."""
     inputs = [3 if s < 0 else plan.channels[s] for s in entry.sources]
     reductions = [Fraction(1) if s < 0 else plan.reduction[s] for s in entry.sources]
     args = [None if a == "None" else a for a in entry.args]
@@ -289,8 +289,8 @@ def _build(entry: _Entry, plan: _Plan) -> nn.Module:
     try:
         module, channels, factor = _make(entry, plan, inputs, reductions, repeats, args)
         reduction = reductions[0] * factor
-        if not 1 <= reduction * MOST_REDUCTION <= MOST_REDUCTION**2:
-            raise ValueError(f"it shrinks or enlarges the image more than {MOST_REDUCTION} times")
+        if not 1 <= reduction * MAX_REDUCTION <= MAX_REDUCTION**2:
+            raise ValueError(f"it shrinks or enlarges the image more than {MAX_REDUCTION} times")
     except (TypeError, ValueError, LookupError, RuntimeError, ArithmeticError) as err:
         raise UsageError(
             f"layer {entry.index} (`{shown(entry.kind)}`) of the model's yaml cannot be built from "
@@ -310,13 +310,13 @@ def _make(
     repeats: int,
     args: list[Any],
 ) -> tuple[nn.Module, int, Fraction]:
-    """Return the layer, its output channels, and by how much it shrinks its input."""
+    """Return the layer, its output channels and its reduction."""
     kind, c1 = entry.kind, inputs[0]
     if kind == "Detect":
         return _detect(plan, inputs, reductions, args), 0, Fraction(1)
     if kind == "Concat":
         if args not in ([], [1]):
-            raise ValueError("only channels can be joined, dimension 1")
+            raise ValueError("only channels can be concatenated, dimension 1")
         return yolov5_layers.Concat(), sum(inputs), Fraction(1)
     if kind in _REPEATED_INSIDE:
         c2 = plan.scaled(args[0])
@@ -330,8 +330,8 @@ def _make(
         plain = [_PLAIN[kind](*args) for _ in range(repeats)]
         return _chain(plain), c1, math.prod((_shrinks(m) for m in plain), start=Fraction(1))
     raise UsageError(
-        f"the model has a layer `{shown(kind)}`, which yolotrt does not have",
-        hint="known: " + ", ".join(sorted({*_REPEATED_INSIDE, *_SCALED, *_PLAIN, "Concat", "Detect"})),
+        f"the model has an unsupported layer `{shown(kind)}`",
+        hint="supported: " + ", ".join(sorted({*_REPEATED_INSIDE, *_SCALED, *_PLAIN, "Concat", "Detect"})),
     )
 
 
@@ -364,12 +364,12 @@ def _scaled(kind: str, c1: int, c2: int, args: list[Any], act: Activation) -> tu
     rest = given[len(defaults) :]
     k, s, p, g = (*given[:2], None, math.gcd(c1, c2)) if kind == "DWConv" else given[:4]
     if not all(type(number) is int or number is None for number in (k, s, p, g)):
-        raise ValueError("expected whole numbers")
-    for extra in rest:  # v7 put a dilation before the flag of the activation
+        raise ValueError("expected integers")
+    for extra in rest:  # v7 puts a dilation before the activation flag
         if extra is False:
             act = nn.Identity
         elif extra is not True and extra != 1:
-            raise ValueError(f"dilation `{shown(extra)}` is not known")
+            raise ValueError(f"unknown dilation `{shown(extra)}`")
     return _SCALED[kind](c1, c2, k, s, p, g, act=act), Fraction(s) * (2 if kind == "Focus" else 1)
 
 
@@ -378,7 +378,7 @@ def _shrinks(module: nn.Module) -> Fraction:
         return Fraction(module.stride)
     if isinstance(module, nn.Upsample):
         if module.size is not None or module.mode != "nearest" or not float(module.scale_factor or 0).is_integer():
-            raise ValueError("only nearest-neighbour upsampling by a whole factor is known")
+            raise ValueError("only nearest-neighbour upsampling by an integer factor is supported")
         return 1 / Fraction(module.scale_factor)
     return Fraction(1)
 
@@ -388,7 +388,7 @@ def _detect(plan: _Plan, inputs: Sequence[int], reductions: Sequence[Fraction], 
     nc, anchors = (values[a] if isinstance(a, str) else a for a in args[:2])
     if not (_is_count(nc) and _are_anchors(anchors)):
         raise ValueError("expected the number of classes and the anchors")
-    if isinstance(anchors, int):  # their number: the true ones come with the weights
+    if isinstance(anchors, int):  # their number: the values come with the weights
         anchors = [[float(v) for v in range(anchors * 2)] for _ in inputs]
     if len(anchors) != len(inputs):
         raise ValueError(f"{len(anchors)} levels of anchors for {len(inputs)} feature maps")

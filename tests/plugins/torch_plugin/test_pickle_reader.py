@@ -15,7 +15,7 @@ from hypothesis import given, settings, strategies as st
 
 from yolotrt_core.errors import UsageError
 from yolotrt_torch import pickle_reader
-from yolotrt_torch.pickle_reader import DamagedPickle, RefusedGlobal, Stub, read_pickle
+from yolotrt_torch.pickle_reader import CorruptedPickle, RefusedGlobal, Stub, read_pickle
 
 
 class Command:
@@ -39,7 +39,7 @@ def test_a_command_is_not_run_and_its_name_is_told(protocol: int, tmp_path: Path
     pickle.loads(data)
     assert mark.exists()  # the pickle is live: Python's own unpickler runs it
     mark.unlink()
-    with pytest.raises(RefusedGlobal, match=r"refused: the pickle wants `posix\.system`.*nothing was executed"):
+    with pytest.raises(RefusedGlobal, match=r"refused: the pickle contains `posix\.system`.*nothing was executed"):
         read(data)
     assert not mark.exists()
 
@@ -143,13 +143,13 @@ def _copies() -> bytes:
     ids=lambda p: p[:12].hex(),
 )
 def test_bombs_and_nonsense_end_with_a_clear_error(program: bytes) -> None:
-    with pytest.raises(DamagedPickle, match="the pickle"):
+    with pytest.raises(CorruptedPickle, match="the pickle"):
         read(program)
 
 
 def test_the_number_of_instructions_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pickle_reader, "MOST_INSTRUCTIONS", 100)
-    with pytest.raises(DamagedPickle, match="more than 100 instructions"):
+    monkeypatch.setattr(pickle_reader, "MAX_INSTRUCTIONS", 100)
+    with pytest.raises(CorruptedPickle, match="more than 100 instructions"):
         read(b"\x80\x02" + b"N0" * 100 + b"N.")
 
 

@@ -32,13 +32,13 @@ Edit = Callable[[Any], Any]
 EDITS: Mapping[str, tuple[Edit, str]] = {
     "stride": (
         lambda m: _swap(m, stride=(1, 1)),
-        r"`model.1.conv` .* has stride \(1, 1\), its yaml calls for \(2, 2\)",
+        r"`model.1.conv` .* has stride \(1, 1\), but its yaml requires \(2, 2\)",
     ),
     "padding": (lambda m: _swap(m, padding=(0, 0)), "padding"),
-    "own layer": (lambda m: _own_layer(m), "`model.5` of the checkpoint is a `Custom`, its yaml calls for `SPPF`"),
+    "own layer": (lambda m: _own_layer(m), "`model.5` of the checkpoint is a `Custom`, but its yaml requires `SPPF`"),
     "extra part": (
         lambda m: m.model[2].add_module("attention", nn.Sigmoid()),
-        "parts .'attention'. that are not known",
+        "unknown parts .'attention'.",
     ),
     "shortcut": (lambda m: setattr(m.model[2].m[0], "add", False), "has add False"),
     "source": (lambda m: setattr(m.model[7], "f", [-1, 2]), r"layer 7 .* reads from \[-1, 2\]"),
@@ -47,13 +47,16 @@ EDITS: Mapping[str, tuple[Edit, str]] = {
     "activation": (lambda m: setattr(m.model[1], "act", nn.Softplus()), "activation `torch.nn.*Softplus`"),
     "more weights": (lambda m: m.model[5].register_parameter("w", nn.Parameter(torch.ones(1))), "`model.5.w` that its"),
     "fewer weights": (lambda m: delattr(m.model[1].conv, "weight"), "lacks the weight `model.1.conv.weight`"),
-    "other shape": (lambda m: setattr(m.model[1].bn, "weight", nn.Parameter(torch.ones(3))), r"is \[3\], its yaml"),
-    "not finite": (lambda m: m.model[1].bn.weight.data.fill_(float("nan")), "not finite"),
-    "no yaml": (lambda m: setattr(m, "yaml", None), "carries no `yaml`"),
-    "classes": (lambda m: m.yaml.update(nc=80), "its yaml calls for"),
-    "strides": (lambda m: setattr(m.model[-1], "stride", torch.tensor([4.0, 8.0])), r"strides \(4, 8\) are not"),
-    "odd strides": (lambda m: setattr(m.model[-1], "stride", torch.tensor([4.5, 8.0])), "whole numbers of pixels"),
-    "unknown block": (lambda m: m.yaml["backbone"].__setitem__(1, [-1, 1, "GhostConv", [8]]), "a layer `GhostConv`"),
+    "other shape": (lambda m: setattr(m.model[1].bn, "weight", nn.Parameter(torch.ones(3))), r"has shape \[3\]"),
+    "not finite": (lambda m: m.model[1].bn.weight.data.fill_(float("nan")), "NaN or infinite"),
+    "no yaml": (lambda m: setattr(m, "yaml", None), "has no `yaml`"),
+    "classes": (lambda m: m.yaml.update(nc=80), "its yaml requires"),
+    "strides": (lambda m: setattr(m.model[-1], "stride", torch.tensor([4.0, 8.0])), r"strides \(4, 8\) differ"),
+    "odd strides": (lambda m: setattr(m.model[-1], "stride", torch.tensor([4.5, 8.0])), "expected integers"),
+    "unknown block": (
+        lambda m: m.yaml["backbone"].__setitem__(1, [-1, 1, "GhostConv", [8]]),
+        "unsupported layer `GhostConv`",
+    ),
 }
 
 
@@ -106,7 +109,7 @@ def test_a_pickle_that_would_run_a_command_does_not(form: str, tmp_path: Path) -
         layout.save(path, edit=lambda model: setattr(model, "hook", _Command(mark)))
     else:
         torch.save(evil, path, _use_new_zipfile_serialization=form == "zip")
-    with pytest.raises(UsageError, match=r"refused: the pickle wants `posix\.system`"):
+    with pytest.raises(UsageError, match=r"refused: the pickle contains `posix\.system`"):
         read_checkpoint(path)
     assert not mark.exists()
 
@@ -149,25 +152,25 @@ BAD: Mapping[str, tuple[Callable[[Path], Any], str]] = {
     "TFLite": (lambda p: p.write_bytes(b"\x1c\x00\x00\x00TFL3" + bytes(99)), "found a TensorFlow Lite file"),
     "HDF5": (lambda p: p.write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(99)), "found an HDF5 file"),
     "picture": (lambda p: p.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(99)), "found a file of another format"),
-    "truncated zip": (lambda p: _truncated(p, False), "is truncated or damaged"),
-    "truncated legacy": (lambda p: _truncated(p, True), "the file ends before its tensors do"),
-    "other zip": (lambda p: zipfile.ZipFile(p, "w").close(), "zip archive without one `data.pkl`"),
+    "truncated zip": (lambda p: _truncated(p, False), "is truncated or corrupted"),
+    "truncated legacy": (lambda p: _truncated(p, True), "the file is truncated within its tensors"),
+    "other zip": (lambda p: zipfile.ZipFile(p, "w").close(), "zip archive without `data.pkl`"),
     "TorchScript": (_torchscript, "found a TorchScript archive"),
-    "pickle": (lambda p: p.write_bytes(pickle.dumps({"a": 1}, 2)), "a pickle that PyTorch did not write"),
-    "text pickle": (lambda p: p.write_bytes(pickle.dumps({"a": 1}, 0)), "a pickle that PyTorch did not write"),
+    "pickle": (lambda p: p.write_bytes(pickle.dumps({"a": 1}, 2)), "a pickle not written by PyTorch"),
+    "text pickle": (lambda p: p.write_bytes(pickle.dumps({"a": 1}, 0)), "a pickle not written by PyTorch"),
     "state_dict": (lambda p: torch.save(nn.Conv2d(1, 1, 1).state_dict(), p), "a plain state_dict"),
     "state_dict in a dict": (lambda p: torch.save({"model": nn.Linear(1, 1).state_dict()}, p), "a plain state_dict"),
     "list": (lambda p: torch.save([1], p), "found a saved `list`"),
     "other dict": (lambda p: torch.save({"epoch": 1, "net": 2}, p), "found a dict with `epoch`, `net`"),
     "PyTorch model": (lambda p: torch.save(nn.Sequential(nn.Conv2d(3, 3, 1)), p), "found a `torch.nn.*Sequential`"),
-    "YOLOv8": (lambda p: _foreign(p, "ultralytics.nn.tasks", "DetectionModel"), "looks like YOLOv8 or later"),
+    "YOLOv8": (lambda p: _foreign(p, "ultralytics.nn.tasks", "DetectionModel"), "found one of YOLOv8 or later"),
     "torchvision": (
         lambda p: _foreign(p, "torchvision.models.resnet", "ResNet"),
-        "wants `torchvision.models.resnet.Re",
+        "contains `torchvision.models.resnet.Re",
     ),
     "classification": (lambda p: layout.save(p, kind="ClassificationModel"), "found a classification model"),
     "segmentation": (lambda p: layout.save(p, kind="SegmentationModel"), "found a segmentation model"),
-    "newer plain form": (lambda p: torch.save({"yolotrt": 2}, p), "of an unknown version"),
+    "newer plain form": (lambda p: torch.save({"yolotrt": 2}, p), "unknown version of"),
 }
 
 
@@ -197,8 +200,8 @@ def _rewritten(path: Path, change: Callable[[str, bytes], bytes | None], compres
     ("change", "compression", "message"),
     [
         (lambda name, c: None if name.endswith("data/3") else c, 0, "`archive/data/3` .*missing"),
-        (lambda name, c: c + b"\0" if name.endswith("data/3") else c, 0, "another size or form"),
-        (lambda name, c: c, zipfile.ZIP_DEFLATED, "another size or form"),
+        (lambda name, c: c + b"\0" if name.endswith("data/3") else c, 0, "an invalid size or compression"),
+        (lambda name, c: c, zipfile.ZIP_DEFLATED, "an invalid size or compression"),
         (lambda name, c: b"big" if name.endswith("byteorder") else c, 0, "big-endian"),
     ],
 )
@@ -212,10 +215,10 @@ def test_zip_entries_must_be_what_pytorch_writes(change: Any, compression: int, 
     ("offset", "shape", "stride", "message"),
     [
         (0, (8,), (1,), None),
-        (1, (8,), (1,), "reaches outside its storage"),
-        (0, (2, 4), (5, 1), "reaches outside its storage"),
-        (0, (1 << 40,), (0,), "reaches outside its storage"),
-        (0, (1 << 61, 1 << 61), (0, 0), "reaches outside its storage"),
+        (1, (8,), (1,), "exceeds its storage"),
+        (0, (2, 4), (5, 1), "exceeds its storage"),
+        (0, (1 << 40,), (0,), "exceeds its storage"),
+        (0, (1 << 61, 1 << 61), (0, 0), "exceeds its storage"),
     ],
 )
 def test_tensors_stay_within_their_storage(

@@ -16,7 +16,7 @@ from yolotrt_core.errors import UsageError
 from yolotrt_torch import untrusted_values
 from yolotrt_torch.checkpoint import read_checkpoint
 from yolotrt_torch.model_builder import network_from_checkpoint
-from yolotrt_torch.yolov5_model import MOST_MODULES, MOST_REPEATS, Network
+from yolotrt_torch.yolov5_model import MAX_MODULES, MAX_REPEATS, Network
 
 
 @pytest.fixture(autouse=True)
@@ -67,30 +67,30 @@ def _part(name: str, **state: Any) -> Callable[[Path], Any]:
 
 HUGE = 10**5000
 FILES: Mapping[str, tuple[Callable[[Path], Any], str | None]] = {
-    "names": (_set("names", laughs(6)), "class names is larger than that of any model"),
+    "names": (_set("names", laughs(6)), "class names is too large"),
     "deep names": (_set("names", laughs(40)), "class names is nested more than 8 deep"),
-    "names of names": (_set("names", {0: laughs(6)}), "class names is larger"),
-    "long names": (_set("names", ["a" * (1 << 20)] * 5), "class names is larger"),
+    "names of names": (_set("names", {0: laughs(6)}), "class names is too large"),
+    "long names": (_set("names", ["a" * (1 << 20)] * 5), "class names is too large"),
     "a name of digits": (_set("names", [HUGE]), "class names holds a number of 16610 bits"),
     "names by digits": (_set("names", {HUGE: "a"}), "class names holds a number of"),
-    "yaml": (_yaml(more=laughs(6)), "model yaml is larger"),
+    "yaml": (_yaml(more=laughs(6)), "model yaml is too large"),
     "deep yaml": (_yaml(more=laughs(40)), "model yaml is nested"),
     "yaml number": (_yaml(nc=HUGE), "model yaml holds a number of"),
-    "own names": (_own(names=laughs(6)), "class names is larger"),
+    "own names": (_own(names=laughs(6)), "class names is too large"),
     "own yaml": (_own(yaml=laughs(40)), "model yaml is nested"),
-    "own ragged strides": (_own(stride=[[8], 16]), r"strides are \[\[8\], 16\], expected whole"),
+    "own ragged strides": (_own(stride=[[8], 16]), r"strides are \[\[8\], 16\], expected integers"),
     "own endless stride": (_own(stride=[float("inf")]), r"strides are \[inf\]"),
     "own no stride": (_own(stride=[float("nan")]), r"strides are \[nan\]"),
     "own long strides": (_own(stride=[8] * 1000), r"strides are \[8, 8, .*\.\.\.\]"),
-    "own weights by number": (_own(state_dict={1: torch.zeros(1)}), "is called 1, expected a text"),
+    "own weights by number": (_own(state_dict={1: torch.zeros(1)}), "has the name 1, expected a path"),
     "endless stride": (_edit(lambda m: setattr(m.model[-1], "stride", torch.tensor([float("inf"), 8]))), "strides are"),
     "many strides": (_edit(lambda m: setattr(m.model[-1], "stride", torch.ones(10**6))), "strides are 1000000 numbers"),
     "epoch": (_wrapped(epoch=HUGE), None),
     "date": (_wrapped(date="a" * (1 << 20)), None),
     "keys": (lambda path: torch.save({"a" * 10**6: 1, b"b" * 10**6: 2}, path), "found a dict with `aaa"),
     "kernel": (_part("conv", kernel_size=laughs(6)), r"has kernel_size \[\["),
-    "kernel by digits": (_part("conv", kernel_size=HUGE), "has kernel_size a number of 16610 bits, its yaml calls"),
-    "long kernel": (_part("conv", kernel_size=[3] * 10**6), r"has kernel_size \[3, 3, .*\.\.\.\], its yaml calls"),
+    "kernel by digits": (_part("conv", kernel_size=HUGE), "has kernel_size a number of 16610 bits, but its yaml"),
+    "long kernel": (_part("conv", kernel_size=[3] * 10**6), r"has kernel_size \[3, 3, .*\.\.\.\], but its yaml"),
     "source": (_edit(lambda m: setattr(m.model[7], "f", laughs(6))), r"reads from \[\["),
     "slope": (
         _edit(lambda m: setattr(m.model[1], "act", _leaky(laughs(40)))),
@@ -98,11 +98,11 @@ FILES: Mapping[str, tuple[Callable[[Path], Any], str | None]] = {
     ),
     "part name": (
         _edit(lambda m: m.model[2]._modules.update({"a" * (1 << 20): nn.Identity()})),
-        "is called a{60}\\.\\.\\., expected a text",
+        "has the name a{60}\\.\\.\\., expected a path",
     ),
     "weight of whole numbers": (
         _edit(lambda m: setattr(m.model[1].bn, "weight", nn.Parameter(torch.ones(16).long(), requires_grad=False))),
-        "`model.1.bn.weight` of the checkpoint holds int64",
+        "`model.1.bn.weight` of the checkpoint has the unexpected type int64",
     ),
     "activation": (
         _yaml(activation=f"nn.LeakyReLU({'-' * 100_000}1)"),
@@ -137,8 +137,8 @@ def test_values_without_end_cost_nothing(kind: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("shape", "stride", "message"),
     [
-        ((1 << 61, 0), (1, 1), "reaches outside its storage"),
-        ((0, 1 << 61), (1 << 61, 1 << 61), "reaches outside its storage"),
+        ((1 << 61, 0), (1, 1), "exceeds its storage"),
+        ((0, 1 << 61), (1 << 61, 1 << 61), "exceeds its storage"),
         ((1, 8), (1 << 61, 1), None),
         ((0,), (1,), None),
     ],
@@ -169,8 +169,8 @@ def _config(lines: list[Any], **changes: Any) -> dict[str, Any]:
     [
         (_config([], head=[[[-1], 1, "Detect", ["nc", 1 << 40]]]), "expected the number of classes and the anchors"),
         (_config([], head=[[[-1], 1, "Detect", [1 << 40, "anchors"]]]), "expected the number of classes"),
-        (_config([[-1, MOST_REPEATS, "C3", [8]]], depth_multiple=100), f"is repeated {MOST_REPEATS * 100} times"),
-        (_config([[-1, MOST_REPEATS, "C3", [8]]] * 400, depth_multiple=1), f"more than {MOST_MODULES} modules"),
+        (_config([[-1, MAX_REPEATS, "C3", [8]]], depth_multiple=100), f"is repeated {MAX_REPEATS * 100} times"),
+        (_config([[-1, MAX_REPEATS, "C3", [8]]] * 400, depth_multiple=1), f"more than {MAX_MODULES} modules"),
         (_config([[-1, 1, "Conv", [60_000, 99]]] * 2, width_multiple=1), "modules or 4294967296 parameters"),
         (_config([[-1, 1, "Conv", [60_000]]], width_multiple=100), "has 6000000 channels, expected at most 65536"),
         (_config([[-1, 1, "Conv", [8, 1, 60_000]]] * 400), "shrinks or enlarges the image more than 65536 times"),
@@ -185,11 +185,11 @@ def test_a_yaml_that_builds_without_end_is_stopped(config: Any, message: str) ->
 
 def test_only_what_values_cause_is_called_damage() -> None:
     for error in (ValueError, OverflowError, MemoryError, RecursionError):
-        with pytest.raises(UsageError, match="the checkpoint is damaged"), untrusted_values.refusing_damage():
+        with pytest.raises(UsageError, match="the checkpoint is corrupted"), untrusted_values.convert_value_errors():
             raise error("out of range")
     for fault in (TypeError, KeyError, IndexError, AttributeError, ZeroDivisionError):
-        with pytest.raises(fault), untrusted_values.refusing_damage():
+        with pytest.raises(fault), untrusted_values.convert_value_errors():
             raise fault("ours")
-    with pytest.raises(UsageError) as caught, untrusted_values.refusing_damage():
+    with pytest.raises(UsageError) as caught, untrusted_values.convert_value_errors():
         raise UsageError("a\n" * 10_000, hint="do")
     assert caught.value.message.isprintable() and len(caught.value.message) < 700 and caught.value.hint == "do"
