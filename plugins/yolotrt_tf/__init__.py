@@ -1,7 +1,7 @@
 """Exporter `tf`: TensorFlow models of YOLOv5 -> ONNX, through tf2onnx.
 
-SavedModel folders, `.keras` and `.h5` files, frozen GraphDefs and TensorFlow Lite files, told apart
-by what they hold.
+SavedModel folders, `.keras` and `.h5` files, frozen GraphDefs and TensorFlow Lite files, recognised
+by content.
 """
 
 from __future__ import annotations

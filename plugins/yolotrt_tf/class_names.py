@@ -1,4 +1,4 @@
-"""Class names: TensorFlow's formats have no place of their own for them."""
+"""Class names of TensorFlow models, whose formats have no field for them."""
 
 from __future__ import annotations
 
@@ -13,20 +13,19 @@ from yolotrt_tf.formats import Format
 
 log = logging.getLogger(__name__)
 
-_MOST_BYTES = 1 << 20
-_HINT = "pass the classes with `--tf-names FILE`, one name a line"
+_MAX_BYTES = 1 << 20
+_HINT = "pass the class names with `--tf-names FILE`, one per line"
 
 
 def labels_of(path: Path, form: Format, classes: int, given: Path | None) -> tuple[str, ...]:
     """Return the name of each class.
 
-    They come from the file the user named; else from what upstream's exporters leave inside a model
-    (`metadata.yaml` in a SavedModel folder, a text of Python literals appended to a TensorFlow Lite
-    file as a zip); else they are `class0`, `class1` ... Files beside a model are not read: they are
-    not part of the source's digest.
+    They come from the user's file; else from what upstream's exporters write into a model (`metadata.yaml` in a
+    SavedModel folder, Python literals in a zip appended to a TensorFlow Lite file); else they are `class0`,
+    `class1` ... Files next to a model are not read: they are not part of the source's digest.
 
     Raises:
-        UsageError: the file cannot be read, or has another number of names than the model classes.
+        UsageError: the file cannot be read, or the numbers of names and classes differ.
 
     Source:
         ultralytics/yolov5 v7.0, export.py, add_tflite_metadata.
@@ -36,10 +35,10 @@ def labels_of(path: Path, form: Format, classes: int, given: Path | None) -> tup
     else:
         names, where = _from_model(path, form) or (), f"the metadata of `{path.name}`"
     if not names:
-        log.warning("the model does not name its %d classes, so they are numbered; %s", classes, _HINT)
+        log.warning("the model has no names for its %d classes: numbering them; %s", classes, _HINT)
         return numbered_labels(classes)
     if len(names) != classes:
-        raise UsageError(f"the model has {classes} classes, {where} names {len(names)}", hint=_HINT)
+        raise UsageError(f"the model has {classes} classes, but {where} has names for {len(names)}", hint=_HINT)
     return names
 
 
@@ -50,9 +49,9 @@ def _from_model(path: Path, form: Format) -> tuple[str, ...] | None:
         try:
             with zipfile.ZipFile(path) as archive:
                 first = archive.infolist()[0]
-                if first.file_size > _MOST_BYTES:
+                if first.file_size > _MAX_BYTES:
                     return None
                 return labels_in_order(literal(archive.read(first).decode("utf-8")).get("names"))
         except (zipfile.BadZipFile, IndexError, ValueError, AttributeError, RuntimeError, NotImplementedError):
-            return None  # what others append there is none of our business
+            return None  # data that other tools appended
     return None

@@ -1,4 +1,4 @@
-"""TensorFlow model -> ONNX in the project's layout, with TensorFlow's own answer beside it."""
+"""TensorFlow model -> ONNX in yolotrt's layout, with TensorFlow's output as reference."""
 
 from __future__ import annotations
 
@@ -34,48 +34,48 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# How far a box centre may lie outside its cells, in cells: rounding of float32, of 8-bit integers.
+# Maximum distance of a box centre from its cell, in cells: for float32, for 8-bit integers.
 _SLACK, _QUANTIZED_SLACK = 0.02, 1.0
-# TensorFlow Lite rounds between its integers otherwise than Q/DQ nodes do: 0.4% of the output on small networks.
+# TensorFlow Lite rounds between integers differently from Q/DQ nodes: 0.4% of the output on small networks.
 _ROUNDED_TOLERANCE = 0.05
 
 
 def export(source: ModelSource, request: BuildRequest, options: TfOptions, out: Path) -> ModelSpec:
     """Write `out/model.onnx` and `out/reference.npz` for a TensorFlow model.
 
-    Batch may be free; height and width are those of the request, which a model that fixes them must share.
+    Batch may be free; height and width are the request's, which must match a model with fixed ones.
 
     Raises:
-        UsageError: no TensorFlow model, not YOLOv5's output, or made for another size.
-        StageError: tf2onnx could not convert it.
+        UsageError: not a TensorFlow model, an output other than YOLOv5's, or another size.
+        StageError: tf2onnx cannot convert it.
     """
-    form = _form(source.path)
+    form = _recognise_format(source.path)
     known = Known(
         strides_from_text(options.strides, "--tf-strides"),
         None if options.rows == "auto" else options.rows,
         None if options.units == "auto" else options.units,
     )
     size = (request.height, request.width)
-    # A free batch is tried with more than one image, or a graph that mixes them up would pass.
+    # Several images on a free batch, to detect a graph that mixes them up.
     frames = reference_images(max(request.batch, 2) if request.dynamic else request.batch, *size, "nhwc")
-    with _quiet():
+    with _redirect_logs():
         from yolotrt_tf.loaders import load
 
         network = load(source.path, form, options)
         _refuse_size(network, request)
-        answer = _answer(network, frames)
+        answer = _run_network(network, frames)
         rows = find_rows(answer, size, known, _QUANTIZED_SLACK if network.rounded else _SLACK)
         model = _convert(network, source.path, request, options)
     log.debug("%s: %s", NAMES[form], rows)
     asymmetric = edit.has_zero_points(model)
     if asymmetric:
-        log.warning("the model's 8-bit integers have zero points, which TensorRT refuses: `--tf-quantized float` is "
-                    "for TensorRT, onnxruntime takes it as it is")  # fmt: skip
+        log.warning("the model's 8-bit integers have zero points, which only onnxruntime supports: for TensorRT "
+                    "pass `--tf-quantized float`")  # fmt: skip
     onnx_normalize.number_names(model)
     onnx_normalize.rewrite_resizes(model)
     onnx_normalize.arrange_rows(model, rows, size)
     spec = _spec(source, form, request, options, rows, answer.shape)
-    if asymmetric:  # kept with the export: whoever refuses it may find it in the store, long after the warning
+    if asymmetric:  # kept with the artifact for errors of later stages, when the warning is long gone
         spec = replace(spec, provenance={**spec.provenance, "zero_points": "`--tf-quantized float` exports none"})
     _finish(model, spec, request, out / ONNX_FILE)
     images = frames if options.layout == "nhwc" else frames.transpose(0, 3, 1, 2)
@@ -86,38 +86,38 @@ def export(source: ModelSource, request: BuildRequest, options: TfOptions, out: 
     return spec
 
 
-def _form(path: Path) -> Format:
+def _recognise_format(path: Path) -> Format:
     form = recognise(path)
     if form == "savedmodel_pb":
-        raise UsageError(f"`{path}` is one file of a SavedModel", hint=f"pass its folder, `{path.parent}`")
+        raise UsageError(f"`{path}` is only one file of a SavedModel", hint=f"pass its folder, `{path.parent}`")
     if form is None:
         known = ", ".join(NAMES[f] for f in ("savedmodel", "keras", "hdf5", "graphdef", "tflite"))
-        raise UsageError(f"`{path}` is no TensorFlow model that is known: {known}")
+        raise UsageError(f"`{path}` is not a supported TensorFlow model, expected {known}")
     return form
 
 
 def _refuse_size(network: Network, request: BuildRequest) -> None:
     _, height, width = network.shape
-    for fixed, asked in ((height, request.height), (width, request.width)):
-        if fixed not in (None, asked):
+    for fixed, requested in ((height, request.height), (width, request.width)):
+        if fixed not in (None, requested):
             raise UsageError(
-                f"the model is made for images of {height or 'any'} x {width or 'any'} pixels, "
-                f"and {request.height} x {request.width} was asked for",
+                f"the model expects images of {height or 'any'} x {width or 'any'} pixels, "
+                f"but {request.height} x {request.width} was requested",
                 hint=f"pass `--imgsz {height or request.height},{width or request.width}`",
             )
 
 
-def _answer(network: Network, images: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Run TensorFlow on (B, H, W, 3), one image at a time where the model is made so."""
+def _run_network(network: Network, images: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Run TensorFlow on (B, H, W, 3), in batches of the model's size."""
     step = network.shape[0] or len(images)
     if len(images) % step:
         raise UsageError(
-            f"the model is made for batches of {step}, and {len(images)} was asked for", hint=f"pass `--batch {step}`"
+            f"the model expects batches of {step}, but {len(images)} was requested", hint=f"pass `--batch {step}`"
         )
     try:
         return np.concatenate([network.run(images[at : at + step]) for at in range(0, len(images), step)])
-    except Exception as err:  # TensorFlow raises its own, and ValueError, and RuntimeError
-        raise StageError(f"TensorFlow could not run the model: {first_line(err)}") from err
+    except Exception as err:  # TensorFlow's exceptions have no common base
+        raise StageError(f"TensorFlow cannot run the model: {first_line(err)}") from err
 
 
 def _convert(network: Network, path: Path, request: BuildRequest, options: TfOptions) -> ModelProto:
@@ -125,11 +125,11 @@ def _convert(network: Network, path: Path, request: BuildRequest, options: TfOpt
 
     batch = None if request.dynamic else request.batch
     made_for = network.shape[0]
-    fixed = made_for not in (None, batch)  # in its reshapes too, where TensorFlow notices a batch that is not free
+    fixed = made_for not in (None, batch)  # also in its reshapes
     shape = (None if fixed else batch, request.height, request.width)
     model = onnx_from_network(network, path, shape, options.opset, options.layout)
-    given, wanted = model.graph.input, model.graph.output
-    onnx_normalize.rename_tensors(model, {given[0].name: "images", wanted[0].name: "output0"})
+    inputs, outputs = model.graph.input, model.graph.output
+    onnx_normalize.rename_tensors(model, {inputs[0].name: "images", outputs[0].name: "output0"})
     if fixed or (network.graph is None and made_for != batch):
         edit.set_batch(model, "batch" if batch is None else batch, made_for or 1)
     if network.input_quantization is not None:
@@ -170,7 +170,7 @@ def _spec(
 
 
 def _finish(model: ModelProto, spec: ModelSpec, request: BuildRequest, target: Path) -> None:
-    """Set dimensions and metadata, check, write; equal models give equal bytes."""
+    """Set dimensions and metadata, check and write; equal models give equal bytes."""
     for value, tensor in zip((*model.graph.input, *model.graph.output), (*spec.inputs, *spec.outputs), strict=True):
         onnx_normalize.set_shape(value, tensor.shape)
     del model.graph.value_info[:]
@@ -182,24 +182,24 @@ def _finish(model: ModelProto, spec: ModelSpec, request: BuildRequest, target: P
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as err:
         raise StageError(
-            f"the model was converted to invalid ONNX: {first_line(err)}",
+            f"tf2onnx produced an invalid ONNX: {first_line(err)}",
             hint="try another `--tf-opset`, or another format of the model",
         ) from err
     target.write_bytes(model.SerializeToString(deterministic=True))
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Send what TensorFlow logs and warns to our log, which the stage keeps."""
+def _redirect_logs() -> Iterator[None]:
+    """Redirect TensorFlow's logging and warnings to the stage's log."""
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         import yolotrt_tf.loaders  # noqa: F401 - imports TensorFlow, which sets up its loggers
 
         theirs = [logging.getLogger(name) for name in ("tensorflow", "absl", "tf2onnx")]
-        taken = _Taken()
+        handler = _ForwardingHandler()
         kept = [(logger, logger.handlers[:], logger.propagate) for logger in theirs]
         for logger in theirs:
-            logger.handlers, logger.propagate = [taken], False
+            logger.handlers, logger.propagate = [handler], False
         try:
             yield
         finally:
@@ -215,8 +215,8 @@ def _tensorflow_version() -> str:
     return str(tf.__version__)
 
 
-class _Taken(logging.Handler):
-    """Passes records of other loggers on to ours."""
+class _ForwardingHandler(logging.Handler):
+    """Forwards records of other loggers to ours."""
 
     def emit(self, record: logging.LogRecord) -> None:
         log.debug("TensorFlow: %s", " ".join(record.getMessage().split()))

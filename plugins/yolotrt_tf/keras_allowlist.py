@@ -1,8 +1,8 @@
-"""Which classes a Keras file may name: layers and operations that only compute.
+"""Allowed classes of Keras files: layers and operations that only compute.
 
-Keras makes whatever class of its own a file's configuration names, with the arguments that stand there. Some of
-them read files (`StringLookup`), load other models (`TFSMLayer`, `TorchModuleWrapper`) or are Python code
-(`Lambda`); its safe mode knows some of these, and differs from version to version.
+Keras instantiates any of its classes that a file's configuration names. Some of them read files (`StringLookup`),
+load other models (`TFSMLayer`, `TorchModuleWrapper`) or are Python code (`Lambda`); Keras's safe mode blocks only
+some of these, depending on the version.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from yolotrt_core.console.text import printable
 from yolotrt_core.errors import UsageError
 from yolotrt_tf.formats import NAMES, Format
 
-MOST_CONFIG_BYTES = 64 << 20  # that of a YOLOv5x has 0.6 MB
+MAX_CONFIG_BYTES = 64 << 20  # 0.6 MB for YOLOv5x
 _SUFFIXES: dict[Format, tuple[str, ...]] = {"keras": (".keras",), "hdf5": (".h5", ".hdf5")}
 
-# Of Keras 3.15: layers; operations (`keras.ops` on a symbolic tensor); what they are made with.
+# Of Keras 3.15: layers; operations (`keras.ops` on a symbolic tensor); their initializers and other parts.
 _LAYERS = """
     Activation Add Average AveragePooling2D BatchNormalization CenterCrop Concatenate Conv2D Conv2DTranspose Cropping1D
     Cropping2D Dense DepthwiseConv2D Dropout ELU Flatten Functional GaussianNoise GlobalAveragePooling2D
@@ -48,15 +48,15 @@ _HINT = "save the network with `model.export(FOLDER)` instead"
 
 
 def refuse_classes(path: Path, form: Format) -> None:
-    """Refuse a `.keras` or HDF5 file whose configuration names a class outside `ALLOWED`, or that leads elsewhere.
+    """Refuse a `.keras` or HDF5 file that names a class outside `ALLOWED` or links to other files.
 
     Raises:
-        UsageError: names the class; or a link to another file, a name that Keras would read otherwise, or no model
-            in the file.
+        UsageError: names the class or link; also for a suffix that does not match the content, or a file without a
+            model.
     """
-    if path.suffix not in _SUFFIXES[form]:  # Keras goes by the name: the file might be two things at once
+    if path.suffix not in _SUFFIXES[form]:  # Keras uses the suffix, and a file may be valid in two formats
         raise UsageError(
-            f"`{path.name}` is a {NAMES[form]}, and Keras needs it to be named so",
+            f"`{path.name}` is a {NAMES[form]}, but has another suffix",
             hint=f"rename it to `{path.stem}{_SUFFIXES[form][0]}`",
         )
     for entry in _named(_config(path, form)):
@@ -70,20 +70,20 @@ def _config(path: Path, form: Format) -> Any:
             text = file.attrs.get("model_config")
         if text is None:
             raise UsageError(
-                f"expected a whole Keras model, found none described in `{path.name}`",
-                hint="the file may hold weights only: save the whole model, `model.save(...)`",
+                f"expected a whole Keras model, found no architecture in `{path.name}`",
+                hint="the file may contain only weights: save the whole model, `model.save(...)`",
             )
         return json.loads(text)
     with zipfile.ZipFile(path) as archive:
         with archive.open("model.weights.h5") as weights, h5py.File(weights) as file:
             _refuse_links(file)
-        if archive.getinfo("config.json").file_size > MOST_CONFIG_BYTES:
-            raise UsageError(f"`config.json` of `{path.name}` is larger than {MOST_CONFIG_BYTES >> 20} MiB")
+        if archive.getinfo("config.json").file_size > MAX_CONFIG_BYTES:
+            raise UsageError(f"`config.json` of `{path.name}` is larger than {MAX_CONFIG_BYTES >> 20} MiB")
         return json.loads(archive.read("config.json"))
 
 
 def _named(config: Any) -> Iterator[dict[str, Any]]:
-    """Yield every part of a configuration that names a class, at any depth."""
+    """Yield all parts of a configuration that name a class, at any depth."""
     waiting = [config]
     while waiting:
         item = waiting.pop()
@@ -103,24 +103,24 @@ def _refuse_foreign(entry: dict[str, Any]) -> None:
     shown = printable(f"{module}.{name}" if module else f"{name}")[:120]
     if name in ("Lambda", "__lambda__"):
         raise UsageError(
-            f"the model has a layer `{shown}`: Python code in the file, which is not run",
-            hint=f"a Lambda layer cannot be read; {_HINT}",
+            f"unsupported layer `{shown}`: it contains Python code, which is not run",
+            hint=f"replace Lambda layers, or {_HINT}",
         )
     raise UsageError(
-        f"the model could do more than compute: expected only Keras's own layers of a network, found `{shown}`; "
+        f"the model contains a class that is not allowed: expected only Keras's network layers, found `{shown}`; "
         "nothing was run",
-        hint=f"the file may need Python classes that it does not hold; {_HINT}",
+        hint=f"the file may need external Python classes; {_HINT}",
     )
 
 
 def _refuse_links(file: Any) -> None:
-    """Refuse an HDF5 file that takes groups or numbers from other files."""
+    """Refuse an HDF5 file that links to groups or data in other files."""
     waiting, seen = [file], set()
     while waiting:
         group = waiting.pop()
         for name in group:
             if type(group.get(name, getlink=True)) is not h5py.HardLink:
-                raise UsageError(f"group `{printable(name[:80])}` of the file leads elsewhere", hint=_HINT)
+                raise UsageError(f"group `{printable(name[:80])}` of the file is an external link", hint=_HINT)
             item = group[name]
             if isinstance(item, h5py.Group):
                 place = h5py.h5o.get_info(item.id).addr
@@ -128,4 +128,4 @@ def _refuse_links(file: Any) -> None:
                     seen.add(place)
                     waiting.append(item)
             elif isinstance(item, h5py.Dataset) and (item.external or item.is_virtual):
-                raise UsageError(f"the numbers of `{printable(name[:80])}` are in another file", hint=_HINT)
+                raise UsageError(f"the data of `{printable(name[:80])}` is in another file", hint=_HINT)

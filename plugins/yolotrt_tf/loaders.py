@@ -1,4 +1,4 @@
-"""Load a TensorFlow model of any format into one shape: what runs it, and what tf2onnx converts."""
+"""Loaders of all TensorFlow formats, for inference and for conversion by tf2onnx."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from yolotrt_tf.formats import NAMES, Format
 from yolotrt_tf.keras_allowlist import refuse_classes
 from yolotrt_tf.operator_allowlist import drop_saver, refuse_operators
 
-# TensorFlow reads these when it is imported; without them it writes to standard error past Python.
+# TensorFlow reads these at import; without them it writes directly to standard error.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Quantization:
-    """How an integer tensor stands for numbers: (integer - zero_point) * scale."""
+    """Quantization of an integer tensor: value = (integer - zero_point) * scale."""
 
     scale: float
     zero_point: int
@@ -52,13 +52,13 @@ class Network:
     """A loaded model.
 
     Attributes:
-        run: images float32 (B, H, W, 3), RGB 0..1, to boxes float32 (B, N, 5 + C); B is 1 where the
-            model is made for one.
-        shape: (batch, height, width) of the input; None is free.
-        input_name, output_name: tensors as tf2onnx wants them.
+        run: images float32 (B, H, W, 3), RGB 0..1, to boxes float32 (B, N, 5 + C); B is 1 for a
+            model with a fixed batch of 1.
+        shape: (batch, height, width) of the input; None where free.
+        input_name, output_name: tensors for tf2onnx.
         graph: the frozen GraphDef, or None for TensorFlow Lite.
         input_quantization, output_quantization: of integer inputs and outputs of TensorFlow Lite.
-        rounded: it computes with 8-bit integers somewhere.
+        rounded: whether it computes with 8-bit integers.
     """
 
     run: Callable[[NDArray[np.float32]], NDArray[np.float32]]
@@ -75,7 +75,7 @@ def load(path: Path, form: Format, options: TfOptions) -> Network:
     """Load a model with TensorFlow.
 
     Raises:
-        UsageError: it cannot be read, could run more than a network, or does not take one float
+        UsageError: it cannot be read, contains operators that are not allowed, or does not map one float
             image (batch, height, width, 3) to one float tensor.
     """
     readers: Mapping[Format, Callable[[Path, TfOptions], Network]] = {
@@ -91,10 +91,10 @@ def load(path: Path, form: Format, options: TfOptions) -> Network:
         return readers[form](path, options)
     except UsageError:
         raise
-    except Exception as err:  # TensorFlow, Keras, protobuf and HDF5 each raise their own
+    except Exception as err:  # TensorFlow, Keras, protobuf and HDF5 have no common exception base
         raise UsageError(
             f"`{path}` looks like a {NAMES[form]}, but TensorFlow cannot load it: {first_line(err)}",
-            hint="the file may be damaged: save or copy it again",
+            hint="the file may be corrupted: save or copy it again",
         ) from err
 
 
@@ -103,14 +103,14 @@ def _saved_model(path: Path, options: TfOptions) -> Network:
 
     file = path / "saved_model.pb"
     if not file.is_file():
-        raise UsageError(f"`{path}` is a SavedModel as text", hint="save it again as `saved_model.pb`")
+        raise UsageError(f"`{path}` is a SavedModel in text format", hint="save it again as `saved_model.pb`")
     described = saved_model_pb2.SavedModel.FromString(file.read_bytes())
     if len(described.meta_graphs) == 1 and described.meta_graphs[0].HasField("object_graph_def"):
         drop_saver(described.meta_graphs[0])
     for meta in described.meta_graphs:
         refuse_operators(meta.graph_def)
     with tempfile.TemporaryDirectory() as folder:
-        # What is loaded is what was looked at, not what else the folder holds.
+        # Load only the checked files, not other content of the folder.
         (Path(folder) / file.name).write_bytes(described.SerializeToString())
         (Path(folder) / "variables").symlink_to((path / "variables").absolute())
         model = tf.saved_model.load(folder)
@@ -122,15 +122,15 @@ def _saved_model(path: Path, options: TfOptions) -> Network:
     function = model.signatures[options.signature]
     _, inputs = function.structured_input_signature
     outputs = function.structured_outputs
-    given = _one("input", options.input, {name: (s.shape, s.dtype) for name, s in inputs.items()})
-    wanted = _one("output", options.output, {name: (t.shape, t.dtype) for name, t in outputs.items()})
+    source = _select("input", options.input, {name: (s.shape, s.dtype) for name, s in inputs.items()})
+    target = _select("output", options.output, {name: (t.shape, t.dtype) for name, t in outputs.items()})
     if len(inputs) > 1:
-        raise UsageError(f"the signature needs {len(inputs)} inputs: {_listed(inputs)}; expected one, the image")
+        raise UsageError(f"the signature needs {len(inputs)} inputs: {_format_names(inputs)}; expected one, the image")
 
     def run(images: NDArray[np.float32]) -> NDArray[np.float32]:
-        return _boxes(model.signatures[options.signature](**{given: tf.constant(images)})[wanted].numpy())
+        return _to_boxes(model.signatures[options.signature](**{source: tf.constant(images)})[target].numpy())
 
-    return _frozen(function, run, list(outputs).index(wanted))
+    return _freeze(function, run, list(outputs).index(target))
 
 
 def _keras(path: Path, options: TfOptions) -> Network:
@@ -138,23 +138,23 @@ def _keras(path: Path, options: TfOptions) -> Network:
 
     if keras.backend.backend() != "tensorflow":
         raise UsageError(
-            f"Keras runs on `{keras.backend.backend()}` here; expected TensorFlow", hint="unset KERAS_BACKEND"
+            f"Keras uses the backend `{keras.backend.backend()}`, expected `tensorflow`", hint="unset KERAS_BACKEND"
         )
-    # Safe mode once more keeps Python code in the file from being run.
+    # Safe mode additionally blocks Python code in the file.
     model = keras.models.load_model(str(path), compile=False, safe_mode=True)
     inputs = {t.name: (t.shape, t.dtype) for t in model.inputs}
     outputs = {t.name: (t.shape, t.dtype) for t in model.outputs}
-    _one("input", options.input, inputs)
-    wanted = list(outputs).index(_one("output", options.output, outputs))
+    _select("input", options.input, inputs)
+    target = list(outputs).index(_select("output", options.output, outputs))
     if len(inputs) > 1:
-        raise UsageError(f"the model needs {len(inputs)} inputs: {_listed(inputs)}; expected one, the image")
+        raise UsageError(f"the model needs {len(inputs)} inputs: {_format_names(inputs)}; expected one, the image")
 
     def answer(images: Any) -> Any:
         found = model(images, training=False)
-        return found if len(outputs) == 1 else tf.nest.flatten(found)[wanted]
+        return found if len(outputs) == 1 else tf.nest.flatten(found)[target]
 
     function = tf.function(answer).get_concrete_function(tf.TensorSpec(model.inputs[0].shape, tf.float32, "images"))
-    return _frozen(function, lambda images: _boxes(np.asarray(answer(tf.constant(images)))), 0)
+    return _freeze(function, lambda images: _to_boxes(np.asarray(answer(tf.constant(images)))), 0)
 
 
 def _graph_def(path: Path, options: TfOptions) -> Network:
@@ -163,7 +163,7 @@ def _graph_def(path: Path, options: TfOptions) -> Network:
     graph = graph_pb2.GraphDef.FromString(path.read_bytes())
     refuse_operators(graph)
     if any(node.op in ("VariableV2", "VarHandleOp") for node in graph.node):
-        raise UsageError(f"`{path}` has variables without values", hint="freeze the graph, or pass its SavedModel")
+        raise UsageError(f"`{path}` contains variables", hint="freeze the graph, or pass its SavedModel")
     read = {name.lstrip("^").partition(":")[0] for node in graph.node for name in node.input}
     inputs = [f"{node.name}:0" for node in graph.node if node.op == "Placeholder"]
     silent = ("Const", "NoOp", "Assert", "Placeholder")
@@ -174,22 +174,22 @@ def _graph_def(path: Path, options: TfOptions) -> Network:
     def shapes(names: Sequence[str]) -> dict[str, tuple[Any, Any]]:
         return {name.removesuffix(":0"): (tensors[name].shape, tensors[name].dtype) for name in names}
 
-    given = tensors[_one("input", options.input, shapes(inputs)) + ":0"]
-    wanted = tensors[_one("output", options.output, shapes(outputs)) + ":0"]
-    function = everything.prune(given, wanted)
+    source = tensors[_select("input", options.input, shapes(inputs)) + ":0"]
+    target = tensors[_select("output", options.output, shapes(outputs)) + ":0"]
+    function = everything.prune(source, target)
     return Network(
-        lambda images: _boxes(function(tf.constant(images)).numpy()),
-        _image_shape(given.name, given.shape),
-        given.name,
-        wanted.name,
+        lambda images: _to_boxes(function(tf.constant(images)).numpy()),
+        _image_shape(source.name, source.shape),
+        source.name,
+        target.name,
         graph,
     )
 
 
-def _refuse_unfit_lite(path: Path) -> None:
-    """Walk a TensorFlow Lite file in Python: the interpreter trusts its offsets, and would crash the process.
+def _refuse_invalid_tflite(path: Path) -> None:
+    """Check a TensorFlow Lite file in Python: the interpreter trusts its offsets, so invalid ones crash the process.
 
-    TensorFlow's own operators, and those of others, come as custom ones.
+    TensorFlow operators and third-party ones appear as custom operators.
     """
     from tf2onnx.tflite.Model import Model
 
@@ -199,7 +199,7 @@ def _refuse_unfit_lite(path: Path) -> None:
         code.BuiltinCode()
         if code.CustomCode():
             raise UsageError(
-                "expected only TensorFlow Lite's own operators, found "
+                "expected only TensorFlow Lite's builtin operators, found "
                 f"`{printable(code.CustomCode()[:80].decode(errors='replace'))}`; nothing was run",
                 hint="convert the model with `tf.lite.OpsSet.TFLITE_BUILTINS` alone",
             )
@@ -217,47 +217,49 @@ def _refuse_unfit_lite(path: Path) -> None:
             operator.BuiltinOptions()
             used += [operator.InputsAsNumpy(), operator.OutputsAsNumpy()]
         if any(np.max(tensors_of, initial=-1) >= tensors for tensors_of in used):
-            raise ValueError("an operator reads a tensor that is not there")
+            raise ValueError("an operator reads a missing tensor")
     if not model.SubgraphsLength():
-        raise ValueError("it holds no graph")
+        raise ValueError("it contains no graph")
 
 
 def _tflite(path: Path, options: TfOptions) -> Network:
-    _refuse_unfit_lite(path)
-    # The plain kernels: the default delegate announces itself on standard error, past Python.
+    _refuse_invalid_tflite(path)
+    # No default delegate: it writes directly to standard error.
     resolver = tf.lite.experimental.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
     interpreter = tf.lite.Interpreter(str(path), experimental_op_resolver_type=resolver)
     inputs = {d["name"]: d for d in interpreter.get_input_details()}
     outputs = {d["name"]: d for d in interpreter.get_output_details()}
-    given = inputs[_one("input", options.input, {n: _lite_tensor(d) for n, d in inputs.items()}, quantized=True)]
-    wanted = outputs[_one("output", options.output, {n: _lite_tensor(d) for n, d in outputs.items()}, quantized=True)]
+    source = inputs[_select("input", options.input, {n: _lite_tensor(d) for n, d in inputs.items()}, quantized=True)]
+    target = outputs[
+        _select("output", options.output, {n: _lite_tensor(d) for n, d in outputs.items()}, quantized=True)
+    ]
     if len(inputs) > 1:
-        raise UsageError(f"the model needs {len(inputs)} inputs: {_listed(inputs)}; expected one, the image")
-    into, out_of = _quantization(given), _quantization(wanted)
+        raise UsageError(f"the model needs {len(inputs)} inputs: {_format_names(inputs)}; expected one, the image")
+    into, out_of = _quantization(source), _quantization(target)
 
     def run(images: NDArray[np.float32]) -> NDArray[np.float32]:
-        if tuple(given["shape"]) != images.shape:
-            interpreter.resize_tensor_input(given["index"], images.shape)
+        if tuple(source["shape"]) != images.shape:
+            interpreter.resize_tensor_input(source["index"], images.shape)
         interpreter.allocate_tensors()
-        interpreter.set_tensor(given["index"], images if into is None else into.quantize(images))
+        interpreter.set_tensor(source["index"], images if into is None else into.quantize(images))
         interpreter.invoke()
-        found = interpreter.get_tensor(wanted["index"])
-        return _boxes(found if out_of is None else out_of.dequantize(found))
+        found = interpreter.get_tensor(target["index"])
+        return _to_boxes(found if out_of is None else out_of.dequantize(found))
 
-    shape = _image_shape(given["name"], tf.TensorShape([None if n < 0 else int(n) for n in given["shape_signature"]]))
+    shape = _image_shape(source["name"], tf.TensorShape([None if n < 0 else int(n) for n in source["shape_signature"]]))
     rounded = any(d["dtype"] in (np.int8, np.uint8) for d in interpreter.get_tensor_details())
-    return Network(run, shape, given["name"], wanted["name"], None, into, out_of, rounded)
+    return Network(run, shape, source["name"], target["name"], None, into, out_of, rounded)
 
 
-def _frozen(function: Any, run: Callable[[NDArray[np.float32]], NDArray[np.float32]], output: int) -> Network:
+def _freeze(function: Any, run: Callable[[NDArray[np.float32]], NDArray[np.float32]], output: int) -> Network:
     frozen = convert_variables_to_constants_v2(function)
     entry, leave = frozen.inputs[0], frozen.outputs[output]
     graph = frozen.graph.as_graph_def()
     return Network(run, _image_shape(entry.name, entry.shape), entry.name, leave.name, graph)
 
 
-def _one(kind: str, named: str | None, tensors: Mapping[str, tuple[Any, Any]], quantized: bool = False) -> str:
-    """Return the tensor to use: the named one, or the only one that can be an image or boxes."""
+def _select(kind: str, named: str | None, tensors: Mapping[str, tuple[Any, Any]], quantized: bool = False) -> str:
+    """Return the tensor to use: the named one, or the only candidate for the image or boxes."""
     rank = 4 if kind == "input" else 3
     types = (tf.float32, tf.uint8, tf.int8) if quantized else (tf.float32,)
     if named is not None:
@@ -270,10 +272,12 @@ def _one(kind: str, named: str | None, tensors: Mapping[str, tuple[Any, Any]], q
         if tf.as_dtype(dtype) in types and tf.TensorShape(shape).rank in (rank, None)
     ]
     if len(fitting) != 1:
-        wanted = "image (batch, height, width, 3)" if kind == "input" else "tensor of boxes (batch, rows, 5 + classes)"
+        expected = (
+            "image (batch, height, width, 3)" if kind == "input" else "tensor of boxes (batch, rows, 5 + classes)"
+        )
         shown = ", ".join(f"`{n}` {tf.TensorShape(s)} {tf.as_dtype(d).name}" for n, (s, d) in tensors.items()) or "none"
         hint = f"choose one with `--tf-{kind} NAME`" if len(fitting) > 1 else None
-        raise UsageError(f"expected one {kind} that is a float {wanted}, found {shown}", hint=hint)
+        raise UsageError(f"expected one {kind} that is a float {expected}, found {shown}", hint=hint)
     return fitting[0]
 
 
@@ -286,7 +290,7 @@ def _image_shape(name: str, shape: Any) -> tuple[int | None, int | None, int | N
     return (sizes[0], sizes[1], sizes[2])
 
 
-def _boxes(found: NDArray[Any]) -> NDArray[np.float32]:
+def _to_boxes(found: NDArray[Any]) -> NDArray[np.float32]:
     return found.astype(np.float32, copy=False)
 
 
@@ -303,5 +307,5 @@ def _quantization(detail: Mapping[str, Any]) -> Quantization | None:
     return Quantization(float(scale), int(zero_point), np.dtype(detail["dtype"]))
 
 
-def _listed(names: Iterable[str]) -> str:
+def _format_names(names: Iterable[str]) -> str:
     return ", ".join(f"`{name}`" for name in names)

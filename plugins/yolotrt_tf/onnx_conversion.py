@@ -1,4 +1,4 @@
-"""A loaded TensorFlow model -> ONNX, through tf2onnx."""
+"""Conversion of a loaded TensorFlow model to ONNX by tf2onnx."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ log = logging.getLogger(__name__)
 def onnx_from_network(
     network: Network, path: Path, shape: tuple[int | None, int, int], opset: int, layout: Layout
 ) -> ModelProto:
-    """Convert with images as (B, 3, H, W), so that the input costs no transposition, or as TensorFlow has them.
+    """Convert with images as (B, 3, H, W), without an input transposition, or in TensorFlow's layout.
 
     Args:
         path: the model's file, for TensorFlow Lite.
-        shape: (batch, height, width); a free batch is None. TensorFlow Lite keeps its own batch.
+        shape: (batch, height, width); None is a free batch. TensorFlow Lite keeps its batch.
         layout: of the images.
 
     Returns:
-        Input `images`, output `output0`, both of the types the model has.
+        Input `images`, output `output0`, with the model's types.
 
     Raises:
-        StageError: tf2onnx fails, or leaves an operator that ONNX does not have.
+        StageError: tf2onnx failed, or left an operator without ONNX equivalent.
     """
-    # tf2onnx numbers the names it makes from here; without this the bytes depend on what ran before.
+    # Reset tf2onnx's name counter; otherwise the bytes depend on earlier conversions.
     utils.INTERNAL_NAME = 1
     planar = [network.input_name] if layout == "nchw" else []
     try:
@@ -55,9 +55,9 @@ def onnx_from_network(
                 inputs_as_nchw=planar,
                 opset=opset,
             )
-    except Exception as err:  # tf2onnx raises whatever its handlers and TensorFlow do
+    except Exception as err:  # tf2onnx has no exception base
         raise StageError(
-            f"tf2onnx could not convert the model at opset {opset}: {type(err).__name__}: {first_line(err)}",
+            f"tf2onnx cannot convert the model at opset {opset}: {type(err).__name__}: {first_line(err)}",
             hint="try another `--tf-opset`, or another format of the model",
         ) from err
     _refuse_foreign(model)
@@ -69,10 +69,10 @@ def _with_shape(network: Network, shape: tuple[int | None, int, int]) -> Any:
     graph.CopyFrom(network.graph)
     entry = network.input_name.partition(":")[0]
     for node in graph.node:
-        node.attr.pop("_output_shapes", None)  # what TensorFlow noted for the shape the model was saved with
+        node.attr.pop("_output_shapes", None)  # TensorFlow's record of the saved shape
         if node.name == entry:
-            wanted = tf.TensorShape([shape[0], shape[1], shape[2], 3])
-            node.attr["shape"].shape.CopyFrom(wanted.as_proto())
+            fixed = tf.TensorShape([shape[0], shape[1], shape[2], 3])
+            node.attr["shape"].shape.CopyFrom(fixed.as_proto())
     return graph
 
 
@@ -90,7 +90,7 @@ def _from_tflite(network: Network, path: Path, opset: int, planar: list[str]) ->
 
 @contextlib.contextmanager
 def _native_errors_logged() -> Iterator[None]:
-    """Send to our log what TensorFlow Lite's library writes: tf2onnx has it announce a delegate."""
+    """Redirect native output of TensorFlow Lite, run by tf2onnx, to our log."""
     with tempfile.TemporaryFile() as file:
         try:
             kept = os.dup(2)
@@ -113,6 +113,6 @@ def _refuse_foreign(model: ModelProto) -> None:
     foreign = sorted({n.op_type for n in model.graph.node if not onnx.defs.has(n.op_type, version, n.domain)})
     if foreign:
         raise StageError(
-            f"tf2onnx has no ONNX for the operators {', '.join(f'`{name}`' for name in foreign)}",
+            f"tf2onnx cannot convert the operators {', '.join(f'`{name}`' for name in foreign)}",
             hint="save the network without pre- and postprocessing (no decoding of files, no NMS)",
         )

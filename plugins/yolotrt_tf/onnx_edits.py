@@ -1,4 +1,4 @@
-"""Change what tf2onnx wrote in ways that only TensorFlow's models need: integer inputs and outputs, another batch."""
+"""Edits of tf2onnx's graphs: integer inputs and outputs, another batch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from yolotrt_core.export.onnx_normalize import rename_tensors, set_dim
 
 
 def quantize_input(model: ModelProto, scale: float, zero_point: int) -> None:
-    """Give a graph whose `images` is an integer tensor a float32 one that is rounded to it."""
+    """Replace the integer input `images` by a float32 one that is quantized to it."""
     value = model.graph.input[0]
     element = value.type.tensor_type.elem_type
     _add_weights(model, "images", scale, zero_point, element)
@@ -25,7 +25,7 @@ def quantize_input(model: ModelProto, scale: float, zero_point: int) -> None:
 
 
 def dequantize_output(model: ModelProto, scale: float, zero_point: int) -> None:
-    """Turn an integer `output0` into float32."""
+    """Dequantize an integer `output0` to float32."""
     value = model.graph.output[0]
     _add_weights(model, "output0", scale, zero_point, value.type.tensor_type.elem_type)
     rename_tensors(model, {"output0": "output0_quantized"})
@@ -39,17 +39,17 @@ def dequantize_output(model: ModelProto, scale: float, zero_point: int) -> None:
 
 
 def has_zero_points(model: ModelProto) -> bool:
-    """Say whether an activation is rounded to integers of which 0 does not stand for 0."""
+    """Check whether a quantized activation has a nonzero zero point."""
     weights = {weight.name: weight for weight in model.graph.initializer}
     zeros = {node.input[2] for node in model.graph.node if node.op_type == "QuantizeLinear" and len(node.input) > 2}
     return any(numpy_helper.to_array(weights[name]).any() for name in zeros if name in weights)
 
 
 def drop_rounding(model: ModelProto) -> None:
-    """Take the 8-bit integers out: activations are no longer rounded, weights become the floats they stand for."""
+    """Remove the 8-bit integers: activations are not rounded, weights are dequantized."""
     graph = model.graph
     weights = {weight.name: weight for weight in graph.initializer}
-    origin: dict[str, str] = {}  # what a tensor is without the rounding
+    origin: dict[str, str] = {}  # tensor to its unrounded source
     kept = []
     for node in graph.node:
         for position, name in enumerate(node.input):
@@ -67,7 +67,7 @@ def drop_rounding(model: ModelProto) -> None:
     del graph.node[:]
     graph.node.extend(kept)
     for value in graph.output:
-        if value.name in origin:  # the output was one of the integers
+        if value.name in origin:  # the output was an integer tensor
             rename_tensors(model, {origin[value.name]: value.name})
 
 
@@ -84,11 +84,11 @@ def _add_weights(model: ModelProto, name: str, scale: float, zero_point: int, el
     model.graph.initializer.append(numpy_helper.from_array(np.array(zero_point, dtype), f"{name}_zero"))
 
 
-def set_batch(model: ModelProto, batch: int | str, made_for: int) -> None:
-    """Give a graph made for so many images another batch, or a free one.
+def set_batch(model: ModelProto, batch: int | str, fixed_batch: int) -> None:
+    """Change a graph's fixed batch to another, or a free one.
 
     Raises:
-        StageError: the graph's shapes do not follow from its input's.
+        StageError: the graph's shapes do not depend on its input's.
     """
     graph = model.graph
     constants = {w.name: w for w in graph.initializer}
@@ -96,8 +96,8 @@ def set_batch(model: ModelProto, batch: int | str, made_for: int) -> None:
         shape = constants.get(node.input[1]) if node.op_type == "Reshape" else None
         if shape is not None and not node.attribute:
             sizes = numpy_helper.to_array(shape).copy()
-            if len(sizes) > 1 and sizes[0] == made_for and 0 not in sizes:
-                sizes[0] = 0  # as many as the input has
+            if len(sizes) > 1 and sizes[0] == fixed_batch and 0 not in sizes:
+                sizes[0] = 0  # as in the input
                 node.input[1] = f"{shape.name}_batch"
                 if node.input[1] not in constants:
                     constants[node.input[1]] = numpy_helper.from_array(sizes, node.input[1])
@@ -109,6 +109,6 @@ def set_batch(model: ModelProto, batch: int | str, made_for: int) -> None:
         onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
     except onnx.shape_inference.InferenceError as err:
         raise StageError(
-            f"the model is made for batches of {made_for} only: {' '.join(str(err).split())[:200]}",
-            hint=f"build with `--batch {made_for}`, or save the model with a free batch",
+            f"the model supports only batches of {fixed_batch}: {' '.join(str(err).split())[:200]}",
+            hint=f"build with `--batch {fixed_batch}`, or save the model with a free batch",
         ) from err

@@ -1,7 +1,7 @@
-"""Which operators a TensorFlow model may hold: those that only compute.
+"""Allowed operators of TensorFlow models: those that only compute.
 
-A model that holds another one is refused before TensorFlow sees it. Checking when it is run would be too late:
-TensorFlow evaluates constant parts of a graph, `ReadFile` of a fixed name among them, while it imports the graph.
+Other models are refused before TensorFlow loads them. A later check would be too late: while importing a graph,
+TensorFlow evaluates constant parts, including `ReadFile` of a fixed name.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import Any
 from yolotrt_core.console.text import printable
 from yolotrt_core.errors import UsageError
 
-# What tf2onnx 1.17 converts (its handlers in tf2onnx/onnx_opset) and what TensorFlow 2.21 wraps it in, without the
-# operators on text, tables, queues and input pipelines. Function names are no operators here: functions are called
-# through `PartitionedCall` and the like, and each is checked itself.
+# Operators that tf2onnx 1.17 converts (its handlers in tf2onnx/onnx_opset) and TensorFlow 2.21's structure operators,
+# without those on strings, tables, queues and input pipelines. Function names are not included: functions are called
+# through `PartitionedCall` and similar operators, and each is checked itself.
 _STRUCTURE = """
     Assert Case Const ControlTrigger Enter Exit Identity IdentityN If LoopCond Merge NextIteration NoOp PartitionedCall
     Placeholder PlaceholderV2 PlaceholderWithDefault PreventGradient StatefulPartitionedCall StatelessCase StatelessIf
@@ -55,7 +55,7 @@ _SHAPES = """
     StridedSliceGrad TensorScatterAdd TensorScatterMax TensorScatterMin TensorScatterSub TensorScatterUpdate Tile TopK
     TopKV2 Transpose Unique UniqueV2 UniqueWithCounts Unpack UnravelIndex Where ZerosLike
 """
-# Chosen boxes, noise that only training adds, and the lists that loops fill.
+# Box selection, noise that only training adds, and lists of loops.
 _OTHERS = """
     CombinedNonMaxSuppression EmptyTensorList Multinomial NonMaxSuppression NonMaxSuppressionV2 NonMaxSuppressionV3
     NonMaxSuppressionV4 NonMaxSuppressionV5 RandomShuffle RandomStandardNormal RandomUniform RandomUniformInt
@@ -68,9 +68,9 @@ ALLOWED = frozenset(" ".join((_STRUCTURE, _VARIABLES, _NETWORK, _ARITHMETIC, _SH
 
 
 def refuse_operators(graph: Any) -> None:
-    """Refuse a GraphDef that holds, in itself or in a function of its library, an operator that is not in `ALLOWED`.
+    """Refuse a GraphDef with an operator that is not in `ALLOWED`, in the graph or a function of its library.
 
-    Functions that nothing seems to call count too: TensorFlow finds some by an attribute, not by a call.
+    Includes functions that are not called: TensorFlow finds some by an attribute.
 
     Raises:
         UsageError: names the operator and its node.
@@ -84,18 +84,17 @@ def _refuse(nodes: Iterable[Any], where: str) -> None:
     for node in nodes:
         if node.op not in ALLOWED:
             raise UsageError(
-                f"the model could do more than compute: expected only operators of a network, found "
+                f"the model contains an operator that is not allowed: expected only network operators, found "
                 f"`{_short(node.op)}` (node `{_short(node.name)}` of {where}); nothing was run",
-                hint="save the network alone: no files, tables, texts, printing, input pipelines or Python functions",
+                hint="save the network alone: no files, tables, strings, printing, input pipelines or Python functions",
             )
 
 
 def drop_saver(meta: Any) -> None:
-    """Take the functions that save and restore variables out of a MetaGraphDef of TensorFlow 2, in place.
+    """Remove the functions that save and restore variables from a MetaGraphDef of TensorFlow 2, in place.
 
-    They write and read files. Only programs in other languages call them: TensorFlow's loader in Python reads
-    `variables/` by itself, and never runs the nodes beside the functions. Should the model itself call one,
-    loading it fails, since the function is gone.
+    They write and read files. Python does not need them: TensorFlow's loader reads `variables/` itself. If the model
+    calls one, loading fails.
     """
     saver = {meta.saver_def.save_tensor_name.partition(":")[0], meta.saver_def.restore_op_name}
     calls = [node for node in meta.graph_def.node if node.name in saver]

@@ -12,30 +12,28 @@ from yolotrt_core.types import Layout
 
 @dataclass(frozen=True, slots=True)
 class TfOptions:
-    """How a TensorFlow model is read, and how the ONNX is written."""
+    """Reading of a TensorFlow model, and conversion to ONNX."""
 
     opset: int = option(17, help="ONNX operator set", minimum=13, maximum=18)
     names: Path | None = option(
         None,
-        help="Class names: a text file with one a line, or YAML with `names`; default those in the model, else numbers",
+        help="Class names: a text file with one per line, or YAML with `names`; default: from the model, else numbers",
     )
     signature: str = option("serving_default", help="Signature of a SavedModel")
-    input: str | None = option(None, help="Name of the image input; default the only one")
-    output: str | None = option(None, help="Name of the box output; default the only one")
+    input: str | None = option(None, help="Name of the image input; default: the only one")
+    output: str | None = option(None, help="Name of the box output; default: the only one")
     rows: Literal["auto", "anchor", "cell"] = option(
-        "auto", help="Order of the output's rows within a level: anchor, y, x or y, x, anchor; `auto` finds it"
+        "auto", help="Order of the output's rows within a level: anchor, y, x or y, x, anchor; `auto` detects it"
     )
     units: Literal["auto", "pixels", "normalised"] = option(
-        "auto", help="Units of the output's boxes; `normalised` is by width and height; `auto` finds them"
+        "auto", help="Units of the output's boxes; `normalised` is relative to the image size; `auto` detects them"
     )
     layout: Layout = option(
-        "nchw", help="Input of the ONNX: nchw (B, 3, H, W), or nhwc (B, H, W, 3) as TensorFlow has it"
+        "nchw", help="Input layout of the ONNX: nchw (B, 3, H, W), or nhwc (B, H, W, 3) as in TensorFlow"
     )
-    strides: str | None = option(
-        None, help="Pixels per cell of each level in the rows' order, as 8,16,32; default found"
-    )
+    strides: str | None = option(None, help="Strides of the levels in the rows' order, e.g. 8,16,32; default: detected")
     quantized: Literal["keep", "float"] = option(
         "keep",
-        help="An int8 TensorFlow Lite file as Q/DQ nodes, or with its weights as floats and no other rounding "
-        "(TensorRT takes no zero points, so there only `float` builds)",
+        help="Conversion of int8 TensorFlow Lite files; keep: Q/DQ nodes; float: float weights without activation "
+        "rounding, required by TensorRT for files with zero points",
     )

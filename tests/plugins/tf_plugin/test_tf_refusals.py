@@ -196,8 +196,8 @@ def test_weights_in_other_files_are_not_read(models: Path, tmp_path: Path) -> No
     with h5py.File(path, "r+") as file:
         del file["model_weights"]
         file["model_weights"] = h5py.ExternalLink(str(models / "toy.h5"), "model_weights")
-    assert "`model_weights` of the file leads elsewhere" in refused(path, tmp_path).message
+    assert "`model_weights` of the file is an external link" in refused(path, tmp_path).message
     with h5py.File(path, "r+") as file:
         del file["model_weights"]
         file.create_dataset("model_weights", (1,), "f4", external=[(str(tmp_path / "toy.bin"), 0, 4)])
-    assert "`model_weights` are in another file" in refused(path, tmp_path).message
+    assert "`model_weights` is in another file" in refused(path, tmp_path).message
