@@ -39,7 +39,7 @@ def _rows() -> Iterator[tuple[str, str, str, dict[str, dict[str, str]]]]:
             yield f"int8, {shown}, head {head}", "int8", name, flags
     for name in ("minmax", "percentile", "mse"):
         yield f"fp8, {name}", "fp8", name, {}
-    yield "fp8, minmax, one scale for all weights of a layer", "fp8", "minmax", {"fp8": {"weights": "tensor"}}
+    yield "fp8, minmax, one weight scale per layer", "fp8", "minmax", {"fp8": {"weights": "tensor"}}
 
 
 def main() -> None:

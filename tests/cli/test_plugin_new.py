@@ -62,7 +62,7 @@ def test_the_guide_s_first_commands_run(warm: Path, tmp_path: Path) -> None:
     for module in ("onnxruntime", "cv2"):
         pytest.importorskip(module, reason="builds and runs a model (extra `cpu`)")
     guide = (ROOT / "plugins" / "README.md").read_text()
-    commands = shown_commands(guide.partition("## A plugin in ten minutes")[2])
+    commands = shown_commands(guide.partition("## Write a plugin in ten minutes")[2])
     assert [command[0] for command in commands[:3]] == ["yolotrt", "cd", "pip"]
     done = _run(runnable(commands[0]), tmp_path, tmp_path)
     assert done.returncode == 0, done.stderr

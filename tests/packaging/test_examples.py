@@ -195,7 +195,7 @@ def test_a_calibrator_is_swapped_in_by_name(environment: Environment, data: Path
 
 @pytest.mark.slow
 def test_a_bundle_is_built_and_a_head_decoded(environment: Environment) -> None:
-    """The exporter chooses itself by content; the postprocessor decodes what the built-in `onnx` exporter hands on."""
+    """The exporter chooses itself by content; the postprocessor decodes the output of the built-in `onnx` exporter."""
     make = """
 import json, sys, zipfile
 from pathlib import Path
