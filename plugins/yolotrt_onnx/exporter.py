@@ -259,7 +259,7 @@ def _labels(model: ModelProto, path: Path, answer: NDArray[np.float32], options:
         log.warning("the file has no names for its %d classes: numbering them; %s", classes, hint)
         return numbered_labels(classes)
     if classes is not None and len(names) != classes:
-        raise UsageError(f"the file has {classes} classes, but {where} has {len(names)} names", hint=hint)
+        raise UsageError(f"the file has {classes} classes, but {where} has names for {len(names)}", hint=hint)
     return names
 
 

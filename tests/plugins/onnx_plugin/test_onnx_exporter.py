@@ -219,7 +219,7 @@ def test_names(toy_yolo: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture)
         assert export(toy, tmp_path).labels == ("class0", "class1", "class2")
     assert "--onnx-names" in caplog.text
     helper.set_model_props(toy, {"names": "['a', 'b']"})
-    assert "has 3 classes, but the metadata of `given.onnx` has 2 names" in refused(toy, tmp_path).message
+    assert "has 3 classes, but the metadata of `given.onnx` has names for 2" in refused(toy, tmp_path).message
     file = tmp_path / "names.txt"
     file.write_text("x\ny\nz\n")
     assert export(toy, tmp_path, names=file).labels == ("x", "y", "z")
