@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from yolotrt_core.api import Detector, Engine, build
     from yolotrt_core.errors import YolotrtError
     from yolotrt_core.media.frames import Nv12Frame
-    from yolotrt_core.pipeline.settings import BuildSettings
+    from yolotrt_core.pipeline.build_options import BuildSettings
     from yolotrt_core.types import Detections, Selection
 
 # Imported on first use, so that `import yolotrt_core` alone is fast.

@@ -15,8 +15,8 @@ from yolotrt_core.files.paths import refuse_unwritable, sidecar_path, user_path
 from yolotrt_core.inference.detector import Detector as EngineDetector
 from yolotrt_core.inference.engine_file import read_engine_spec
 from yolotrt_core.inference.input_shapes import shapes_text
+from yolotrt_core.pipeline.build_options import AUTO, BuildSettings, resolve
 from yolotrt_core.pipeline.executor import StepResult
-from yolotrt_core.pipeline.settings import AUTO, BuildSettings, resolve
 from yolotrt_core.pipeline.step import ENGINE_SPEC_FILE
 from yolotrt_core.plugin.options import GivenOptions
 from yolotrt_core.plugin.registered import refuse_unavailable

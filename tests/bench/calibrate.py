@@ -94,7 +94,7 @@ def _peak_mb() -> float:
 
 def _export(weights: Path, folder: Path) -> Path:
     from yolotrt_core.api import build_engine
-    from yolotrt_core.pipeline.settings import BuildSettings
+    from yolotrt_core.pipeline.build_options import BuildSettings
     from yolotrt_core.plugin.registry import Registry
     from yolotrt_core.store.location import open_store
 

@@ -11,7 +11,7 @@ import pytest
 from fake_stages import fake_plugin
 from yolotrt_core.api import build_engine
 from yolotrt_core.export.model_source import sample_path
-from yolotrt_core.pipeline.settings import BuildSettings
+from yolotrt_core.pipeline.build_options import BuildSettings
 from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.store.store import Store
 

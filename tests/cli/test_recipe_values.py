@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from yolotrt_core.cli import build_options, detect
+from yolotrt_core.cli import detect
+from yolotrt_core.cli.recipe import build_settings
 from yolotrt_core.errors import UsageError
-from yolotrt_core.pipeline.settings import BuildSettings
+from yolotrt_core.pipeline.build_options import BuildSettings
 from yolotrt_core.plugin.options import setting_fields
 from yolotrt_core.plugin.registry import Registry
 
@@ -25,7 +26,7 @@ def registry() -> Registry:
 def _settings(registry: Registry, folder: Path, recipe: str, **given: Any) -> BuildSettings:
     path = folder / "recipe.toml"
     path.write_text(recipe)
-    return build_options.build_settings(registry, {**FLAGS, "recipe": str(path), **given})
+    return build_settings(registry, {**FLAGS, "recipe": str(path), **given})
 
 
 @pytest.mark.parametrize("value", ["5", "true", "0.5", "[]", "['fp16']", "{}", "1979-05-27"])

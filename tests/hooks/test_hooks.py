@@ -15,7 +15,7 @@ import pytest
 from fake_layers import LayeredCalibrator
 from fake_stages import FakeBuilder, FakeExporter, FakePass, FakePostprocessor
 from yolotrt_core.api import Engine, build_engine
-from yolotrt_core.pipeline.settings import BuildSettings
+from yolotrt_core.pipeline.build_options import BuildSettings
 from yolotrt_core.plugin import hookspecs
 from yolotrt_core.plugin.registered import KINDS
 from yolotrt_core.plugin.registry import Registry

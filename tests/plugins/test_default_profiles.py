@@ -8,7 +8,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from yolotrt_core.pipeline.settings import BuildSettings, resolve
+from yolotrt_core.pipeline.build_options import BuildSettings, resolve
 from yolotrt_core.plugin.registry import Registry
 
 

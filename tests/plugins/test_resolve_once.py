@@ -16,7 +16,7 @@ import onnx
 import pytest
 
 from yolotrt_core.api import Engine, build_engine
-from yolotrt_core.pipeline.settings import BuildSettings
+from yolotrt_core.pipeline.build_options import BuildSettings
 from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.store.store import Store
 

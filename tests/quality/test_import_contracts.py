@@ -50,13 +50,14 @@ def test_every_package_and_framework_is_under_contract() -> None:
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
     packages = {"yolotrt_core", *(p.name for p in PLUGINS)}
     assert set(settings["root_packages"]) == packages
-    core, plugins, licences, *layers = settings["contracts"]
+    core, plugins, licences, public, *layers = settings["contracts"]
     for importer, _, _ in (line.partition(" -> ") for line in core["ignore_imports"]):
         file = ROOT / f"{importer.replace('.', '/')}.py"
         assert not set(_imports(file, at_top=False)) & FRAMEWORKS, f"{file.name} may name them for type checkers only"
     assert set(core["forbidden_modules"]) == FRAMEWORKS | {p.name for p in PLUGINS}
     assert set(plugins["modules"]) == {p.name for p in PLUGINS}
     assert set(licences["source_modules"]) == packages
+    assert set(public["source_modules"]) == {p.name for p in PLUGINS}
     assert [contract["type"] for contract in layers] == ["layers", "acyclic_siblings"]
     assert layers[0]["exhaustive"]
     assert set(layers[1]["ancestors"]) == packages

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 import invoke
 
-from yolotrt_core.cli.build_options import meant_flag
+from yolotrt_core.cli.recipe import meant_flag
 from yolotrt_core.cli.task_factory import HELP, HELP_ALL, PROGRAMS, RepeatedArgument, error_text, print_help
 from yolotrt_core.console.text import nearest, wrapped
 from yolotrt_core.errors import UsageError

@@ -14,7 +14,7 @@ import invoke
 
 from yolotrt_core.calibration.ranges import ranges_from_json
 from yolotrt_core.calibration.tensorrt_cache import CALIBRATORS, cache_from_ranges, version_number
-from yolotrt_core.cli.build_options import RecipeSettings, StoreSettings, build_groups, build_settings
+from yolotrt_core.cli.recipe import RecipeSettings, StoreSettings, build_groups, build_settings
 from yolotrt_core.cli.stdio import results, show
 from yolotrt_core.cli.tables import print_table
 from yolotrt_core.cli.task_factory import Given, json_option, make_task
@@ -22,8 +22,8 @@ from yolotrt_core.errors import ArtifactError, UsageError
 from yolotrt_core.files.digest import sha256_of
 from yolotrt_core.files.paths import refuse_unwritable
 from yolotrt_core.pipeline import executor
+from yolotrt_core.pipeline.build_options import resolve
 from yolotrt_core.pipeline.plan import plan_build
-from yolotrt_core.pipeline.settings import resolve
 from yolotrt_core.pipeline.step import ENGINE_SPEC_FILE
 from yolotrt_core.plugin.options import option, resolve_settings
 from yolotrt_core.plugin.registry import Registry

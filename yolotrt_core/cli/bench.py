@@ -13,7 +13,7 @@ from typing import Any
 from yolotrt_core.api import Detector
 from yolotrt_core.benchmark.machine import machine_facts
 from yolotrt_core.benchmark.throughput import Candidate, Speed, measure_speed, measure_streams
-from yolotrt_core.cli.build_options import RecipeSettings, build_groups, build_settings, refuse_build_flags
+from yolotrt_core.cli.recipe import RecipeSettings, build_groups, build_settings, refuse_build_flags
 from yolotrt_core.cli.stdio import show
 from yolotrt_core.cli.tables import print_table
 from yolotrt_core.cli.task_factory import Given, json_option, make_task

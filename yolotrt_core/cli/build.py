@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from yolotrt_core.api import Engine, build_engine
-from yolotrt_core.cli.build_options import RecipeSettings, build_groups, build_settings
+from yolotrt_core.cli.recipe import RecipeSettings, build_groups, build_settings
 from yolotrt_core.cli.stdio import show
 from yolotrt_core.cli.task_factory import Given, json_option, make_task
 from yolotrt_core.files.paths import sidecar_path

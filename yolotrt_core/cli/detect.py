@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from yolotrt_core.api import Detector
 from yolotrt_core.cli.argument_checks import camera_hint
-from yolotrt_core.cli.build_options import (
+from yolotrt_core.cli.recipe import (
     RecipeSettings,
     build_groups,
     build_settings,

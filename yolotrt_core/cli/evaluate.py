@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from yolotrt_core.api import Detector
-from yolotrt_core.cli.build_options import RecipeSettings, build_groups, build_settings, refuse_build_flags
+from yolotrt_core.cli.recipe import RecipeSettings, build_groups, build_settings, refuse_build_flags
 from yolotrt_core.cli.stdio import show
 from yolotrt_core.cli.tables import print_table
 from yolotrt_core.cli.task_factory import Given, json_option, make_task
@@ -20,7 +20,7 @@ from yolotrt_core.evaluation.evaluator import SELECTION, Comparison, Evaluation,
 from yolotrt_core.files.paths import existing_path, user_path
 from yolotrt_core.inference.engine_file import read_engine_spec
 from yolotrt_core.inference.rect_detector import RectDetector
-from yolotrt_core.pipeline.settings import BuildSettings, resolve_model
+from yolotrt_core.pipeline.build_options import BuildSettings, resolve_model
 from yolotrt_core.plugin.options import MANY, option, resolve_settings
 from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.serialization import to_json

@@ -33,12 +33,12 @@ def namespace(arguments: Sequence[str] | None = None) -> invoke.Collection:
         artifacts,
         bench,
         build,
-        build_options,
         detect,
         doctor,
         evaluate,
         plugin_new,
         plugins,
+        recipe,
         sensitivity,
     )
     from yolotrt_core.plugin.options import setting_fields
@@ -48,7 +48,7 @@ def namespace(arguments: Sequence[str] | None = None) -> invoke.Collection:
     own += [sensitivity.SensitivitySettings, bench.BenchSettings]
     reserved = [field.flag for settings in own for field in setting_fields(settings)]
     with stdio.results_apart():
-        registry = Registry.discover(reserved_flags=[*build_options.reserved_flags(), *reserved])
+        registry = Registry.discover(reserved_flags=[*recipe.reserved_flags(), *reserved])
         for variable, value in (ENVIRONMENT | registry.environment()).items():
             os.environ.setdefault(variable, value)
     top = invoke.Collection("yolotrt")

@@ -7,14 +7,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from yolotrt_core.cli.build_options import RecipeSettings, build_groups, build_settings
+from yolotrt_core.cli.recipe import RecipeSettings, build_groups, build_settings
 from yolotrt_core.cli.stdio import can_show, show
 from yolotrt_core.cli.tables import print_table
 from yolotrt_core.cli.task_factory import Given, json_option, make_task
 from yolotrt_core.console.text import counted
 from yolotrt_core.errors import UsageError
+from yolotrt_core.pipeline.build_options import AUTO, resolve
 from yolotrt_core.pipeline.plan import plan_build
-from yolotrt_core.pipeline.settings import AUTO, resolve
 from yolotrt_core.plugin.options import option, resolve_settings
 from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.serialization import to_json

@@ -24,8 +24,8 @@ from yolotrt_core.evaluation.evaluator import Evaluator
 from yolotrt_core.evaluation.predictions import predict
 from yolotrt_core.export.model_source import sample_path
 from yolotrt_core.inference.detector import Detector
+from yolotrt_core.pipeline.build_options import BuildSettings, ResolvedBuild
 from yolotrt_core.pipeline.executor import StepResult
-from yolotrt_core.pipeline.settings import BuildSettings, ResolvedBuild
 from yolotrt_core.pipeline.step import ENGINE_SPEC_FILE, SPEC_FILE, Output, Plan
 from yolotrt_core.plugin.options import key_material, option
 from yolotrt_core.plugin.registered import Registered

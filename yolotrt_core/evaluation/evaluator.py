@@ -13,7 +13,7 @@ from yolotrt_core.evaluation.coco_map import Accuracy, Bootstrap, Interval, Scor
 from yolotrt_core.evaluation.predictions import Predictions, predict
 from yolotrt_core.inference.detector import Detector
 from yolotrt_core.inference.rect_detector import RectDetector
-from yolotrt_core.pipeline.settings import BuildSettings, build_request, resolve_model
+from yolotrt_core.pipeline.build_options import BuildSettings, build_request, resolve_model
 from yolotrt_core.plugin.registered import refuse_unavailable
 from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.store.store import Store

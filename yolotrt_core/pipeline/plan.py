@@ -12,7 +12,7 @@ from dataclasses import replace
 from yolotrt_core.calibration.images import ChosenImages
 from yolotrt_core.errors import PluginError, UsageError
 from yolotrt_core.export import parity
-from yolotrt_core.pipeline.settings import ResolvedBuild
+from yolotrt_core.pipeline.build_options import ResolvedBuild
 from yolotrt_core.pipeline.step import SPEC_FILE, Output, Plan, Step
 from yolotrt_core.plugin import options, registered
 from yolotrt_core.plugin.options import GivenOptions

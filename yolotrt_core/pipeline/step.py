@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from yolotrt_core.calibration.images import ChosenImages
-from yolotrt_core.pipeline.settings import ResolvedBuild
+from yolotrt_core.pipeline.build_options import ResolvedBuild
 from yolotrt_core.store.action import PluginIdentity
 from yolotrt_core.types import BuildRequest, Json
 

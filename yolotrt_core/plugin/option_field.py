@@ -122,6 +122,10 @@ class OptionField:
         listed = "|".join(self.choices)
         choices = f"{listed}; " if len(listed) > _WIDEST_CHOICES else ""
         in_unit = f", in {self.unit}" if self.unit and self.default is None else ""
+        if (
+            self.default is None and self.default_text is None and "default" in self.help
+        ):  # which depends on other things
+            return f"{self.help}{in_unit}" + (f" ({listed})" if choices else "")
         return f"{self.help}{in_unit} ({choices}default: {self.shown_default})"
 
 

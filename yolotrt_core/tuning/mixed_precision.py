@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from yolotrt_core.errors import GateError
-from yolotrt_core.pipeline.settings import ResolvedBuild
+from yolotrt_core.pipeline.build_options import ResolvedBuild
 from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.store.store import Store
 from yolotrt_core.tuning.engine_timing import times_ms

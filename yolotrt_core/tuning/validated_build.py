@@ -11,9 +11,9 @@ from yolotrt_core.evaluation import accuracy_gate
 from yolotrt_core.evaluation.accuracy_gate import GateResult
 from yolotrt_core.inference.detector import Detector
 from yolotrt_core.pipeline import executor
+from yolotrt_core.pipeline.build_options import BuildSettings, ResolvedBuild
 from yolotrt_core.pipeline.executor import StepResult
 from yolotrt_core.pipeline.plan import plan_build
-from yolotrt_core.pipeline.settings import BuildSettings, ResolvedBuild
 from yolotrt_core.pipeline.step import ENGINE_SPEC_FILE, Plan
 from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.serialization import from_json

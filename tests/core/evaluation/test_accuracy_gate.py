@@ -20,7 +20,7 @@ from yolotrt_core.api import Detector, Engine, build_engine
 from yolotrt_core.errors import GateError, UsageError
 from yolotrt_core.evaluation.agreement import compare_detections
 from yolotrt_core.evaluation.predictions import predict
-from yolotrt_core.pipeline.settings import BuildSettings
+from yolotrt_core.pipeline.build_options import BuildSettings
 from yolotrt_core.plugin.options import option
 from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.plugin.stages import ONNX_FILE, Availability

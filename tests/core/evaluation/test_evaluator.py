@@ -18,7 +18,7 @@ from yolotrt_core.errors import UsageError
 from yolotrt_core.evaluation.coco_map import Bootstrap
 from yolotrt_core.evaluation.evaluator import SELECTION, Evaluator, open_framework
 from yolotrt_core.evaluation.predictions import predict
-from yolotrt_core.pipeline.settings import BuildSettings, resolve
+from yolotrt_core.pipeline.build_options import BuildSettings, resolve
 from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.plugin.stages import SourceInfo
 from yolotrt_core.store.store import Store

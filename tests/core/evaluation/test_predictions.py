@@ -12,7 +12,7 @@ import pytest
 from fake_layers import RUNS, SIZE, LayeredBuilder, WideBox, layered_stages, write_images, write_model
 from yolotrt_core.evaluation.evaluator import open_framework
 from yolotrt_core.evaluation.predictions import predict
-from yolotrt_core.pipeline.settings import BuildSettings, resolve
+from yolotrt_core.pipeline.build_options import BuildSettings, resolve
 from yolotrt_core.plugin.options import option
 from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.store.code_digest import code_digest

@@ -14,7 +14,7 @@ import pytest
 from fake_stages import RUNS, FakeBuilder, FakeExporter, FakePass, FakePostprocessor, FakeStage, fake_plugin
 from yolotrt_core.api import Engine, build_engine
 from yolotrt_core.errors import GateError, PluginError, StageError, UsageError
-from yolotrt_core.pipeline.settings import BuildSettings
+from yolotrt_core.pipeline.build_options import BuildSettings
 from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.plugin.stages import Calibrator, SourceInfo
 from yolotrt_core.store.store import Store

@@ -17,8 +17,8 @@ from yolotrt_core.api import Engine, build_engine
 from yolotrt_core.errors import ArtifactError, PluginError, StageError, UsageError
 from yolotrt_core.inference.engine_file import read_engine_spec
 from yolotrt_core.pipeline import executor
+from yolotrt_core.pipeline.build_options import BuildSettings, resolve
 from yolotrt_core.pipeline.plan import plan_build
-from yolotrt_core.pipeline.settings import BuildSettings, resolve
 from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.plugin.stages import Availability
 from yolotrt_core.store.store import Store
@@ -310,7 +310,7 @@ def test_an_engine_is_only_read_with_its_own_spec(
     with pytest.raises(UsageError, match="nested too deeply"):
         read_engine_spec(built.path)
     sidecar.unlink()
-    with pytest.raises(UsageError, match="no spec"):
+    with pytest.raises(UsageError, match="missing sidecar"):
         read_engine_spec(built.path)
     with pytest.raises(UsageError, match="no such engine file"):
         read_engine_spec(tmp_path / "none")

@@ -14,7 +14,7 @@ import pytest
 from fake_stages import FakeBuilder, FakeExporter, FakePass, FakePostprocessor, FakeStage, fake_plugin
 from yolotrt_core.api import Engine, build_engine
 from yolotrt_core.errors import StageError
-from yolotrt_core.pipeline.settings import BuildSettings
+from yolotrt_core.pipeline.build_options import BuildSettings
 from yolotrt_core.plugin.registered import OWN_DIST, PluginSource
 from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.plugin.stages import ONNX_FILE, RANGES_FILE, REFERENCE_FILE, Calibrator, OnnxContents

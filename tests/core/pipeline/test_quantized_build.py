@@ -16,7 +16,7 @@ from yolotrt_core.api import Engine, build_engine
 from yolotrt_core.calibration.ranges import ranges_from_json
 from yolotrt_core.calibration.tensorrt_cache import cache_from_ranges, parse_cache
 from yolotrt_core.errors import GateError, UsageError
-from yolotrt_core.pipeline.settings import BuildSettings
+from yolotrt_core.pipeline.build_options import BuildSettings
 from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.store.store import Store
 

@@ -12,7 +12,7 @@ from fake_stages import FakeBuilder, FakePass, FakeStage, fake_plugin
 from yolotrt_core.api import Engine, build_engine
 from yolotrt_core.calibration.ranges import Ranges, write_ranges
 from yolotrt_core.errors import UsageError
-from yolotrt_core.pipeline.settings import BuildSettings
+from yolotrt_core.pipeline.build_options import BuildSettings
 from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.plugin.stages import RANGES_FILE, Calibrator
 from yolotrt_core.store.store import Store

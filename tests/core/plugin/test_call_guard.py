@@ -15,7 +15,7 @@ from fake_stages import FakeBuilder, FakeExporter, FakePass, FakePostprocessor, 
 from yolotrt_core.api import Detector, Engine, build_engine
 from yolotrt_core.cli import doctor, plugins, stdio
 from yolotrt_core.errors import PluginError, StageError
-from yolotrt_core.pipeline.settings import BuildSettings
+from yolotrt_core.pipeline.build_options import BuildSettings
 from yolotrt_core.plugin.options import option
 from yolotrt_core.plugin.registered import OWN_DIST, PluginSource
 from yolotrt_core.plugin.registry import Registry

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from fake_stages import FakeBuilder, FakeExporter, FakePass, fake_plugin
-from yolotrt_core.cli.build_options import CORE_OPTIONS
+from yolotrt_core.cli.recipe import CORE_OPTIONS
 from yolotrt_core.errors import PluginError, UsageError
 from yolotrt_core.plugin.declaration_checks import RESERVED
 from yolotrt_core.plugin.hookspecs import hookimpl

@@ -14,8 +14,8 @@ import fake_layers
 from fake_layers import RUNS, SHARES, SIZE, LayeredBuilder, layered_stages, write_images, write_model
 from yolotrt_core.api import Detector, Engine, build_engine
 from yolotrt_core.errors import GateError, PluginError, StageError, UsageError
+from yolotrt_core.pipeline.build_options import BuildSettings, resolve
 from yolotrt_core.pipeline.plan import plan_build
-from yolotrt_core.pipeline.settings import BuildSettings, resolve
 from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.store.store import Store
 from yolotrt_core.tuning import mixed_precision, sensitivity

@@ -14,7 +14,7 @@ from yolotrt_core.errors import UsageError
 from yolotrt_core.evaluation.accuracy_gate import GateOptions
 from yolotrt_core.export.parity import ParityOptions
 from yolotrt_core.files.paths import user_path
-from yolotrt_core.pipeline.settings import ACCURACY_GATE, BuildSettings
+from yolotrt_core.pipeline.build_options import ACCURACY_GATE, BuildSettings
 from yolotrt_core.plugin.options import OptionField, option, option_fields, resolve_settings, setting_fields
 from yolotrt_core.plugin.registered import KINDS, Registered
 from yolotrt_core.plugin.registry import Registry
