@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import invoke
 
-from yolotrt_core.calibration.ranges import ranges_from_json
 from yolotrt_core.calibration.tensorrt_cache import CALIBRATORS, cache_from_ranges, version_number
 from yolotrt_core.cli.recipe import RecipeSettings, StoreSettings, build_groups, build_settings
 from yolotrt_core.cli.stdio import results, show
@@ -21,9 +20,7 @@ from yolotrt_core.cli.task_factory import Given, json_option, make_task
 from yolotrt_core.errors import ArtifactError, UsageError
 from yolotrt_core.files.digest import sha256_of
 from yolotrt_core.files.paths import refuse_unwritable
-from yolotrt_core.pipeline import executor
 from yolotrt_core.pipeline.build_options import resolve
-from yolotrt_core.pipeline.plan import plan_build
 from yolotrt_core.pipeline.step import ENGINE_SPEC_FILE
 from yolotrt_core.plugin.options import option, resolve_settings
 from yolotrt_core.plugin.registry import Registry
@@ -230,6 +227,9 @@ def _lineage_json(lineage: Lineage) -> dict[str, Json]:
 
 
 def _explain(registry: Registry, given: Given) -> None:
+    from yolotrt_core.pipeline import executor
+    from yolotrt_core.pipeline.plan import plan_build
+
     asked = resolve_settings(ExplainSettings, given)
     store = open_store(asked.store)
     planned = plan_build(resolve(build_settings(registry, given), registry), registry)
@@ -325,6 +325,9 @@ def _report_cell(name: str, value: Json) -> str:
 
 
 def _export(registry: Registry, given: Given) -> None:
+    from yolotrt_core.pipeline import executor
+    from yolotrt_core.pipeline.plan import plan_build
+
     asked = resolve_settings(ExportSettings, given)
     kind, folder = asked.kind, asked.out
     if kind is None:
@@ -371,6 +374,8 @@ def _export(registry: Registry, given: Given) -> None:
 
 def _write_cache(store: Store, record: Record, target: Path, asked: ExportSettings) -> None:
     """Write the ranges of a record as a TensorRT calibration cache."""
+    from yolotrt_core.calibration.ranges import ranges_from_json
+
     if not asked.cache_version:
         raise UsageError(
             "`--kind cache` needs `--cache-version`: TensorRT ignores a cache of another release",

@@ -8,23 +8,23 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from yolotrt_core.api import Detector
-from yolotrt_core.benchmark.machine import machine_facts
-from yolotrt_core.benchmark.throughput import Candidate, Speed, measure_speed, measure_streams
 from yolotrt_core.cli.recipe import RecipeSettings, build_groups, build_settings, refuse_build_flags
 from yolotrt_core.cli.stdio import show
 from yolotrt_core.cli.tables import print_table
 from yolotrt_core.cli.task_factory import Given, json_option, make_task
 from yolotrt_core.errors import UsageError
 from yolotrt_core.files.paths import user_path
-from yolotrt_core.inference.engine_file import read_engine_spec
 from yolotrt_core.plugin.options import MANY, Format, option, resolve_settings
 from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.serialization import to_json
 from yolotrt_core.store.location import open_store
 from yolotrt_core.types import EngineSpec, Json
+
+if TYPE_CHECKING:
+    from yolotrt_core.api import Detector
+    from yolotrt_core.benchmark.throughput import Candidate, Speed
 
 
 def _batches(value: Any) -> tuple[int, ...]:
@@ -76,6 +76,11 @@ def task(registry: Registry) -> Any:
 
 
 def _bench(registry: Registry, given: Given) -> None:
+    from yolotrt_core.api import Detector
+    from yolotrt_core.benchmark.machine import machine_facts
+    from yolotrt_core.benchmark.throughput import measure_speed, measure_streams
+    from yolotrt_core.inference.engine_file import read_engine_spec
+
     refuse_build_flags(given)
     settings = build_settings(registry, given)
     # Timing needs no accuracy gate.
@@ -185,6 +190,8 @@ def _report(
 
 
 def _candidate(name: str, detector: Detector) -> Candidate:
+    from yolotrt_core.benchmark.throughput import Candidate
+
     profiles = detector.spec.profiles
     shape = detector.spec.model.inputs[0].shape
     batch = profiles[0].opt[0] if profiles else int(shape[0])

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from yolotrt_core.api import Engine, build_engine
 from yolotrt_core.cli.recipe import RecipeSettings, build_groups, build_settings
 from yolotrt_core.cli.stdio import show
 from yolotrt_core.cli.task_factory import Given, json_option, make_task
@@ -17,6 +16,9 @@ from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.serialization import to_json
 from yolotrt_core.store.location import open_store
 from yolotrt_core.types import Json
+
+if TYPE_CHECKING:
+    from yolotrt_core.api import Engine
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -32,6 +34,8 @@ class BuildOutput(RecipeSettings):
 
 def task(registry: Registry) -> Any:
     """Make the `build` task."""
+    from yolotrt_core.api import build_engine
+
     summary = (
         "Build an engine from a YOLOv5 model; cached stages are reused.\n\n"
         "Example: build --weights yolov5n.pt --precision fp16"

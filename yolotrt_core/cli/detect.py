@@ -12,9 +12,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from yolotrt_core.api import Detector
 from yolotrt_core.cli.argument_checks import camera_hint
 from yolotrt_core.cli.recipe import (
     RecipeSettings,
@@ -29,19 +28,19 @@ from yolotrt_core.cli.task_factory import Given, json_option, make_task
 from yolotrt_core.console.progress import progress
 from yolotrt_core.console.signals import Interrupt, endable, interruptible
 from yolotrt_core.console.text import counted
-from yolotrt_core.detection import formats
-from yolotrt_core.detection.output_names import Names, number_duplicates
-from yolotrt_core.detection.run import DetectionRun, Summary
 from yolotrt_core.errors import ArtifactError, UsageError
 from yolotrt_core.export.model_source import sample_path
 from yolotrt_core.files.paths import refuse_unwritable
-from yolotrt_core.inference.frame_checks import refuse_selection
 from yolotrt_core.media import inputs
 from yolotrt_core.media.inputs import is_video, redact
 from yolotrt_core.plugin.options import MANY, Format, option, resolve_settings
 from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.store.location import open_store
 from yolotrt_core.types import Selection
+
+if TYPE_CHECKING:
+    from yolotrt_core.api import Detector
+    from yolotrt_core.detection.run import DetectionRun, Summary
 
 _log = logging.getLogger(__name__)
 
@@ -118,6 +117,11 @@ def task(registry: Registry) -> Any:
 
 
 def _detect(registry: Registry, given: Given) -> None:
+    from yolotrt_core.api import Detector
+    from yolotrt_core.detection.output_names import Names
+    from yolotrt_core.detection.run import DetectionRun
+    from yolotrt_core.inference.frame_checks import refuse_selection
+
     refuse_build_flags(given)
     build = build_settings(registry, given)
     settings = resolve_settings(DetectSettings, given, "detect", build.recipe.get("detect"))
@@ -161,6 +165,8 @@ def _recording(source: str, out: Path, *, new: bool) -> Iterator[Path]:
     Args:
         new: make one in `out`, named by the source and the time.
     """
+    from yolotrt_core.detection.output_names import number_duplicates
+
     if not new:
         yield out
         return
@@ -217,6 +223,8 @@ def _files(run: DetectionRun, paths: list[Path], interrupt: Interrupt, max_frame
 
 
 def _report(run: DetectionRun, detector: Detector, settings: DetectSettings, out: Path) -> None:
+    from yolotrt_core.detection import formats
+
     if settings.json and settings.format == "coco":
         show(json.dumps(run.entries, indent=2))
         return

@@ -5,9 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from yolotrt_core.api import Detector
 from yolotrt_core.cli.recipe import RecipeSettings, build_groups, build_settings, refuse_build_flags
 from yolotrt_core.cli.stdio import show
 from yolotrt_core.cli.tables import print_table
@@ -15,18 +14,20 @@ from yolotrt_core.cli.task_factory import Given, json_option, make_task
 from yolotrt_core.console.text import counted, nearest
 from yolotrt_core.datasets import reader
 from yolotrt_core.errors import UsageError
-from yolotrt_core.evaluation.coco_map import Bootstrap, Interval
-from yolotrt_core.evaluation.evaluator import SELECTION, Comparison, Evaluation, Evaluator, open_framework
+from yolotrt_core.evaluation.selection import SELECTION
 from yolotrt_core.files.paths import existing_path, user_path
-from yolotrt_core.inference.engine_file import read_engine_spec
-from yolotrt_core.inference.rect_detector import RectDetector
 from yolotrt_core.pipeline.build_options import BuildSettings, resolve_model
 from yolotrt_core.plugin.options import MANY, option, resolve_settings
 from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.serialization import to_json
 from yolotrt_core.store.location import open_store
-from yolotrt_core.store.store import Store
 from yolotrt_core.types import PRECISIONS, Json, Selection
+
+if TYPE_CHECKING:
+    from yolotrt_core.api import Detector
+    from yolotrt_core.evaluation.coco_map import Interval
+    from yolotrt_core.evaluation.evaluator import Comparison, Evaluation, Evaluator
+    from yolotrt_core.store.store import Store
 
 _MOST_RESAMPLES = 100_000  # more change no fourth digit of an interval, and take hours
 
@@ -77,6 +78,12 @@ def task(registry: Registry) -> Any:
 
 
 def _evaluate(registry: Registry, given: Given) -> None:
+    from yolotrt_core.api import Detector
+    from yolotrt_core.evaluation.coco_map import Bootstrap
+    from yolotrt_core.evaluation.evaluator import Evaluator, open_framework
+    from yolotrt_core.inference.engine_file import read_engine_spec
+    from yolotrt_core.inference.rect_detector import RectDetector
+
     asked = resolve_settings(EvaluateSettings, given)
     if not asked.data:
         raise UsageError("`evaluate` needs labelled images", hint="pass `--data DIR_OR_YAML`")
@@ -121,6 +128,8 @@ def _evaluate(registry: Registry, given: Given) -> None:
 
 def _check_against(registry: Registry, settings: BuildSettings, asked: EvaluateSettings) -> None:
     """Check `--against` before the first engine is built."""
+    from yolotrt_core.inference.engine_file import read_engine_spec
+
     wanted = asked.against
     if not wanted:
         return
@@ -150,6 +159,8 @@ def _check_against(registry: Registry, settings: BuildSettings, asked: EvaluateS
 
 
 def _open_against(settings: BuildSettings, wanted: str, store: Store, registry: Registry) -> Detector:
+    from yolotrt_core.api import Detector
+
     if wanted in PRECISIONS:
         return Detector.open(store=store, registry=registry, settings=replace(settings, precision=wanted))
     settings = replace(settings, weights=None)

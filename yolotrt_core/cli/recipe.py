@@ -11,14 +11,14 @@ from typing import Any
 from yolotrt_core.cli.task_factory import Given, OptionGroup
 from yolotrt_core.console.text import nearest
 from yolotrt_core.errors import UsageError
-from yolotrt_core.evaluation.accuracy_gate import GateOptions
+from yolotrt_core.evaluation.gate_options import GateOptions
 from yolotrt_core.export.parity import ParityOptions
 from yolotrt_core.files.paths import user_path
 from yolotrt_core.pipeline.build_options import ACCURACY_GATE, BuildSettings
 from yolotrt_core.plugin.options import OptionField, option, option_fields, resolve_settings, setting_fields
 from yolotrt_core.plugin.registered import KINDS, Registered
 from yolotrt_core.plugin.registry import Registry
-from yolotrt_core.tuning.sensitivity import SensitivityOptions
+from yolotrt_core.tuning.sensitivity_options import SensitivityOptions
 from yolotrt_core.types import ShapeRange
 
 _ENGINE_SUFFIXES = (".engine", ".plan", ".trt")

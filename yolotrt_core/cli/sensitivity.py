@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from yolotrt_core.cli.recipe import RecipeSettings, build_groups, build_settings
 from yolotrt_core.cli.stdio import can_show, show
@@ -14,13 +14,14 @@ from yolotrt_core.cli.task_factory import Given, json_option, make_task
 from yolotrt_core.console.text import counted
 from yolotrt_core.errors import UsageError
 from yolotrt_core.pipeline.build_options import AUTO, resolve
-from yolotrt_core.pipeline.plan import plan_build
 from yolotrt_core.plugin.options import option, resolve_settings
 from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.serialization import to_json
 from yolotrt_core.store.location import open_store
-from yolotrt_core.tuning.sensitivity import Sensitivity, measure
 from yolotrt_core.types import Json, Precision
+
+if TYPE_CHECKING:
+    from yolotrt_core.tuning.sensitivity import Sensitivity
 
 _BAR = 24
 _SUGGESTED = 4
@@ -49,6 +50,9 @@ def task(registry: Registry) -> Any:
 
 
 def _sensitivity(registry: Registry, given: Given) -> None:
+    from yolotrt_core.pipeline.plan import plan_build
+    from yolotrt_core.tuning.sensitivity import measure
+
     settings, asked = build_settings(registry, given), resolve_settings(SensitivitySettings, given)
     precision: Precision = settings.precision if settings.precision not in (None, AUTO) else "int8"
     settings = replace(settings, precision=precision)

@@ -34,6 +34,10 @@ class OptionGroup:
     title: str
     fields: tuple[OptionField, ...]
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> OptionGroup:
+        """Return itself: it is immutable, and `invoke` copies all tasks at every start."""
+        return self
+
 
 class RepeatedArgument(invoke.Argument):
     """A flag that may be given several times.

@@ -18,16 +18,13 @@ from yolotrt_core.calibration.images import digest_of_images
 from yolotrt_core.console.text import counted
 from yolotrt_core.datasets import dataset, reader
 from yolotrt_core.errors import GateError, UsageError
-from yolotrt_core.evaluation.agreement import compare_detections
-from yolotrt_core.evaluation.coco_map import Bootstrap
-from yolotrt_core.evaluation.evaluator import Evaluator
-from yolotrt_core.evaluation.predictions import predict
+from yolotrt_core.evaluation.gate_options import GateOptions
 from yolotrt_core.export.model_source import sample_path
 from yolotrt_core.inference.detector import Detector
 from yolotrt_core.pipeline.build_options import BuildSettings, ResolvedBuild
 from yolotrt_core.pipeline.executor import StepResult
 from yolotrt_core.pipeline.step import ENGINE_SPEC_FILE, SPEC_FILE, Output, Plan
-from yolotrt_core.plugin.options import key_material, option
+from yolotrt_core.plugin.options import key_material
 from yolotrt_core.plugin.registered import Registered
 from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.plugin.stages import ONNX_FILE, tool_versions
@@ -44,16 +41,6 @@ _FEW_BOXES = 5
 _RESULT_FILE = "gate.json"
 _BUNDLED = "the bundled image"
 _SELECTION = Selection()
-
-
-@dataclass(frozen=True, slots=True)
-class GateOptions:
-    """Limits of the accuracy gate."""
-
-    check: bool = option(True, help="Validate reduced-precision engines against the fp32 model")
-    agreement: float = option(0.8, help="Minimum share of matching boxes", minimum=0.0, maximum=1.0)
-    drift: float = option(0.1, help="Maximum mean score difference of matched boxes", minimum=0.0, maximum=1.0)
-    images: int = option(32, help="Maximum number of images to compare without labels", minimum=1)
 
 
 DEFAULT_MAX_DROP = 0.005
@@ -331,6 +318,9 @@ def _images(
 
 
 def _by_map(case: _Case, labelled: _Labelled, limit: float) -> dict[str, Json]:
+    from yolotrt_core.evaluation.coco_map import Bootstrap
+    from yolotrt_core.evaluation.evaluator import Evaluator
+
     digests = case.planned.resolved.digests
     evaluator = Evaluator(labelled.data, case.store, case.registry, bootstrap=Bootstrap(), digests=digests)
     with tempfile.TemporaryDirectory(prefix="yolotrt-") as folder:
@@ -354,6 +344,9 @@ def _by_map(case: _Case, labelled: _Labelled, limit: float) -> dict[str, Json]:
 
 
 def _by_agreement(case: _Case, files: Sequence[Path], options: GateOptions) -> dict[str, Json]:
+    from yolotrt_core.evaluation.agreement import compare_detections
+    from yolotrt_core.evaluation.predictions import predict
+
     given: Any = {"store": case.store, "registry": case.registry, "digests": case.planned.resolved.digests}
     with tempfile.TemporaryDirectory(prefix="yolotrt-") as folder:
         with case.open_reference(Path(folder)) as detector:

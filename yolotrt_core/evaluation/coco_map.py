@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from yolotrt_core.console.progress import progress
 from yolotrt_core.console.text import counted
 from yolotrt_core.errors import PluginError
+from yolotrt_core.evaluation.selection import MAX_DET
 from yolotrt_core.types import Detections
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 # COCO's 0.50:0.05:0.95; its 300 is ours, as detections are asked for with `max_det` 300.
-MAX_DET = 300
 _BAR_AFTER_S = 2.0  # shorter progress bars only flicker
 # A 95% interval excludes 2.5% of the resamples on each side: one of 40, between two and three of 100.
 MIN_RESAMPLES = 100

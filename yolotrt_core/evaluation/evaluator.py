@@ -11,6 +11,7 @@ from yolotrt_core.errors import UsageError
 from yolotrt_core.evaluation import coco_map
 from yolotrt_core.evaluation.coco_map import Accuracy, Bootstrap, Interval, Scored, Truth
 from yolotrt_core.evaluation.predictions import Predictions, predict
+from yolotrt_core.evaluation.selection import SELECTION
 from yolotrt_core.inference.detector import Detector
 from yolotrt_core.inference.rect_detector import RectDetector
 from yolotrt_core.pipeline.build_options import BuildSettings, build_request, resolve_model
@@ -18,9 +19,6 @@ from yolotrt_core.plugin.registered import refuse_unavailable
 from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.store.store import Store
 from yolotrt_core.types import Detections, EngineSpec, Selection
-
-# As upstream's val.py: nearly all candidates, since the metric ranks them.
-SELECTION = Selection(conf=0.001, iou=0.6, multi_label=True, max_det=coco_map.MAX_DET)
 
 _BOOTSTRAP = Bootstrap()
 

@@ -58,10 +58,10 @@ class Registry:
     def discover(cls, reserved_flags: Iterable[str] = ()) -> Registry:
         """Load every plugin installed in this environment (entry-point group `yolotrt`)."""
         sources = []
+        read_metadata = functools.cache(lambda dist: dist.metadata)  # each access parses it again
         for entry in importlib.metadata.entry_points(group=hookspecs.PROJECT):
-            dist = entry.dist
-            name, version = (dist.metadata["Name"], dist.version) if dist else ("unknown distribution", "")
-            sources.append(PluginSource(entry.name, name, version, entry.load))
+            fields = read_metadata(entry.dist) if entry.dist else {"Name": "unknown distribution", "Version": ""}
+            sources.append(PluginSource(entry.name, fields["Name"], fields["Version"], entry.load))
         return cls.load(sources, reserved_flags)
 
     @classmethod

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from yolotrt_core.errors import GateError, PluginError, StageError, UsageError
-from yolotrt_core.evaluation.accuracy_gate import GateOptions
+from yolotrt_core.evaluation.gate_options import GateOptions
 from yolotrt_core.pipeline.build_options import BuildSettings, refuse_unchecked, resolve, resolve_model
 from yolotrt_core.plugin.registered import Registered, refuse_unavailable
 from yolotrt_core.plugin.registry import Registry

@@ -16,7 +16,8 @@ from yolotrt_core.pipeline.build_options import ResolvedBuild
 from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.store.store import Store
 from yolotrt_core.tuning.engine_timing import times_ms
-from yolotrt_core.tuning.sensitivity import SensitivityOptions, lowering_step, measure
+from yolotrt_core.tuning.sensitivity import lowering_step, measure
+from yolotrt_core.tuning.sensitivity_options import SensitivityOptions
 from yolotrt_core.tuning.validated_build import ValidatedBuild, build_and_validate
 
 _log = logging.getLogger(__name__)

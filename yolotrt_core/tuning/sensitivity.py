@@ -27,7 +27,7 @@ from yolotrt_core.media import images as images
 from yolotrt_core.pipeline import executor
 from yolotrt_core.pipeline.output_checks import check_pass
 from yolotrt_core.pipeline.step import Output, Plan, Step
-from yolotrt_core.plugin.options import key_material, option
+from yolotrt_core.plugin.options import key_material
 from yolotrt_core.plugin.registered import Registered, answering
 from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.plugin.stages import ONNX_FILE, RANGES_FILE, Session
@@ -36,6 +36,7 @@ from yolotrt_core.store import code_digest
 from yolotrt_core.store.action import Action, Record
 from yolotrt_core.store.code_digest import core_digest
 from yolotrt_core.store.store import Store
+from yolotrt_core.tuning.sensitivity_options import SensitivityOptions
 from yolotrt_core.types import Calibration, Detections, EngineSpec, Json, ModelSpec, OnnxModel, Selection
 
 if TYPE_CHECKING:
@@ -47,17 +48,6 @@ _log = logging.getLogger(__name__)
 _FIGURES_FILE = "sensitivity.json"
 # Low, because single layers hardly change which boxes of high confidence are found.
 _SELECTION = Selection(conf=0.05)
-
-
-@dataclass(frozen=True, slots=True)
-class SensitivityOptions:
-    """Options of the sensitivity measurement and the mixed-precision search."""
-
-    images: int = option(8, help="Calibration images each layer is measured on", minimum=1)
-    search: bool = option(
-        True,
-        help="Mixed-precision search if an int8 or fp8 engine fails --max-drop: sensitive layers stay in fp16",
-    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.serialization import from_json
 from yolotrt_core.store.action import Blob, Record
 from yolotrt_core.store.store import Store
-from yolotrt_core.tuning.sensitivity import SensitivityOptions
+from yolotrt_core.tuning.sensitivity_options import SensitivityOptions
 from yolotrt_core.types import EngineSpec
 
 _log = logging.getLogger(__name__)

@@ -16,8 +16,9 @@ from yolotrt_core.api import Detector
 from yolotrt_core.datasets import reader
 from yolotrt_core.errors import UsageError
 from yolotrt_core.evaluation.coco_map import Bootstrap
-from yolotrt_core.evaluation.evaluator import SELECTION, Evaluator, open_framework
+from yolotrt_core.evaluation.evaluator import Evaluator, open_framework
 from yolotrt_core.evaluation.predictions import predict
+from yolotrt_core.evaluation.selection import SELECTION
 from yolotrt_core.pipeline.build_options import BuildSettings, resolve
 from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.plugin.stages import SourceInfo
