@@ -8,7 +8,7 @@ from pathlib import Path
 from yolotrt_calibrators import activation_runner
 from yolotrt_core.calibration.ranges import Ranges, amax_of_int8_scale, read_ranges, write_ranges
 from yolotrt_core.calibration.tensorrt_cache import is_cache, parse_cache
-from yolotrt_core.errors import UsageError
+from yolotrt_core.errors import UsageError, os_error_reason
 from yolotrt_core.plugin.stages import RANGES_FILE
 from yolotrt_core.types import OnnxModel
 
@@ -27,7 +27,7 @@ def import_ranges(model: OnnxModel, file: Path, out: Path) -> str:
     try:
         text = file.read_text(encoding="utf-8")
     except OSError as err:
-        raise UsageError(f"cannot read `{file}`: {(err.strerror or str(err)).lower()}") from err
+        raise UsageError(f"cannot read `{file}`: {os_error_reason(err)}") from err
     except UnicodeDecodeError as err:
         raise UsageError(f"`{file}` is neither a ranges file nor a TensorRT calibration cache") from err
     ranges = _from_cache(model, text, str(file)) if is_cache(text) else read_ranges(file).for_model(model.sha256)

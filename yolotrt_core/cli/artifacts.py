@@ -17,9 +17,9 @@ from yolotrt_core.cli.recipe import RecipeSettings, StoreSettings, build_groups,
 from yolotrt_core.cli.stdio import results, show
 from yolotrt_core.cli.tables import print_table
 from yolotrt_core.cli.task_factory import Given, json_option, make_task
-from yolotrt_core.errors import ArtifactError, UsageError
+from yolotrt_core.errors import ArtifactError, UsageError, os_error_reason
 from yolotrt_core.files.digest import sha256_of
-from yolotrt_core.files.paths import refuse_unwritable
+from yolotrt_core.files.paths import refuse_unwritable, sidecar_path
 from yolotrt_core.pipeline.build_options import resolve
 from yolotrt_core.pipeline.step import ENGINE_SPEC_FILE
 from yolotrt_core.plugin.options import option, resolve_settings
@@ -365,7 +365,7 @@ def _export(registry: Registry, given: Given) -> None:
         store.export_file(record.outputs[wanted].sha256, target)
     if kind == "engine":
         spec = record.outputs[ENGINE_SPEC_FILE].sha256
-        store.export_file(spec, target.with_name(target.name + ".json"))
+        store.export_file(spec, sidecar_path(target))
     if asked.json:
         show(json.dumps({"schema": 1, "kind": kind, "path": str(target), "key": record.key}, indent=2))
     else:
@@ -388,7 +388,7 @@ def _write_cache(store: Store, record: Record, target: Path, asked: ExportSettin
         target.write_text(text, encoding="utf-8")
     except OSError as err:
         raise ArtifactError(
-            f"cannot write `{target}`: {(err.strerror or str(err)).lower()}", hint="choose another folder with `--out`"
+            f"cannot write `{target}`: {os_error_reason(err)}", hint="choose another folder with `--out`"
         ) from err
 
 

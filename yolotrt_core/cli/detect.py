@@ -28,7 +28,7 @@ from yolotrt_core.cli.task_factory import Given, json_option, make_task
 from yolotrt_core.console.progress import progress
 from yolotrt_core.console.signals import Interrupt, endable, interruptible
 from yolotrt_core.console.text import counted
-from yolotrt_core.errors import ArtifactError, UsageError
+from yolotrt_core.errors import ArtifactError, UsageError, os_error_reason
 from yolotrt_core.export.model_source import sample_path
 from yolotrt_core.files.paths import refuse_unwritable
 from yolotrt_core.media import inputs
@@ -307,5 +307,5 @@ def _writing(out: Path) -> Iterator[None]:
         yield
     except OSError as err:
         raise ArtifactError(
-            f"cannot write to `{out}`: {(err.strerror or str(err)).lower()}", hint="choose another folder with `--out`"
+            f"cannot write to `{out}`: {os_error_reason(err)}", hint="choose another folder with `--out`"
         ) from err

@@ -10,7 +10,7 @@ from typing import Any
 
 from yolotrt_core.cli.task_factory import Given, OptionGroup
 from yolotrt_core.console.text import nearest
-from yolotrt_core.errors import UsageError
+from yolotrt_core.errors import UsageError, os_error_reason
 from yolotrt_core.evaluation.gate_options import GateOptions
 from yolotrt_core.export.parity import ParityOptions
 from yolotrt_core.files.paths import user_path
@@ -194,7 +194,7 @@ def read_recipe(path: Path, registry: Registry) -> Mapping[str, Mapping[str, Any
         recipe = tomllib.loads(path.read_text(encoding="utf-8"))
         repr(recipe)  # fails for a hexadecimal number of thousands of digits, which Python cannot print
     except OSError as err:
-        raise UsageError(f"cannot read the recipe `{path}`: {(err.strerror or str(err)).lower()}") from err
+        raise UsageError(f"cannot read the recipe `{path}`: {os_error_reason(err)}") from err
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as err:
         raise UsageError(f"the recipe `{path}` is not valid TOML: {err}") from err
     except ValueError as err:  # Python neither reads nor prints a number of thousands of digits

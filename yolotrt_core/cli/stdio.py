@@ -13,7 +13,7 @@ from typing import NoReturn, TextIO
 import invoke
 
 from yolotrt_core.console.output import take_over
-from yolotrt_core.errors import ArtifactError
+from yolotrt_core.errors import ArtifactError, os_error_reason
 
 _NAMES = ("stdin", "stdout", "stderr")
 
@@ -108,7 +108,7 @@ class _Output(io.TextIOWrapper):
         except OSError as err:
             give_up()
             if self.refusal is None:  # reported now: Python drops errors of its flush at exit
-                reason = (err.strerror or str(err)).lower()
+                reason = os_error_reason(err)
                 sys.stderr.write(f"error: cannot write to standard output: {reason}\n")
                 sys.stderr.write("hint: free some space, or redirect it elsewhere\n")
             self.refusal = invoke.Exit(code=ArtifactError.exit_code)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from yolotrt_core.errors import StageError, UsageError
+from yolotrt_core.errors import StageError, UsageError, os_error_reason
 from yolotrt_core.plugin.stages import SideCache
 from yolotrt_core.types import CHANNELS, EngineSpec, Layout, layout_of
 from yolotrt_tensorrt.cuda.device import DeviceMemory, Gpu
@@ -50,7 +50,7 @@ class LoadedEngine:
         try:
             data = path.read_bytes()
         except OSError as err:
-            raise UsageError(f"cannot read the engine `{path}`: {(err.strerror or str(err)).lower()}") from err
+            raise UsageError(f"cannot read the engine `{path}`: {os_error_reason(err)}") from err
         with library.collecting() as messages:
             self._runtime: tensorrt.Runtime = trt.Runtime(library.logger)
             check_plan(library, self._runtime, data)
