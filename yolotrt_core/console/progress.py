@@ -1,4 +1,7 @@
-"""Progress bars on standard error with rich; silent without a terminal."""
+"""Progress bars of the command line on standard error with rich; silent without a terminal and in library use.
+
+While rich shows a bar it replaces `sys.stderr`, which a host program's threads use.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
+
+from yolotrt_core.console.output import is_command_line
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -34,7 +39,7 @@ def progress(text: str, total: float | None = None) -> Iterator[Bar]:
     `update` may be called from any thread. Blocks may be nested.
     """
     global _shown
-    if not sys.stderr.isatty():
+    if not (is_command_line() and sys.stderr.isatty()):
         yield _Silent()
         return
     if _shown is not None:

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from command_line import descriptors_taken_over
 from yolotrt_core.console.progress import progress
 
 
@@ -25,13 +26,14 @@ def test_nothing_is_written_where_there_is_no_terminal(capsys: pytest.CaptureFix
 def test_blocks_nest_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     terminal = _Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
-    with progress("outer work", total=2) as outer:
-        with progress("inner work") as inner:
-            inner.update(text="inner further")
-            outer.update(completed=1)
-        print("a result")
-    with progress("another"):
-        pass
+    with descriptors_taken_over():
+        with progress("outer work", total=2) as outer:
+            with progress("inner work") as inner:
+                inner.update(text="inner further")
+                outer.update(completed=1)
+            print("a result")
+        with progress("another"):
+            pass
     shown = terminal.getvalue()
     # The display is redrawn a few times a second and at its end, when only the outer line is left.
     assert "outer work" in shown
@@ -41,7 +43,17 @@ def test_blocks_nest_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pyte
 
 def test_an_error_inside_ends_the_display(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", _Terminal())
-    with pytest.raises(ValueError, match="mine"), progress("outer"), progress("inner"):
-        raise ValueError("mine")
-    with progress("again"):
-        pass
+    with descriptors_taken_over():
+        with pytest.raises(ValueError, match="mine"), progress("outer"), progress("inner"):
+            raise ValueError("mine")
+        with progress("again"):
+            pass
+
+
+def test_in_library_use_a_terminal_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = _Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with progress("work", total=2) as bar:
+        bar.update(completed=1)
+        assert sys.stderr is terminal
+    assert terminal.getvalue() == ""
