@@ -44,7 +44,11 @@ def here(tmp_path: Path) -> Path:
         ("build --max-drop 0.1", 2, "`--max-drop` needs labelled images"),
         ("build --precision int8 --calibrator import --import-file nix", 2, "`nix`: no such file or directory"),
         ("build --precision int8 --calibrator import", 2, "calibrator `import` needs a file"),
-        ("build --precision fp16 --calib-data nix", 2, "hint: expected a folder of images, or a data set YAML"),
+        (
+            "build --precision fp16 --calib-data nix",
+            2,
+            "hint: expected a folder of images, a list of images, or a data set YAML",
+        ),
         ("build --out video.mp4", 5, "cannot write to `video.mp4`: `video.mp4` is not a folder"),
         ("build --out video.mp4/deeper", 5, "is not a folder"),
         ("detect pics --out video.mp4", 5, "cannot write to `video.mp4`: `video.mp4` is not a folder"),

@@ -29,7 +29,8 @@ CORE_OPTIONS: Mapping[str, tuple[str, type]] = {
     "gate": (ACCURACY_GATE, GateOptions),
     "sensitivity": ("Layer sensitivity", SensitivityOptions),
 }
-_WITH_ENGINE = frozenset({"offline", "calib_data", "eval_data"})  # also apply to an engine file
+# Also apply to an engine file.
+_WITH_ENGINE = frozenset({"offline", "calib_data", "eval_data", "class_map", "allow_unlabeled"})
 _COMMON_TO_RUN = frozenset({"weights", "precision", "imgsz", "builder"})  # on the first help screen of `detect` etc.
 
 

@@ -62,8 +62,10 @@ def test_a_description_without_names(yolo: Path, names: str) -> None:
 
 def test_a_description_that_tells_only_how_many_classes_there_are(yolo: Path) -> None:
     assert len(reader.read(_yaml(yolo, "val: images/val\nnc: 2\n"), LABELS).labels) == 2
-    with pytest.raises(UsageError, match="has 1 class, the model has 2"):
+    with pytest.raises(UsageError, match="have class 1, but it lists only 1 class"):
         reader.read(_yaml(yolo, "val: images/val\nnc: 1\n"), LABELS)
+    with pytest.raises(UsageError, match="the data set has 3 classes, the model 2"):
+        reader.read(_yaml(yolo, "val: images/val\nnc: 3\n"), LABELS)
 
 
 def test_a_part_beside_the_description_may_be_called_as_roboflow_does(yolo: Path) -> None:
@@ -105,6 +107,86 @@ def test_images_outside_the_data_set_are_all_kept(
     assert found == names
     assert sorted(files) == sorted([*(base / name for name in inside), *(top / name for name in outside)])
     assert all(str(file).endswith(name) for file, name in zip(files, found, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("description", "working_folder"),
+    [
+        ("repo/data/set.yaml", "repo"),  # as YOLOv5 has it: `python val.py --data data/set.yaml`
+        ("repo/data/set.yaml", "elsewhere"),  # the same, called from anywhere
+        ("repo/set.yaml", "elsewhere"),  # relative to the description
+        ("other/set.yaml", "repo"),  # relative to the working folder
+    ],
+)
+def test_a_path_is_relative_to_the_description_the_working_folder_or_the_folder_above(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, description: str, working_folder: str
+) -> None:
+    _images(tmp_path, "datasets/x/images/val/a.jpg")
+    for folder in ("repo/data", "elsewhere/deep", "other"):
+        (tmp_path / folder).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / working_folder)
+    path = tmp_path / description
+    path.write_text("path: ../datasets/x\nval: images/val\n")
+    assert reader.list_images(path)[1] == ["images/val/a.jpg"]
+
+
+def test_every_place_that_was_searched_is_named(yolo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (yolo / "here").mkdir()
+    monkeypatch.chdir(yolo / "here")
+    (yolo / "data").mkdir()
+    path = yolo / "data" / "set.yaml"
+    path.write_text("path: gone/x\nval: ../images/val\n")
+    with pytest.raises(UsageError, match=r"refers to `.*`, which does not exist") as refused:
+        reader.read(path, LABELS)
+    for above in (yolo / "data", yolo / "here", yolo):
+        assert f"`{above / 'gone/x/../images/val'}`" in str(refused.value.hint)
+        assert f"`{above / 'gone/x/images/val'}`" in str(refused.value.hint)
+
+
+def test_paths_with_the_separators_of_windows(yolo: Path) -> None:
+    (yolo / "val.txt").write_text("images\\val\\a.jpg\n")
+    for text in ("val: images\\val", "val: val.txt"):
+        assert reader.read(_yaml(yolo, text), LABELS).boxes == 2
+
+
+@pytest.mark.parametrize("lines", ["./images/val/{}.jpg", "{root}/images/val/{}.jpg", "images/val/{}.jpg"])
+@pytest.mark.parametrize("place", ["val.txt", "splits/val.txt"])
+def test_a_list_of_images_is_relative_to_itself_or_the_data_set(yolo: Path, lines: str, place: str) -> None:
+    (yolo / "splits").mkdir()
+    text = "".join(lines.format(name, root=yolo) + "\r\n" for name in "ab")
+    (yolo / place).write_text(f"\ufeff{text}")
+    assert reader.read(_yaml(yolo, f"val: {place}"), LABELS).boxes == 2
+    if place == "val.txt":
+        assert [p.name for p in reader.read(yolo / place, LABELS).images] == ["images/val/a.jpg", "images/val/b.jpg"]
+
+
+def test_an_image_of_a_list_that_is_missing(yolo: Path) -> None:
+    (yolo / "val.txt").write_text("images/val/a.jpg\nimages/val/none.jpg\n")
+    with pytest.raises(UsageError, match=r"refers to 1 image of 2 that cannot be found: `images/val/none.jpg`"):
+        reader.read(yolo / "val.txt", LABELS)
+    (yolo / "val.txt").write_text("data/a.jpg\ndata/b.jpg\n")
+    with pytest.raises(UsageError, match=r"cannot find the images of `.*val.txt`: `data/a.jpg`, `data/b.jpg` missing"):
+        reader.read(yolo / "val.txt", LABELS)
+
+
+@pytest.mark.parametrize("mark", ["utf-8-sig", "utf-16"])
+def test_byte_order_marks(yolo: Path, mark: str) -> None:
+    """Notepad and Excel write them; labels, names, descriptions and COCO are read as if they were not there."""
+    labels = yolo / "labels" / "val" / "a.txt"
+    described = _yaml(yolo, "val: images/val\nnames: [cat, dog]\n")
+    names = yolo / "classes.txt"
+    names.write_text("cat\ndog\n")
+    coco = _coco(yolo / "images" / "val", [{"id": 17, "name": "cat"}, {"id": 18, "name": "dog"}])
+    for file, where in ((labels, described), (described, described), (coco, coco), (names, yolo)):
+        plain = file.read_text()
+        file.write_text(plain, encoding=mark)
+        if where is yolo:
+            described.unlink()
+        if mark == "utf-16":
+            with pytest.raises(UsageError, match=f"`{file}`: it is UTF-16"):
+                reader.read(where, LABELS)
+            file.write_text(plain)
+        assert reader.read(where, LABELS).boxes == 2
 
 
 @pytest.mark.parametrize("unreadable", [True, False])
@@ -167,17 +249,75 @@ def test_where_coco_images_were_looked_for_is_told_once(tmp_path: Path) -> None:
     assert len(places) == len(set(places))
 
 
-def test_coco_categories_of_other_names_go_in_order(yolo: Path, caplog: pytest.LogCaptureFixture) -> None:
-    place = yolo / "images" / "val"
-    data = reader.read(_coco(place, [{"id": 18, "name": "B"}, {"id": 17, "name": "A"}]), LABELS)
-    assert data.images[0].class_ids.tolist() == [1, 0]
-    assert "matched by order" in caplog.text
+def test_coco_as_roboflow_writes_it(yolo: Path) -> None:
+    """Category 0 is the project, without boxes; the model has a class that the data set lacks."""
+    categories = [{"id": 0, "name": "gear"}, {"id": 1, "name": "helmet", "supercategory": "gear"}]
+    annotations = [{"id": 1, "image_id": 7, "category_id": 1, "bbox": [10, 5, 20, 10]}]
+    path = _coco(yolo / "images" / "val", categories, annotations=annotations)
+    for labels, expected in ((("helmet", "vest"), 0), (("vest", "helmet"), 1)):
+        assert reader.read(path, labels).images[0].class_ids.tolist() == [expected]
+    with pytest.raises(UsageError, match="the data set has 1 class, the model 2"):
+        reader.read(path, ("class0", "class1"))  # two categories, but one of them is the project
 
 
-def test_coco_categories_the_model_lacks(yolo: Path) -> None:
-    categories = [{"id": 17, "name": "cat"}, {"id": 18, "name": "dog"}, {"id": 19, "name": "cow"}]
-    with pytest.raises(UsageError, match="has 3 categories, the model has 2 classes without `cow`"):
-        reader.read(_coco(yolo, categories), LABELS)
+@pytest.mark.parametrize(
+    ("ids", "is_in_order"), [((0, 1), True), ((1, 2), True), ((2, 1), True), ((1, 3), False), ((17, 18), False)]
+)
+def test_coco_categories_without_names_are_taken_in_order(
+    yolo: Path, ids: tuple[int, int], is_in_order: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    annotations = [{"id": n, "image_id": 7, "category_id": n, "bbox": [1, 2, 3, 4]} for n in ids]
+    path = _coco(yolo / "images" / "val", [{"id": n} for n in ids], annotations=annotations)
+    if not is_in_order:
+        with pytest.raises(UsageError, match="the data set has no class names, and the category ids are not 0, 1, 2"):
+            reader.read(path, LABELS)
+        told = reader.LabelOptions({str(ids[0]): "dog", str(ids[1]): "-"})
+        assert reader.read(path, LABELS, options=told).images[0].class_ids.tolist() == [1]
+        return
+    assert reader.read(path, LABELS).images[0].class_ids.tolist() == [sorted(ids).index(n) for n in ids]
+    assert "has no class names" in caplog.text
+
+
+def test_coco_annotations_of_nothing_are_ignored_as_pycocotools_does(
+    yolo: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """`COCO.getAnnIds(imgIds, catIds)` of the listed images and categories, as `COCOeval` asks, leaves them out."""
+    kept = {"id": 1, "image_id": 7, "category_id": 18, "bbox": [10, 5, 20, 10]}
+    orphans = [kept | {"id": 2, "image_id": 8}, kept | {"id": 3, "category_id": 5, "bbox": None}]
+    categories: list[dict[str, object]] = [{"id": 17, "name": "cat"}, {"id": 18, "name": "dog"}]
+    data = reader.read(_coco(yolo / "images" / "val", categories, annotations=[kept, *orphans]), LABELS)
+    assert data.boxes == 1
+    assert "ignoring 2 annotations" in caplog.text
+    assert "the first with `image_id` 8, `category_id` 18" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("part", "key"), [("images", "file_name"), ("annotations", "image_id"), ("categories", "name")]
+)
+def test_coco_ids_that_occur_twice(yolo: Path, part: str, key: str) -> None:
+    path = _coco(yolo / "images" / "val", [{"id": 17, "name": "cat"}, {"id": 18, "name": "dog"}])
+    found = json.loads(path.read_text())
+    found[part].append(found[part][0] | {key: "other"})
+    path.write_text(json.dumps(found))
+    words = f"two of the `{part}` have the id `{found[part][0]['id']}`, with `{key}` `.*` and `other`"
+    with pytest.raises(UsageError, match=words):
+        reader.read(path, LABELS)
+
+
+def test_coco_ids_may_be_texts(yolo: Path) -> None:
+    annotations = [{"image_id": "a", "category_id": "x", "bbox": [1, 2, 3, 4]}]
+    images = [{"id": "a", "file_name": "a.jpg"}]
+    categories: list[dict[str, object]] = [{"id": "x", "name": "dog"}]
+    path = _coco(yolo / "images" / "val", categories, annotations=annotations, images=images)
+    assert reader.read(path, LABELS).images[0].class_ids.tolist() == [1]
+
+
+def test_an_image_of_coco_that_is_missing(yolo: Path) -> None:
+    categories: list[dict[str, object]] = [{"id": 17, "name": "cat"}, {"id": 18, "name": "dog"}]
+    images = [{"id": n, "file_name": name} for n, name in ((7, "a.jpg"), (8, "b.jpg"), (9, "0.jpg"))]
+    path = _coco(yolo / "images" / "val", categories, images=images)
+    with pytest.raises(UsageError, match=r"refers to 1 image of 3 that cannot be found: `0.jpg`"):
+        reader.read(path, LABELS)
 
 
 @pytest.mark.parametrize(
@@ -190,11 +330,11 @@ def test_coco_categories_the_model_lacks(yolo: Path) -> None:
         ({"bbox": [1, 2, 3, 10**400]}, "expected `bbox`"),
         ({"bbox": [1, 2, 3, float("nan")]}, "expected `bbox`"),
         ({"bbox": {"x": 1}}, "expected `bbox`"),
-        ({"category_id": 3}, "annotation 5: `categories` has no `3`"),
-        ({"category_id": None}, "`categories` has no `None`"),
-        ({"category_id": []}, "`categories` has no"),
-        ({"category_id": float("inf")}, "`categories` has no"),
-        ({"image_id": 8}, "is not a COCO annotation file: invalid or missing fields"),
+        ({"category_id": "18"}, "annotation 5: `category_id` is the text `18`, but the `id` of .* is the number 18"),
+        ({"image_id": "7"}, "annotation 5: `image_id` is the text `7`, but the `id` of the image is the number 7"),
+        ({"category_id": None}, "element 0 of `annotations`: expected `category_id` as a number or text, found `None`"),
+        ({"image_id": []}, r"element 0 of `annotations`: expected `image_id` as a number or text, found `\[\]`"),
+        ({"id": {}}, "`id` in `annotations` must be a number or text, found `{}`"),
     ],
 )
 def test_a_coco_annotation_that_is_none(yolo: Path, change: dict[str, object], words: str) -> None:
@@ -209,8 +349,47 @@ def test_labels_of_another_class_count(yolo: Path) -> None:
     (yolo / "labels" / "val" / "b.txt").write_text("7 0.5 0.5 0.1 0.1\n")
     with pytest.raises(UsageError, match="have class 7, the model has classes 0 to 1"):
         reader.read(yolo, LABELS)
-    with pytest.raises(UsageError, match="has 3 classes, the model has 2"):
+    with pytest.raises(UsageError, match="have class 7, but it lists only 3 classes"):
         reader.read(_yaml(yolo, "val: images/val\nnames: [cat, dog, cow]\n"), LABELS)
+
+
+@pytest.mark.parametrize(("missing", "is_refused"), [(8, False), (9, True)])
+def test_missing_label_files_are_counted_and_refused_above_half(tmp_path: Path, missing: int, is_refused: bool) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "labels").mkdir()
+    for number in range(16):
+        (tmp_path / "images" / f"{number:02}.jpg").touch()
+        if number >= missing:  # the last is empty: a deliberate background
+            (tmp_path / "labels" / f"{number:02}.txt").write_text("0 0.5 0.5 0.5 0.5\n" if number < 15 else "")
+    if is_refused:
+        with pytest.raises(UsageError, match=r"9 of 16 images of .* have no label file") as refused:
+            reader.read(tmp_path, LABELS)
+        assert f"expected `{tmp_path}/labels/00.txt`" in str(refused.value.hint)
+    data = reader.read(tmp_path, LABELS, options=reader.LabelOptions(allow_unlabeled=is_refused))
+    assert (len(data.images), data.unlabeled, data.backgrounds) == (16, missing, missing + 1)
+    assert data.backgrounds_text == f"{missing + 1} images without objects, {missing} of them without a label file"
+
+
+def test_classes_of_yolo_labels_are_matched_by_name(yolo: Path) -> None:
+    for names, expected in (("dog, cat", [1, 0]), ("' CAT', Dog", [0, 1]), ("dog, cat, cow", [1, 0])):
+        data = reader.read(_yaml(yolo, f"val: images/val\nnames: [{names}]\n"), LABELS)
+        assert data.images[0].class_ids.tolist() == expected
+    path = _yaml(yolo, "val: images/val\nnames: [cat, cow]\n")
+    with pytest.raises(UsageError, match="is missing in the model, `cow`"):
+        reader.read(path, LABELS)
+    data = reader.read(path, LABELS, options=reader.LabelOptions({"cow": "-"}))
+    np.testing.assert_array_equal(data.images[0].boxes, [[0.5, 0.5, 0.5, 0.5]])
+    told = reader.read(path, LABELS, options=reader.LabelOptions({"cow": "dog"}))
+    assert told.images[0].class_ids.tolist() == [0, 1]
+    assert told.digest != data.digest  # the cache key of the accuracy gate
+    with pytest.raises(UsageError, match="has `nc: 3`, but 2 names"):
+        reader.read(_yaml(yolo, "val: images/val\nnc: 3\nnames: [cat, dog]\n"), LABELS)
+
+
+@pytest.mark.parametrize("place", ["classes.txt", "labels/val/classes.txt", "obj.names"])
+def test_class_names_beside_the_labels(yolo: Path, place: str) -> None:
+    (yolo / place).write_text("dog\ncat\n")
+    assert reader.read(yolo, LABELS).images[0].class_ids.tolist() == [1, 0]
 
 
 def test_an_empty_label_folder(yolo: Path) -> None:
@@ -276,20 +455,6 @@ def test_json_that_is_no_coco(tmp_path: Path, content: str) -> None:
 def test_nothing_there(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="does not exist"):
         reader.read(tmp_path / "nowhere", LABELS)
-
-
-def test_classes_in_another_order_are_refused_and_other_names_reported(
-    yolo: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    with pytest.raises(UsageError, match=r"class 0 is `Dog` in `.*` and `cat` in the model: same classes in ano"):
-        reader.read(_yaml(yolo, "val: images/val\nnames: [Dog, cat]\n"), LABELS)
-    assert reader.read(_yaml(yolo, "val: images/val\nnames: [' CAT', dog]\n"), LABELS).boxes == 2
-    assert reader.read(_yaml(yolo, "val: images/val\nnames: [x, y]\n"), ("class0", "class1")).boxes == 2
-    assert not caplog.text
-    assert reader.read(_yaml(yolo, "val: images/val\nnames: [cat, cow]\n"), LABELS).boxes == 2
-    assert "class 1 is `cow` in `" in caplog.text
-    with pytest.raises(UsageError, match="has `nc: 3`, but 2 names"):
-        reader.read(_yaml(yolo, "val: images/val\nnc: 3\nnames: [cat, dog]\n"), LABELS)
 
 
 def test_an_object_that_is_written_twice_is_there_once(yolo: Path, caplog: pytest.LogCaptureFixture) -> None:
