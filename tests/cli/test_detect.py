@@ -196,6 +196,9 @@ def test_coco_says_what_it_is(run: Run, warm: Path) -> None:
     assert {tuple(entry) for entry in printed} == {("image_id", "category_id", "bbox", "score")}
     schema = json.loads((ROOT / "yolotrt_core" / "schemas" / "detect.json").read_text())
     assert "bare list" in schema["description"]
+    ran = run(*common, "--category-ids", "coco", store=warm / "store")
+    assert ran.code == 2
+    assert "`--category-ids coco` needs a model of COCO's classes, found class `" in ran.err
 
 
 def test_two_addresses_are_refused_without_their_passwords(run: Run) -> None:

@@ -40,6 +40,7 @@ from yolotrt_core.types import Selection
 
 if TYPE_CHECKING:
     from yolotrt_core.api import Detector
+    from yolotrt_core.detection.formats import Style
     from yolotrt_core.detection.run import DetectionRun, Summary
 
 _log = logging.getLogger(__name__)
@@ -81,6 +82,10 @@ class DetectSettings(RecipeSettings):
     format: Literal["json", "coco", "yolo"] = option(
         "json", common=True, help="Format of the results file; coco: category_id is the class index of the model"
     )
+    category_ids: Literal["index", "coco"] = option(
+        "index", help="Ids of --format coco; coco: the official 1 to 90, for models of COCO's classes"
+    )
+    label_scores: bool = option(True, help="Confidence as sixth column of --format yolo; off: labels for training")
     annotate: bool = option(True, common=True, help="Write annotated copies; much faster when off")
     out: Path = option(
         Path("detections"), in_recipe=False, common=True, metavar="DIR",
@@ -132,6 +137,7 @@ def _detect(registry: Registry, given: Given) -> None:
             f"`--max-frames` is for a video or live source, found only images in `{redact(source)}`",
             hint="drop `--max-frames`; for some of the images, pass a pattern that matches them",
         )
+    _refuse_unused(settings)
     names = Names(paths, out, form)
     names.refuse_inputs(annotate=settings.annotate)
     refuse_unwritable(out)  # before anything is built
@@ -139,8 +145,9 @@ def _detect(registry: Registry, given: Given) -> None:
     with Detector.open(engine=settings.engine, store=store, registry=registry, settings=build) as detector:
         selection = replace(settings.selection, classes=class_ids(settings.classes, detector.labels))
         refuse_selection(selection, detector.labels)
+        style = _style(settings, detector.labels)
         if paths:
-            run = DetectionRun(detector, selection, form, names, annotate=settings.annotate)
+            run = DetectionRun(detector, selection, form, names, annotate=settings.annotate, style=style)
             with interruptible() as interrupt:
                 with _writing(out):
                     _files(run, paths, interrupt, settings.max_frames)
@@ -150,12 +157,33 @@ def _detect(registry: Registry, given: Given) -> None:
                     _log.warning("stopped before the end: partial results written to `%s`", out)
         else:
             with endable() as interrupt, _recording(source, out, new=given["out"] is None) as out:
-                run = DetectionRun(detector, selection, form, Names([source], out, form), annotate=settings.annotate)
+                run = DetectionRun(
+                    detector, selection, form, Names([source], out, form), annotate=settings.annotate, style=style
+                )
                 with _writing(out):
                     _live(run, source, interrupt, settings.max_frames)
                     run.finish()
                 _report(run, detector, settings, out)
     run.refuse_unread()
+
+
+def _refuse_unused(settings: DetectSettings) -> None:
+    """Refuse variants of a format that is not written."""
+    for flag, form, is_given in (
+        ("--category-ids coco", "coco", settings.category_ids == "coco"),
+        ("--label-scores off", "yolo", not settings.label_scores),
+    ):
+        if is_given and settings.format != form:
+            raise UsageError(
+                f"`{flag}` needs `--format {form}`, found `{settings.format}`", hint=f"add `--format {form}`"
+            )
+
+
+def _style(settings: DetectSettings, labels: Sequence[str]) -> Style:
+    from yolotrt_core.datasets.coco_categories import coco_category_ids
+    from yolotrt_core.detection.formats import Style
+
+    return Style(coco_category_ids(labels) if settings.category_ids == "coco" else None, settings.label_scores)
 
 
 @contextlib.contextmanager

@@ -158,7 +158,7 @@ def _number_of(text: str, names: Sequence[str], ids: Sequence[str]) -> int | Non
         return list(names).index(text)
     if text in ids:
         return ids.index(text)
-    alike = [number for number, name in enumerate(names) if _plain(name) == _plain(text)]
+    alike = [number for number, name in enumerate(names) if plain_name(name) == plain_name(text)]
     return alike[0] if len(alike) == 1 else None
 
 
@@ -174,12 +174,12 @@ def _by_name(matching: _Matching) -> None:
             matching.found[c.id] = exact[c.name]
     # What is left must be the only one of its kind on both sides.
     rest = [c for c in matching.classes if c.id not in matching.found and c.name is not None]
-    theirs = Counter(_plain(c.name) for c in rest if c.name is not None and c.boxes)
-    ours = Counter(_plain(name) for name in matching.labels)
-    free = {_plain(matching.labels[number]): number for number in matching.free}
+    theirs = Counter(plain_name(c.name) for c in rest if c.name is not None and c.boxes)
+    ours = Counter(plain_name(name) for name in matching.labels)
+    free = {plain_name(matching.labels[number]): number for number in matching.free}
     alike = []
     for c in rest:
-        plain = _plain(c.name or "")
+        plain = plain_name(c.name or "")
         if plain in free and ours[plain] == 1 and theirs[plain] <= 1 and (c.boxes or not theirs[plain]):
             matching.found[c.id] = free[plain]
             alike.append(f"`{c.name}` is `{matching.labels[free[plain]]}`")
@@ -191,7 +191,7 @@ def _by_name(matching: _Matching) -> None:
         _log.info("the classes of `%s` are in another order than the model's: matched by name", matching.path)
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
     """Return a name in lower case with single spaces for white space, `_` and `-`."""
     return " ".join(re.split(r"[\s_-]+", name.casefold())).strip()
 
@@ -199,7 +199,7 @@ def _plain(name: str) -> str:
 def _is_named(names: Iterable[str | None]) -> bool:
     """Return whether these are names, not numbers in order such as `class0` or `0`."""
     for number, name in enumerate(names):
-        found = None if name is None else _NUMBERED.fullmatch(_plain(name))
+        found = None if name is None else _NUMBERED.fullmatch(plain_name(name))
         if name is not None and (found is None or int(found[2]) != number):
             return True
     return False

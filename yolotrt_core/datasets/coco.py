@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -174,12 +174,3 @@ def _find_images(path: Path, names: Sequence[str]) -> list[Path]:
     files = find_below(names, roots)
     refuse_missing_images(files, names, path, roots)
     return files
-
-
-def coco_category_ids(labels: Iterable[str]) -> tuple[int, ...]:
-    """Return COCO's category ids, 1 to 90, of class names.
-
-    Raises:
-        UsageError: a name that is not one of COCO's 80 classes.
-    """
-    raise NotImplementedError(labels)

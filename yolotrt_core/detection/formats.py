@@ -66,8 +66,24 @@ def dump_by_line(document: Mapping[str, Json], name: str) -> str:
     return f"{head.removesuffix(chr(10) + '}')},\n {json.dumps(name)}: [\n{lines}\n ]\n}}\n"
 
 
-def as_coco(found: Found, image_id: int | str) -> list[Json]:
-    """Return COCO result entries: bbox is x y w h in pixels, category_id the model's class index.
+@dataclass(frozen=True, slots=True)
+class Style:
+    """Variants of the formats.
+
+    Attributes:
+        category_ids: COCO's id of each class of the model; None: the class index. scores: whether YOLO labels have the
+            confidence as sixth column; without it they are labels for training.
+    """
+
+    category_ids: tuple[int, ...] | None = None
+    scores: bool = True
+
+
+DEFAULT_STYLE = Style()
+
+
+def as_coco(found: Found, image_id: int | str, style: Style = DEFAULT_STYLE) -> list[Json]:
+    """Return COCO result entries: bbox is x y w h in pixels, category_id the model's class index unless in `style`.
 
     Args:
         image_id: of the image or frame, see `output_names.Names.image_id`.
@@ -75,7 +91,7 @@ def as_coco(found: Found, image_id: int | str) -> list[Json]:
     return [
         {
             "image_id": image_id,
-            "category_id": class_id,
+            "category_id": class_id if style.category_ids is None else style.category_ids[class_id],
             "bbox": [round(v, 3) for v in (x1, y1, x2 - x1, y2 - y1)],
             "score": round(score, 6),
         }
@@ -83,11 +99,12 @@ def as_coco(found: Found, image_id: int | str) -> list[Json]:
     ]
 
 
-def as_yolo(found: Found) -> str:
+def as_yolo(found: Found, style: Style = DEFAULT_STYLE) -> str:
     """Return YOLO label lines `class cx cy w h score`, coordinates relative to the image size."""
     lines = []
     for (x1, y1, x2, y2), score, class_id in _plain(found.detections):
         cx, cy = (x1 + x2) / 2 / found.width, (y1 + y2) / 2 / found.height
         w, h = (x2 - x1) / found.width, (y2 - y1) / found.height
-        lines.append(f"{class_id} {cx:.6f} {cy:.6f} {w:.6f} {h:.6f} {score:.6f}\n")
+        confidence = f" {score:.6f}" if style.scores else ""
+        lines.append(f"{class_id} {cx:.6f} {cy:.6f} {w:.6f} {h:.6f}{confidence}\n")
     return "".join(lines)

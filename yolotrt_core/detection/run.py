@@ -22,7 +22,7 @@ from yolotrt_core.console.signals import Interrupt
 from yolotrt_core.console.text import counted
 from yolotrt_core.detection import formats
 from yolotrt_core.detection.annotate import annotate
-from yolotrt_core.detection.formats import Found
+from yolotrt_core.detection.formats import DEFAULT_STYLE, Found, Style
 from yolotrt_core.detection.output_names import LABELS, Format, Names
 from yolotrt_core.errors import ArtifactError, UsageError
 from yolotrt_core.files.atomic import atomic_path, write_atomic
@@ -75,18 +75,26 @@ class DetectionRun:
     """
 
     def __init__(
-        self, detector: Detector, selection: Selection, form: Format, names: Names, *, annotate: bool = True
+        self,
+        detector: Detector,
+        selection: Selection,
+        form: Format,
+        names: Names,
+        *,
+        annotate: bool = True,
+        style: Style = DEFAULT_STYLE,
     ) -> None:
         """Prepare a run.
 
         Args:
             annotate: write annotated copies; without them, images need not be on the host.
+            style: variants of the format.
         """
         self.summaries: list[Summary] = []
         self.entries: list[Json] = []
         self.unread: list[UsageError] = []
         self.last: Frame | None = None
-        self._annotate = annotate
+        self._annotate, self._style = annotate, style
         self._detector, self._selection, self._form = detector, selection, form
         self._names, self._out = names, names.out
 
@@ -116,7 +124,7 @@ class DetectionRun:
                 written = target or self._boxes(path)
                 self.summaries.append(Summary(path, written, classes, detections.truncated, None))
                 if self._form == "yolo":
-                    self._write_labels(self._names.name(path), formats.as_yolo(found))
+                    self._write_labels(self._names.name(path), formats.as_yolo(found, self._style))
                 bar.update(completed=number + 1)
 
     def video(self, path: Path, bar: Bar, interrupt: Interrupt, max_frames: int | None = None) -> None:
@@ -185,7 +193,7 @@ class DetectionRun:
                 truncated += detections.truncated
                 count = number + 1
                 if self._form == "yolo":
-                    self._write_labels(self._names.frame_name(source, number), formats.as_yolo(found))
+                    self._write_labels(self._names.frame_name(source, number), formats.as_yolo(found, self._style))
                 bar.update(text=f"{path.name} frame {count}{suffix}")
         self.summaries.append(Summary(path, target or self._boxes(source), classes, truncated, count))
         return count
@@ -250,7 +258,7 @@ class DetectionRun:
         self.last = frame
         found = Found(self._path(source), number, frame.shape[0], frame.shape[1], detections)
         if self._form == "coco":
-            self.entries += formats.as_coco(found, self._names.image_id(source, number))
+            self.entries += formats.as_coco(found, self._names.image_id(source, number), self._style)
         else:
             self.entries.append(formats.as_json(found, self._detector.labels))
         return found
