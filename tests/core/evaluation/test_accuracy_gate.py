@@ -309,6 +309,33 @@ def test_with_labels_the_loss_of_map_decides(store: Store, tmp_path: Path, image
         _build(_stages(1e-4), store, tmp_path, eval_data=images, max_drop=0.2)
 
 
+def test_classes_and_missing_labels_are_as_the_user_says(
+    store: Store, tmp_path: Path, images: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Boxes of both classes lie in the last two images, so each map is another truth and another result."""
+    (images / "set.yaml").write_text("val: images\nnames: [one, two]\n")
+    for number in (2, 3):
+        (images / "labels" / f"{number}.txt").write_text(f"{number - 2} 0.5 0.5 1 1\n")
+    given: dict[str, Any] = {"eval_data": images / "set.yaml", "max_drop": 0.2}
+    with pytest.raises(UsageError, match="2 classes with boxes are missing in the model, the first `one`"):
+        _build(_stages(0.5), store, tmp_path, **given)
+    keys = set()
+    with caplog.at_level(logging.INFO):
+        for told in ({"one": "thing", "two": "-"}, {"one": "-", "two": "thing"}, {"one": "thing", "two": "thing"}):
+            gate = _build(_stages(0.5), store, tmp_path, class_map=told, **given).gate
+            assert gate is not None
+            assert gate.facts["compared"] == list(told.values()).count("thing")
+            keys.add(gate.key)
+    assert len(keys) == 3
+    assert "eval data 4 images, 2 boxes; 2 images without objects, 2 of them without a label file" in caplog.text
+    (images / "labels" / "3.txt").unlink()
+    with pytest.raises(UsageError, match=r"3 of 4 images of .* have no label file"):
+        _build(_stages(0.5), store, tmp_path, class_map=told, **given)
+    gate = _build(_stages(0.5), store, tmp_path, class_map=told, allow_unlabeled=True, **given).gate
+    assert gate is not None
+    assert gate.facts["compared"] == 1
+
+
 def test_max_drop_without_labels(store: Store, tmp_path: Path, images: Path) -> None:
     with pytest.raises(UsageError, match="no labels for the 4 images"):
         _build(_stages(0.99), store, tmp_path, eval_data=images, max_drop=0.1)
