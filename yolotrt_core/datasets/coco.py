@@ -144,17 +144,15 @@ def _coco_box(annotation: Mapping[str, Any], path: Path) -> list[float]:
 
 def _match(
     categories: _Objects,
-    boxes_of: Mapping[Any, int],
+    boxes_of: Counter[Any],
     labels: Sequence[str],
     path: Path,
     class_map: Mapping[str, str] | None,
 ) -> dict[Any, int | None]:
     # Roboflow lists the name of the whole project as a category without boxes.
-    above = {c.get("supercategory") for c in categories}
-    listed = [c for c in categories if boxes_of.get(c["id"]) or c.get("name") is None or c["name"] not in above]
-    classes = [
-        DataClass(c["id"], None if c.get("name") is None else str(c["name"]), boxes_of.get(c["id"], 0)) for c in listed
-    ]
+    above = {str(c["supercategory"]) for c in categories if c.get("supercategory") is not None}
+    named = [(c["id"], None if c.get("name") is None else str(c["name"])) for c in categories]
+    classes = [DataClass(c, name, boxes_of[c]) for c, name in named if boxes_of[c] or name not in above]
     numbers = [c.id for c in classes if isinstance(c.id, int)]
     by_order = None
     if len(classes) != len(labels):
