@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import logging
 import re
-import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -60,6 +57,8 @@ class _Matching:
 
     def refusal(self, reason: str) -> UsageError:
         """Return an error with the classes of both sides."""
+        import shlex
+
         missing, free = self.missing or list(self.classes), self.free
         theirs = missing[0].name or str(missing[0].id)
         ours = self.labels[free[0]] if len(missing) == len(free) == 1 else "NAME"
@@ -238,7 +237,9 @@ def class_map_from(value: Any) -> dict[str, str]:
             raise UsageError(f"{where} is not a mapping", hint="write a line `NAME: NAME` for each class")
         return _checked(found.items(), where)
     if suffix == ".csv":
-        rows = [row for row in csv.reader(io.StringIO(content)) if any(cell.strip() for cell in row)]
+        import csv
+
+        rows = [row for row in csv.reader(content.splitlines()) if any(cell.strip() for cell in row)]
         if wrong := next((row for row in rows if len(row) != 2), None):
             raise UsageError(f"{where} needs two columns, found `{','.join(wrong)[:60]}`")
         return _checked(rows, where)
