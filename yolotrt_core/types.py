@@ -17,6 +17,7 @@ Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 # Memory layout of a network's input: channels first (PyTorch) or last (TensorFlow).
 Layout = Literal["nchw", "nhwc"]
+Task = Literal["detect", "segment"]
 CHANNELS = 3
 
 
@@ -75,9 +76,10 @@ class ModelSpec:
             objectness, class scores in 0..1; rows ordered by level, anchor, y, x.
         labels: class names, index is the class id.
         strides: pixels per cell of each detection level, finest first.
-        head: kind of detection head, selects the postprocessor, e.g. `yolov5`.
+        head: kind of head, selects the postprocessor, e.g. `yolov5`.
         anchors: per level, (width, height) of each anchor in input pixels; empty if the head has none.
         provenance: informational facts about the origin.
+        task: what the network is for, and so what its results hold: `segment` has masks.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -87,6 +89,7 @@ class ModelSpec:
     head: str = "yolov5"
     anchors: tuple[tuple[tuple[float, float], ...], ...] = ()
     provenance: Mapping[str, str] = field(default_factory=dict)
+    task: Task = "detect"
 
     @property
     def layout(self) -> Layout:

@@ -17,7 +17,8 @@ from yolotrt_torch.checkpoint_archive import Archive, open_archive
 from yolotrt_torch.pickle_reader import RefusedGlobal, Stub, TensorRef
 from yolotrt_torch.untrusted_values import PlainCopies, convert_value_errors, shown
 
-DETECTORS = ("Model", "DetectionModel")  # v3 to v6.1, and later
+MODELS = ("Model", "DetectionModel", "SegmentationModel")  # v3 to v6.1, later, and of segmentation
+HEADS = ("Detect", "Segment")
 PLAIN_FORM = "yolotrt"  # key of checkpoints with plain data only, as saved by yolotrt's training
 MAX_MODULES = 100_000  # the largest official checkpoint has about 1000 modules and 1000 weights
 MAX_WEIGHTS = 100_000
@@ -72,11 +73,11 @@ def _checkpoint(archive: Archive) -> Checkpoint:
         return _plain_checkpoint(root, archive)
     model, which = _select_model(root)
     kind = _short(model)
-    if kind not in DETECTORS:
-        known = {"SegmentationModel": "a segmentation model", "ClassificationModel": "a classification model"}
+    if kind not in MODELS:
+        known = {"ClassificationModel": "a classification model"}
         raise UsageError(
-            f"expected a YOLOv5 detection model, found {known.get(kind, f'a `{model.kind}`')}",
-            hint="only detection models are supported",
+            f"expected a YOLOv5 detection or segmentation model, found {known.get(kind, f'a `{model.kind}`')}",
+            hint="only detection and segmentation models are supported",
         )
     modules = dict(_walk(model))
     copies = PlainCopies()
@@ -183,7 +184,7 @@ def _join_path(path: str, name: Any) -> str:
 
 
 def _head(modules: Mapping[str, Stub]) -> Stub | None:
-    return next((module for module in modules.values() if _short(module) == "Detect"), None)
+    return next((module for module in modules.values() if _short(module) in HEADS), None)
 
 
 def _short(module: Stub) -> str:

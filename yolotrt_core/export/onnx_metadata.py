@@ -23,7 +23,7 @@ def metadata_of(spec: ModelSpec, request: BuildRequest) -> dict[str, str]:
         "stride": str(max(spec.strides)),
         "strides": str(list(spec.strides)),
         "names": str(dict(enumerate(spec.labels))),
-        "task": "detect",
+        "task": spec.task,
         "imgsz": str([request.height, request.width]),
         "batch": str(request.batch),
         **spec.provenance,
