@@ -4,7 +4,7 @@ The rows have the coefficients of their mask after the classes; the second outpu
 cropped to the box rounded to whole source pixels, as upstream does for masks at the source image's resolution.
 
 Source:
-    ultralytics/yolov5 v7.0, segment/predict.py with `--retina-masks`.
+    ultralytics/yolov5 v7.0, segment/predict.py with `--retina-masks`, and utils/general.py, `non_max_suppression`.
 """
 
 from __future__ import annotations
@@ -51,7 +51,9 @@ def decode(
     found = []
     for rows, maps, placed in zip(output, prototypes, geometry, strict=True):
         detections, kept = decode_image(rows[:, :first], placed, selection)
-        coefficients = rows[kept, first:].astype(np.float32, copy=False)
+        chosen = rows.take(kept, axis=0).astype(np.float32, copy=False)
+        # Upstream scales the coefficients with the class scores: it moves the outline where the map is enlarged.
+        coefficients = chosen[:, first:] * chosen[:, 4:5]
         maps = maps.astype(np.float32, copy=False)
         masks = masks_from_prototypes(coefficients, maps, detections.boxes.round(), placed.source)
         found.append(replace(detections, masks=masks))

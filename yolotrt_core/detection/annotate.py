@@ -6,7 +6,7 @@ import colorsys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from yolotrt_core.types import Detections
+from yolotrt_core.types import Detections, Masks
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,7 +22,7 @@ def colour(class_id: int) -> tuple[int, int, int]:
 
 
 def annotate(frame: NDArray[np.uint8], found: Detections, labels: Sequence[str]) -> NDArray[np.uint8]:
-    """Return a copy of the image with boxes, labels and scores, the best on top.
+    """Return a copy of the image with masks, boxes, labels and scores, the best on top.
 
     Args:
         frame: uint8 (H, W, 3) BGR. labels: class names by id.
@@ -37,6 +37,8 @@ def annotate(frame: NDArray[np.uint8], found: Detections, labels: Sequence[str])
         x1, y1, x2, y2 = (round(float(v)) for v in found.boxes[i])
         class_id = int(found.class_ids[i])
         paint = colour(class_id)
+        if found.masks is not None:
+            _cover(drawn, found.masks, i, paint)
         cv2.rectangle(drawn, (x1, y1), (x2, y2), paint, line, cv2.LINE_AA)
         text = f"{_name(labels, class_id)} {found.scores[i]:.2f}"
         (w, h), below = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, thickness)
@@ -48,6 +50,15 @@ def annotate(frame: NDArray[np.uint8], found: Detections, labels: Sequence[str])
         place = (left + 1, top + h + 1)
         cv2.putText(drawn, text, place, cv2.FONT_HERSHEY_SIMPLEX, scale, ink, thickness, cv2.LINE_AA)
     return drawn
+
+
+def _cover(drawn: NDArray[np.uint8], masks: Masks, index: int, paint: tuple[int, int, int]) -> None:
+    """Tint the pixels of one mask."""
+    import numpy as np
+
+    x1, y1, x2, y2 = masks.windows[index].tolist()
+    part, mask = drawn[y1:y2, x1:x2], masks.window(index)
+    part[mask] = (part[mask].astype(np.uint16) + np.array(paint, np.uint16)) // 2
 
 
 def _name(labels: Sequence[str], class_id: int) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from yolotrt_core.types import Detections, Json
+from yolotrt_core.types import Detections, Json, Masks
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +28,9 @@ class Found:
 
 
 def as_json(found: Found, labels: Sequence[str]) -> dict[str, Json]:
-    """Return one image's entry of yolotrt's own JSON; boxes are x1 y1 x2 y2 in pixels."""
+    """Return one image's entry of yolotrt's own JSON; boxes are x1 y1 x2 y2 in pixels, masks COCO's run lengths."""
     d = found.detections
+    masks = _masks(d)
     return {
         "path": str(found.path),
         "frame": found.frame,
@@ -42,10 +43,20 @@ def as_json(found: Found, labels: Sequence[str]) -> dict[str, Json]:
                 "score": round(score, 6),
                 "class_id": class_id,
                 "label": labels[class_id],
+                **mask,
             }
-            for box, score, class_id in _plain(d)
+            for (box, score, class_id), mask in zip(_plain(d), masks, strict=True)
         ],
     }
+
+
+def _masks(d: Detections) -> list[dict[str, Json]]:
+    """Return of each detection the member that holds its mask; nothing without masks."""
+    if d.masks is None:
+        return [{}] * len(d)
+    from yolotrt_core.detection.mask_formats import as_rle
+
+    return [{"segmentation": as_rle(d.masks, index)} for index in range(len(d))]
 
 
 def _plain(d: Detections) -> Iterator[tuple[list[float], float, int]]:
@@ -94,17 +105,43 @@ def as_coco(found: Found, image_id: int | str, style: Style = DEFAULT_STYLE) -> 
             "category_id": class_id if style.category_ids is None else style.category_ids[class_id],
             "bbox": [round(v, 3) for v in (x1, y1, x2 - x1, y2 - y1)],
             "score": round(score, 6),
+            **mask,
         }
-        for (x1, y1, x2, y2), score, class_id in _plain(found.detections)
+        for ((x1, y1, x2, y2), score, class_id), mask in zip(
+            _plain(found.detections), _masks(found.detections), strict=True
+        )
     ]
 
 
 def as_yolo(found: Found, style: Style = DEFAULT_STYLE) -> str:
-    """Return YOLO label lines `class cx cy w h score`, coordinates relative to the image size."""
+    """Return YOLO label lines `class cx cy w h score`, coordinates relative to the image size.
+
+    Of a segmentation model `class x y x y ... score`: the outline of the mask's largest part.
+    """
     lines = []
+    if found.detections.masks is not None:
+        return "".join(_outlines(found, found.detections.masks, style))
     for (x1, y1, x2, y2), score, class_id in _plain(found.detections):
         cx, cy = (x1 + x2) / 2 / found.width, (y1 + y2) / 2 / found.height
         w, h = (x2 - x1) / found.width, (y2 - y1) / found.height
-        confidence = f" {score:.6f}" if style.scores else ""
-        lines.append(f"{class_id} {cx:.6f} {cy:.6f} {w:.6f} {h:.6f}{confidence}\n")
+        lines.append(f"{class_id} {cx:.6f} {cy:.6f} {w:.6f} {h:.6f}{_confidence(score, style)}\n")
     return "".join(lines)
+
+
+def _outlines(found: Found, masks: Masks, style: Style) -> Iterator[str]:
+    import numpy as np
+
+    from yolotrt_core.detection.mask_formats import as_polygon
+
+    size = np.array([found.width, found.height], np.float64)
+    for index, (box, score, class_id) in enumerate(_plain(found.detections)):
+        outline = as_polygon(masks, index)
+        if len(outline) < 3:  # not an area: the box says at least where it is
+            x1, y1, x2, y2 = box
+            outline = np.array([[x1, y1], [x2, y1], [x2, y2], [x1, y2]])
+        points = " ".join(f"{value:.6f}" for value in (outline / size).ravel().tolist())
+        yield f"{class_id} {points}{_confidence(score, style)}\n"
+
+
+def _confidence(score: float, style: Style) -> str:
+    return f" {score:.6f}" if style.scores else ""

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from yolotrt_core.inference.masks import mask_iou
 from yolotrt_core.types import Detections
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-# Boxes of one class match at COCO's lowest IoU threshold.
+# Boxes, and masks, of one class match at COCO's lowest IoU threshold.
 _SAME_IOU = 0.5
 
 
@@ -21,7 +22,8 @@ class Agreement:
     """Agreement of two sets of detections.
 
     Attributes:
-        expected, found: how many boxes each has. matched: pairs of one class that overlap by half or more.
+        expected, found: how many boxes each has. matched: pairs of one class that overlap by half or more, with their
+            boxes and, of a segmentation model, with their masks.
         drift: mean absolute difference in score of the pairs, 0..1.
     """
 
@@ -58,8 +60,13 @@ def compare_detections(expected: Sequence[Detections], found: Sequence[Detection
 
 
 def _pairs(one: Detections, other: Detections) -> list[tuple[int, int]]:
+    import numpy as np
+
     overlaps = _overlaps(one.boxes, other.boxes)
     overlaps[one.class_ids[:, None] != other.class_ids[None, :]] = 0
+    if one.masks is not None and other.masks is not None:
+        for i, j in np.argwhere(overlaps >= _SAME_IOU).tolist():
+            overlaps[i, j] = min(overlaps[i, j], mask_iou(one.masks, i, other.masks, j))
     pairs = []
     for i in range(len(one)):
         if len(other) and overlaps[i].max() >= _SAME_IOU:

@@ -118,3 +118,19 @@ def run_lengths(masks: Masks, index: int) -> list[int]:
     at = (x1 + column) * height + y1 + row
     counts: list[int] = np.diff(at, prepend=0, append=height * width).tolist()
     return counts[:-1] if len(counts) > 1 and counts[-1] == 0 else counts
+
+
+def mask_iou(one: Masks, first: int, other: Masks, second: int) -> float:
+    """Return the IoU of two masks of the same image, 0..1; 0 where both are without pixels."""
+    import numpy as np
+
+    a, b = one.windows[first], other.windows[second]
+    x1, y1 = np.maximum(a[:2], b[:2]).tolist()
+    x2, y2 = np.minimum(a[2:], b[2:]).tolist()
+    mine, theirs = one.window(first), other.window(second)
+    total = int(np.count_nonzero(mine)) + int(np.count_nonzero(theirs))
+    if x1 >= x2 or y1 >= y2:
+        return 0.0
+    parts = (w[y1 - at[1] : y2 - at[1], x1 - at[0] : x2 - at[0]] for w, at in ((mine, a), (theirs, b)))
+    shared = int(np.count_nonzero(np.logical_and(*parts)))
+    return shared / (total - shared) if shared else 0.0
