@@ -7,11 +7,12 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from yolotrt_core.calibration.images import ImageDigests, digest_of_images
 from yolotrt_core.console.progress import Bar, progress
 from yolotrt_core.errors import UsageError
+from yolotrt_core.evaluation.stored_masks import masks_from_arrays, masks_to_arrays
 from yolotrt_core.inference.detector import Detector
 from yolotrt_core.inference.image_loader import read_ahead
 from yolotrt_core.inference.rect_detector import RectDetector
@@ -21,7 +22,7 @@ from yolotrt_core.store import code_digest
 from yolotrt_core.store.action import Action, Record
 from yolotrt_core.store.code_digest import core_digest
 from yolotrt_core.store.store import Store
-from yolotrt_core.types import Detections, Json, Masks, Selection
+from yolotrt_core.types import Detections, Json, Selection
 
 if TYPE_CHECKING:
     import numpy as np
@@ -146,40 +147,8 @@ def _save(path: Path, reading: _Reading, found: Sequence[Detections]) -> None:
         boxes=np.concatenate([np.zeros((0, 4), np.float32), *(d.boxes for d in found)]),
         scores=np.concatenate([np.zeros(0, np.float32), *(d.scores for d in found)]),
         class_ids=np.concatenate([np.zeros(0, np.int64), *(d.class_ids for d in found)]),
-        **_saved_masks(found),
+        **masks_to_arrays(found),
     )
-
-
-def _saved_masks(found: Sequence[Detections]) -> dict[str, Any]:
-    """Return the arrays of all masks; nothing of a model without."""
-    import numpy as np
-
-    masks = [d.masks for d in found if d.masks is not None]
-    if not masks:
-        return {}
-    bits = [packed.ravel() for m in masks for packed in m.packed]
-    return {
-        "windows": np.concatenate([m.windows for m in masks]),
-        "bits": np.concatenate([np.zeros(0, np.uint8), *bits]),
-    }
-
-
-def _loaded_masks(held: Mapping[str, Any], counts: Sequence[int], sizes: Sequence[Any]) -> Iterator[Masks | None]:
-    """Yield the masks of each image as `_saved_masks` wrote them."""
-    if "windows" not in held:
-        yield from [None] * len(counts)
-        return
-    windows, bits = held["windows"], held["bits"]
-    place = begin = 0
-    for count, size in zip(counts, sizes, strict=True):
-        packed = []
-        own = windows[place : place + count]
-        place += count
-        for x1, y1, x2, y2 in own.tolist():
-            row = (x2 - x1 + 7) // 8
-            packed.append(bits[begin : begin + (y2 - y1) * row].reshape(y2 - y1, row))
-            begin += (y2 - y1) * row
-        yield Masks((int(size[0]), int(size[1])), own, tuple(packed))
 
 
 def _load(data: bytes, count: int, record: Record, from_cache: bool) -> Predictions:
@@ -190,7 +159,7 @@ def _load(data: bytes, count: int, record: Record, from_cache: bool) -> Predicti
     with np.load(io.BytesIO(data), allow_pickle=False) as held:
         bounds = np.cumsum(held["counts"])[:-1]
         parts = [np.split(held[name], bounds) for name in ("boxes", "scores", "class_ids")]
-        masks = _loaded_masks(held, held["counts"].tolist(), held["sizes"])
+        masks = masks_from_arrays(held, held["counts"].tolist(), held["sizes"].tolist())
         for place, (index, mask) in enumerate(zip(held["indices"].tolist(), masks, strict=True)):
             boxes, scores, class_ids = (part[place] for part in parts)
             found[index] = Detections(boxes, scores, class_ids, int(held["truncated"][place]), mask)

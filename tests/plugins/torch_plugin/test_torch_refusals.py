@@ -169,7 +169,6 @@ BAD: Mapping[str, tuple[Callable[[Path], Any], str]] = {
         "contains `torchvision.models.resnet.Re",
     ),
     "classification": (lambda p: layout.save(p, kind="ClassificationModel"), "found a classification model"),
-    "segmentation": (lambda p: layout.save(p, kind="SegmentationModel"), "found a segmentation model"),
     "newer plain form": (lambda p: torch.save({"yolotrt": 2}, p), "unknown version of"),
 }
 

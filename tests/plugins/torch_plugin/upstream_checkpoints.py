@@ -2,8 +2,8 @@
 
     PEER_PYTHON upstream_checkpoints.py FOLDER
 
-Writes `NAME.pt` and `NAME.npz` (`images`, `output0`) into FOLDER. Its licence is AGPL: nothing of it is
-copied here, and the project never imports it.
+Writes `NAME.pt` and `NAME.npz` (`images`, `output0`, of segmentation `output1`) into FOLDER. Its licence is AGPL:
+nothing of it is copied here, and the project never imports it.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ def main(folder: Path) -> None:
     for name in HUB:
         save(folder, name, model_of(PACKAGE / "models/hub" / f"{name}.yaml"), size=(256, 384))
     nano = PACKAGE / "models/yolov5n.yaml"
+    save(folder, "segment", model_of(PACKAGE / "models/segment/yolov5n-seg.yaml"))
     save(folder, "v4", model_of(fourth_release()))
     save(folder, "v4-fused-legacy-half", fused(model_of(fourth_release())), legacy=True, half=True)
     save(folder, "v3-activations-legacy", third_release_activations(model_of(fourth_release())), legacy=True)
@@ -51,7 +52,8 @@ def model_of(config: Any, seed: int = 1) -> Any:
     if isinstance(config, Path):
         config = yaml.safe_load(config.read_text())
     torch.manual_seed(seed)
-    model = yolo.DetectionModel({**config, "nc": 4, "width_multiple": 0.25, "depth_multiple": 0.33})
+    kind = yolo.SegmentationModel if config["head"][-1][2] == "Segment" else yolo.DetectionModel
+    model = kind({**config, "nc": 4, "width_multiple": 0.25, "depth_multiple": 0.33})
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.normal_(0, 0.1)
@@ -103,8 +105,11 @@ def save(
         model = model.half().float()
     images = np.random.default_rng(0).random((2, 3, *size), dtype=np.float32)
     with torch.no_grad():
-        answer = model(torch.from_numpy(images))[0].numpy()
-    np.savez(folder / f"{name}.npz", images=images, output0=answer)
+        answers = model(torch.from_numpy(images))
+    outputs = {"output0": answers[0].numpy()}
+    if isinstance(model, yolo.SegmentationModel):
+        outputs["output1"] = answers[1].numpy()
+    np.savez(folder / f"{name}.npz", images=images, **outputs)
     torch.save(wrap(model.half() if half else model), folder / f"{name}.pt", _use_new_zipfile_serialization=not legacy)
 
 
