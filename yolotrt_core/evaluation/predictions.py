@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from yolotrt_core.calibration.images import ImageDigests, digest_of_images
 from yolotrt_core.console.progress import Bar, progress
@@ -138,17 +138,17 @@ class _Reading:
 def _save(path: Path, reading: _Reading, found: Sequence[Detections]) -> None:
     import numpy as np
 
-    np.savez_compressed(
-        path,
-        indices=np.array(reading.indices, np.int64),
-        sizes=np.array(reading.sizes, np.int64).reshape(-1, 2),
-        counts=np.array([len(d) for d in found], np.int64),
-        truncated=np.array([d.truncated for d in found], np.int64),
-        boxes=np.concatenate([np.zeros((0, 4), np.float32), *(d.boxes for d in found)]),
-        scores=np.concatenate([np.zeros(0, np.float32), *(d.scores for d in found)]),
-        class_ids=np.concatenate([np.zeros(0, np.int64), *(d.class_ids for d in found)]),
+    arrays: dict[str, Any] = {
+        "indices": np.array(reading.indices, np.int64),
+        "sizes": np.array(reading.sizes, np.int64).reshape(-1, 2),
+        "counts": np.array([len(d) for d in found], np.int64),
+        "truncated": np.array([d.truncated for d in found], np.int64),
+        "boxes": np.concatenate([np.zeros((0, 4), np.float32), *(d.boxes for d in found)]),
+        "scores": np.concatenate([np.zeros(0, np.float32), *(d.scores for d in found)]),
+        "class_ids": np.concatenate([np.zeros(0, np.int64), *(d.class_ids for d in found)]),
         **masks_to_arrays(found),
-    )
+    }
+    np.savez_compressed(path, **arrays)
 
 
 def _load(data: bytes, count: int, record: Record, from_cache: bool) -> Predictions:
