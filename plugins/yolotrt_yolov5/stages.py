@@ -47,6 +47,7 @@ class Yolov5SegmentPostprocessor(Postprocessor):
     name = "yolov5_seg"
     title = "YOLOv5 segmentation decoding"
     heads = frozenset({"yolov5_seg"})
+    decodes_on_device = True
 
     def decode(
         self,
@@ -59,3 +60,9 @@ class Yolov5SegmentPostprocessor(Postprocessor):
         from yolotrt_yolov5 import segment
 
         return segment.decode(raw, spec, geometry, selection)
+
+    def device_program(self, spec: ModelSpec) -> DeviceProgram:
+        """Return the same decoding for a GPU."""
+        from yolotrt_yolov5 import device_program
+
+        return device_program.device_program(spec)
