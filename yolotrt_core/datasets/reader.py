@@ -17,7 +17,7 @@ from yolotrt_core.datasets.description import Part, read_description
 from yolotrt_core.datasets.locations import read_image_list
 from yolotrt_core.errors import UsageError
 from yolotrt_core.files.paths import existing_path, user_path
-from yolotrt_core.media.inputs import IMAGE_SUFFIXES
+from yolotrt_core.media.inputs import IMAGE_SUFFIXES, select_files
 
 if TYPE_CHECKING:
     import numpy as np
@@ -160,7 +160,7 @@ def _shorten_paths(files: Sequence[Path], taken: Set[str]) -> dict[str, Path]:
 
 def _images_at(place: Path, base: Path) -> Iterator[Path]:
     if place.is_dir():
-        yield from (p for p in place.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+        yield from select_files(place.rglob("*"), IMAGE_SUFFIXES, place)
     elif place.suffix.lower() == ".txt":
         yield from read_image_list(place, base)
     else:

@@ -127,7 +127,7 @@ def _is_video(source: Path | str) -> bool:
 
 
 def _suffix(source: Path | str) -> str:
-    return ".mp4" if isinstance(source, str) or inputs.is_video(source) else source.suffix
+    return ".mp4" if isinstance(source, str) else inputs.copy_suffix(source)
 
 
 def number_duplicates(stem: str) -> Iterator[str]:
