@@ -66,13 +66,19 @@ class _Frame:
             component.missing_bits[first : last + 1] = [low] * (last + 1 - first)
 
     @property
+    def _sampling(self) -> tuple[int, int]:
+        """The highest vertical and horizontal sampling factors."""
+        components = self.components.values()
+        return max(c.vertical for c in components), max(c.horizontal for c in components)
+
+    @property
     def all_scanned(self) -> bool:
         """Whether no coefficient needs another scan."""
         return all(not any(c.missing_bits) for c in self.components.values())
 
     def intervals(self, units: int) -> int:
         """Return the number of restart intervals of the last scan, each of so many coded units."""
-        tall, wide = (max(getattr(c, side) for c in self.components.values()) for side in ("vertical", "horizontal"))
+        tall, wide = self._sampling
         if len(self.scanned) > 1:
             rows, columns = math.ceil(self.height / (8 * tall)), math.ceil(self.width / (8 * wide))
         else:
@@ -88,10 +94,9 @@ class _Frame:
         """
         if self.marker == _PROGRESSIVE or len(self.scanned) < len(self.components):
             return data
-        sides = []
-        for side, name in ((self.height, "vertical"), (self.width, "horizontal")):
-            unit = 8 * (max(getattr(c, name) for c in self.components.values()) if len(self.components) > 1 else 1)
-            sides.append(math.ceil(side / unit) * unit)
+        several = len(self.components) > 1
+        units = (8 * sampling if several else 8 for sampling in self._sampling)
+        sides = [math.ceil(side / unit) * unit for side, unit in zip((self.height, self.width), units, strict=True)]
         if max(sides) > _MAX_SIDE:
             return data
         return data[: self.at + 5] + b"".join(side.to_bytes(2) for side in sides) + data[self.at + 9 :]
@@ -104,7 +109,7 @@ def complete(data: bytes) -> Completed | None:
         None if rows are missing for certain: the file ends before its last scan or restart interval.
 
     Raises:
-        ValueError: the first image in it has an end marker, or it is no JPEG file.
+        ValueError: the first image in it has an end marker, or it is not a JPEG file.
     """
     if not data.startswith(_START):
         raise ValueError("not a JPEG file")
