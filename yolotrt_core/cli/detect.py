@@ -92,6 +92,9 @@ class DetectSettings(RecipeSettings):
         default_text="./detections/; live: a new folder in it",
         help="Folder for annotated images and results",
     )  # fmt: skip
+    rect: bool = option(
+        False, help="Run each image at its own shape, as upstream's detect.py does; needs a dynamic-shape engine"
+    )
     max_frames: int | None = option(
         None, minimum=1, maximum=MANY, default_text="its end", help="Maximum frames of a video or live source"
     )
@@ -126,6 +129,7 @@ def _detect(registry: Registry, given: Given) -> None:
     from yolotrt_core.detection.output_names import Names
     from yolotrt_core.detection.run import DetectionRun
     from yolotrt_core.inference.frame_checks import refuse_selection
+    from yolotrt_core.inference.rect_detector import RectDetector
 
     refuse_build_flags(given)
     build = build_settings(registry, given)
@@ -146,8 +150,9 @@ def _detect(registry: Registry, given: Given) -> None:
         selection = replace(settings.selection, classes=class_ids(settings.classes, detector.labels))
         refuse_selection(selection, detector.labels)
         style = _style(settings, detector.labels)
+        runner = RectDetector(detector) if settings.rect else detector
         if paths:
-            run = DetectionRun(detector, selection, form, names, annotate=settings.annotate, style=style)
+            run = DetectionRun(runner, selection, form, names, annotate=settings.annotate, style=style)
             with interruptible() as interrupt:
                 with _writing(out):
                     _files(run, paths, interrupt, settings.max_frames)
@@ -158,7 +163,7 @@ def _detect(registry: Registry, given: Given) -> None:
         else:
             with endable() as interrupt, _recording(source, out, new=given["out"] is None) as out:
                 run = DetectionRun(
-                    detector, selection, form, Names([source], out, form), annotate=settings.annotate, style=style
+                    runner, selection, form, Names([source], out, form), annotate=settings.annotate, style=style
                 )
                 with _writing(out):
                     _live(run, source, interrupt, settings.max_frames)

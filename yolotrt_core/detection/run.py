@@ -28,6 +28,7 @@ from yolotrt_core.errors import ArtifactError, UsageError
 from yolotrt_core.files.atomic import atomic_path, write_atomic
 from yolotrt_core.inference.detector import Detector
 from yolotrt_core.inference.image_loader import decode_ahead, read_ahead
+from yolotrt_core.inference.rect_detector import RectDetector
 from yolotrt_core.media import inputs
 from yolotrt_core.media.camera import open_live
 from yolotrt_core.media.prefetch import drawn_ahead
@@ -76,7 +77,7 @@ class DetectionRun:
 
     def __init__(
         self,
-        detector: Detector,
+        detector: Detector | RectDetector,
         selection: Selection,
         form: Format,
         names: Names,

@@ -143,13 +143,7 @@ class Detector:
             UsageError: as for `detect`, or a size outside the profiles.
         """
         refuse_selection(selection, self.labels)
-        images, geometry = preprocess(list(checked_frames([frame])), size, layout=self.spec.model.layout)
-        raw = self._session.infer(images)
-        found: list[Detections] = self._postprocessor.stage.decode(
-            raw, self.spec.model, geometry, selection, self._options
-        )
-        self._count(1, {})
-        return found[0]
+        return self._run(list(checked_frames([frame])), size, selection)[0]
 
     def stream(self, frames: Iterable[Frame], selection: Selection = Selection()) -> Iterator[Detections]:
         """Detect objects on a stream of frames, in order.
@@ -271,10 +265,15 @@ class Detector:
         return session.decode(files) if session.decodes_files else [None] * len(files)
 
     def _detect_batch(self, frames: Sequence[NDArray[np.uint8]], selection: Selection) -> list[Detections]:
+        return self._run(frames, self._size, selection)
+
+    def _run(
+        self, frames: Sequence[NDArray[np.uint8]], size: tuple[int, int], selection: Selection
+    ) -> list[Detections]:
         import numpy as np
 
         marks = [time.perf_counter()]
-        images, geometry = preprocess(frames, self._size, layout=self.spec.model.layout)
+        images, geometry = preprocess(frames, size, layout=self.spec.model.layout)
         if not self.spec.profiles and len(frames) < self._batch:  # static engines require full batches
             images = np.concatenate([images, np.zeros((self._batch - len(frames), *images.shape[1:]), images.dtype)])
         marks.append(time.perf_counter())
