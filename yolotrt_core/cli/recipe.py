@@ -14,6 +14,7 @@ from yolotrt_core.errors import UsageError, os_error_reason
 from yolotrt_core.evaluation.gate_options import GateOptions
 from yolotrt_core.export.parity import ParityOptions
 from yolotrt_core.files.paths import user_path
+from yolotrt_core.inference.image_options import ImageOptions
 from yolotrt_core.pipeline.build_options import ACCURACY_GATE, BuildSettings
 from yolotrt_core.plugin.options import OptionField, option, option_fields, resolve_settings, setting_fields
 from yolotrt_core.plugin.registered import KINDS, Registered
@@ -26,6 +27,7 @@ _MODEL_SUFFIXES = (".pt", ".pth", ".onnx", ".pb", ".tflite", ".keras", ".h5")
 # Options of the core's own stages, by recipe table, with their titles in help.
 CORE_OPTIONS: Mapping[str, tuple[str, type]] = {
     "parity": ("Parity check", ParityOptions),
+    "image": ("Images", ImageOptions),
     "gate": (ACCURACY_GATE, GateOptions),
     "sensitivity": ("Layer sensitivity", SensitivityOptions),
 }

@@ -90,14 +90,14 @@ def predict(
         options={},
         inputs={
             "engine": spec.engine_sha256 or spec.onnx_sha256,
-            "pictures": digest_of_images([digests.of(f) for f in files]),
+            "pictures": digest_of_images([digests.of(f) for f in files], detector.image_bits),
         },
         tools=spec.tools,
         core_sha256=core_digest(code_digest.PREDICTIONS),
     )
 
     def make(folder: Path) -> Mapping[str, Json]:
-        reading = _Reading(files, detector if isinstance(detector, Detector) else None)
+        reading = _Reading(files, detector)
         with progress("evaluating", total=len(files)) as bar:
             found = list(detector.stream(reading.frames(bar), selection))
         _save(folder / "out" / FILE, reading, found)
@@ -112,7 +112,7 @@ class _Reading:
     """Reads files in order, and records sizes and unreadable files."""
 
     files: Sequence[Path]
-    detector: Detector | None = None
+    detector: Detector | RectDetector
     indices: list[int] = field(default_factory=list)
     sizes: list[tuple[int, int]] = field(default_factory=list)
     skipped: list[int] = field(default_factory=list)

@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any, Self, cast
 from yolotrt_core.errors import UsageError
 from yolotrt_core.inference.frame_checks import checked_frames, refuse_missing_frames, refuse_selection
 from yolotrt_core.inference.image_loader import decode_ahead
+from yolotrt_core.inference.image_options import ImageOptions
 from yolotrt_core.inference.letterbox import preprocess
 from yolotrt_core.media.frames import DeviceFrame, Frame
+from yolotrt_core.media.images import FULL_DEPTH
 from yolotrt_core.plugin.options import GivenOptions
 from yolotrt_core.plugin.registered import Registered
 from yolotrt_core.plugin.registry import Registry
@@ -38,15 +40,21 @@ class Detector:
         spec: the engine's spec. labels: class names by class id.
         opened_by: cache-key material of the session, see `Registered.session_key_material`.
         seconds: total time per step: `preprocess`, `infer`, `postprocess`; or `detect`.
-        frames: number of processed frames.
+        frames: number of processed frames. image_bits: see `ImageOptions`, for files read for this detector.
     """
 
     def __init__(
-        self, session: Session, postprocessor: Registered, options: Any, opened_by: Mapping[str, Json] | None = None
+        self,
+        session: Session,
+        postprocessor: Registered,
+        options: Any,
+        opened_by: Mapping[str, Json] | None = None,
+        image_bits: int = FULL_DEPTH,
     ) -> None:
         self.spec: EngineSpec = session.spec
         self.opened_by: Mapping[str, Json] = opened_by or {}
         self.labels = self.spec.model.labels
+        self.image_bits = image_bits
         self.seconds: dict[str, float] = defaultdict(float)
         self.frames = 0
         self._counting = threading.Lock()
@@ -93,7 +101,7 @@ class Detector:
         """Open an engine file built by `builder`.
 
         Args:
-            settings: source of the options of builder and postprocessor.
+            settings: source of the options of builder and postprocessor, and of those of images.
 
         Raises:
             StageError: the engine does not run on this machine.
@@ -102,7 +110,8 @@ class Detector:
         chosen = settings.resolve(postprocessor.stage.Options, postprocessor.name)
         options = settings.resolve(builder.stage.Options, builder.name)
         session = builder.stage.open(engine, spec, options, store.side_cache())
-        return cls(session, postprocessor, chosen, builder.session_key_material(options))
+        bits = settings.resolve(ImageOptions, "image").bits
+        return cls(session, postprocessor, chosen, builder.session_key_material(options), bits)
 
     def detect(self, frames: Sequence[Frame], selection: Selection = Selection()) -> list[Detections]:
         """Detect objects on images of any size.

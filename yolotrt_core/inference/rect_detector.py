@@ -26,8 +26,8 @@ class RectDetector:
     """Runs a dynamic engine on one image at a time, each at its own size within the first profile.
 
     Attributes:
-        spec, labels, opened_by, seconds, program, decodes_files: see `Detector`; images are decoded, prepared and
-            decoded from the network's output on the CPU.
+        spec, labels, opened_by, seconds, image_bits, program, decodes_files: see `Detector`; all but the network
+            runs on the CPU.
     """
 
     program = None
@@ -50,6 +50,7 @@ class RectDetector:
             )
 
         self.seconds = detector.seconds
+        self.image_bits = detector.image_bits
 
     @property
     def frames(self) -> int:

@@ -144,7 +144,7 @@ def _decode_deep(path: Path, encoded: bytes, depth: int) -> NDArray[np.uint8] | 
     if 255 < brightest < 1 << _USUAL_DEPTH:
         warn_once(
             f"`{path}` and maybe others have 16 bits per value, of which at most {brightest.bit_length()} are used: "
-            f"they are dark; if they are {_USUAL_DEPTH}-bit images, pass `--bit-depth {_USUAL_DEPTH}`",
+            f"they are dark; if they are {_USUAL_DEPTH}-bit images, pass `--image-bits {_USUAL_DEPTH}`",
             key="bit depth",
         )
     return None

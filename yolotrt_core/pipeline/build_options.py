@@ -17,6 +17,7 @@ from yolotrt_core.datasets.dataset import DataSet
 from yolotrt_core.errors import UsageError
 from yolotrt_core.export import parity
 from yolotrt_core.export.model_source import resolve_source
+from yolotrt_core.inference.image_options import ImageOptions
 from yolotrt_core.inference.input_shapes import IMAGE_SIZE, PROFILE, profile_text
 from yolotrt_core.plugin.options import MANY, Format, GivenOptions, option
 from yolotrt_core.plugin.registered import Registered
@@ -158,6 +159,12 @@ class ResolvedBuild:
     read_eval_data: Callable[[tuple[str, ...]], DataSet] | None = None
     max_drop: float | None = None
 
+    @property
+    def image_bits(self) -> int:
+        """See `ImageOptions`."""
+        options: ImageOptions = self.options.resolve(ImageOptions, "image")
+        return options.bits
+
 
 def resolve(settings: BuildSettings, registry: Registry, model: ResolvedModel | None = None) -> ResolvedBuild:
     """Find model, exporter and builder of a build, and check the request; runs no stage.
@@ -185,7 +192,8 @@ def resolve(settings: BuildSettings, registry: Registry, model: ResolvedModel | 
     digests = ImageDigests()
     calibration = read_eval_data = None
     if settings.calib_data is not None:
-        chosen = CalibrationData(settings.calib_data, settings.calib_images, settings.calib_seed)
+        bits = settings.options.resolve(ImageOptions, "image").bits
+        chosen = CalibrationData(settings.calib_data, settings.calib_images, settings.calib_seed, bits)
         calibration = CalibrationImages(chosen, digests)
     if settings.eval_data is not None:
         read_eval_data = functools.cache(functools.partial(_read_eval_data, settings, settings.eval_data))
