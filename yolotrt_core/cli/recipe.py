@@ -27,9 +27,9 @@ _MODEL_SUFFIXES = (".pt", ".pth", ".onnx", ".pb", ".tflite", ".keras", ".h5")
 # Options of the core's own stages, by recipe table, with their titles in help.
 CORE_OPTIONS: Mapping[str, tuple[str, type]] = {
     "parity": ("Parity check", ParityOptions),
-    "image": ("Images", ImageOptions),
     "gate": (ACCURACY_GATE, GateOptions),
     "sensitivity": ("Layer sensitivity", SensitivityOptions),
+    "image": ("Images", ImageOptions),
 }
 # Also apply to an engine file.
 _WITH_ENGINE = frozenset({"offline", "calib_data", "eval_data", "class_map", "allow_unlabeled"})

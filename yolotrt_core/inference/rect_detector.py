@@ -1,6 +1,8 @@
 """Rectangular inference: minimum padding per image.
 
-Upstream's detect.py does this by default; its val.py pads by another half stride and groups images
+Upstream's detect.py does this by default, with equal boxes. For about one shape in a hundred, whose long side would be cut
+by rounding, it stretches the image by some pixels and does not undo that in the boxes; here the image stays in proportion.
+Its val.py pads by another half stride and groups images
 of similar shape, so its rectangular results differ slightly.
 """
 
