@@ -1,9 +1,8 @@
 """Rectangular inference: minimum padding per image.
 
-Upstream's detect.py does this by default, with equal boxes. For about one shape in a hundred, whose long side would be cut
-by rounding, it stretches the image by some pixels and does not undo that in the boxes; here the image stays in proportion.
-Its val.py pads by another half stride and groups images
-of similar shape, so its rectangular results differ slightly.
+Upstream's detect.py does this by default, with equal boxes. Of about one shape in a hundred it resizes to the full size
+but maps boxes back with a smaller scale, by rounding; here the image is resized with that scale, too. Its val.py pads
+by another half stride and groups images of similar shape, so its rectangular results differ slightly.
 """
 
 from __future__ import annotations
