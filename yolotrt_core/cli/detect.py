@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import json
 import logging
 import re
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -41,12 +39,12 @@ from yolotrt_core.types import Selection
 if TYPE_CHECKING:
     from yolotrt_core.api import Detector
     from yolotrt_core.detection.formats import Style
-    from yolotrt_core.detection.run import DetectionRun, Summary
+    from yolotrt_core.detection.run import DetectionRun
+    from yolotrt_core.detection.summary import Summaries, Summary
 
 _log = logging.getLogger(__name__)
 
 SAMPLE = "sample"
-_LISTED = 100  # files; for more, totals
 _IN_A_ROW = 10  # classes: a video may show dozens
 _SHOWN_CLASSES = 10  # a list of hundreds would hide the error
 
@@ -79,8 +77,8 @@ class DetectSettings(RecipeSettings):
         format=Format("LIST", "class ids or names, for example 0,2 or person,dog", _class_names),
     )  # fmt: skip
     max_det: int = option(300, minimum=1, maximum=MANY, help="Maximum detections per image")
-    format: Literal["json", "coco", "yolo"] = option(
-        "json", common=True, help="Format of the results file; coco: category_id is the class index of the model"
+    format: Literal["json", "jsonl", "coco", "yolo"] = option(
+        "json", common=True, help="Results; coco: category_id is the class index of the model"
     )
     category_ids: Literal["index", "coco"] = option(
         "index", help="Ids of --format coco; coco: the official 1 to 90, for models of COCO's classes"
@@ -152,8 +150,16 @@ def _detect(registry: Registry, given: Given) -> None:
         style = _style(settings, detector.labels)
         runner = RectDetector(detector) if settings.rect else detector
         if paths:
-            run = DetectionRun(runner, selection, form, names, annotate=settings.annotate, style=style)
-            with interruptible() as interrupt:
+            run = DetectionRun(
+                runner,
+                selection,
+                form,
+                names,
+                annotate=settings.annotate,
+                style=style,
+                printed=settings.json,
+            )
+            with run, interruptible() as interrupt:
                 with _writing(out):
                     _files(run, paths, interrupt, settings.max_frames)
                     run.finish()
@@ -163,12 +169,19 @@ def _detect(registry: Registry, given: Given) -> None:
         else:
             with endable() as interrupt, _recording(source, out, new=given["out"] is None) as out:
                 run = DetectionRun(
-                    runner, selection, form, Names([source], out, form), annotate=settings.annotate, style=style
+                    runner,
+                    selection,
+                    form,
+                    Names([source], out, form),
+                    annotate=settings.annotate,
+                    style=style,
+                    printed=settings.json,
                 )
-                with _writing(out):
-                    _live(run, source, interrupt, settings.max_frames)
-                    run.finish()
-                _report(run, detector, settings, out)
+                with run:
+                    with _writing(out):
+                        _live(run, source, interrupt, settings.max_frames)
+                        run.finish()
+                    _report(run, detector, settings, out)
     run.refuse_unread()
 
 
@@ -256,18 +269,13 @@ def _files(run: DetectionRun, paths: list[Path], interrupt: Interrupt, max_frame
 
 
 def _report(run: DetectionRun, detector: Detector, settings: DetectSettings, out: Path) -> None:
-    from yolotrt_core.detection import formats
-
-    if settings.json and settings.format == "coco":
-        show(json.dumps(run.entries, indent=2))
-        return
     if settings.json:
-        show(formats.dump_by_line(run.document(), "images"), end="")
+        run.copy_results(lambda text: show(text, end=""))
         return
-    if len(run.summaries) > _LISTED:
+    if len(run.summaries) > len(run.summaries.listed):
         _print_totals(run.summaries, detector.labels, out)
     elif run.summaries:
-        print_table(("file", "found", "written"), [_row(s, detector.labels) for s in run.summaries])
+        print_table(("file", "found", "written"), [_row(s, detector.labels) for s in run.summaries.listed])
     if settings.show_timing:
         show()
         print_table(("step", "ms per frame"), [(k, str(v)) for k, v in run.milliseconds().items()])
@@ -287,19 +295,15 @@ def _row(summary: Summary, labels: Sequence[str]) -> tuple[str, str, str]:
     return str(summary.path), words, str(summary.written)
 
 
-def _print_totals(summaries: Sequence[Summary], labels: Sequence[str], out: Path) -> None:
-    total: Counter[int] = Counter()
-    files: Counter[int] = Counter()
-    for s in summaries:
-        total.update(s.classes)
-        files.update(s.classes.keys())
+def _print_totals(summaries: Summaries, labels: Sequence[str], out: Path) -> None:
+    total = summaries.classes
     if total:
-        rows = [(labels[c], str(number), str(files[c])) for c, number in total.most_common()]
+        rows = [(labels[c], str(number), str(summaries.in_files[c])) for c, number in total.most_common()]
         print_table(("class", "found", "in files"), rows)
         show()
-    dropped = sum(s.truncated for s in summaries)
-    words = f"{counted(sum(total.values()), 'object')} in {counted(len(summaries), 'file')}"
-    show(f"{words}{f', {_dropped(dropped)}' if dropped else ''}; written to {out}")
+    dropped = f", {_dropped(summaries.truncated)}" if summaries.truncated else ""
+    words = f"{counted(total.total(), 'object')} in {counted(summaries.files, 'file')}"
+    show(f"{words}{dropped}; written to {out}")
 
 
 def _dropped(boxes: int) -> str:

@@ -1,4 +1,4 @@
-"""Formats of results: yolotrt's JSON, COCO results, YOLO labels."""
+"""Formats of results: yolotrt's JSON and JSON lines, COCO results, YOLO labels."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from yolotrt_core.detection.output_names import Format
 from yolotrt_core.types import Detections, Json, Masks
 
 
@@ -64,17 +64,35 @@ def _plain(d: Detections) -> Iterator[tuple[list[float], float, int]]:
     return zip(d.boxes.tolist(), d.scores.tolist(), d.class_ids.tolist(), strict=True)
 
 
-def dump_by_line(document: Mapping[str, Json], name: str) -> str:
-    """Return JSON with each element of its last member, the list `name`, on a line of its own.
+def opening(form: Format, head: Mapping[str, Json]) -> str:
+    """Return what a results file begins with.
 
-    Indented JSON uses Python's slow encoder, which takes longer than detection.
+    Args:
+        head: what yolotrt's JSON says before its images.
     """
-    *others, last = document
-    assert last == name
-    head = json.dumps({key: document[key] for key in others}, indent=1)
-    elements: Any = document[name]
-    lines = ",\n".join(f"  {json.dumps(element)}" for element in elements)
-    return f"{head.removesuffix(chr(10) + '}')},\n {json.dumps(name)}: [\n{lines}\n ]\n}}\n"
+    if form == "json":
+        # Each entry has a line of its own: indented JSON uses Python's slow encoder, which takes longer than detection.
+        return json.dumps(head, indent=1).removesuffix("\n}") + ',\n "images": ['
+    return "[" if form == "coco" else ""
+
+
+def entry_line(form: Format, entry: Json, *, first: bool) -> str:
+    """Return one entry of a results file, with what separates it from the one before."""
+    text = json.dumps(entry)
+    if form == "jsonl":
+        return f"{text}\n"
+    return ("" if first else ",") + ("\n  " if form == "json" else "\n") + text
+
+
+def closing(form: Format, tail: Mapping[str, Json]) -> str:
+    """Return what a results file ends with.
+
+    Args:
+        tail: what yolotrt's JSON says after its images.
+    """
+    if form == "json":
+        return "\n ],\n" + json.dumps(tail, indent=1).removeprefix("{\n") + "\n"
+    return "\n]\n" if form == "coco" else ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from yolotrt_core.media import inputs
 
 _log = logging.getLogger(__name__)
 
-Format = Literal["json", "coco", "yolo"]
+Format = Literal["json", "jsonl", "coco", "yolo"]
 LABELS = "labels"  # folder for labels in YOLO's form
 # Separator of video name and frame number, in formats that name frames.
 _FRAME_MARKS: dict[Format, str] = {"coco": ":", "yolo": "_"}
