@@ -77,10 +77,14 @@ def _pairs(one: Detections, other: Detections) -> list[tuple[int, int]]:
 
 
 def _overlaps(one: NDArray[np.float32], other: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return the IoU of every box (M, 4) with every other (N, 4): float64 (M, N)."""
+    """Return the IoU of every box (M, 4) with every other (N, 4): float64 (M, N).
+
+    Two boxes without area, which the quotient 0/0 leaves undefined, have 1 if they are the same, else 0.
+    """
     import numpy as np
 
     a, b = one.astype(np.float64)[:, None], other.astype(np.float64)[None, :]
     inner = np.clip(np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2]), 0, None).prod(-1)
-    union = (a[..., 2:] - a[..., :2]).prod(-1) + (b[..., 2:] - b[..., :2]).prod(-1) - inner
-    return np.asarray(np.divide(inner, union, out=np.zeros_like(inner), where=union > 0))
+    union = sum(np.clip(box[..., 2:] - box[..., :2], 0, None).prod(-1) for box in (a, b)) - inner
+    same = (a == b).all(-1).astype(np.float64)
+    return np.asarray(np.divide(inner, union, out=same, where=union > 0))

@@ -29,6 +29,7 @@ from yolotrt_core.store.store import Store
 from yolotrt_core.types import Detections, Selection
 
 A, B, FAR = [0, 0, 10, 10], [0, 0, 10, 8], [50, 50, 60, 60]
+LINE, POINT, TURNED = [0, 2, 0, 9], [3, 3, 3, 3], [5, 5, 4, 4]
 
 
 @pytest.mark.parametrize(
@@ -40,6 +41,12 @@ A, B, FAR = [0, 0, 10, 10], [0, 0, 10, 8], [50, 50, 60, 60]
         (detections((A, 0.9, 0)), detections((FAR, 0.9, 0)), 0.0, 0.0),
         (detections((A, 0.9, 0), (FAR, 0.5, 0)), detections((A, 0.9, 0)), 2 / 3, 0.0),
         (detections((A, 0.9, 0)), detections((A, 0.9, 0), (B, 0.7, 0)), 2 / 3, 0.0),  # one pair for each box
+        # Boxes without area, by a side of 0 or below, agree with themselves alone.
+        (detections((LINE, 0.9, 0), (POINT, 0.8, 0)), detections((LINE, 0.9, 0), (POINT, 0.7, 0)), 1.0, 0.05),
+        (detections((TURNED, 0.9, 0)), detections((TURNED, 0.9, 0)), 1.0, 0.0),
+        (detections((LINE, 0.9, 0)), detections((POINT, 0.9, 0)), 0.0, 0.0),
+        (detections((LINE, 0.9, 0)), detections((A, 0.9, 0)), 0.0, 0.0),
+        (detections((LINE, 0.9, 0)), detections((LINE, 0.9, 1)), 0.0, 0.0),
         (detections(), detections(), 1.0, 0.0),
         (detections(), detections((A, 0.9, 0)), 0.0, 0.0),
         (detections((A, 0.9, 0)), detections(), 0.0, 0.0),
