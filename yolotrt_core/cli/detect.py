@@ -318,7 +318,7 @@ def class_ids(names: Sequence[str], labels: Sequence[str]) -> tuple[int, ...]:
     """
     ids: list[int] = []
     for name in names:
-        if re.fullmatch(r"\d{1,9}", name):
+        if re.fullmatch("[0-9]{1,9}", name):
             ids.append(int(name))
             continue
         named = [number for number, label in enumerate(labels) if label == name]

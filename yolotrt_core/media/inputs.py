@@ -30,7 +30,7 @@ _NO_MEDIA = frozenset({
     ".yaml", ".yml",
 })  # fmt: skip
 VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv"})
-CAMERA = re.compile(r"camera:(\d{1,3})")
+CAMERA = re.compile("camera:([0-9]{1,3})")
 _CREDENTIALS = re.compile(r"(?<=://).*@")  # greedy: a password may contain `@`
 # Some cameras have credentials in the path: rtsp://HOST/user=admin&password=...
 _CREDENTIALS_IN_PATH = re.compile(r"(?i)(user|username|pass|passwd|password|pwd|token|key)=[^&/;?]*")
