@@ -62,7 +62,7 @@ class DetectSettings(RecipeSettings):
 
     path: str = option(
         "", positional=True, in_recipe=False, common=True,
-        help="Image, video, folder, quoted pattern ('in/*.jpg'), `camera:0`, RTSP URL, or `sample`",
+        help="Image, video, folder, list (.txt), quoted pattern ('in/*.jpg'), `camera:0`, RTSP URL, or `sample`",
     )  # fmt: skip
     engine: str | None = option(
         None, in_recipe=False, common=True, metavar="FILE", default_text="from --weights",

@@ -202,7 +202,7 @@ def read_number(text: str, kind: type[N]) -> N:
         kind: int or float.
 
     Raises:
-        ValueError: it is none of this kind.
+        ValueError: the text is anything else.
     """
     if not _NUMBER.fullmatch(text.strip()):
         raise ValueError(text)
