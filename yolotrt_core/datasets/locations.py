@@ -8,7 +8,8 @@ from pathlib import Path
 
 from yolotrt_core.console.text import counted
 from yolotrt_core.errors import UsageError
-from yolotrt_core.files.paths import existing_path, read_text, user_path
+from yolotrt_core.files.paths import existing_path, user_path
+from yolotrt_core.media.inputs import list_lines
 
 _SHOWN = 3  # missing files in an error
 _SAMPLE = 64  # names that decide which folder is meant
@@ -109,7 +110,7 @@ def read_image_list(file: Path, base: Path | None = None) -> list[Path]:
     Raises:
         UsageError: the file cannot be read, or an image does not exist.
     """
-    names = [line.strip() for line in read_text(file, "the image list").splitlines() if line.strip()]
+    names = list(list_lines(file))
     roots = [file.parent, *([base] if base else []), Path.cwd()]
     files = find_below(names, roots)
     refuse_missing_images(files, names, file, roots)

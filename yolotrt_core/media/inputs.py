@@ -142,7 +142,7 @@ def list_lines(file: Path) -> Iterator[str]:
     Raises:
         UsageError: it cannot be read.
     """
-    for line in read_text(file, "the image list").removeprefix("\ufeff").splitlines():
+    for line in read_text(file, "the image list").splitlines():
         if (text := line.strip()) and not text.startswith("#"):
             yield text
 
