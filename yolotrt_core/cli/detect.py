@@ -30,6 +30,7 @@ from yolotrt_core.errors import ArtifactError, UsageError, os_error_reason
 from yolotrt_core.export.model_source import sample_path
 from yolotrt_core.files.paths import refuse_unwritable
 from yolotrt_core.media import inputs
+from yolotrt_core.media.camera import RECONNECT_SECONDS
 from yolotrt_core.media.inputs import is_video, redact
 from yolotrt_core.plugin.options import MANY, Format, option, resolve_settings
 from yolotrt_core.plugin.registry import Registry
@@ -96,6 +97,10 @@ class DetectSettings(RecipeSettings):
     max_frames: int | None = option(
         None, minimum=1, maximum=MANY, default_text="its end", help="Maximum frames of a video or live source"
     )
+    reconnect: int = option(
+        RECONNECT_SECONDS, minimum=0, maximum=MANY, unit="seconds",
+        help="Time without a frame after which a live source counts as lost; 0: never reconnect",
+    )  # fmt: skip
     show_timing: bool = option(False, switch=True, in_recipe=False, help="Print the time of each step")
     json: bool = json_option("detect")
 
@@ -179,7 +184,7 @@ def _detect(registry: Registry, given: Given) -> None:
                 )
                 with run:
                     with _writing(out):
-                        _live(run, source, interrupt, settings.max_frames)
+                        _live(run, source, interrupt, settings)
                         run.finish()
                     _report(run, detector, settings, out)
     run.refuse_unread()
@@ -252,9 +257,9 @@ def _paths(source: str) -> list[Path]:
     return inputs.find_inputs(source)
 
 
-def _live(run: DetectionRun, source: str, interrupt: Interrupt, max_frames: int | None) -> None:
+def _live(run: DetectionRun, source: str, interrupt: Interrupt, settings: DetectSettings) -> None:
     with progress(f"detecting on {redact(source)}, Ctrl-C stops") as bar:
-        run.live(source, bar, interrupt, max_frames)
+        run.live(source, bar, interrupt, settings.max_frames, settings.reconnect)
 
 
 def _files(run: DetectionRun, paths: list[Path], interrupt: Interrupt, max_frames: int | None) -> None:

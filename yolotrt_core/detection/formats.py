@@ -17,7 +17,7 @@ class Found:
 
     Attributes:
         path: the file, or a live source's name. frame: number from 0 within a video, else None.
-        height, width: in pixels.
+        height, width: in pixels. seconds: time of the frame since the first, else None.
     """
 
     path: Path
@@ -25,6 +25,7 @@ class Found:
     height: int
     width: int
     detections: Detections
+    seconds: float | None = None
 
 
 def as_json(found: Found, labels: Sequence[str]) -> dict[str, Json]:
@@ -34,6 +35,7 @@ def as_json(found: Found, labels: Sequence[str]) -> dict[str, Json]:
     return {
         "path": str(found.path),
         "frame": found.frame,
+        **({} if found.seconds is None else {"time": round(found.seconds, 6)}),
         "width": found.width,
         "height": found.height,
         "truncated": d.truncated,

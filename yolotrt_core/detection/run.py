@@ -29,10 +29,10 @@ from yolotrt_core.inference.detector import Detector
 from yolotrt_core.inference.image_loader import decode_ahead, read_ahead
 from yolotrt_core.inference.rect_detector import RectDetector
 from yolotrt_core.media import inputs
-from yolotrt_core.media.camera import open_live
+from yolotrt_core.media.camera import RECONNECT_SECONDS, open_live
 from yolotrt_core.media.prefetch import drawn_ahead
-from yolotrt_core.media.video import VideoFacts, count_frames, open_video
-from yolotrt_core.media.video_integrity import missing_bytes
+from yolotrt_core.media.video import Loss, open_video
+from yolotrt_core.media.video_writer import VideoWriter
 from yolotrt_core.serialization import to_json
 from yolotrt_core.types import Detections, Json, Selection
 
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from yolotrt_core.media.frames import Frame
+    from yolotrt_core.media.video_decoder import VideoFrame
 
 _log = logging.getLogger(__name__)
 
@@ -59,8 +60,8 @@ class DetectionRun:
     Results are written as they come, see `ResultsFile`: memory does not grow with the number of frames.
 
     Attributes:
-        summaries: of the readable files. unread: the error of each unreadable file. last: the last frame,
-            (H, W, 3) BGR, or None.
+        summaries: of the readable files. unread: the error of each unreadable or incomplete file. missing: what
+            is missing of videos, as in the results. last: the last frame, (H, W, 3) BGR, or None.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class DetectionRun:
         # YOLO labels have no results file, so yolotrt's JSON is printed from an unnamed one.
         self._written: Format | None = form if form != "yolo" else "json" if printed else None
         self.unread: list[UsageError] = []
+        self.missing: list[Json] = []
         self.last: Frame | None = None
         self._annotate, self._style = annotate, style
         self._detector, self._selection, self._form = detector, selection, form
@@ -125,64 +127,71 @@ class DetectionRun:
         """Detect on a video file until interrupted; an unreadable or truncated one is recorded."""
         try:
             with ExitStack() as stack:
-                facts, frames = stack.enter_context(open_video(path))
-                of_all = f" of {facts.frames}" if facts.frames else ""
-                wanted = _stop_on(interrupt, islice(frames, max_frames))
+                video = stack.enter_context(open_video(path))
+                of_all = f" of {video.frames}" if video.frames else ""
+                wanted = _stop_on(interrupt, islice(video, max_frames))
                 ahead = stack.enter_context(closing(drawn_ahead(wanted, _FRAMES_AHEAD)))
-                count = self._video(path, facts, ahead, bar, of_all)
-            if interrupt.requested or count == max_frames:
-                return
-            if missing := missing_bytes(path):
-                raise UsageError(
-                    f"the video `{path}` is truncated ({missing} bytes missing); "
-                    f"the results include {counted(count, 'frame')}",
-                    hint="copy or record it again",
-                )
+                count = self._video(path, video.fps, ahead, bar, of_all)
+                if loss := video.loss(ended=not interrupt.requested and count != max_frames):
+                    self._lose(path, loss)
         except _StoppedBeforeStart:
             return
         except UsageError as err:
             self._note(err)
 
-    def live(self, source: str, bar: Bar, interrupt: Interrupt, max_frames: int | None = None) -> None:
-        """Detect on a live source until it ends or is interrupted; an unavailable one is recorded.
+    def live(
+        self,
+        source: str,
+        bar: Bar,
+        interrupt: Interrupt,
+        max_frames: int | None = None,
+        reconnect: float = RECONNECT_SECONDS,
+    ) -> None:
+        """Detect on a live source until it ends or is interrupted; an unavailable or lost one is recorded.
+
+        Args:
+            reconnect: seconds without a frame after which it counts as lost; 0: when its first connection ends.
 
         Raises:
             KeyboardInterrupt: interrupted before the first frame.
         """
+
+        def show(text: str) -> None:
+            bar.update(text=f"{self._path(source).name} {text}, Ctrl-C stops")
+
         try:
-            with open_live(source, interrupt) as (facts, frames):
-                self._video(source, facts, islice(frames, max_frames), bar, ", Ctrl-C stops")
+            with open_live(source, interrupt, reconnect=reconnect, status=show) as live:
+                self._video(source, live.fps, islice(live, max_frames), bar, ", Ctrl-C stops")
+                if live.skipped:
+                    words = f"{counted(live.skipped, 'frame')} of the live source `{inputs.redact(source)}`"
+                    self._lose(source, Loss(f"{words} cannot be decoded", live.skipped, incomplete=False))
+                if live.lost:
+                    hint = "check the source and the network; `--reconnect` sets how long to wait for it"
+                    self._lose(source, Loss(live.lost, None, incomplete=True, hint=hint))
         except UsageError as err:
             self._note(err)
 
-    def _video(
-        self,
-        source: Path | str,
-        facts: VideoFacts,
-        frames: Iterable[NDArray[np.uint8]],
-        bar: Bar,
-        suffix: str,
-    ) -> int:
+    def _video(self, source: Path | str, fps: float, frames: Iterable[VideoFrame], bar: Bar, suffix: str) -> int:
         target = self._target(source)
         path = self._path(source)
         classes: Counter[int] = Counter()
         truncated = count = 0
-        waiting: deque[NDArray[np.uint8]] = deque()
+        waiting: deque[VideoFrame] = deque()
 
         def kept() -> Iterator[NDArray[np.uint8]]:
             for frame in frames:
                 waiting.append(frame)
-                yield frame
+                yield frame.pixels
 
         with ExitStack() as stack:
             video = None
             if target is not None:
-                video = stack.enter_context(_VideoWriter(stack.enter_context(atomic_path(target)), facts.fps))
+                video = stack.enter_context(VideoWriter(stack.enter_context(atomic_path(target)), fps))
             for number, detections in enumerate(self._detector.stream(kept(), self._selection)):
                 frame = waiting.popleft()
-                found = self._keep(source, number, frame, detections)
+                found = self._keep(source, number, frame.pixels, detections, frame.seconds)
                 if video is not None:
-                    video.write(annotate(frame, detections, self._detector.labels))
+                    video.write(annotate(frame.pixels, detections, self._detector.labels), frame.seconds)
                 classes.update(detections.class_ids.tolist())
                 truncated += detections.truncated
                 count = number + 1
@@ -243,7 +252,10 @@ class DetectionRun:
         }
 
     def _tail(self) -> dict[str, Json]:
-        return {"milliseconds_per_frame": self.milliseconds()}
+        return {
+            "milliseconds_per_frame": self.milliseconds(),
+            **({"missing": self.missing} if self.missing else {}),
+        }
 
     def milliseconds(self) -> dict[str, Json]:
         """Return the detector's time per frame by step."""
@@ -274,15 +286,32 @@ class DetectionRun:
             hint=first.hint,
         )
 
+    def _lose(self, source: Path | str, loss: Loss) -> None:
+        """Record what is missing of a video or live source: a few frames with a warning, more as an error."""
+        if loss.frames != 0:
+            path = str(self._path(source))
+            self.missing.append({"path": path, "frames": loss.frames, "reason": loss.message})
+        if loss.incomplete:
+            self._note(UsageError(loss.message, hint=loss.hint))
+        else:
+            _log.warning("%s", loss.message)
+
     def _note(self, err: UsageError) -> None:
         if self._names.count > 1:  # for a single file the final error suffices
             _log.warning("%s", err)
         # Without its traceback, whose frames hold the content of the file.
         self.unread.append(UsageError(err.message, hint=err.hint))
 
-    def _keep(self, source: Path | str, number: int | None, frame: Frame, detections: Detections) -> Found:
+    def _keep(
+        self,
+        source: Path | str,
+        number: int | None,
+        frame: Frame,
+        detections: Detections,
+        seconds: float | None = None,
+    ) -> Found:
         self.last = frame
-        found = Found(self._path(source), number, frame.shape[0], frame.shape[1], detections)
+        found = Found(self._path(source), number, frame.shape[0], frame.shape[1], detections, seconds)
         if self._written is None:
             return found
         entries: list[Json] = (
@@ -318,45 +347,13 @@ class DetectionRun:
         write_atomic(labels / f"{name}.txt", text)
 
 
-class _VideoWriter:
-    """Writes annotated frames, in the size of the first."""
-
-    def __init__(self, target: Path, fps: float) -> None:
-        self._target, self._fps = target, fps
-        self._writer: Any = None
-        self._frames = 0
-
-    def write(self, frame: NDArray[np.uint8]) -> None:
-        import cv2
-
-        if self._writer is None:
-            size = (frame.shape[1], frame.shape[0])
-            self._writer = cv2.VideoWriter(str(self._target), cv2.VideoWriter.fourcc(*"mp4v"), self._fps, size)
-            if not self._writer.isOpened():
-                raise ArtifactError("cannot write the annotated video", hint="choose another folder with `--out`")
-        self._writer.write(frame)
-        self._frames += 1
-
-    def __enter__(self) -> _VideoWriter:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        if self._writer is None:
-            return
-        self._writer.release()
-        # OpenCV does not report a failed write, so count the frames.
-        if kind is None and count_frames(self._target) != self._frames:
-            raise ArtifactError(
-                "cannot write the annotated video: it is incomplete; the disk may be full",
-                hint="free some space, or choose another folder with `--out`",
-            )
 
 
 class _StoppedBeforeStart(Exception):  # noqa: N818 - not an error
     """Interrupted before the first frame: there is no video to keep."""
 
 
-def _stop_on(interrupt: Interrupt, frames: Iterable[NDArray[np.uint8]]) -> Iterator[NDArray[np.uint8]]:
+def _stop_on(interrupt: Interrupt, frames: Iterable[VideoFrame]) -> Iterator[VideoFrame]:
     begun = False
     for frame in frames:
         if interrupt.requested:

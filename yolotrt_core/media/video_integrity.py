@@ -1,7 +1,7 @@
 """Detection of truncated videos by the sizes in their containers.
 
-FFmpeg reports no error for a truncated file, and OpenCV's number of frames is an estimate, wrong for variable frame
-rates, longer audio or edit lists.
+FFmpeg reports no error for a truncated file, and its number of frames is an estimate for most containers, wrong for
+variable frame rates, longer audio or edit lists.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ _MAX_PARTS = 1 << 16  # a fragmented video has about two per second
 def missing_bytes(video: Path) -> int:
     """Return the number of bytes missing at a video's end, by the sizes of its outermost parts.
 
-    Supports AVI, MP4, MOV, Matroska, WebM and ASF (wmv). 0 for other or invalid files, and for streams without a size
-    (MPEG, live Matroska).
+    Supports AVI, MP4, MOV, Matroska, WebM and ASF (wmv); of an MPEG transport stream only its last packet has a known
+    size. 0 for other or invalid files, and for streams without a size (MPEG-1, live Matroska).
 
     Raises:
         OSError: it cannot be read.
@@ -38,7 +38,7 @@ def missing_bytes(video: Path) -> int:
         elif head[4:8] in (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide"):
             ends = _boxes(file)
         else:
-            return 0
+            return _transport_stream(file, size)
         for _, end in zip(range(_MAX_PARTS), ends, strict=False):
             if end > size:
                 return end - size
@@ -88,6 +88,15 @@ def _matroska(file: BinaryIO) -> Iterator[int]:
             return
         at += 4 + width + length
         yield at
+
+
+def _transport_stream(file: BinaryIO, size: int) -> int:
+    """Return the number of bytes missing of the last packet; packets start with 0x47, after four bytes in .m2ts."""
+    head = _read(file, 0, 2 * 192 + 5)
+    for length, begin in ((188, 0), (192, 4)):
+        if head[begin::length][:3] == b"GGG":
+            return -size % length
+    return 0
 
 
 def _read(file: BinaryIO, at: int, count: int) -> bytes:
