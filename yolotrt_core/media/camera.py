@@ -213,7 +213,7 @@ class _Reader:
             self._put(err)
 
     def _read_first(self) -> None:
-        """Read the first connection; then others, until the source ends, is lost, or nobody reads."""
+        """Read the first connection; then others, until the source ends, is lost, or `close` is called."""
         ended = self._read(_OPEN_SECONDS)
         if not self._frames and not self._stop.is_set():
             raise UsageError(f"the live source `{redact(self._source)}` has no readable frame")

@@ -78,8 +78,8 @@ class Video:
             words = f"{counted(missing, 'frame')} of the video `{self._path}` cannot be decoded"
             many = missing > _MAX_SKIPPED * (decoder.read + missing) or decoder.trailing > decoder.fps
             return Loss(f"{words}; {included}", missing, incomplete=many)
-        if decoder.damaged:
-            words = f"{counted(decoder.damaged, 'frame')} of the video `{self._path}` may show damage"
+        if decoder.corrupted:
+            words = f"{counted(decoder.corrupted, 'frame')} of the video `{self._path}` may show errors"
             return Loss(f"{words}; {included}", 0, incomplete=False)
         return None
 

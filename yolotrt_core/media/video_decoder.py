@@ -73,17 +73,17 @@ def import_av() -> Any:
 class Decoder:
     """Iterates over the frames in presentation order; what cannot be decoded is skipped and counted.
 
-    Frames that FFmpeg decodes with concealed damage are kept, as OpenCV does.
+    Frames that FFmpeg decodes with concealed errors are kept, as OpenCV does.
 
     Attributes:
-        read, skipped, damaged: number of frames decoded, not decodable, and decoded with damage so far. trailing:
+        read, skipped, corrupted: number of frames decoded, not decodable, and decoded with errors so far. trailing:
             frames skipped since the last decoded one. fps: nominal frames per second. end: end of the last packet,
             of any stream of a file, in seconds. error: of the read that ended the iteration early, or None.
     """
 
     def __init__(self, address: str, container: Any, stream: Any, *, frame_threads: bool, live: bool) -> None:
         """Prepare decoding of `stream`; use `open_decoder`."""
-        self.read = self.skipped = self.damaged = self.trailing = 0
+        self.read = self.skipped = self.corrupted = self.trailing = 0
         self.error: Exception | None = None
         self.end = 0.0
         rate = stream.average_rate or stream.guessed_rate
@@ -101,7 +101,7 @@ class Decoder:
 
     @property
     def listed(self) -> int:
-        """Number of frames in the index of an MP4 or MOV file, less those that its edit list leaves out; else 0."""
+        """Number of frames in the index of an MP4 or MOV file, less those excluded by its edit list; else 0."""
         return len(self._stream.index_entries) - self._left_out if "mp4" in self.format else 0
 
     @property
@@ -122,7 +122,7 @@ class Decoder:
     def __iter__(self) -> Iterator[VideoFrame]:
         """Yield each frame."""
         clock, convert = _Clock(1 / self.fps), _converter()
-        for frame, stamp in self._pictures():
+        for frame, stamp in self._with_tail():
             pixels = None if frame is None else convert(frame)
             if pixels is None:
                 self.skipped += 1
@@ -130,10 +130,10 @@ class Decoder:
                 continue
             self.read += 1
             self.trailing = 0
-            self.damaged += bool(frame.is_corrupt)
+            self.corrupted += bool(frame.is_corrupt)
             yield VideoFrame(pixels, clock.seconds(stamp))
 
-    def _pictures(self) -> Iterator[tuple[Any, float | None]]:
+    def _with_tail(self) -> Iterator[tuple[Any, float | None]]:
         """Yield PyAV's frames, None for each that cannot be decoded, and their timestamps in seconds."""
         frames = failures = 0
         passed: float | None = None
@@ -190,7 +190,7 @@ class Decoder:
         return None if timed.pts is None else float(timed.pts * self._stream.time_base)
 
     def _demuxed(self) -> Iterator[Any]:
-        """Yield the packets of the stream; invalid data between them is passed over and counted once."""
+        """Yield the packets of the stream; invalid data between them is skipped and counted once."""
         errors = import_av().error
         chosen = [self._stream] if self._live else []  # a file ends where its longest stream does
         failures = 0
