@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import jsonschema
 import numpy as np
 import pytest
 
+from video_files import destroy, steady, write_video
 from yolotrt_core.cli import detect
 from yolotrt_core.detection.summary import Summary
 from yolotrt_core.export.model_source import sample_path
@@ -297,6 +299,25 @@ def test_what_was_found_until_sigkill_is_on_disk_and_never_written_over(run: Run
     assert "warning: kept `killed/detections.json.partial`: results of a run that did not end" in ran.err
     assert partial.read_text() == left
     assert len(json.loads((here / "killed" / "detections.json").read_text())["images"]) == 1
+
+
+def test_a_few_frames_that_cannot_be_decoded_are_a_warning(run: Run, warm: Path, tmp_path: Path) -> None:
+    path = write_video(tmp_path / "video.mov", [*steady(20), *(100 + t for t in steady(20))])
+    destroy(path, 7)
+    times = [t for number, t in enumerate([*steady(20), *(100 + t for t in steady(20))]) if number != 7]
+    ran = run("detect", str(path), "--builder", "onnxruntime", "--json", store=warm / "store")
+    assert ran.code == 0, ran.err
+    warning = f"1 frame of the video `{path}` cannot be decoded; the results include 39 frames"
+    assert f"warning: {warning}" in " ".join(ran.err.split())
+    document = json.loads(ran.out)
+    jsonschema.validate(document, json.loads((ROOT / "yolotrt_core" / "schemas" / "detect.json").read_text()))
+    assert document["missing"] == [{"path": str(path), "frames": 1, "reason": warning}]
+    assert [image["frame"] for image in document["images"]] == list(range(39))
+    assert [image["time"] for image in document["images"]] == pytest.approx(times, abs=0.001)
+    with video.open_video(tmp_path / "here" / "detections" / "video.mp4") as annotated:
+        assert [frame.seconds for frame in annotated] == pytest.approx(times, abs=0.001)
+    few = run("detect", str(path), "--builder", "onnxruntime", "--max-frames", "5", store=warm / "store")
+    assert (few.code, "cannot be decoded" in few.err) == (0, False)
 
 
 def test_a_truncated_video_is_reported(run: Run, warm: Path, tmp_path: Path) -> None:

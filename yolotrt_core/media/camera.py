@@ -21,11 +21,9 @@ RECONNECT_SECONDS = 60
 _AHEAD = 4  # frames read ahead; more would only add latency
 _POLL_SECONDS = 0.05  # latency of Ctrl-C
 # A thread that returns from OpenCV during Python's shutdown aborts the process, so wait for one frame. A stalled
-# source is not waited for.
+# source is not waited for: it returns after its timeout only.
 _LAST_FRAME_SECONDS = 2.0
-_OPEN_SECONDS = 30.0  # for the first connection: a camera may have to wake up
-_REOPEN_SECONDS = 10.0
-_SILENT_SECONDS = 5.0  # without data, after which a connection counts as lost
+_SILENT_SECONDS = 10.0  # without data, after which a connection counts as lost; a camera may have to wake up
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 10.0  # seconds between attempts to connect, doubled for each
 
 
@@ -140,7 +138,7 @@ class _Camera:
 
 
 @contextmanager
-def connect(source: str, open_seconds: float) -> Iterator[_Connection]:
+def connect(source: str) -> Iterator[_Connection]:
     """Connect to a live source.
 
     Raises:
@@ -161,8 +159,7 @@ def connect(source: str, open_seconds: float) -> Iterator[_Connection]:
     errors = import_av().error
     with ExitStack() as stack:
         try:
-            timeout = (open_seconds, _SILENT_SECONDS)
-            decoder = stack.enter_context(open_decoder(source, frame_threads=False, timeout=timeout))
+            decoder = stack.enter_context(open_decoder(source, frame_threads=False, timeout=_SILENT_SECONDS))
         except errors.FFmpegError as err:
             raise failed from err
         except UsageError as err:
@@ -214,7 +211,7 @@ class _Reader:
 
     def _read_first(self) -> None:
         """Read the first connection; then others, until the source ends, is lost, or `close` is called."""
-        ended = self._read(_OPEN_SECONDS)
+        ended = self._read()
         if not self._frames and not self._stop.is_set():
             raise UsageError(f"the live source `{redact(self._source)}` has no readable frame")
         wait = _FIRST_WAIT
@@ -227,7 +224,7 @@ class _Reader:
             self._stop.wait(min(wait, self._reconnect - silent))
             before = self._frames
             try:
-                ended = self._read(_REOPEN_SECONDS)
+                ended = self._read()
             except UsageError:  # not there yet
                 ended = False
             wait = _FIRST_WAIT if self._frames > before else min(2 * wait, _LONGEST_WAIT)
@@ -236,9 +233,9 @@ class _Reader:
         included = f"{counted(self._frames, 'frame')} of {self._last - self._begun:.0f} s"
         return f"the live source `{redact(self._source)}` was lost: {reason}; the results include {included}"
 
-    def _read(self, open_seconds: float) -> bool:
+    def _read(self) -> bool:
         """Read one connection; return whether no other follows."""
-        with connect(self._source, open_seconds) as connection:
+        with connect(self._source) as connection:
             if not self._frames:
                 self._put(connection.fps)
             skipped = self.skipped

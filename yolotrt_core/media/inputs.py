@@ -33,7 +33,11 @@ _NO_MEDIA = frozenset({
     "", ".cache", ".csv", ".data", ".db", ".html", ".ini", ".json", ".jsonl", ".log", ".md", ".names", ".txt", ".xml",
     ".yaml", ".yml",
 })  # fmt: skip
-VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv"})
+VIDEO_SUFFIXES = frozenset({
+    ".3g2", ".3gp", ".asf", ".avi", ".f4v", ".flv", ".h264", ".h265", ".hevc", ".m2ts", ".m2v", ".m4v", ".mjpeg",
+    ".mjpg", ".mkv", ".mov", ".mp4", ".mpe", ".mpeg", ".mpg", ".mts", ".mxf", ".ogv", ".ts", ".vob", ".webm",
+    ".wmv",
+})  # fmt: skip
 LIST_SUFFIX = ".txt"  # of a file that lists images
 _NAMED = 3  # missing files in an error
 _LABEL = re.compile(r"\d+(\s+[-+.\deE]+){4,}")  # a line of a YOLO label file

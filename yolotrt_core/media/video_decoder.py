@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 _MAX_READ_ERRORS = 1000
 _NOMINAL_FPS = 25.0  # of videos without one, as OpenCV
 _MAX_STEP_BACK = 1.0  # seconds; by more, joined recordings or a clock that starts again
-_STREAM_OPTIONS = {"rtsp_flags": "prefer_tcp"}  # as OpenCV: packets lost by UDP damage frames
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,26 +32,37 @@ class VideoFrame:
 
 
 @contextmanager
-def open_decoder(address: str, *, frame_threads: bool, timeout: tuple[float, float] | None = None) -> Iterator[Decoder]:
+def open_decoder(address: str, *, frame_threads: bool, timeout: float | None = None) -> Iterator[Decoder]:
     """Open a video and find its first video stream that is not a cover image.
 
     Args:
         address: FFmpeg's address, `file:PATH` for a file. frame_threads: decode several frames at once, which delays
-            each by their number. timeout: of a stream, in seconds, for opening and for each read.
+            each by their number. timeout: of a stream, seconds to wait for data.
 
     Raises:
         UsageError: PyAV is missing, or no stream can be decoded.
         OSError, ValueError: FFmpeg's errors.
     """
     av = import_av()
-    options = _STREAM_OPTIONS if timeout else {}
-    with av.open(address, metadata_errors="replace", timeout=timeout, options=options) as container:
+    options = {} if timeout is None else _stream_options(address, timeout)
+    with av.open(address, metadata_errors="replace", options=options) as container:
         streams = [s for s in container.streams.video if not s.disposition & s.disposition.attached_pic]
         if not streams:
             raise UsageError("it has no video stream", hint="pass a file or stream with images, not only sound")
         if streams[0].codec_context is None:
             raise UsageError("its codec is not supported", hint="convert it to H.264")
         yield Decoder(address, container, streams[0], frame_threads=frame_threads, live=timeout is not None)
+
+
+def _stream_options(address: str, timeout: float) -> dict[str, str]:
+    """Return FFmpeg's options for a stream.
+
+    PyAV's own timeout calls Python from a blocked read, which crashes if the interpreter is shutting down.
+    """
+    scheme, microseconds = address.partition(":")[0].lower(), str(round(timeout * 1e6))
+    if scheme in ("rtsp", "rtsps"):  # TCP as in OpenCV: a packet that UDP loses spoils frames
+        return {"timeout": microseconds, "rtsp_flags": "prefer_tcp"}
+    return {"timeout" if scheme == "udp" else "rw_timeout": microseconds}
 
 
 def import_av() -> Any:

@@ -16,8 +16,8 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from video_files import numbered_image, numbers, steady, write_video
 
+from video_files import numbered_image, numbers, steady, write_video
 from yolotrt_core.console.signals import Interrupt, Terminated
 from yolotrt_core.errors import UsageError
 from yolotrt_core.media import camera
@@ -43,7 +43,7 @@ def _source(monkeypatch: pytest.MonkeyPatch, frames: int, then: Any = None) -> t
     closed = threading.Event()
 
     @contextmanager
-    def connected(source: str, open_seconds: float) -> Iterator[_Connection]:
+    def connected(source: str) -> Iterator[_Connection]:
         try:
             yield _Connection(frames, then)
         finally:
@@ -184,7 +184,7 @@ def _reset(handler: Any) -> None:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, seconds in (("_SILENT_SECONDS", 0.7), ("_REOPEN_SECONDS", 0.5), ("_FIRST_WAIT", 0.05)):
+    for name, seconds in (("_SILENT_SECONDS", 0.7), ("_FIRST_WAIT", 0.05)):
         monkeypatch.setattr(camera, name, seconds)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
 
