@@ -10,7 +10,7 @@ from pathlib import Path
 from yolotrt_core.console.text import counted
 from yolotrt_core.errors import UsageError
 from yolotrt_core.media.video_decoder import Decoder, VideoFrame, import_av, open_decoder
-from yolotrt_core.media.video_integrity import missing_bytes
+from yolotrt_core.media.video_integrity import matroska_blocks, missing_bytes
 
 _STATES_DURATION = frozenset({"asf", "avi", "flv", "matroska"})  # else FFmpeg derives it from the last packets
 _MAX_SKIPPED = 0.1  # share of frames; more is not a few damaged ones
@@ -84,7 +84,7 @@ class Video:
         return None
 
     def _early_end(self) -> str:
-        """Return how the file ends early, or an empty text."""
+        """Return how the file ends early or lacks a part, or an empty text."""
         if bytes_missing := missing_bytes(self._path):
             return f"is truncated ({bytes_missing} bytes missing)"
         decoder = self._decoder
@@ -92,6 +92,11 @@ class Video:
             return f"cannot be read to its end ({type(decoder.error).__name__})"
         if decoder.format & _STATES_DURATION and decoder.seconds - decoder.end > _MAX_SHORT:
             return f"is truncated (it ends after {decoder.end:.1f} s of {decoder.seconds:.1f} s)"
+        blocks, position = matroska_blocks(self._path)
+        if position is not None:
+            return f"is invalid at byte {position}"
+        if decoder.packets < blocks:
+            return f"has {blocks - decoder.packets} of {blocks} packets that cannot be read"
         return ""
 
 

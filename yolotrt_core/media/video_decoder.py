@@ -86,9 +86,10 @@ class Decoder:
     Frames that FFmpeg decodes with concealed errors are kept, as OpenCV does.
 
     Attributes:
-        read, skipped, corrupted: number of frames decoded, not decodable, and decoded with errors so far. trailing:
-            frames skipped since the last decoded one. fps: nominal frames per second. end: end of the last packet,
-            of any stream of a file, in seconds. error: of the read that ended the iteration early, or None.
+        packets: number of packets read, of all streams of a file. read, skipped, corrupted: number of frames decoded,
+            not decodable, and decoded with errors so far. trailing: frames skipped since the last decoded one. fps:
+            nominal frames per second. end: end of the last packet, of any stream of a file, in seconds. error: of the
+            read that ended the iteration early, or None.
     """
 
     def __init__(self, address: str, container: Any, stream: Any, *, frame_threads: bool, live: bool) -> None:
@@ -101,7 +102,8 @@ class Decoder:
         self._address, self._container, self._stream, self._live = address, container, stream, live
         self._frame_threads = frame_threads
         stream.thread_type = "AUTO" if frame_threads else "SLICE"
-        self._packets = self._left_out = 0  # the latter by an edit list
+        self.packets = 0
+        self._packets = self._left_out = 0  # of the stream; the latter by an edit list
         self._end_lost = False
 
     @property
@@ -207,6 +209,7 @@ class Decoder:
         while failures < _MAX_READ_ERRORS:
             try:
                 for packet in self._container.demux(*chosen):
+                    self.packets += packet.pts is not None or packet.dts is not None  # not those that mark the end
                     if not packet.size:  # at the end, and where an AVI file repeats a frame
                         continue
                     failures = 0

@@ -15,6 +15,12 @@ from typing import BinaryIO
 _ASF_HEADER = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
 _EBML_HEADER = bytes.fromhex("1a45dfa3")
 _MAX_PARTS = 1 << 16  # a fragmented video has about two per second
+# Element ids by RFC 9559: of the segment, and of what it and its clusters contain.
+_SEGMENT, _CLUSTER = 0x18538067, 0x1F43B675
+_ANYWHERE = frozenset({0xEC, 0xBF})  # void, CRC-32
+_IN_SEGMENT = _ANYWHERE | {_CLUSTER, 0x114D9B74, 0x1549A966, 0x1654AE6B, 0x1C53BB6B, 0x1254C367, 0x1043A770, 0x1941A469}
+_BLOCKS = frozenset({0xA3, 0xA0})
+_IN_CLUSTER = _ANYWHERE | _BLOCKS | {0xE7, 0xAB, 0xA7, 0xAF, 0x5854}
 
 
 def missing_bytes(video: Path) -> int:
@@ -43,6 +49,53 @@ def missing_bytes(video: Path) -> int:
             if end > size:
                 return end - size
     return 0
+
+
+def matroska_blocks(video: Path) -> tuple[int, int | None]:
+    """Return the number of blocks in a Matroska or WebM file, and the position of its first invalid element or None.
+
+    FFmpeg continues behind an invalid block or element at the next cluster that it finds, without an error. A block has
+    one packet, or several of sound. 0 blocks for other files.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    blocks = 0
+    with video.open("rb") as file:
+        size = video.stat().st_size
+        if _read(file, 0, 4) != _EBML_HEADER:
+            return 0, None
+        _, at, length = _element(file, 0)
+        segment, at, _ = _element(file, at + (length or 0))
+        if segment != _SEGMENT:
+            return 0, at
+        end_of_cluster = 0
+        while at < size:
+            begin = at
+            name, at, length = _element(file, at)
+            if name not in _IN_SEGMENT and (begin >= end_of_cluster or name not in _IN_CLUSTER):
+                return blocks, begin
+            blocks += name in _BLOCKS
+            if name == _CLUSTER:  # its elements follow
+                end_of_cluster = size if length is None else at + length
+            elif length is None:
+                return blocks, begin
+            else:
+                at += length
+    return blocks, None
+
+
+def _element(file: BinaryIO, at: int) -> tuple[int, int, int | None]:
+    """Return the id of a Matroska element, and the position and length of its content; None for an unknown length."""
+    head = _read(file, at, 12)
+    width = 9 - head[0].bit_length() if head else 1
+    rest = head[width:]
+    if not rest or not rest[0]:
+        return 0, at + len(head), 0
+    count = 9 - rest[0].bit_length()
+    known = (1 << 7 * count) - 1
+    length = int.from_bytes(rest[:count], "big") & known
+    return int.from_bytes(head[:width], "big"), at + width + count, None if length == known else length
 
 
 def _riff(file: BinaryIO) -> Iterator[int]:

@@ -47,7 +47,7 @@ class VideoWriter:
         try:
             if self._container is None:
                 self._open(pixels.shape[1], pixels.shape[0])
-            frame = av.VideoFrame.from_ndarray(pixels, format="bgr24")
+            frame = av.VideoFrame.from_numpy_buffer(pixels, format="bgr24")  # the encoder converts a copy
             self._last = max(round(seconds * _TICKS), self._last + 1)
             frame.pts, frame.time_base = self._last, Fraction(1, _TICKS)
             self._container.mux(self._stream.encode(frame))

@@ -13,10 +13,11 @@ import av
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from video_files import SIZE, destroy, numbers, packets, steady, write_video
 
+from video_files import SIZE, destroy, numbers, packets, steady, write_video
 from yolotrt_core.errors import UsageError
 from yolotrt_core.media.video import Loss, open_video
+from yolotrt_core.media.video_integrity import matroska_blocks
 from yolotrt_core.media.video_writer import VideoWriter
 
 
@@ -98,6 +99,25 @@ def test_a_truncated_video(name: str, about: int | None, tmp_path: Path) -> None
     assert loss.frames == about
     assert f"the video `{path}` is truncated" in loss.message
     assert f"the results include {len(frames)} frames" in loss.message
+
+
+def test_an_invalid_part_of_a_matroska_file_is_a_loss(tmp_path: Path) -> None:
+    """FFmpeg searches the next cluster without an error; by the container's duration some frames are missing."""
+    path = write_video(tmp_path / "v.mkv", steady(60), sound=2)
+    assert matroska_blocks(path) == (160, None)
+    destroy(path, 7)
+    frames, _, loss = _read(path)
+    assert len(frames) < 60
+    assert loss is not None
+    assert (loss.frames, loss.incomplete) == (60 - len(frames), True)
+    assert f"the video `{path}` has " in loss.message
+    assert " of 160 packets that cannot be read; " in loss.message
+    data = path.read_bytes()
+    position = data.rindex(bytes.fromhex("1f43b675"))  # a cluster
+    path.write_bytes(data[:position] + bytes(4) + data[position + 4 :])
+    _, _, loss = _read(path)
+    assert loss is not None
+    assert f"the video `{path}` is invalid at byte {position}; " in loss.message
 
 
 def test_frames_before_an_edit_list_are_left_out(tmp_path: Path) -> None:
