@@ -10,7 +10,7 @@ from pathlib import Path
 from yolotrt_core.console.text import counted
 from yolotrt_core.errors import UsageError
 from yolotrt_core.media.video_decoder import Decoder, VideoFrame, import_av, open_decoder
-from yolotrt_core.media.video_integrity import matroska_blocks, missing_bytes
+from yolotrt_core.media.video_integrity import invalid_packets, matroska_blocks, missing_bytes
 
 _STATES_DURATION = frozenset({"asf", "avi", "flv", "matroska"})  # else FFmpeg derives it from the last packets
 _MAX_SKIPPED = 0.1  # share of frames; more is not a few damaged ones
@@ -74,6 +74,9 @@ class Video:
                 incomplete=True,
                 hint="copy or record it again",
             )
+        if ended and "mpegts" in decoder.format and (invalid := invalid_packets(self._path))[0]:
+            words = f"{invalid[0]} of {invalid[1]} packets of the video `{self._path}` are invalid"
+            return Loss(f"{words}; {included}", missing or None, incomplete=invalid[0] > _MAX_SKIPPED * invalid[1])
         if missing:
             words = f"{counted(missing, 'frame')} of the video `{self._path}` cannot be decoded"
             many = missing > _MAX_SKIPPED * (decoder.read + missing) or decoder.trailing > decoder.fps
@@ -90,7 +93,7 @@ class Video:
         decoder = self._decoder
         if decoder.error is not None:
             return f"cannot be read to its end ({type(decoder.error).__name__})"
-        if decoder.format & _STATES_DURATION and decoder.seconds - decoder.end > _MAX_SHORT:
+        if decoder.format & {"flv", "matroska"} and decoder.seconds - decoder.end > _MAX_SHORT:
             return f"is truncated (it ends after {decoder.end:.1f} s of {decoder.seconds:.1f} s)"
         blocks, position = matroska_blocks(self._path)
         if position is not None:

@@ -14,6 +14,7 @@ from typing import BinaryIO
 
 _ASF_HEADER = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
 _EBML_HEADER = bytes.fromhex("1a45dfa3")
+_PACKET_START = b"G"  # of MPEG transport streams, 0x47
 _MAX_PARTS = 1 << 16  # a fragmented video has about two per second
 # Element ids by RFC 9559: of the segment, and of what it and its clusters contain.
 _SEGMENT, _CLUSTER = 0x18538067, 0x1F43B675
@@ -143,13 +144,35 @@ def _matroska(file: BinaryIO) -> Iterator[int]:
         yield at
 
 
+def invalid_packets(video: Path) -> tuple[int, int]:
+    """Return how many packets of an MPEG transport stream have no start, and of how many; FFmpeg skips them silently.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    count = valid = 0
+    with video.open("rb") as file:
+        length, begin = _packet_form(file)
+        while length and (part := _read(file, length * count, length << 14)):
+            starts = part[begin::length]
+            count += len(starts)
+            valid += starts.count(_PACKET_START)
+    return count - valid, count
+
+
 def _transport_stream(file: BinaryIO, size: int) -> int:
-    """Return the number of bytes missing of the last packet; packets start with 0x47, after four bytes in .m2ts."""
+    """Return the number of bytes missing of the last packet."""
+    length, _ = _packet_form(file)
+    return -size % length if length else 0
+
+
+def _packet_form(file: BinaryIO) -> tuple[int, int]:
+    """Return the length of a transport stream's packets and the place of their first byte; 0, 0 for other files."""
     head = _read(file, 0, 2 * 192 + 5)
-    for length, begin in ((188, 0), (192, 4)):
-        if head[begin::length][:3] == b"GGG":
-            return -size % length
-    return 0
+    for length, begin in ((188, 0), (192, 4)):  # the latter of .m2ts
+        if head[begin::length][:3] == 3 * _PACKET_START:
+            return length, begin
+    return 0, 0
 
 
 def _read(file: BinaryIO, at: int, count: int) -> bytes:

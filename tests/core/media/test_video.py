@@ -120,6 +120,18 @@ def test_an_invalid_part_of_a_matroska_file_is_a_loss(tmp_path: Path) -> None:
     assert f"the video `{path}` is invalid at byte {position}; " in loss.message
 
 
+def test_invalid_packets_of_a_transport_stream_are_a_loss(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "v.ts", steady(200), codec="mpeg4", gop=1)
+    data = path.read_bytes()
+    path.write_bytes(data[: -188 * 12] + bytes(188 * 12))
+    frames, _, loss = _read(path)
+    assert len(frames) < 200
+    assert loss is not None
+    assert (loss.frames, loss.incomplete) == (None, False)
+    words = f"12 of {len(data) // 188} packets of the video `{path}` are invalid"
+    assert loss.message == f"{words}; the results include {len(frames)} frames"
+
+
 def test_frames_before_an_edit_list_are_left_out(tmp_path: Path) -> None:
     path = write_video(tmp_path / "v.mp4", steady(60), codec="mpeg4", gop=60)
     data = bytearray(path.read_bytes())
