@@ -6,6 +6,7 @@ The number of frames is known by construction; the colours are those of ITU-R BT
 from __future__ import annotations
 
 import struct
+import sys
 from fractions import Fraction
 from pathlib import Path
 
@@ -203,6 +204,13 @@ def test_a_video_without_images(tmp_path: Path) -> None:
     path = write_video(tmp_path / "v.mp4", [], sizes=[], sound=1)
     with pytest.raises(UsageError, match="it has no video stream"), open_video(path):
         pass
+
+
+def test_without_pyav_it_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(UsageError, match="need PyAV, which is not installed") as caught, open_video(tmp_path / "v.mp4"):
+        pass
+    assert caught.value.hint == "pip install 'yolotrt-core[video]'"
 
 
 def test_no_frame_that_can_be_decoded(tmp_path: Path) -> None:
