@@ -12,7 +12,7 @@ from contextlib import ExitStack, closing
 from itertools import islice
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import TYPE_CHECKING, Self, cast
 
 from yolotrt_core.console.progress import Bar
 from yolotrt_core.console.signals import Interrupt
@@ -23,7 +23,7 @@ from yolotrt_core.detection.formats import DEFAULT_STYLE, Found, Style
 from yolotrt_core.detection.output_names import LABELS, Format, Names
 from yolotrt_core.detection.results_file import ResultsFile
 from yolotrt_core.detection.summary import Summaries, Summary
-from yolotrt_core.errors import ArtifactError, UsageError
+from yolotrt_core.errors import UsageError
 from yolotrt_core.files.atomic import atomic_path, write_atomic
 from yolotrt_core.inference.detector import Detector
 from yolotrt_core.inference.image_loader import decode_ahead, read_ahead
@@ -345,8 +345,6 @@ class DetectionRun:
         labels = self._out / _RESULTS["yolo"]
         labels.mkdir(parents=True, exist_ok=True)
         write_atomic(labels / f"{name}.txt", text)
-
-
 
 
 class _StoppedBeforeStart(Exception):  # noqa: N818 - not an error
