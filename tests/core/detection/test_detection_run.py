@@ -23,7 +23,7 @@ from yolotrt_core.detection import run as run_module
 from yolotrt_core.detection.output_names import Format, Names
 from yolotrt_core.detection.run import DetectionRun
 from yolotrt_core.errors import UsageError
-from yolotrt_core.media.video import VideoFacts
+from yolotrt_core.media.video_decoder import VideoFrame
 from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.store.store import Store
 from yolotrt_core.types import Selection
@@ -69,9 +69,15 @@ def detector(store: Store, tmp_path: Path) -> Iterator[Detector]:
 
 
 def _live_frames(monkeypatch: pytest.MonkeyPatch, frames: Iterator[NDArray[np.uint8]]) -> None:
+    class Endless:
+        fps, skipped, lost = 25.0, 0, None
+
+        def __iter__(self) -> Iterator[VideoFrame]:
+            return (VideoFrame(frame, number / 25) for number, frame in enumerate(frames))
+
     @contextlib.contextmanager
-    def opened(source: str, interrupt: Interrupt) -> Iterator[tuple[VideoFacts, Iterator[NDArray[np.uint8]]]]:
-        yield VideoFacts(64, 32, 25.0, 0), frames
+    def opened(source: str, interrupt: Interrupt, **_: object) -> Iterator[Endless]:
+        yield Endless()
 
     monkeypatch.setattr(run_module, "open_live", opened)
 

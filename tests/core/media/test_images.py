@@ -21,7 +21,7 @@ def folder(tmp_path: Path) -> Path:
     gradient = np.arange(30 * 40 * 3, dtype=np.uint8).reshape(30, 40, 3)
     for name in ("b.png", "a.PNG", "c.bmp"):
         cv2.imwrite(str(tmp_path / name), gradient)
-    (tmp_path / "notes.txt").write_text("x")
+    (tmp_path / "notes.json").write_text("x")
     (tmp_path / "sub").mkdir()
     cv2.imwrite(str(tmp_path / "sub" / "d.png"), gradient)
     return tmp_path
@@ -34,7 +34,7 @@ def test_find(folder: Path) -> None:
     assert inputs.find_inputs(str(folder / "c.bmp")) == [folder / "c.bmp"]
     for wrong, words in {
         str(folder / "none.png"): "no such file or folder",
-        str(folder / "notes.txt"): "unsupported file suffix",
+        str(folder / "notes.json"): "unsupported file suffix",
         str(folder / "*.gif"): "matches the pattern",
     }.items():
         with pytest.raises(UsageError, match=words):
