@@ -19,6 +19,7 @@ from yolotrt_core.plugin.stages import ONNX_FILE, REFERENCE_FILE
 from yolotrt_core.types import BuildRequest, ModelSource, ModelSpec, TensorSpec
 from yolotrt_torch.checkpoint import Checkpoint, read_checkpoint
 from yolotrt_torch.model_builder import network_from_checkpoint
+from yolotrt_torch.pickle_names import EXPORT_HINT
 from yolotrt_torch.segment_head import Segment
 from yolotrt_torch.yolov5_layers import MAX_PIXELS
 from yolotrt_torch.yolov5_model import Network, fuse
@@ -41,7 +42,7 @@ def export(source: ModelSource, request: BuildRequest, options: TorchOptions, ou
         StageError: PyTorch cannot export it.
     """
     _refuse_options(options)
-    checkpoint = read_checkpoint(source.path)
+    checkpoint = read_checkpoint(source.path, options)
     network = network_from_checkpoint(checkpoint)
     _refuse_sizes(request, max(network.stride))
     shape = (request.batch, request.height, request.width)
@@ -106,7 +107,7 @@ def _compute_reference(network: Network, images: NDArray[np.float32]) -> dict[st
     except (RuntimeError, TypeError, ValueError) as err:  # PyTorch detects mismatched shapes at run time
         raise UsageError(
             f"the network that the checkpoint's yaml describes cannot run: {printable(first_line(err))[:200]}",
-            hint="expected a YOLOv5 detection model",
+            hint=EXPORT_HINT,
         ) from err
 
 

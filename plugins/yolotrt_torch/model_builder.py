@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,9 +13,14 @@ from torch import nn
 from yolotrt_core.errors import UsageError
 from yolotrt_torch import yolov5_layers
 from yolotrt_torch.checkpoint import Checkpoint
+from yolotrt_torch.pickle_names import EXPORT_HINT
 from yolotrt_torch.pickle_reader import Stub
+from yolotrt_torch.plain_weights import COUNTERS, structure_hint
+from yolotrt_torch.pruning import fit_channels
 from yolotrt_torch.untrusted_values import convert_value_errors, shown
 from yolotrt_torch.yolov5_model import ACTIVATIONS, Network
+
+log = logging.getLogger(__name__)
 
 # Attributes that must equal the file's, by class, where the file has them.
 _COMPARED: Mapping[str, tuple[str, ...]] = {
@@ -26,7 +32,8 @@ _COMPARED: Mapping[str, tuple[str, ...]] = {
     "Bottleneck": ("add",),
 }
 _MAX_COMPARED = 64  # items of one attribute, e.g. of an untrusted `Concat`
-_DERIVED = ("anchor_grid", "grid")  # derived buffers of older releases
+# Buffers without effect: derived ones of older releases, and the results of counting operations.
+_IGNORED = ("anchor_grid", "grid", *COUNTERS)
 
 
 def network_from_checkpoint(checkpoint: Checkpoint) -> Network:
@@ -39,14 +46,20 @@ def network_from_checkpoint(checkpoint: Checkpoint) -> Network:
     Raises:
         UsageError: the yaml, the modules and the weights do not match.
     """
-    with convert_value_errors():
-        return _network(checkpoint)
+    try:
+        with convert_value_errors():
+            return _network(checkpoint)
+    except UsageError as err:
+        if err.hint is not None:
+            raise
+        hint = EXPORT_HINT if checkpoint.modules else structure_hint(checkpoint.state, checkpoint.config.get("nc"))
+        raise UsageError(err.message, hint=hint) from err
 
 
 def _network(checkpoint: Checkpoint) -> Network:
     with torch.device("meta"):  # no memory or random weights: all weights come from the file
         network = Network(checkpoint.config)
-        state = {k: v for k, v in checkpoint.state.items() if k.rpartition(".")[2] not in _DERIVED}
+        state = {k: v for k, v in checkpoint.state.items() if k.rpartition(".")[2] not in _IGNORED}
         for path, module in network.named_modules():
             if (
                 isinstance(module, yolov5_layers.Conv)
@@ -54,7 +67,9 @@ def _network(checkpoint: Checkpoint) -> Network:
                 and f"{path}.conv.bias" in state
             ):
                 module.without_norm()
+        fit_channels(network, state)
         if checkpoint.modules:
+            state = _without_extra_buffers(network, state, checkpoint.modules)
             _compare(network, checkpoint.modules)
             _copy_attributes(network, checkpoint.modules)
     _load(network, state)
@@ -62,6 +77,19 @@ def _network(checkpoint: Checkpoint) -> Network:
         raise UsageError(f"the checkpoint's strides {checkpoint.stride} differ from its yaml's, {network.stride}")
     network.eval()
     return network
+
+
+def _without_extra_buffers(network: Network, state: Mapping[str, Any], modules: Mapping[str, Stub]) -> dict[str, Any]:
+    """Leave out buffers that YOLOv5's classes do not have, so their `forward` cannot use them."""
+    expected, extra = network.state_dict(), []
+    for name in state.keys() - expected.keys():
+        path, _, last = name.rpartition(".")
+        buffers = modules[path].state.get("_buffers") if path in modules else None
+        if isinstance(buffers, dict) and last in buffers:
+            extra.append(name)
+    if extra:
+        log.warning("ignored %d buffers that YOLOv5's layers do not have: %s", len(extra), shown(sorted(extra)))
+    return {name: array for name, array in state.items() if name not in extra}
 
 
 def _load(network: Network, state: Mapping[str, Any]) -> None:

@@ -51,7 +51,7 @@ def open_source(source: ModelSource, request: BuildRequest, options: TorchOption
     Raises:
         UsageError: not a YOLOv5 detection checkpoint.
     """
-    checkpoint = read_checkpoint(source.path)
+    checkpoint = read_checkpoint(source.path, options)
     network = network_from_checkpoint(checkpoint)
     spec = EngineSpec(
         model=spec_of(network, checkpoint, source, request, options),

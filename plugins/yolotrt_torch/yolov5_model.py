@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from yolotrt_core.console.text import first_line
 from yolotrt_core.errors import UsageError
 from yolotrt_torch import yolov5_layers
+from yolotrt_torch.pickle_names import EXPORT_HINT
 from yolotrt_torch.segment_head import Segment
 from yolotrt_torch.untrusted_values import shown
 from yolotrt_torch.yolov5_layers import Activation, Detect
@@ -336,7 +337,7 @@ def _make(
         return _chain(plain), c1, math.prod((_shrinks(m) for m in plain), start=Fraction(1))
     raise UsageError(
         f"the model has an unsupported layer `{shown(kind)}`",
-        hint="supported: " + ", ".join(sorted({*_REPEATED_INSIDE, *_SCALED, *_PLAIN, "Concat", "Detect", "Segment"})),
+        hint=EXPORT_HINT,
     )
 
 
