@@ -17,11 +17,11 @@ from yolotrt_core.datasets.class_names import labels_from_file, labels_in_order,
 from yolotrt_core.errors import UsageError
 from yolotrt_torch.checkpoint_archive import Archive, open_archive
 from yolotrt_torch.options import TorchOptions
-from yolotrt_torch.pickle_names import UnknownClass
+from yolotrt_torch.pickle_names import EXPORT_HINT, UnknownClass
 from yolotrt_torch.pickle_reader import Stub, TensorRef
 from yolotrt_torch.plain_weights import config_of, normalised
 from yolotrt_torch.pruning import apply_masks, without_pruning
-from yolotrt_torch.saved_forms import PT_HINT, find_weights, refuse_other_task, select_model
+from yolotrt_torch.saved_forms import find_weights, refuse_other_task, select_model
 from yolotrt_torch.untrusted_values import PlainCopies, convert_value_errors, shown
 
 log = logging.getLogger(__name__)
@@ -75,7 +75,8 @@ def read_checkpoint(path: Path, options: TorchOptions | None = None) -> Checkpoi
         if found is not None:
             raise UsageError(
                 f"expected a YOLOv5 checkpoint, found one of YOLOv8 or later (it contains `{found}`)",
-                hint="yolotrt reads models of the yolov5 repository, v3 to v7, not of the `ultralytics` package",
+                hint="yolotrt reads models of the yolov5 repository, v3 to v7, not of the `ultralytics` package; an "
+                "ONNX export of those needs a postprocessor plugin for its head, see plugins/README.md",
             ) from err
         raise
 
@@ -99,13 +100,15 @@ def _checkpoint(archive: Archive, options: TorchOptions) -> Checkpoint:
     if kind not in MODELS:
         raise UsageError(
             f"expected a YOLOv5 detection or segmentation model, found a `{model.kind}`",
-            hint="only detection and segmentation models are supported",
+            hint=EXPORT_HINT,
         )
     modules = dict(_walk(model))
     copies = PlainCopies(archive.array)
     config = copies.copy(model.state.get("yaml"), "model yaml")
     if not isinstance(config, dict):
-        raise UsageError("the checkpoint's model has no `yaml`, which all YOLOv5 models since v3 have", hint=PT_HINT)
+        raise UsageError(
+            "the checkpoint's model has no `yaml`, which all YOLOv5 models since v3 have", hint=EXPORT_HINT
+        )
     state = apply_masks({name: archive.array(ref) for name, ref in _weights(modules)})
     head = _head(modules)
     stride = head.state.get("stride") if head else None

@@ -31,8 +31,8 @@ from yolotrt_torch.pickle_reader import CorruptedPickle, Storage, Stub, TensorRe
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 MAX_SIDE = 1 << 16  # of an empty tensor, whose other axes NumPy still multiplies
 MAX_PICKLE_BYTES = 64 << 20  # the largest official checkpoint has 0.5 MB
-# Decompressed size: random weights shrink by a tenth, sparse ones and masks 10 to 20 times, zeros a thousand times.
-MAX_EXPANSION = 20
+# Decompressed size: weights shrink by a tenth, pruned ones with their masks to a third, zeros to a thousandth.
+MAX_EXPANSION = 8
 FREE_BYTES = 64 << 20  # which a file of any size may have decompressed
 FREE_PICKLE_BYTES = 1 << 20  # pickles shrink to a third
 _DTYPES: dict[str, np.dtype[Any]] = {
@@ -196,9 +196,9 @@ def _open_zip(file: zipfile.ZipFile, size: int) -> Archive:
         raise UsageError("the checkpoint was saved on a big-endian machine, which is not supported")
     limit = min(MAX_PICKLE_BYTES, MAX_EXPANSION * file.getinfo(pickles[0]).compress_size + FREE_PICKLE_BYTES)
     root = read_pickle(io.BytesIO(_entry(file, pickles[0], limit=limit)))
-    # The sizes of the directory are the file's claim; entries of other sizes are refused when they are read.
-    stated = sum(info.file_size for info in file.infolist() if info.filename.startswith(f"{prefix}data/"))
-    whole = max(size, min(stated, size * MAX_EXPANSION + FREE_BYTES))
+    # The directory's sizes are the file's claim; entries of other sizes are refused when they are read.
+    stated = sum(info.file_size for info in file.infolist() if info.compress_type == zipfile.ZIP_DEFLATED)
+    whole = size + min(stated, size * MAX_EXPANSION + FREE_BYTES)
     return Archive(root, _ZipStorages(file, prefix, 2 * whole), whole)
 
 

@@ -53,6 +53,7 @@ _DANGEROUS = re.compile(
     """,
     re.VERBOSE | re.ASCII,
 )
+MAX_NAME = 300  # characters
 _NAME = re.compile(r"\w+(\.\w+)+")
 _NESTED = re.compile(r"[A-Z]\w*(\.[A-Z]\w*)*(\.(forward|forward_fuse|fuseforward))?", re.ASCII)
 _FUNCTION = re.compile(r"(yolov5|models|utils|torchvision|torch\.(nn|optim|distributed))\..*\b_*[a-z]\w*", re.ASCII)
@@ -97,7 +98,7 @@ def is_allowed(module: str, name: str) -> bool:
     """
     whole = f"{module}.{name}"
     # A name with dots is looked up step by step, through whatever the module imports: `models.common`, `os.system`.
-    if "." in name and not _NESTED.fullmatch(name):
+    if len(whole) > MAX_NAME or ("." in name and not _NESTED.fullmatch(name)):
         raise RefusedGlobal(whole)
     if ALLOWED.fullmatch(whole):
         return True

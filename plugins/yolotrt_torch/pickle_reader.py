@@ -235,7 +235,7 @@ def _getattr(args: tuple[Any, ...]) -> Stub:
     is_member = isinstance(owner, Global) and isinstance(name, str) and _MEMBER.fullmatch(name)
     if not isinstance(owner, (Stub, Global)) or (name not in _FORWARDS and not is_member):
         raise RefusedGlobal(f"getattr(..., {name[:40] if isinstance(name, str) else '?'})")
-    return Stub("getattr", ())
+    return Stub("getattr", args)
 
 
 def _object(args: tuple[Any, ...]) -> Stub:

@@ -66,7 +66,7 @@ def _head(state: Mapping[str, NDArray[Any]]) -> tuple[int, int]:
     found = next((match[1] for name in state if (match := _HEAD.fullmatch(name))), None)
     anchors = state[f"model.{found}.anchors"].shape if found else ()
     weight = state.get(f"model.{found}.m.0.weight")
-    if len(anchors) != 3 or weight is None or not anchors[1] or weight.shape[0] % anchors[1]:
+    if len(anchors) != 3 or weight is None or weight.ndim != 4 or not anchors[1] or weight.shape[0] % anchors[1]:
         raise UsageError(
             "expected a YOLOv5 checkpoint, found a plain state_dict without YOLOv5's detection head "
             "(`model.N.anchors`, `model.N.m.0.weight`)"
@@ -91,7 +91,7 @@ def _fitting_model(state: Mapping[str, NDArray[Any]], classes: Any) -> str | Non
         width = int(64 * config["width_multiple"])
         repeats = max(round(config["backbone"][4][1] * config["depth_multiple"]), 1)
         deepest = {n.split(".")[3] for n in state if re.match(r"model\.4\.m\.\d", n)}
-        if last in state and first in state and state[first].shape[0] == width and len(deepest) == repeats:
+        if last in state and first in state and state[first].shape[:1] == (width,) and len(deepest) == repeats:
             return name
     return None
 

@@ -96,11 +96,9 @@ def refuse_other_task(model: Stub) -> None:
 
 def find_weights(root: Any) -> Mapping[str, TensorRef] | None:
     """Return a state_dict that is saved alone or under a usual key, None if a model is saved."""
-    if not isinstance(root, dict):
+    if not isinstance(root, dict) or any(isinstance(root.get(key), (Stub, list, tuple)) for key in ("ema", "model")):
         return None
     for candidate in (root, *(root.get(key) for key in _WEIGHT_KEYS)):
-        if isinstance(candidate, Stub) and candidate is not root:
-            return None
         if isinstance(candidate, dict) and candidate and all(isinstance(v, TensorRef) for v in candidate.values()):
             return candidate
     return None

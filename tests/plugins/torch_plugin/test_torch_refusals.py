@@ -165,6 +165,14 @@ BAD: Mapping[str, tuple[Callable[[Path], Any], str]] = {
         lambda p: torch.save({"model.0.conv.weight": torch.zeros(1)}, p),
         "a plain state_dict without YOLOv5's detection head",
     ),
+    "state_dict of numbers": (
+        lambda p: torch.save({"model.0.anchors": torch.zeros(1, 1, 1), "model.0.m.0.weight": torch.tensor(1)}, p),
+        "a plain state_dict without YOLOv5's detection head",
+    ),
+    "state_dict of other names": (
+        lambda p: torch.save({"model.0.weight": torch.zeros(1), "other.0.weight": torch.zeros(1)}, p),
+        "a plain state_dict with the weight `model.0.weight`",
+    ),
     "DataParallel of nothing": (
         lambda p: torch.save({"model": nn.DataParallel(nn.Identity())}, p),
         r"found a `torch.nn.modules.linear.Identity`",
