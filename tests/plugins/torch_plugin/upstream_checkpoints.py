@@ -12,19 +12,21 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
 import yaml
 from torch import nn
+from torch.nn.utils import prune
 
 warnings.filterwarnings("ignore")
 import yolov5  # noqa: E402
 
 PACKAGE = Path(yolov5.__file__).parent
 sys.path.insert(0, str(PACKAGE))  # so that classes are named `models.yolo...`, as upstream's own training does
-from models import yolo  # noqa: E402
+from models import common, yolo  # noqa: E402
 
 HUB = [
     "yolov3", "yolov3-spp", "yolov3-tiny", "yolov5-bifpn", "yolov5-fpn", "yolov5-p2", "yolov5-p34", "yolov5-p6",
@@ -45,6 +47,11 @@ def main(folder: Path) -> None:
     save(folder, "fused", fused(model_of(nano)))
     save(folder, "ema", model_of(nano), wrap=lambda m: {"model": model_of(nano, seed=9), "ema": m, "updates": 3})
     save(folder, "bare", model_of(nano), wrap=lambda m: m)
+    save(folder, "data-parallel", model_of(nano), wrap=lambda m: {"model": nn.DataParallel(m), "ema": None})
+    save(folder, "auto-shape", model_of(nano), wrap=common.AutoShape)
+    save(folder, "masks", masked(model_of(nano)))
+    save(folder, "pruned", without_channels(model_of(nano)))
+    save(folder, "numpy", with_numpy_values(model_of(nano)))
 
 
 def model_of(config: Any, seed: int = 1) -> Any:
@@ -84,6 +91,32 @@ def third_release_activations(model: Any) -> Any:
             module.act = nn.Hardswish()
         if isinstance(module, nn.BatchNorm2d):
             module.eps = 1e-4
+    return model
+
+
+def masked(model: Any) -> Any:
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            prune.random_unstructured(module, "weight", 0.3)
+    return model
+
+
+def without_channels(model: Any) -> Any:
+    """Remove every other hidden channel of each bottleneck."""
+    for block in model.modules():
+        if isinstance(block, common.Bottleneck):
+            first, second, norm = block.cv1.conv, block.cv2.conv, block.cv1.bn
+            first.weight, second.weight = nn.Parameter(first.weight[::2]), nn.Parameter(second.weight[:, ::2])
+            first.out_channels = second.in_channels = norm.num_features = len(first.weight)
+            norm.weight, norm.bias = nn.Parameter(norm.weight[::2]), nn.Parameter(norm.bias[::2])
+            norm.running_mean, norm.running_var = norm.running_mean[::2], norm.running_var[::2]
+    return model
+
+
+def with_numpy_values(model: Any) -> Any:
+    model.names = np.array([f"kind {i}" for i in range(4)])
+    model.yaml.update(nc=np.int64(4), anchors=np.array(model.yaml["anchors"]))
+    model.hyp = SimpleNamespace(lr0=0.01)
     return model
 
 
