@@ -92,7 +92,7 @@ def _checkpoint(archive: Archive, options: TorchOptions) -> Checkpoint:
         if getattr(options, name) is not None:
             raise UsageError(
                 f"`--torch-{name}` is for a plain state_dict, but the file has a model with its own structure",
-                hint=f"leave out `--torch-{name}`",
+                hint=f"remove `--torch-{name}`",
             )
     model, which = select_model(root)
     refuse_other_task(model)

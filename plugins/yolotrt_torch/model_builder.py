@@ -80,7 +80,7 @@ def _network(checkpoint: Checkpoint) -> Network:
 
 
 def _without_extra_buffers(network: Network, state: Mapping[str, Any], modules: Mapping[str, Stub]) -> dict[str, Any]:
-    """Leave out buffers that YOLOv5's classes do not have, so their `forward` cannot use them."""
+    """Remove buffers that YOLOv5's classes do not have, so their `forward` cannot use them."""
     expected, extra = network.state_dict(), []
     for name in state.keys() - expected.keys():
         path, _, last = name.rpartition(".")

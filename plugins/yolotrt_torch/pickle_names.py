@@ -1,4 +1,4 @@
-"""Which names a checkpoint's pickle may contain, and what to say of the others.
+"""Which names a checkpoint's pickle may contain, and the errors for the others.
 
 A name is only recorded, never imported or called, whatever its kind.
 """

@@ -67,7 +67,7 @@ class TorchExporter(Exporter):
 
     def check_options(self, options: TorchOptions) -> None:
         if options.like is not None and options.yaml is not None:
-            raise UsageError("`--torch-like` and `--torch-yaml` both name the structure", hint="leave one out")
+            raise UsageError("`--torch-like` and `--torch-yaml` both name the structure", hint="remove one")
 
     def inspect(self, source: ModelSource) -> SourceInfo:
         """Return no properties: a checkpoint takes any size and is float32."""
