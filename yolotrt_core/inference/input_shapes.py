@@ -40,7 +40,7 @@ def refuse_unfit(images: NDArray[Any], spec: EngineSpec) -> None:
         fits = any(_within(size, profile) for profile in spec.profiles)
     if not fits:
         raise UsageError(f"the engine accepts {accepted}, found {found}")
-    step = max(spec.model.strides, default=1)
+    step = spec.model.size_step
     for side in without_channels(images.shape, layout)[1:]:
         if side % step:
             raise UsageError(f"height and width must be multiples of {step}, found {found}")

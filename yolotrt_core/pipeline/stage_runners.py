@@ -73,7 +73,7 @@ def _parity(steps: Plan, step: Step, given: Path, out: Path, store: Store, regis
 
 def _build(steps: Plan, step: Step, given: Path, out: Path, store: Store, registry: Registry) -> Mapping[str, Json]:
     model = _model(step, given, store)
-    _refuse_sizes(step.request, max(model.spec.strides, default=1))
+    _refuse_sizes(step.request, model.spec.size_step)
     spec = step.stage.build(model, _calibration(given), step.request, step.options, out, store.side_cache())
     engine = out / step.stage.engine_file
     spec = replace(check_engine(step, spec, engine), onnx_sha256=model.sha256, engine_sha256=sha256_of(engine))
@@ -90,7 +90,7 @@ def _build(steps: Plan, step: Step, given: Path, out: Path, store: Store, regist
 
 
 def _refuse_sizes(request: BuildRequest, step: int) -> None:
-    """Check the profiles against the model's largest stride, which is known only after the export."""
+    """Check the profiles against the model's size step, which is known only after the export."""
     for shape in (s for p in request.profiles for s in (p.min, p.opt, p.max)):
         for side in shape[1:]:
             if side % step:
