@@ -25,7 +25,8 @@ from yolotrt_core.inference.input_shapes import shape_text
 from yolotrt_core.plugin.stages import REFERENCE_FILE, SourceInfo
 from yolotrt_core.types import BuildRequest, ModelSource, ModelSpec
 from yolotrt_onnx.graph import save, tensor_specs
-from yolotrt_onnx.graph_edits import cast_output_to_float, keep_output, rename
+from yolotrt_onnx.graph_edits import cast_output_to_float, drop_weight_inputs, keep_output, rename, sort_if_needed
+from yolotrt_onnx.image_input import ImageInput
 from yolotrt_onnx.source_precision import has_bfloat16, source_precision
 
 if TYPE_CHECKING:
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 HEAD = "yolov5"
-_FLOATS = {TensorProto.FLOAT: np.float32, TensorProto.FLOAT16: np.float16}
 # Maximum distance of a box centre from its cell, in cells: for float32, for 8-bit integers.
 _SLACK, _ROUNDED_SLACK = 0.1, 1.0
 _FATAL = 4  # onnxruntime also prints what it raises; 4 logs fatal errors only
@@ -50,12 +50,14 @@ def export(source: ModelSource, request: BuildRequest, options: OnnxSourceOption
         UsageError: invalid ONNX, an input other than one image, an output other than YOLOv5's, or another size.
     """
     model = _load(source.path)
-    image = _Image(model)
+    image = ImageInput(model)
     image.refuse_other(request)
+    image.read_preprocessing(options)
     output = _output(model, options)
     size = (request.height, request.width)
     # Several images on a free batch, to detect a graph that mixes them up.
     images = reference_images(max(request.batch, 2) if request.dynamic else request.batch, *size)
+    images = image.representable(images)
     answer = _run_source(model, image, output, images)
     rows = _rows(answer, request, options, image.is_free, _is_rounded(model))
     labels = _labels(model, source.path, answer, options)
@@ -70,6 +72,8 @@ def export(source: ModelSource, request: BuildRequest, options: OnnxSourceOption
         arrange_rows(model, rows, size)
     spec = _spec(model, source, options, rows, labels)
     spec = replace(spec, provenance={**spec.provenance, **({"source_precision": precision} if precision else {})})
+    if not image.is_plain:
+        spec = replace(spec, provenance={**spec.provenance, "source_input": image.form})
     _finish(model, spec, request, source.path, out)
     given = answer if rows is None else rows.to_project(answer, *size)
     np.savez(out / REFERENCE_FILE, images=images, output0=given.astype(np.float32))
@@ -80,11 +84,13 @@ def inspect(path: Path) -> SourceInfo:
     """Return size, precision and shape facts of a file; empty for an invalid file, which `export` refuses."""
     try:
         model = onnx.load(str(path), load_external_data=False)
+        drop_weight_inputs(model)
+        sort_if_needed(model)
         precision = source_precision(model)
     except Exception:  # noqa: BLE001 - `export` reports what is wrong with the file
         return SourceInfo()
     try:
-        image = _Image(model)
+        image = ImageInput(model)
     except UsageError:
         return SourceInfo(precision=precision)
     _, height, width = image.sizes
@@ -105,81 +111,15 @@ def _load(path: Path) -> ModelProto:
                 f"`{path}` uses external data for {len(outside)} weights, such as `{outside[0]}`",
                 hint="save it as one file: `onnx.save(onnx.load(FILE), NEW, save_as_external_data=False)`",
             )
+        drop_weight_inputs(model)
+        if sort_if_needed(model):
+            log.info("the file's nodes are not in the order in which they run: sorting them")
         onnx.checker.check_model(model, full_check=True)
     except UsageError:
         raise
     except Exception as err:  # protobuf, the checker and the file system have no common exception base
         raise UsageError(f"`{path}` is not a valid ONNX model: {first_line(err)}", hint="export it again") from err
     return model
-
-
-class _Image:
-    """The one input of a model, and how it differs from `images` (B, 3, H, W) in float32."""
-
-    def __init__(self, model: ModelProto) -> None:
-        weights = {weight.name for weight in model.graph.initializer}
-        inputs = [value for value in model.graph.input if value.name not in weights]
-        shown = ", ".join(f"`{s.name}` {s.dtype} {shape_text(s.shape)}" for s in tensor_specs(inputs)) or "none"
-        refusal = UsageError(f"expected one input, float images (batch, 3, height, width), found {shown}")
-        if len(inputs) != 1 or inputs[0].type.tensor_type.elem_type not in _FLOATS:
-            raise refusal
-        self.model, self.value = model, inputs[0]
-        dims = [d.dim_value if d.HasField("dim_value") else None for d in self.value.type.tensor_type.shape.dim]
-        if len(dims) != 4 or 3 not in (dims[1], dims[3]):
-            raise refusal
-        self.is_last = dims[1] != 3  # channels last, as in TensorFlow
-        height, width = dims[1:3] if self.is_last else dims[2:4]
-        self.sizes = (dims[0], height, width)
-        self.dtype: Any = _FLOATS[self.value.type.tensor_type.elem_type]
-
-    @property
-    def is_free(self) -> bool:
-        """Whether height or width is dynamic."""
-        return None in self.sizes[1:]
-
-    def refuse_other(self, request: BuildRequest) -> None:
-        asked = (request.batch, request.height, request.width)
-        if request.dynamic and None not in self.sizes:
-            raise UsageError(
-                f"the file fixes its input to {_sizes(self.sizes)}, but a dynamic engine was requested",
-                hint="export the ONNX with free dimensions, or build without `--dynamic` and `--profile`",
-            )
-        batch = (None if request.dynamic else asked[0], *asked[1:])
-        for fixed, requested in zip(self.sizes, batch, strict=True):
-            if fixed is not None and requested is not None and fixed != requested:
-                height, width = (fixed or want for fixed, want in zip(self.sizes[1:], asked[1:], strict=True))
-                raise UsageError(
-                    f"the file is for batch x height x width {_sizes(self.sizes)}, but {_sizes(asked)} was requested",
-                    hint=f"pass `--batch {self.sizes[0] or asked[0]} --imgsz {height},{width}`",
-                )
-
-    def of(self, images: NDArray[np.float32]) -> NDArray[Any]:
-        """Convert images (B, 3, H, W) to the file's layout and type."""
-        return np.ascontiguousarray(images.transpose(0, 2, 3, 1) if self.is_last else images, self.dtype)
-
-    def become_images(self, request: BuildRequest) -> None:
-        """Replace the input by `images` (B, 3, H, W) in float32, with the request's sizes where free."""
-        graph = self.model.graph
-        steps = []
-        if self.dtype != np.float32:
-            steps.append(("Cast", {"to": TensorProto.FLOAT16}))
-        if self.is_last:
-            steps.append(("Transpose", {"perm": [0, 2, 3, 1]}))
-        rename(self.model, {self.value.name: "images_0" if steps else "images"})
-        # Backwards from the tensor that the graph reads to the new input.
-        for index, (operator, attributes) in enumerate(reversed(steps)):
-            before = f"images_{index + 1}" if index + 1 < len(steps) else "images"
-            name = f"images_{operator.lower()}"
-            graph.node.insert(0, helper.make_node(operator, [before], [f"images_{index}"], name=name, **attributes))
-        size = [
-            fixed or requested for fixed, requested in zip(self.sizes[1:], (request.height, request.width), strict=True)
-        ]
-        shape: list[int | str] = [self.sizes[0] or request.batch, 3, *size]
-        if request.dynamic:
-            named = ("batch", "height", "width")
-            free = [name if fixed is None else fixed for fixed, name in zip(self.sizes, named, strict=True)]
-            shape = [free[0], 3, *free[1:]]
-        self.value.CopyFrom(helper.make_tensor_value_info("images", TensorProto.FLOAT, shape))
 
 
 def _output(model: ModelProto, options: OnnxSourceOptions) -> str:
@@ -197,7 +137,7 @@ def _output(model: ModelProto, options: OnnxSourceOptions) -> str:
     return fitting[0]
 
 
-def _run_source(model: ModelProto, image: _Image, output: str, images: NDArray[np.float32]) -> NDArray[np.float32]:
+def _run_source(model: ModelProto, image: ImageInput, output: str, images: NDArray[np.float32]) -> NDArray[np.float32]:
     """Run the unchanged file in onnxruntime, in batches of its own size."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _FATAL
@@ -330,7 +270,3 @@ def _properties(model: ModelProto) -> dict[str, str]:
 
 def _dims(value: ValueInfoProto) -> Any:
     return value.type.tensor_type.shape.dim
-
-
-def _sizes(sizes: tuple[int | None, ...]) -> str:
-    return " x ".join("any" if size is None else str(size) for size in sizes)

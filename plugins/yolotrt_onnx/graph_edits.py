@@ -6,6 +6,10 @@ from collections.abc import Mapping
 
 from onnx import ModelProto, TensorProto, helper
 
+from yolotrt_core.export.onnx_normalize import read_names, sort_nodes
+
+_WEIGHTS_ALONE = 4  # the IR version since which weights need not be inputs
+
 
 def keep_output(model: ModelProto, output: str) -> None:
     """Remove all outputs but one, and unused nodes."""
@@ -13,14 +17,18 @@ def keep_output(model: ModelProto, output: str) -> None:
     kept = [value for value in graph.output if value.name == output]
     del graph.output[:]
     graph.output.extend(kept)
-    needed, nodes = {output}, []
+    remove_unused(model)
+
+
+def remove_unused(model: ModelProto) -> None:
+    """Remove nodes and weights that no output needs."""
+    graph = model.graph
+    needed: set[str] = {value.name for value in graph.output}
+    nodes = []
     for node in reversed(graph.node):
         if needed.intersection(node.output):
             nodes.append(node)
-            needed.update(node.input)
-            for attribute in node.attribute:  # a subgraph reads outer tensors
-                for inner in (attribute.g, *attribute.graphs):
-                    needed.update(name for each in inner.node for name in each.input)
+            needed.update(read_names(node))
     del graph.node[:]
     graph.node.extend(reversed(nodes))
     weights = [weight for weight in graph.initializer if weight.name in needed]
@@ -57,3 +65,32 @@ def cast_output_to_float(model: ModelProto) -> None:
         node = helper.make_node("Cast", ["output0_typed"], ["output0"], name="output0_cast", to=TensorProto.FLOAT)
         model.graph.node.append(node)
         value.name, value.type.tensor_type.elem_type = "output0", TensorProto.FLOAT
+
+
+def drop_weight_inputs(model: ModelProto) -> None:
+    """Remove weights from the inputs, where ONNX allows them as defaults (`keep_initializers_as_inputs`)."""
+    graph = model.graph
+    weights = {weight.name for weight in graph.initializer}
+    inputs = [value for value in graph.input if value.name not in weights]
+    if len(inputs) < len(graph.input):
+        del graph.input[:]
+        graph.input.extend(inputs)
+        model.ir_version = max(model.ir_version, _WEIGHTS_ALONE)
+
+
+def sort_if_needed(model: ModelProto) -> bool:
+    """Sort nodes that read tensors of later nodes, which onnxruntime and TensorRT accept but `onnx.checker` does not.
+
+    Returns:
+        Whether the order has changed; a sorted graph keeps its order.
+
+    Raises:
+        UsageError: the nodes form a cycle.
+    """
+    made = {name for node in model.graph.node for name in node.output}
+    for node in model.graph.node:
+        if any(name in made for name in read_names(node)):
+            sort_nodes(model.graph)
+            return True
+        made.difference_update(node.output)
+    return False

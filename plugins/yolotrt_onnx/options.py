@@ -87,3 +87,10 @@ class OnnxSourceOptions:
         help="Units of a YOLOv5 output's boxes; `normalised` is relative to the image size; `auto` detects them",
     )
     strides: str | None = option(None, help="Strides of the levels in the rows' order, e.g. 8,16,32; default: detected")
+    range: Literal["auto", "1", "255"] = option(
+        "auto", help="Largest value of an image that the file expects; `auto` reads it from the graph's constants"
+    )
+    order: Literal["auto", "rgb", "bgr"] = option(
+        "auto",
+        help="Order of channels that the file expects; `auto`: bgr if the graph swaps red and blue, else rgb",
+    )
