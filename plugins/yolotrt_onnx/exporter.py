@@ -21,7 +21,7 @@ from yolotrt_core.export.onnx_metadata import literal, metadata_of, strides_from
 from yolotrt_core.export.onnx_normalize import arrange_rows
 from yolotrt_core.export.output_layout import Known, Rows, find_rows
 from yolotrt_core.export.reference_input import reference_images
-from yolotrt_core.inference.input_shapes import shape_text
+from yolotrt_core.inference.input_shapes import refuse_sizes, shape_text
 from yolotrt_core.plugin.stages import REFERENCE_FILE, SourceInfo
 from yolotrt_core.types import BuildRequest, ModelSource, ModelSpec
 from yolotrt_onnx.graph import save, tensor_specs
@@ -53,6 +53,8 @@ def export(source: ModelSource, request: BuildRequest, options: OnnxSourceOption
     image = ImageInput(model)
     image.refuse_other(request)
     image.read_preprocessing(options)
+    step = image.size_step()
+    refuse_sizes(request, step)
     output = _output(model, options)
     size = (request.height, request.width)
     # Several images on a free batch, to detect a graph that mixes them up.
@@ -70,7 +72,7 @@ def export(source: ModelSource, request: BuildRequest, options: OnnxSourceOption
     _free_output(model, answer, request)
     if rows is not None:
         arrange_rows(model, rows, size)
-    spec = _spec(model, source, options, rows, labels)
+    spec = replace(_spec(model, source, options, rows, labels), network_stride=step)
     spec = replace(spec, provenance={**spec.provenance, **({"source_precision": precision} if precision else {})})
     if not image.is_plain:
         spec = replace(spec, provenance={**spec.provenance, "source_input": image.form})

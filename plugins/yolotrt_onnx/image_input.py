@@ -11,10 +11,11 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from yolotrt_core.errors import UsageError
 from yolotrt_core.inference.input_shapes import shape_text
-from yolotrt_core.types import BuildRequest
+from yolotrt_core.types import MIN_SIZE_STEP, BuildRequest
 from yolotrt_onnx.graph import tensor_specs
 from yolotrt_onnx.graph_edits import remove_unused, rename
 from yolotrt_onnx.input_preprocessing import End, Maximum, Order, Preprocessing, find_preprocessing
+from yolotrt_onnx.network_stride import network_stride
 from yolotrt_onnx.pixel_tracking import Pixels
 
 if TYPE_CHECKING:
@@ -108,6 +109,12 @@ class ImageInput:
             log.info("the file expects images as %s; the engine takes the usual ones", self.form)
             if options.order == "auto" and self.order == "bgr":
                 log.info("the graph swaps red and blue; if its input is RGB all the same, pass `--onnx-order rgb`")
+
+    def size_step(self) -> int:
+        """Return the step of height and width: where they are free the network's stride, and at least upstream's."""
+        if not self.is_free:  # the file's own size is right
+            return 1
+        return max(network_stride(self.model, self.value.name, self._axes), MIN_SIZE_STEP)
 
     def of(self, images: NDArray[np.float32]) -> NDArray[Any]:
         """Convert images (B, 3, H, W), float32 RGB in 0..1, to the file's order, range, layout and type."""

@@ -15,6 +15,7 @@ from yolotrt_core.console.text import first_line, printable
 from yolotrt_core.errors import StageError, UsageError
 from yolotrt_core.export.onnx_metadata import metadata_of
 from yolotrt_core.export.reference_input import reference_images
+from yolotrt_core.inference.input_shapes import refuse_sizes
 from yolotrt_core.plugin.stages import ONNX_FILE, REFERENCE_FILE
 from yolotrt_core.types import MIN_SIZE_STEP, BuildRequest, ModelSource, ModelSpec, TensorSpec
 from yolotrt_torch.checkpoint import Checkpoint, read_checkpoint
@@ -44,7 +45,8 @@ def export(source: ModelSource, request: BuildRequest, options: TorchOptions, ou
     _refuse_options(options)
     checkpoint = read_checkpoint(source.path, options)
     network = network_from_checkpoint(checkpoint)
-    _refuse_sizes(request, size_step(network))
+    _refuse_large(request)
+    refuse_sizes(request, size_step(network))
     shape = (request.batch, request.height, request.width)
     images = reference_images(*shape)
     answers = _compute_reference(network, images)
@@ -77,20 +79,10 @@ def _refuse_options(options: TorchOptions) -> None:
             )
 
 
-def _refuse_sizes(request: BuildRequest, step: int) -> None:
-    """Check the requested sizes against the model's size step."""
-    sizes = {(request.height, request.width)}
-    if request.dynamic:
-        sizes |= {shape[1:] for profile in request.profiles for shape in (profile.min, profile.opt, profile.max)}
-        if max(max(size) for size in sizes) > MAX_PIXELS:
-            raise UsageError(f"a profile is larger than {MAX_PIXELS} pixels, the maximum of a dynamic export")
-    for height, width in sorted(sizes):
-        if height % step or width % step:
-            near = [max(step, round(side / step) * step) for side in (height, width)]
-            raise UsageError(
-                f"this model's height and width must be multiples of {step} pixels, found {height} x {width}",
-                hint=f"the nearest is `{near[0]},{near[1]}`",
-            )
+def _refuse_large(request: BuildRequest) -> None:
+    shapes = (shape for profile in request.profiles for shape in (profile.min, profile.opt, profile.max))
+    if any(max(shape[1:]) > MAX_PIXELS for shape in shapes):
+        raise UsageError(f"a profile is larger than {MAX_PIXELS} pixels, the maximum of a dynamic export")
 
 
 def outputs_of(network: Network, images: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
