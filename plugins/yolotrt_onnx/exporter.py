@@ -27,6 +27,7 @@ from yolotrt_core.types import BuildRequest, ModelSource, ModelSpec
 from yolotrt_onnx.graph import save, tensor_specs
 from yolotrt_onnx.graph_edits import cast_output_to_float, drop_weight_inputs, keep_output, rename, sort_if_needed
 from yolotrt_onnx.image_input import ImageInput
+from yolotrt_onnx.integer_operators import has_zero_points, use_float_operators
 from yolotrt_onnx.source_precision import has_bfloat16, source_precision
 
 if TYPE_CHECKING:
@@ -37,6 +38,11 @@ log = logging.getLogger(__name__)
 HEAD = "yolov5"
 # Maximum distance of a box centre from its cell, in cells: for float32, for 8-bit integers.
 _SLACK, _ROUNDED_SLACK = 0.1, 1.0
+# onnxruntime's operators on integers round differently from Q/DQ nodes, by at most one step of a scale.
+_ROUNDED_TOLERANCE = 0.05
+_SYMMETRIC = (
+    "quantize with `ActivationSymmetric` and `WeightSymmetric`, pass the float model, or `--builder onnxruntime`"
+)
 _FATAL = 4  # onnxruntime also prints what it raises; 4 logs fatal errors only
 
 
@@ -64,6 +70,7 @@ def export(source: ModelSource, request: BuildRequest, options: OnnxSourceOption
     rows = _rows(answer, request, options, image.is_free, _is_rounded(model))
     labels = _labels(model, source.path, answer, options)
     precision = source_precision(model)
+    changed = use_float_operators(model)
 
     keep_output(model, output)
     image.become_images(request)
@@ -74,11 +81,16 @@ def export(source: ModelSource, request: BuildRequest, options: OnnxSourceOption
         arrange_rows(model, rows, size)
     spec = replace(_spec(model, source, options, rows, labels), network_stride=step)
     spec = replace(spec, provenance={**spec.provenance, **({"source_precision": precision} if precision else {})})
+    if has_zero_points(model):  # for errors of TensorRT's parser
+        spec = replace(spec, provenance={**spec.provenance, "zero_points": _SYMMETRIC})
     if not image.is_plain:
         spec = replace(spec, provenance={**spec.provenance, "source_input": image.form})
     _finish(model, spec, request, source.path, out)
     given = answer if rows is None else rows.to_project(answer, *size)
-    np.savez(out / REFERENCE_FILE, images=images, output0=given.astype(np.float32))
+    arrays = {"images": images, "output0": given.astype(np.float32)}
+    if changed:
+        arrays["tolerance"] = np.array(_ROUNDED_TOLERANCE, np.float64)
+    np.savez(out / REFERENCE_FILE, **arrays)  # type: ignore[arg-type]
     return spec
 
 
