@@ -90,11 +90,11 @@ class ImageInput:
     def read_preprocessing(self, options: OnnxSourceOptions) -> None:
         """Find out which values and which order of channels the file expects, and log both.
 
-        Constants that scale the image tell its range. Channels that the graph swaps tell that its input is BGR,
-        since YOLOv5 computes with RGB. Options take precedence.
+        Constants that scale the image determine its range. Where the graph swaps channels, its input is BGR, since
+        YOLOv5 computes with RGB. Options take precedence.
 
         Raises:
-            UsageError: neither options nor the graph tell; names the node.
+            UsageError: the graph leaves it open, and no option decides; names the node.
         """
         found = self._preprocessing()
         if options.range == "auto":
@@ -108,7 +108,7 @@ class ImageInput:
         if not self.is_plain:
             log.info("the file expects images as %s; the engine takes the usual ones", self.form)
             if options.order == "auto" and self.order == "bgr":
-                log.info("the graph swaps red and blue; if its input is RGB all the same, pass `--onnx-order rgb`")
+                log.info("the graph swaps red and blue; if its input is RGB nevertheless, pass `--onnx-order rgb`")
 
     def size_step(self) -> int:
         """Return the step of height and width: where they are free the network's stride, and at least upstream's."""

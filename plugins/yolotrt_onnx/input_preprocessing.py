@@ -100,7 +100,7 @@ class Preprocessing:
             raise UsageError(
                 f"node `{end.node.name}` ({end.node.op_type}) reads the image as {factors}, which fits neither values "
                 "in 0..1 nor in 0..255",
-                hint="say which values the file expects: `--onnx-range 1` or `--onnx-range 255`",
+                hint="pass the largest value that the file expects: `--onnx-range 1` or `--onnx-range 255`",
             )
         return next(iter(found), None) or 1
 
@@ -117,14 +117,14 @@ class Preprocessing:
                     raise UsageError(
                         f"node `{node.name}` ({node.op_type}) limits the image to {low:g}..{high:g}, but with an input "
                         f"in 0..{maximum} its values are {reached[0]:g}..{reached[1]:g}",
-                        hint="say which values the file expects: `--onnx-range 1` or `--onnx-range 255`",
+                        hint="pass the largest value that the file expects: `--onnx-range 1` or `--onnx-range 255`",
                     )
 
 
 def _unknown_order(node: NodeProto) -> UsageError:
     return UsageError(
         f"node `{node.name}` ({node.op_type}) takes the image's channels apart in an unknown way",
-        hint="say which order the file expects: `--onnx-order rgb` or `--onnx-order bgr`",
+        hint="pass the order that the file expects: `--onnx-order rgb` or `--onnx-order bgr`",
     )
 
 
