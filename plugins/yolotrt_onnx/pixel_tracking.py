@@ -21,6 +21,7 @@ _FOLDED = frozenset(
 )
 _FOLDED |= {"Sub", "Transpose", "Unsqueeze"}
 _MAX_FOLDED = 4096  # elements
+_MAX_DEPTH = 64  # operators that make one constant
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +67,16 @@ class Constants:
         self._weights = {weight.name: weight for weight in model.graph.initializer}
         self._nodes = {name: node for node in model.graph.node for name in node.output if name}
         self._found: dict[str, NDArray[Any] | None] = {}
+        self._depth = 0
 
     def get(self, name: str) -> NDArray[Any] | None:
         """Return a tensor's value; None if it is not constant."""
         if name not in self._found:
             self._found[name] = None  # for cycles
-            self._found[name] = self._evaluate(name)
+            self._depth += 1
+            if self._depth <= _MAX_DEPTH:
+                self._found[name] = self._evaluate(name)
+            self._depth -= 1
         return self._found[name]
 
     def _evaluate(self, name: str) -> NDArray[Any] | None:
