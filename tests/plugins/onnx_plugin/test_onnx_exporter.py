@@ -267,11 +267,11 @@ def _columns(toy: Any) -> Any:
 
 def test_another_head_needs_its_name(toy_yolo: Make, tmp_path: Path) -> None:
     """Anchor-free heads give a column for each box; a postprocessor of someone's may decode them."""
-    err = refused(_columns(toy_yolo()), tmp_path)
-    assert "anchor-free" in err.message
-    assert "--onnx-head" in str(err.hint)
     named = _columns(toy_yolo())
     helper.set_model_props(named, {"names": "['a', 'b', 'c', 'd']", "stride": "16"})
+    err = refused(named, tmp_path)
+    assert "anchor-free" in err.message
+    assert "--onnx-head" in str(err.hint)
     spec = export(named, tmp_path, head="yolov8")
     assert (spec.head, spec.strides, len(spec.labels)) == ("yolov8", (16,), 4)
     assert spec.outputs[0].shape == (1, WIDTH, ROWS)
