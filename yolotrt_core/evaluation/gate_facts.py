@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 BUNDLED = "the bundled image"
 # Where no score reaches the usual threshold: as for mAP, then half the highest score.
 _LOWEST = 0.001
-_MAX_SCORE = 1.5  # integers with rough scales exceed 1 somewhat; coordinates and logits by far
+_MAX_SCORE = 1.1  # integers with rough scales exceed 1 somewhat
 
 Pair = tuple[Sequence[Detections], Sequence[Detections]]
 
