@@ -15,10 +15,6 @@ if TYPE_CHECKING:
 
 _WEIGHTS_ALONE = 4  # the IR version since which weights need not be inputs
 
-from yolotrt_core.export.onnx_normalize import read_names, sort_nodes
-
-_WEIGHTS_ALONE = 4  # the IR version since which weights need not be inputs
-
 
 def keep_outputs(model: ModelProto, outputs: Collection[str]) -> None:
     """Remove all outputs but these, and unused nodes and weights."""
