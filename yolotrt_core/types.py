@@ -104,6 +104,11 @@ class ModelSpec:
         """Layout of the input."""
         return layout_of(self.inputs[0].shape)
 
+    @property
+    def has_masks(self) -> bool:
+        """Whether its results hold masks."""
+        return self.task == "segment"
+
 
 @dataclass(frozen=True, slots=True)
 class OnnxModel:

@@ -13,6 +13,7 @@ from yolotrt_core.console.text import counted
 from yolotrt_core.datasets.class_map import DataClass, match_classes
 from yolotrt_core.datasets.dataset import DataSet, LabeledImage
 from yolotrt_core.datasets.locations import find_below, refuse_missing_images
+from yolotrt_core.datasets.segmentation import read_segmentation
 from yolotrt_core.errors import UsageError
 from yolotrt_core.files.paths import read_text
 from yolotrt_core.serialization import number_from_json
@@ -22,13 +23,15 @@ _log = logging.getLogger(__name__)
 _Objects = Sequence[Mapping[str, Any]]
 
 
-def read_coco(path: Path, labels: Sequence[str], class_map: Mapping[str, str] | None = None) -> DataSet:
+def read_coco(
+    path: Path, labels: Sequence[str], class_map: Mapping[str, str] | None = None, *, masks: bool = False
+) -> DataSet:
     """Read a COCO annotation file for a model with these classes.
 
     Annotations of images or categories that the file does not list are ignored, as pycocotools does.
 
     Args:
-        class_map: see `match_classes`.
+        class_map: see `match_classes`. masks: whether `segmentation` is read.
 
     Raises:
         UsageError: invalid COCO, an id that occurs twice, classes that the model does not have, or missing images.
@@ -52,7 +55,8 @@ def read_coco(path: Path, labels: Sequence[str], class_map: Mapping[str, str] | 
         boxes = np.array([_coco_box(a, path) for a in found], np.float64).reshape(-1, 4)
         ids = np.array([index[a["category_id"]] for a in found], np.int64)
         crowd = np.array([bool(a.get("iscrowd", 0)) for a in found], bool)
-        frames.append(LabeledImage(file, name, boxes, ids, crowd, in_pixels=True))
+        outlines = tuple(read_segmentation(a, path) for a in found) if masks else ()
+        frames.append(LabeledImage(file, name, boxes, ids, crowd, in_pixels=True, masks=outlines))
     return DataSet(path, tuple(frames), tuple(labels))
 
 

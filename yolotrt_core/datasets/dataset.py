@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from yolotrt_core.console.text import counted
+from yolotrt_core.datasets.segmentation import Segmentation
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,6 +24,7 @@ class LabeledImage:
         boxes: float64 (M, 4): normalized cx, cy, w, h, or x, y, w, h with `in_pixels`.
         class_ids: int64 (M,). crowd: bool (M,): regions to ignore.
         labeled: whether there is a label file, which may be empty.
+        masks: one per box, None of an object without; empty if none has one, or if they were not read.
     """
 
     path: Path
@@ -32,6 +34,7 @@ class LabeledImage:
     crowd: NDArray[np.bool_]
     in_pixels: bool = False
     labeled: bool = True
+    masks: tuple[Segmentation | None, ...] = ()
 
     def xywh(self, height: int, width: int) -> NDArray[np.float64]:
         """Return x, y (top left), w, h in pixels of an image of this size."""
@@ -62,6 +65,10 @@ class DataSet:
         return sum(len(p.class_ids) for p in self.images)
 
     @property
+    def has_masks(self) -> bool:
+        return any(p.masks for p in self.images)
+
+    @property
     def backgrounds(self) -> int:
         """Number of images without boxes."""
         return sum(not len(p.class_ids) for p in self.images)
@@ -85,4 +92,6 @@ class DataSet:
             digest.update(f"{len(p.class_ids)} {p.in_pixels}\n".encode())
             for values in (p.boxes, p.class_ids, p.crowd):
                 digest.update(values.tobytes())
+            for mask in p.masks:
+                digest.update(b"mask" if mask is None else mask.key_material)
         return digest.hexdigest()

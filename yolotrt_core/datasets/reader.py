@@ -15,6 +15,7 @@ from yolotrt_core.datasets.coco import read_coco
 from yolotrt_core.datasets.dataset import DataSet, LabeledImage
 from yolotrt_core.datasets.description import Part, read_description
 from yolotrt_core.datasets.locations import read_image_list
+from yolotrt_core.datasets.segmentation import refuse_partial_masks
 from yolotrt_core.errors import UsageError
 from yolotrt_core.files.paths import existing_path, user_path
 from yolotrt_core.media.inputs import IMAGE_SUFFIXES, select_files
@@ -36,10 +37,12 @@ class LabelOptions:
     Attributes:
         class_map: classes of the data set to those of the model, see `match_classes`; by default by name.
         allow_unlabeled: whether more than half of the images may have no label file.
+        masks: whether masks are read too, for a model that finds some.
     """
 
     class_map: Mapping[str, str] | None = None
     allow_unlabeled: bool = False
+    masks: bool = False
 
 
 def read(
@@ -59,18 +62,22 @@ def read(
         options: how to take its labels. labels_needed: whether images without any label are an error.
 
     Raises:
-        UsageError: no data set, no labels, an invalid label line, classes that the model does not have, or label files
-            missing for more than half of the images.
+        UsageError: no data set, no labels, an invalid label line, classes that the model does not have, label files
+            missing for more than half of the images, or masks wanted that only some of the objects have.
     """
     options = options or LabelOptions()
     path = user_path(where)
     if path.suffix.lower() == ".json" and path.is_file():
-        data = read_coco(path, labels, options.class_map)
+        data = read_coco(path, labels, options.class_map, masks=options.masks)
     else:
         files, named, names = list_images(path, part, _LAYOUT_HINT if labels_needed else IMAGES_HINT)
         names = names or _names_next_to(path, files[0])
-        images = tuple(_read_labels(f, n) for f, n in zip(files, named, strict=True))
+        images = tuple(_read_labels(f, n, options.masks) for f, n in zip(files, named, strict=True))
         data = _matched(DataSet(path, images, names), labels, options.class_map)
+    if any(mask is not None for p in data.images for mask in p.masks):
+        refuse_partial_masks(data)
+    else:
+        data = replace(data, images=tuple(replace(p, masks=()) if p.masks else p for p in data.images))
     if not data.boxes and labels_needed:
         raise UsageError(
             f"no labels for the {counted(len(data.images), 'image')} of `{where}`", hint=_expected_labels(data)
@@ -167,13 +174,16 @@ def _images_at(place: Path, base: Path) -> Iterator[Path]:
         yield place
 
 
-def _read_labels(image: Path, name: str) -> LabeledImage:
+def _read_labels(image: Path, name: str, masks: bool) -> LabeledImage:
     import numpy as np
 
     found = yolo.read(image)
-    table = np.zeros((0, 5)) if found is None else found
-    ids = table[:, 0].astype(np.int64)
-    return LabeledImage(image, name, table[:, 1:], ids, np.zeros(len(table), bool), labeled=found is not None)
+    is_labeled = found is not None
+    if found is None:
+        found = yolo.Labels(np.zeros((0, 5)), ())
+    ids, crowd = found.rows[:, 0].astype(np.int64), np.zeros(len(found.rows), bool)
+    polygons = found.masks if masks else ()
+    return LabeledImage(image, name, found.rows[:, 1:], ids, crowd, labeled=is_labeled, masks=polygons)
 
 
 def _names_next_to(path: Path, image: Path) -> tuple[str, ...]:
@@ -216,7 +226,13 @@ def _matched(data: DataSet, labels: Sequence[str], class_map: Mapping[str, str] 
 def _renumbered(image: LabeledImage, index: NDArray[np.int64]) -> LabeledImage:
     class_ids = index[image.class_ids]
     kept = class_ids >= 0
-    return replace(image, boxes=image.boxes[kept], class_ids=class_ids[kept], crowd=image.crowd[kept])
+    return replace(
+        image,
+        boxes=image.boxes[kept],
+        class_ids=class_ids[kept],
+        crowd=image.crowd[kept],
+        masks=tuple(mask for mask, keep in zip(image.masks, kept.tolist(), strict=False) if keep),
+    )
 
 
 def _expected_labels(data: DataSet) -> str:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from yolotrt_core.console.text import counted
+from yolotrt_core.datasets.segmentation import Segmentation
 from yolotrt_core.errors import UsageError
 from yolotrt_core.files.paths import read_text
 
@@ -19,11 +21,21 @@ _log = logging.getLogger(__name__)
 MAX_CLASSES = 1 << 31  # larger class ids are errors and overflow integers of other tools
 
 
-def read(image: Path) -> NDArray[np.float64] | None:
-    """Read the labels of an image.
+@dataclass(frozen=True, slots=True, eq=False)
+class Labels:
+    """Labels of an image.
 
-    Returns:
-        float64 (M, 5): class, cx, cy, w, h, the last four normalized by the image size; None without a file.
+    Attributes:
+        rows: float64 (M, 5): class, cx, cy, w, h, the last four normalized by the image size.
+        masks: of each, the normalized polygon; None of a label that is a box.
+    """
+
+    rows: NDArray[np.float64]
+    masks: tuple[Segmentation | None, ...]
+
+
+def read(image: Path) -> Labels | None:
+    """Read the labels of an image; None without a file.
 
     Raises:
         UsageError: the file cannot be read, or a line is invalid.
@@ -35,10 +47,14 @@ def read(image: Path) -> NDArray[np.float64] | None:
         return None
     lines = enumerate(read_text(file, "the labels").splitlines(), 1)
     rows = [_label_row(line, f"{file}, line {number}") for number, line in lines if line.strip()]
-    once = list(dict.fromkeys(map(tuple, rows)))  # some tools write duplicates
+    # Some tools write duplicates. Two polygons with one box are taken as one object too, as upstream does.
+    once: dict[tuple[float, ...], Segmentation | None] = {}
+    for row in rows:
+        mask = Segmentation((np.array(row[1:], np.float64),)) if len(row) > 5 else None
+        once.setdefault(_class_and_box(row), mask)
     if len(once) < len(rows):
         _log.warning("ignoring duplicate labels in `%s`: %s", file, counted(len(rows) - len(once), "line"))
-    return np.array(once, np.float64).reshape(-1, 5)
+    return Labels(np.array(list(once), np.float64).reshape(-1, 5), tuple(once.values()))
 
 
 def label_file(image: Path) -> Path:
@@ -53,7 +69,7 @@ def label_file(image: Path) -> Path:
 
 
 def _label_row(line: str, where: str) -> list[float]:
-    """Parse `class cx cy w h`, or the bounding box of a polygon `class x y x y ...`."""
+    """Parse `class cx cy w h`, or a polygon `class x y x y ...`."""
     try:
         row = [float(field) for field in line.split()]
     except ValueError:
@@ -64,7 +80,12 @@ def _label_row(line: str, where: str) -> list[float]:
         raise UsageError(f"{where}: expected `class cx cy w h`, found `{line.strip()[:60]}`", hint=hint)
     if not all(-0.01 <= value <= 1.01 for value in row[1:]):
         raise UsageError(f"{where}: coordinates must be normalized to 0..1, found `{line.strip()[:60]}`")
-    if len(row) > 5:
-        xs, ys = row[1::2], row[2::2]
-        row = [row[0], (min(xs) + max(xs)) / 2, (min(ys) + max(ys)) / 2, max(xs) - min(xs), max(ys) - min(ys)]
     return row
+
+
+def _class_and_box(row: list[float]) -> tuple[float, ...]:
+    """Return class, cx, cy, w, h: of a polygon, of its bounding box."""
+    if len(row) == 5:
+        return tuple(row)
+    xs, ys = row[1::2], row[2::2]
+    return row[0], (min(xs) + max(xs)) / 2, (min(ys) + max(ys)) / 2, max(xs) - min(xs), max(ys) - min(ys)
