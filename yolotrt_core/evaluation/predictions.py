@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from yolotrt_core.calibration.images import ImageDigests, digest_of_images
 from yolotrt_core.console.progress import Bar, progress
 from yolotrt_core.errors import UsageError
-from yolotrt_core.evaluation.stored_masks import masks_from_arrays, masks_to_arrays
+from yolotrt_core.evaluation.stored_masks import StoredMasks, masks_from_arrays, masks_to_arrays
 from yolotrt_core.inference.detector import Detector
 from yolotrt_core.inference.image_loader import read_ahead
 from yolotrt_core.inference.rect_detector import RectDetector
@@ -39,20 +39,30 @@ class Predictions:
     """Detections of one engine.
 
     Attributes:
-        found: by index into the list of images; None for an unreadable one.
+        boxes: by index into the list of images, without masks; None for an unreadable one.
+        masks: the masks of each; None for an unreadable one and of a model without.
         sizes: (height, width) in pixels of each; (0, 0) for an unreadable one.
         record: the artifact that holds them. from_cache: whether no image was run.
     """
 
-    found: tuple[Detections | None, ...]
+    boxes: tuple[Detections | None, ...]
+    masks: tuple[StoredMasks | None, ...]
     sizes: tuple[tuple[int, int], ...]
     record: Record
     from_cache: bool
 
     @property
+    def found(self) -> list[Detections | None]:
+        """Detections with their masks as bitmaps, which take several times the memory of `masks`."""
+        return [
+            found if found is None or masks is None else replace(found, masks=masks.unpacked())
+            for found, masks in zip(self.boxes, self.masks, strict=True)
+        ]
+
+    @property
     def read(self) -> list[int]:
         """Indices of the images that could be read."""
-        return [i for i, f in enumerate(self.found) if f is not None]
+        return [i for i, f in enumerate(self.boxes) if f is not None]
 
 
 def predict(
@@ -99,8 +109,12 @@ def predict(
     def make(folder: Path) -> Mapping[str, Json]:
         reading = _Reading(files, detector)
         with progress("evaluating", total=len(files)) as bar:
-            found = list(detector.stream(reading.frames(bar), selection))
-        _save(folder / "out" / FILE, reading, found)
+            found, masks = [], []
+            for each in detector.stream(reading.frames(bar), selection):
+                # Bitmaps of all images would fill the memory.
+                masks.append(None if each.masks is None else StoredMasks.of(each.masks))
+                found.append(replace(each, masks=None))
+        _save(folder / "out" / FILE, reading, found, masks)
         return {"pictures": len(found), "skipped": [str(files[i].name) for i in reading.skipped]}
 
     record, from_cache = store.obtain(action, make, verify=True)
@@ -135,7 +149,7 @@ class _Reading:
             bar.update(completed=index + 1)
 
 
-def _save(path: Path, reading: _Reading, found: Sequence[Detections]) -> None:
+def _save(path: Path, reading: _Reading, found: Sequence[Detections], masks: Sequence[StoredMasks | None]) -> None:
     import numpy as np
 
     arrays: dict[str, Any] = {
@@ -146,7 +160,7 @@ def _save(path: Path, reading: _Reading, found: Sequence[Detections]) -> None:
         "boxes": np.concatenate([np.zeros((0, 4), np.float32), *(d.boxes for d in found)]),
         "scores": np.concatenate([np.zeros(0, np.float32), *(d.scores for d in found)]),
         "class_ids": np.concatenate([np.zeros(0, np.int64), *(d.class_ids for d in found)]),
-        **masks_to_arrays(found),
+        **masks_to_arrays(masks),
     }
     np.savez_compressed(path, **arrays)
 
@@ -155,13 +169,16 @@ def _load(data: bytes, count: int, record: Record, from_cache: bool) -> Predicti
     import numpy as np
 
     found: list[Detections | None] = [None] * count
+    masks: list[StoredMasks | None] = [None] * count
     sizes = [(0, 0)] * count
     with np.load(io.BytesIO(data), allow_pickle=False) as held:
-        bounds = np.cumsum(held["counts"])[:-1]
-        parts = [np.split(held[name], bounds) for name in ("boxes", "scores", "class_ids")]
-        masks = masks_from_arrays(held, held["counts"].tolist(), held["sizes"].tolist())
-        for place, (index, mask) in enumerate(zip(held["indices"].tolist(), masks, strict=True)):
-            boxes, scores, class_ids = (part[place] for part in parts)
-            found[index] = Detections(boxes, scores, class_ids, int(held["truncated"][place]), mask)
-            sizes[index] = (int(held["sizes"][place][0]), int(held["sizes"][place][1]))
-    return Predictions(tuple(found), tuple(sizes), record, from_cache)
+        arrays = dict(held)  # the file decompresses an array whenever it is asked for
+    bounds = np.cumsum(arrays["counts"])[:-1]
+    parts = [np.split(arrays[name], bounds) for name in ("boxes", "scores", "class_ids")]
+    stored = masks_from_arrays(arrays, arrays["counts"].tolist(), arrays["sizes"].tolist())
+    for place, (index, own) in enumerate(zip(arrays["indices"].tolist(), stored, strict=True)):
+        boxes, scores, class_ids = (part[place] for part in parts)
+        found[index] = Detections(boxes, scores, class_ids, int(arrays["truncated"][place]))
+        masks[index] = own
+        sizes[index] = (int(arrays["sizes"][place][0]), int(arrays["sizes"][place][1]))
+    return Predictions(tuple(found), tuple(masks), tuple(sizes), record, from_cache)
