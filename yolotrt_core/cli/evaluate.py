@@ -26,7 +26,7 @@ from yolotrt_core.types import PRECISIONS, Json, Selection
 if TYPE_CHECKING:
     from yolotrt_core.api import Detector
     from yolotrt_core.evaluation.coco_map import Interval
-    from yolotrt_core.evaluation.evaluator import Comparison, Evaluation, Evaluator
+    from yolotrt_core.evaluation.evaluator import Comparison, Evaluation, Evaluator, MaskEvaluation
     from yolotrt_core.store.store import Store
 
 _MOST_RESAMPLES = 100_000  # more change no fourth digit of an interval, and take hours
@@ -110,7 +110,7 @@ def _evaluate(registry: Registry, given: Given) -> None:
         else:
             opened = Detector.open(engine=asked.engine, store=store, registry=registry, settings=settings)
             first = stack.enter_context(opened)
-        options = reader.LabelOptions(settings.class_map, settings.allow_unlabeled)
+        options = reader.LabelOptions(settings.class_map, settings.allow_unlabeled, first.spec.model.has_masks)
         data = reader.read(asked.data, first.labels, asked.part, options=options)
         evaluator = Evaluator(data, store, registry, asked.selection, bootstrap)
         result = evaluator.evaluate(RectDetector(first) if asked.rect else first)
@@ -178,6 +178,7 @@ def document(evaluator: Evaluator, result: Evaluation, rival: Evaluation | None,
                 "map50": to_json(comparison.map50),
                 "map50_95": to_json(comparison.map50_95),
                 "more_than_noise": comparison.is_significant,
+                **_mask_difference(comparison),
             },
         }
     return {
@@ -195,7 +196,22 @@ def document(evaluator: Evaluator, result: Evaluation, rival: Evaluation | None,
     }
 
 
+def _mask_difference(comparison: Comparison) -> dict[str, Json]:
+    masks = comparison.masks
+    if masks is None:
+        return {}
+    figures = {"map50": to_json(masks.map50), "map50_95": to_json(masks.map50_95)}
+    return {"masks": {**figures, "more_than_noise": masks.is_significant}}
+
+
 def _figures(result: Evaluation) -> dict[str, Json]:
+    masks: dict[str, Json] = {}
+    if result.masks is not None:
+        own = result.masks
+        figures = {"map50": to_json(own.map50), "map50_95": to_json(own.map50_95)}
+        masks = {"masks": {**figures, "classes": to_json(own.accuracy.classes)}}
+    elif result.spec.model.has_masks:
+        masks = {"masks": None}
     return {
         "engine": {
             "builder": result.spec.builder,
@@ -207,24 +223,30 @@ def _figures(result: Evaluation) -> dict[str, Json]:
         "map50_95": to_json(result.map50_95),
         "classes": to_json(result.accuracy.classes),
         "predictions": result.predictions,
+        **masks,
     }
 
 
 def _report(evaluator: Evaluator, result: Evaluation, rival: Evaluation | None, comparison: Comparison | None) -> None:
     rows = [(c.label, str(c.boxes), f"{c.ap50:.4f}", f"{c.ap50_95:.4f}") for c in result.accuracy.classes]
-    print_table(("class", "boxes", "AP50", "AP50-95"), rows)
+    if result.masks is None:
+        print_table(("class", "boxes", "AP50", "AP50-95"), rows)
+    else:
+        masks = [(f"{c.ap50:.4f}", f"{c.ap50_95:.4f}") for c in result.masks.accuracy.classes]
+        both = [(*row, *own) for row, own in zip(rows, masks, strict=True)]
+        print_table(("class", "boxes", "AP50", "AP50-95", "mask AP50", "mask AP50-95"), both)
     show()
-    shown = [_row(f"{result.spec.builder} {result.spec.precision}", result.map50, result.map50_95)]
-    if rival is not None and comparison is not None:
-        shown.append(_row(f"{rival.spec.builder} {rival.spec.precision}", rival.map50, rival.map50_95))
-        shown.append(_row("difference", comparison.map50, comparison.map50_95, sign="+"))
-    around = () if result.map50.low is None else ("95%",)
-    print_table(("engine", "mAP50", *around, "mAP50-95", *around), shown)
+    _report_engines("", result, result, rival, rival, comparison)
+    if result.masks is not None:
+        show()
+        _report_engines("mask ", result, result.masks, rival, rival and rival.masks, comparison and comparison.masks)
     skipped = f", {len(result.skipped)} unreadable skipped" if result.skipped else ""
     show(
         f"\n{counted(result.images, 'image')}, {counted(result.boxes, 'box')}{skipped}; "
         f"{evaluator.data.backgrounds_text}"
     )
+    if result.masks is None and result.spec.model.has_masks:
+        show("boxes only: the labels have no masks")
     too_few = evaluator.bootstrap.shortfall(result.images)
     if comparison is None:
         if too_few and evaluator.bootstrap.resamples:  # 0 resamples: no intervals requested
@@ -232,8 +254,30 @@ def _report(evaluator: Evaluator, result: Evaluation, rival: Evaluation | None, 
     elif too_few:
         show(f"the difference in mAP50-95 was not tested for significance: only {too_few}")
     else:
-        result_of_test = "statistically significant" if comparison.is_significant else "not statistically significant"
-        show(f"the difference in mAP50-95 is {result_of_test} on these images")
+        show(f"the difference in mAP50-95 is {_significance(comparison)} on these images")
+        if comparison.masks is not None:
+            show(f"the difference in mask mAP50-95 is {_significance(comparison.masks)} on these images")
+
+
+def _significance(comparison: Comparison) -> str:
+    return "statistically significant" if comparison.is_significant else "not statistically significant"
+
+
+def _report_engines(
+    kind: str,
+    result: Evaluation,
+    figures: Evaluation | MaskEvaluation,
+    rival: Evaluation | None,
+    others: Evaluation | MaskEvaluation | None,
+    comparison: Comparison | None,
+) -> None:
+    """Print a row per engine, by their boxes or their masks."""
+    shown = [_row(f"{result.spec.builder} {result.spec.precision}", figures.map50, figures.map50_95)]
+    if rival is not None and others is not None and comparison is not None:
+        shown.append(_row(f"{rival.spec.builder} {rival.spec.precision}", others.map50, others.map50_95))
+        shown.append(_row("difference", comparison.map50, comparison.map50_95, sign="+"))
+    around = () if figures.map50.low is None else ("95%",)
+    print_table(("engine", f"{kind}mAP50", *around, f"{kind}mAP50-95", *around), shown)
 
 
 def _row(name: str, *figures: Interval, sign: str = "") -> tuple[str, ...]:

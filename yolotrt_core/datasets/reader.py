@@ -15,7 +15,6 @@ from yolotrt_core.datasets.coco import read_coco
 from yolotrt_core.datasets.dataset import DataSet, LabeledImage
 from yolotrt_core.datasets.description import Part, read_description
 from yolotrt_core.datasets.locations import read_image_list
-from yolotrt_core.datasets.segmentation import refuse_partial_masks
 from yolotrt_core.errors import UsageError
 from yolotrt_core.files.paths import existing_path, user_path
 from yolotrt_core.media.inputs import IMAGE_SUFFIXES, select_files
@@ -75,7 +74,7 @@ def read(
         images = tuple(_read_labels(f, n, options.masks) for f, n in zip(files, named, strict=True))
         data = _matched(DataSet(path, images, names), labels, options.class_map)
     if any(mask is not None for p in data.images for mask in p.masks):
-        refuse_partial_masks(data)
+        _refuse_partial_masks(data)
     else:
         data = replace(data, images=tuple(replace(p, masks=()) if p.masks else p for p in data.images))
     if not data.boxes and labels_needed:
@@ -233,6 +232,22 @@ def _renumbered(image: LabeledImage, index: NDArray[np.int64]) -> LabeledImage:
         crowd=image.crowd[kept],
         masks=tuple(mask for mask, keep in zip(image.masks, kept.tolist(), strict=False) if keep),
     )
+
+
+def _refuse_partial_masks(data: DataSet) -> None:
+    """Refuse labels of which only some have a mask: mask mAP would count the others as never found.
+
+    Raises:
+        UsageError: names the first image with an object without one.
+    """
+    missing = [(image.name, sum(mask is None for mask in image.masks)) for image in data.images]
+    missing = [(name, count) for name, count in missing if count]
+    if missing:
+        raise UsageError(
+            f"{sum(count for _, count in missing)} of {counted(data.boxes, 'object')} of `{data.path}` have a box but "
+            f"no mask, the first in `{missing[0][0]}`",
+            hint="label all objects with masks; with boxes only, a segmentation model is evaluated by its boxes",
+        )
 
 
 def _expected_labels(data: DataSet) -> str:

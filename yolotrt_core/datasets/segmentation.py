@@ -8,15 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from yolotrt_core.console.text import counted
 from yolotrt_core.errors import UsageError
 from yolotrt_core.serialization import number_from_json
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-
-    from yolotrt_core.datasets.dataset import DataSet
 
 _MIN_COORDINATES = 6  # of a triangle; four would be read as a box by COCO's own functions
 
@@ -92,19 +89,3 @@ def _rle(found: Any) -> Segmentation | None:
 
 def _are_counts(values: list[Any]) -> bool:
     return all(type(value) is int and value >= 0 for value in values)
-
-
-def refuse_partial_masks(data: DataSet) -> None:
-    """Refuse labels of which only some have a mask: mask mAP would count the others as never found.
-
-    Raises:
-        UsageError: names the first image with an object without one.
-    """
-    missing = [(image.name, sum(mask is None for mask in image.masks)) for image in data.images]
-    missing = [(name, count) for name, count in missing if count]
-    if missing:
-        raise UsageError(
-            f"{sum(count for _, count in missing)} of {counted(data.boxes, 'object')} of `{data.path}` have a box but "
-            f"no mask, the first in `{missing[0][0]}`",
-            hint="label all objects with masks; with boxes only, a segmentation model is evaluated by its boxes",
-        )

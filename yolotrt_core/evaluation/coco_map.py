@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from yolotrt_core.console.progress import progress
 from yolotrt_core.console.text import counted
-from yolotrt_core.errors import PluginError
+from yolotrt_core.evaluation.coco_masks import Rle, coco_library
 from yolotrt_core.evaluation.selection import MAX_DET
 from yolotrt_core.types import Detections
 
@@ -35,6 +35,7 @@ class Truth:
     Attributes:
         xywh: float64 (M, 4) in pixels. class_ids: int64 (M,). crowd: bool (M,).
         height, width: of the image in pixels.
+        masks: one per box, COCO's compressed run-length encoding; empty where masks are not evaluated.
     """
 
     xywh: NDArray[np.float64]
@@ -42,6 +43,7 @@ class Truth:
     crowd: NDArray[np.bool_]
     height: int
     width: int
+    masks: tuple[Rle, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,30 +67,33 @@ class Accuracy:
 
 
 class Scored:
-    """Detections of a data set, matched with its ground truth once."""
+    """Detections of a data set, matched with its ground truth once, by their boxes or by their masks."""
 
-    def __init__(self, truth: Sequence[Truth], found: Sequence[Detections], labels: Sequence[str]) -> None:
+    def __init__(
+        self,
+        truth: Sequence[Truth],
+        found: Sequence[Detections],
+        labels: Sequence[str],
+        masks: Iterable[Sequence[Rle]] | None = None,
+    ) -> None:
         """Match.
+
+        Args:
+            masks: of each image, one per detection; None: boxes are matched.
 
         Raises:
             PluginError: faster-coco-eval is not installed.
         """
-        try:
-            from faster_coco_eval import COCO, COCOeval_faster
-        except ImportError as err:
-            raise PluginError(
-                "mAP needs faster-coco-eval, which is not installed", hint="`pip install yolotrt-core[eval]`"
-            ) from err
+        library = coco_library()
         self._labels = labels
         self.images = len(truth)
         self._count = [int(sum((t.class_ids[~t.crowd] == c).sum() for t in truth)) for c in range(len(labels))]
-        expected = COCO(_dataset(truth, labels))
-        evaluation = COCOeval_faster(
+        expected = library.COCO(_dataset(truth, labels, masks is not None))
+        results = _results(found) if masks is None else _mask_results(found, masks)
+        evaluation = library.COCOeval_faster(
             expected,
-            expected.loadRes(_results(found))
-            if any(len(d) for d in found)
-            else COCO(_dataset_without_boxes(truth, labels)),
-            "bbox",
+            expected.loadRes(results) if results else library.COCO(_dataset_without_boxes(truth, labels)),
+            "bbox" if masks is None else "segm",
             print_function=lambda *_: None,
             separate_eval=True,
         )
@@ -97,6 +102,11 @@ class Scored:
         evaluation.evaluate()
         self._evaluation = evaluation
         self._matched = list(evaluation._evalImgs_cpp)
+        # What follows needs the matches only, and the masks of a data set are large.
+        evaluation.cocoGt = evaluation.cocoDt = None
+        evaluation.gt_dataset.clean()
+        evaluation.dt_dataset.clean()
+        evaluation.ious = {}
         self._drawn: dict[Bootstrap, NDArray[np.float64]] = {}
 
     def accuracy(self) -> Accuracy:
@@ -230,9 +240,10 @@ def _both(values: tuple[float, float], drawn: NDArray[np.float64] | None) -> tup
     return Interval(values[0], lows[0], highs[0]), Interval(values[1], lows[1], highs[1])
 
 
-def _dataset(truth: Sequence[Truth], labels: Sequence[str]) -> dict[str, Any]:
+def _dataset(truth: Sequence[Truth], labels: Sequence[str], with_masks: bool) -> dict[str, Any]:
     annotations: list[dict[str, Any]] = []
     for index, t in enumerate(truth):
+        begin = len(annotations)
         for box, class_id, crowd in zip(t.xywh.tolist(), t.class_ids.tolist(), t.crowd.tolist(), strict=True):
             annotations.append(
                 {
@@ -244,6 +255,9 @@ def _dataset(truth: Sequence[Truth], labels: Sequence[str]) -> dict[str, Any]:
                     "iscrowd": int(crowd),
                 }
             )
+        if with_masks:
+            for annotation, mask in zip(annotations[begin:], t.masks, strict=True):
+                annotation.update(_mask_members(mask))
     return {**_dataset_without_boxes(truth, labels), "annotations": annotations}
 
 
@@ -263,3 +277,17 @@ def _results(found: Sequence[Detections]) -> list[dict[str, Any]]:
         for box, score, class_id in zip(xywh.tolist(), d.scores.tolist(), d.class_ids.tolist(), strict=True):
             results.append({"image_id": _FIRST_ID + index, "category_id": class_id, "bbox": box, "score": score})
     return results
+
+
+def _mask_results(found: Sequence[Detections], masks: Iterable[Sequence[Rle]]) -> list[dict[str, Any]]:
+    results = []
+    for index, (d, own) in enumerate(zip(found, masks, strict=True)):
+        for mask, score, class_id in zip(own, d.scores.tolist(), d.class_ids.tolist(), strict=True):
+            entry = {"image_id": _FIRST_ID + index, "category_id": class_id, "score": score}
+            results.append(entry | {"segmentation": mask})
+    return results
+
+
+def _mask_members(mask: Rle) -> dict[str, Any]:
+    """Return the mask and its area, which COCO means by the area of a labelled object."""
+    return {"segmentation": mask, "area": float(coco_library().mask.area(mask))}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -10,6 +11,7 @@ from yolotrt_core.datasets.dataset import DataSet
 from yolotrt_core.errors import UsageError
 from yolotrt_core.evaluation import coco_map
 from yolotrt_core.evaluation.coco_map import Accuracy, Bootstrap, Interval, Scored, Truth
+from yolotrt_core.evaluation.coco_masks import found_masks, labeled_masks
 from yolotrt_core.evaluation.predictions import Predictions, predict
 from yolotrt_core.evaluation.selection import SELECTION
 from yolotrt_core.inference.detector import Detector
@@ -25,6 +27,20 @@ _BOOTSTRAP = Bootstrap()
 
 
 @dataclass(frozen=True, slots=True)
+class MaskEvaluation:
+    """Masks of one engine on one data set.
+
+    Attributes:
+        map50, map50_95: with 95% intervals. accuracy: the same by class.
+    """
+
+    map50: Interval
+    map50_95: Interval
+    accuracy: Accuracy
+    scored: Scored
+
+
+@dataclass(frozen=True, slots=True)
 class Evaluation:
     """One engine on one data set.
 
@@ -32,6 +48,7 @@ class Evaluation:
         spec: the engine. images, boxes: how many were evaluated. skipped: names of unreadable images.
         map50, map50_95: with 95% intervals. accuracy: the same by class.
         predictions: key of the artifact that holds the detections.
+        masks: the figures of the masks; None where the engine finds none or the labels have none.
     """
 
     spec: EngineSpec
@@ -43,6 +60,7 @@ class Evaluation:
     accuracy: Accuracy
     predictions: str
     scored: Scored
+    masks: MaskEvaluation | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +68,14 @@ class Comparison:
     """Second engine minus first, on the same resampled images.
 
     A difference is significant if its interval excludes 0; None if images or resamples are too few.
+
+    Attributes:
+        masks: the same of masks; None unless both engines were evaluated on masks.
     """
 
     map50: Interval
     map50_95: Interval
+    masks: Comparison | None = None
 
     @property
     def is_significant(self) -> bool | None:
@@ -82,19 +104,20 @@ class Evaluator:
         predicted = predict(
             detector, files, self.selection, store=self.store, registry=self.registry, digests=self.digests
         )
-        truth, found = self._matched(predicted)
+        truth, found = self._matched(predicted, detector.spec.model.has_masks and self.data.has_masks)
         scored = Scored(truth, found, detector.labels)
         map50, map50_95 = coco_map.intervals(scored, self.bootstrap)
         return Evaluation(
             spec=detector.spec,
             images=len(truth),
             boxes=sum(int((~t.crowd).sum()) for t in truth),
-            skipped=tuple(p.name for p, f in zip(self.data.images, predicted.found, strict=True) if f is None),
+            skipped=tuple(p.name for p, f in zip(self.data.images, predicted.boxes, strict=True) if f is None),
             map50=map50,
             map50_95=map50_95,
             accuracy=scored.accuracy(),
             predictions=predicted.record.key,
             scored=scored,
+            masks=self._masks(truth, found, predicted, detector.labels),
         )
 
     def compare(self, first: Evaluation, second: Evaluation) -> Comparison:
@@ -105,17 +128,29 @@ class Evaluator:
         """
         if (first.images, first.skipped) != (second.images, second.skipped):
             raise UsageError("the two evaluations are of different images")
-        return Comparison(*coco_map.differences(first.scored, second.scored, self.bootstrap))
+        masks = None
+        if first.masks and second.masks:
+            masks = Comparison(*coco_map.differences(first.masks.scored, second.masks.scored, self.bootstrap))
+        return Comparison(*coco_map.differences(first.scored, second.scored, self.bootstrap), masks)
 
-    def _matched(self, predicted: Predictions) -> tuple[list[Truth], list[Detections]]:
+    def _matched(self, predicted: Predictions, with_masks: bool) -> tuple[list[Truth], list[Detections]]:
         truth, found = [], []
-        for image, (height, width), detections in zip(self.data.images, predicted.sizes, predicted.found, strict=True):
+        for image, (height, width), detections in zip(self.data.images, predicted.sizes, predicted.boxes, strict=True):
             if detections is None:
                 continue
-            boxes = image.xywh(height, width)
-            truth.append(Truth(boxes, image.class_ids, image.crowd, height, width))
+            masks = labeled_masks(image, height, width) if with_masks else ()
+            truth.append(Truth(image.xywh(height, width), image.class_ids, image.crowd, height, width, masks))
             found.append(detections)
         return truth, found
+
+    def _masks(
+        self, truth: Sequence[Truth], found: Sequence[Detections], predicted: Predictions, labels: Sequence[str]
+    ) -> MaskEvaluation | None:
+        stored = [masks for masks in predicted.masks if masks is not None]
+        if not stored or not self.data.has_masks:
+            return None
+        scored = Scored(truth, found, labels, found_masks(stored))
+        return MaskEvaluation(*coco_map.intervals(scored, self.bootstrap), scored.accuracy(), scored)
 
 
 def open_framework(settings: BuildSettings, registry: Registry) -> Detector:
