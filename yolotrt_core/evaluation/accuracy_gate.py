@@ -1,7 +1,8 @@
 """Accuracy gate: validates every reduced-precision engine against its fp32 model before it is returned.
 
-With labels, mAP decides; without, agreement with the detections of the fp32 network. An engine fails if nothing can be
-compared. The engine itself is run if this machine can; otherwise the typed ONNX it was built from, in onnxruntime.
+With labels, mAP decides, of masks too where there are some; without, agreement with the detections of the fp32
+network. An engine fails if nothing can be compared. The engine itself is run if this machine can; otherwise the typed
+ONNX it was built from, in onnxruntime.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from yolotrt_core.datasets import dataset, reader
 from yolotrt_core.errors import GateError, UsageError
 from yolotrt_core.evaluation import gate_facts
 from yolotrt_core.evaluation.gate_options import GateOptions
+from yolotrt_core.evaluation.map_facts import map_facts
 from yolotrt_core.export.model_source import sample_path
 from yolotrt_core.inference.detector import Detector
 from yolotrt_core.pipeline.build_options import BuildSettings, ResolvedBuild
@@ -129,7 +131,7 @@ def validate(planned: Plan, results: Sequence[StepResult], *, store: Store, regi
         _log.warning("accuracy gate skipped: no runtime on this machine supports %s", planned.request.precision)
         return None
     case = _Case(planned, build, reference, typed, runner, runnable, store, registry)
-    files, labelled, noun = _images(resolved, options, case.labels)
+    files, labelled, noun = _images(resolved, options, case.model)
     limit = resolved.max_drop if resolved.max_drop is not None else DEFAULT_MAX_DROP
     action = Action(
         stage="gate",
@@ -220,8 +222,8 @@ class _Case:
         return "fp32" if precision is None else f"{precision} source"
 
     @property
-    def labels(self) -> tuple[str, ...]:
-        return self._spec(self.reference).labels
+    def model(self) -> ModelSpec:
+        return self._spec(self.reference)
 
     @property
     def decoded_by(self) -> dict[str, Json]:
@@ -294,11 +296,11 @@ def _same_onnx(one: StepResult, other: StepResult) -> bool:
 
 
 def _images(
-    resolved: ResolvedBuild, options: GateOptions, labels: tuple[str, ...]
+    resolved: ResolvedBuild, options: GateOptions, model: ModelSpec
 ) -> tuple[list[Path], _Labelled | None, str]:
     """Return the images to compare on, their labels if mAP decides, and what they are; empty: the bundled image."""
     if resolved.read_eval_data is not None:
-        found = resolved.read_eval_data(labels)
+        found = resolved.read_eval_data(model.labels, model.has_masks)
         files = [p.path for p in found.images]
         if found.boxes:
             return files, _Labelled(found, found.digest), "evaluation image"
@@ -321,19 +323,8 @@ def _by_map(case: _Case, labelled: _Labelled, limit: float) -> dict[str, Json]:
             reference = evaluator.evaluate(detector)
         with case.open_lowered(Path(folder)) as detector:
             lowered = evaluator.evaluate(detector)
-    drop = reference.map50_95.value - lowered.map50_95.value
-    change = evaluator.compare(reference, lowered).map50_95
-    return {
-        "by": "map50_95",
-        "compared": labelled.data.boxes,
-        "passed": drop <= limit and reference.map50_95.value > 0,
-        "fp32": reference.map50_95.value,
-        "lowered": lowered.map50_95.value,
-        "drop": drop,
-        "drop_low": None if change.high is None else -change.high,
-        "drop_high": None if change.low is None else -change.low,
-        "max_drop": limit,
-    }
+    comparison = evaluator.compare(reference, lowered)
+    return {"compared": labelled.data.boxes, **map_facts(reference, lowered, comparison, limit)}
 
 
 def _by_agreement(case: _Case, files: Sequence[Path], options: GateOptions) -> dict[str, Json]:

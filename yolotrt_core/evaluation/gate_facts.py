@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from yolotrt_core.console.text import counted
 from yolotrt_core.evaluation.agreement import compare_detections
 from yolotrt_core.evaluation.gate_options import GateOptions
+from yolotrt_core.evaluation.map_facts import map_summary
 from yolotrt_core.types import Detections, Json, Selection
 
 if TYPE_CHECKING:
@@ -89,10 +90,7 @@ def summary(facts: Mapping[str, Json]) -> str:
     if facts["by"] == "map50_95":
         if has_compared_nothing(facts):
             return f"nothing was compared: the {reference} model detects none of the labelled objects {where}"
-        return (
-            f"mAP50-95 {facts['lowered']:.4f}, {reference} {facts['fp32']:.4f}, loss {facts['drop']:.4f} "
-            f"(maximum {facts['max_drop']:g}) {where}"
-        )
+        return f"{map_summary(facts)} {where}"
     if has_compared_nothing(facts):
         return f"nothing was compared: no detections in either engine or {reference} {where}"
     if _has_no_scores(facts):

@@ -141,7 +141,8 @@ class ResolvedBuild:
         request: what is built. options: stage options as the user gave them.
         calibrator: the name the user gave, or None.
         calibration: images to calibrate on, or None. digests: SHA-256 of all images that the build looks at.
-        read_eval_data: reads the evaluation data for a model of these class names, once; None without any.
+        read_eval_data: reads the evaluation data for a model of these class names, with masks or without, once; None
+            without any.
         max_drop: maximum loss of mAP50-95, or None.
     """
 
@@ -154,7 +155,7 @@ class ResolvedBuild:
     calibrator: str | None = None
     calibration: CalibrationImages | None = None
     digests: ImageDigests = field(default_factory=ImageDigests)
-    read_eval_data: Callable[[tuple[str, ...]], DataSet] | None = None
+    read_eval_data: Callable[[tuple[str, ...], bool], DataSet] | None = None
     max_drop: float | None = None
 
     @property
@@ -210,8 +211,8 @@ def resolve(settings: BuildSettings, registry: Registry, model: ResolvedModel | 
     )
 
 
-def _read_eval_data(settings: BuildSettings, where: str | Path, labels: tuple[str, ...]) -> DataSet:
-    options = reader.LabelOptions(settings.class_map, settings.allow_unlabeled)
+def _read_eval_data(settings: BuildSettings, where: str | Path, labels: tuple[str, ...], masks: bool) -> DataSet:
+    options = reader.LabelOptions(settings.class_map, settings.allow_unlabeled, masks)
     data = reader.read(where, labels, options=options, labels_needed=settings.max_drop is not None)
     if data.boxes:
         boxes, backgrounds = counted(data.boxes, "box"), data.backgrounds_text
