@@ -2,8 +2,8 @@
 
     python tests/bench/mask_map.py --weights yolov5n-seg.pt --data instances_val.json
 
-Needs pycocotools in the same environment. Annotations are read by pycocotools itself; exit code 1 if a figure differs by
-more than 1e-6. Also prints the time per image and the memory.
+Needs pycocotools in the same environment, which reads the annotations itself. Exit code 1 if a figure differs by more
+than 1e-6. Also prints the time per image and the memory.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def main() -> None:
     for kind, accuracy in (("bbox", ours.accuracy), ("segm", ours.masks.accuracy)):
         theirs = _pycocotools(asked.data, results, kind)
         found = _figures(accuracy)
-        assert theirs.keys() == {name for name in found}, "other classes"
+        assert theirs.keys() == found.keys(), "other classes"
         difference = max(abs(theirs[name][n] - found[name][n]) for name in theirs for n in (0, 1))
         shown = ", ".join(f"{value:.6f}" for value in (*found[""], *theirs[""]))
         print(f"{kind}: mAP50, mAP50-95, and pycocotools': {shown}; largest difference by class {difference:.1e}")
