@@ -27,7 +27,7 @@ from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.plugin.stages import ONNX_FILE, Availability
 from yolotrt_core.store.code_digest import code_digest
 from yolotrt_core.store.store import Store
-from yolotrt_core.types import Detections, Selection
+from yolotrt_core.types import Detections, Masks, Selection
 
 A, B, FAR = [0, 0, 10, 10], [0, 0, 10, 8], [50, 50, 60, 60]
 LINE, POINT, TURNED = [0, 2, 0, 9], [3, 3, 3, 3], [5, 5, 4, 4]
@@ -357,6 +357,65 @@ def test_with_labels_the_loss_of_map_decides(store: Store, tmp_path: Path, image
     assert engine.gate.facts["drop"] == 0
     with pytest.raises(GateError, match=r"mAP50-95 0\.0000, fp32 1\.0000, loss 1\.0000 \(maximum 0\.2\)"):
         _build(_stages(1e-4), store, tmp_path, eval_data=images, max_drop=0.2)
+
+
+class _Masked(FakeExporter):
+    def export(self, *given: Any) -> Any:
+        return replace(super().export(*given), task="segment")
+
+
+class _Shrinking(_Thresholded):
+    """Gives a box its mask: as high as the image, and wide by the score up to the whole of it at 0.75."""
+
+    def decode(self, raw: Any, spec: Any, geometry: Any, selection: Any, options: Any) -> list[Detections]:
+        found = super().decode(raw, spec, geometry, selection, options)
+        return [replace(d, masks=self._mask(d, placed.source)) for d, placed in zip(found, geometry, strict=True)]
+
+    def _mask(self, found: Detections, size: tuple[int, int]) -> Masks:
+        height, width = size
+        windows = [[0, 0, min(round(width * score / 0.75), width), height] for score in found.scores.tolist()]
+        bitmaps = tuple(np.packbits(np.ones((height, x2), bool), axis=1) for _, _, x2, _ in windows)
+        return Masks(size, np.array(windows, np.int32).reshape(-1, 4), bitmaps)
+
+
+def _masked(factor: float) -> Registry:
+    brought = {"exporters": [_Masked()], "passes": [_Lossy(factor)], "postprocessors": [_Shrinking()]}
+    return Registry.of(fake_plugin(**brought))
+
+
+def test_the_larger_loss_of_boxes_and_masks_decides(store: Store, tmp_path: Path, images: Path) -> None:
+    """Boxes stay; masks are half as wide, so that their overlap of 0.52 counts at one of ten thresholds."""
+    for number in range(4):
+        (images / "labels" / f"{number}.txt").write_text("0 0 0 1 0 1 1 0 1\n")
+    with pytest.raises(GateError) as refused:
+        _build(_masked(0.5), store, tmp_path, eval_data=images)
+    assert "box mAP50-95 1.0000, fp32 1.0000, loss 0.0000; mask mAP50-95 0.1000, fp32 1.0000" in str(refused.value)
+    passed = _build(_masked(0.5), store, tmp_path, eval_data=images, max_drop=0.91).gate
+    assert passed is not None
+    assert passed.facts["decided_by"] == "mask"
+    assert passed.facts["drop"] == pytest.approx(0.9)
+    box, mask = passed.facts["box"], passed.facts["mask"]
+    assert isinstance(box, dict) and isinstance(mask, dict)
+    assert (box["drop"], mask["fp32"], mask["lowered"]) == (0, 1, pytest.approx(0.1))
+    gone = _build(_masked(1e-4), store, tmp_path, eval_data=images, max_drop=1).gate  # no box at all
+    assert gone is not None
+    assert gone.facts["decided_by"] == "box"  # of equal losses
+
+
+def test_labels_without_masks_decide_by_boxes(store: Store, tmp_path: Path, images: Path) -> None:
+    for number in range(4):
+        (images / "labels" / f"{number}.txt").write_text("0 0.5 0.5 1 1\n")
+    gate = _build(_masked(0.5), store, tmp_path, eval_data=images).gate
+    assert gate is not None
+    assert (gate.facts["mask"], gate.facts["drop"]) == (None, 0)
+    assert "labels without masks" in gate.text
+
+
+def test_without_labels_masks_have_to_agree(store: Store, tmp_path: Path, images: Path) -> None:
+    given: dict[str, Any] = {"eval_data": images / "images", "flags": {"gate": {"drift": "1"}}}
+    assert _build(_masked(0.6), store, tmp_path, **given).gate is not None
+    with pytest.raises(GateError, match="0 of 4 fp32 boxes matched, 4 boxes in the engine"):
+        _build(_masked(0.4), store, tmp_path, **given)
 
 
 def test_classes_and_missing_labels_are_as_the_user_says(
