@@ -1,4 +1,4 @@
-"""`evaluate`: mean average precision of an engine on labelled images, alone or against another."""
+"""`evaluate`: mean average precision of boxes and masks on labelled images, of an engine alone or against another."""
 
 from __future__ import annotations
 
