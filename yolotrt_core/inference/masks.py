@@ -108,15 +108,16 @@ def run_lengths(masks: Masks, index: int) -> list[int]:
     import numpy as np
 
     height, width = masks.size
-    x1, y1, _, y2 = masks.windows[index].tolist()
-    columns = np.ascontiguousarray(masks.window(index).T)
-    tall = y2 - y1
-    if tall < height:  # a run ends with its column
-        columns = np.pad(columns, ((0, 0), (0, 1)))
-    edges = np.flatnonzero(np.diff(columns.ravel(), prepend=False, append=False))
-    column, row = np.divmod(edges, tall + (tall < height))
-    at = (x1 + column) * height + y1 + row
-    counts: list[int] = np.diff(at, prepend=0, append=height * width).tolist()
+    x1, y1, x2, y2 = masks.windows[index].tolist()
+    tall, wide = y2 - y1, x2 - x1
+    column_size = tall + (tall < height)  # a zero after each column: a run ends with it, unless the next pixel follows
+    padded = np.zeros(wide * column_size + 2, np.bool_)
+    padded[1:-1].reshape(wide, column_size)[:, :tall] = masks.window(index).T
+    column, row = np.divmod(np.flatnonzero(padded[1:] != padded[:-1]), column_size)
+    at = np.zeros(len(row) + 2, np.int64)
+    at[1:-1] = (x1 + column) * height + y1 + row
+    at[-1] = height * width
+    counts: list[int] = (at[1:] - at[:-1]).tolist()
     return counts[:-1] if len(counts) > 1 and counts[-1] == 0 else counts
 
 
