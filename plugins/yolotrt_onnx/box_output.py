@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from yolotrt_core.export.onnx_metadata import strides_from_text
 from yolotrt_core.export.output_layout import Known, Rows, locate_boxes, not_scores
 from yolotrt_core.inference.input_shapes import shape_text
 from yolotrt_core.types import BuildRequest
-from yolotrt_onnx.columns import NAMES_HINT, Classes, check_columns, declared_columns, read_classes
+from yolotrt_onnx.columns import NAMES_HINT, Classes, check_columns, declared_columns, find_masks, read_classes
 from yolotrt_onnx.end_to_end import Removed, are_products
 from yolotrt_onnx.graph_edits import append
 from yolotrt_onnx.raw_heads import DEFAULT_ANCHORS, decode, find_levels, read_anchors
@@ -81,13 +81,15 @@ class Boxes:
 
     Attributes:
         output: its tensor, an output of the graph. answer: its value for the reference images. rows: its layout; None
-            for a head other than YOLOv5's. labels: of the classes.
+            for a head other than YOLOv5's. labels: of the classes. prototypes: the output with the prototypes of a
+            segmentation model's masks, and its value; None for others.
     """
 
     output: str
     answer: NDArray[np.float32]
     rows: Rows | None
     labels: tuple[str, ...]
+    prototypes: tuple[str, NDArray[np.float32]] | None = None
 
 
 def read_boxes(source: Source, run: Run) -> Boxes:
@@ -121,13 +123,21 @@ def read_boxes(source: Source, run: Run) -> Boxes:
             hint="fix height and width in the file, and leave only the batch free",
         )
     others = {name: each for name, each in answers.items() if name != output}
-    labels = check_columns(answer, classes, others, source.slack, is_raw)
+    masks = None if is_raw else find_masks(answer, classes, others, source.size, source.slack)
+    if masks is None:
+        labels = check_columns(answer, classes, others, source.slack, is_raw)
+    else:  # without the task and the prototypes, which are known to fit
+        scores = answer[..., : answer.shape[2] - masks.count]
+        labels = check_columns(scores, replace(classes, metadata={}), {}, source.slack, is_raw)
     if source.removed is not None:
         log.info(
             "the model ends with %s: replaced by rows of boxes and scores, `--conf` and `--iou` apply",
             source.removed.node,
         )
-    return Boxes(output, answer, rows, labels)
+    if masks is None:
+        return Boxes(output, answer, rows, labels)
+    log.info("a segmentation model: %d classes, %d mask coefficients per box", len(labels), masks.count)
+    return Boxes(output, answer, rows, labels, (masks.prototypes, others[masks.prototypes]))
 
 
 def _other_head(answers: Mapping[str, NDArray[Any]], classes: Classes) -> Boxes:

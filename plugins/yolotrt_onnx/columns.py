@@ -1,4 +1,4 @@
-"""The columns of YOLOv5's rows: how many are class scores, and what further ones are."""
+"""The columns of YOLOv5's rows: how many are class scores, which are mask coefficients, and what others are."""
 
 from __future__ import annotations
 
@@ -47,6 +47,11 @@ class Classes:
     indices: tuple[int, ...] | None
     metadata: Mapping[str, str]
     file: str
+
+    @property
+    def task(self) -> str:
+        """Task in the metadata, or an empty text."""
+        return self.metadata.get("task", "")
 
     @property
     def width(self) -> int | None:
@@ -125,6 +130,37 @@ def declared_columns(answer: NDArray[Any], classes: Classes) -> NDArray[Any]:
     return answer[..., list(classes.indices)]
 
 
+@dataclass(frozen=True, slots=True)
+class Masks:
+    """Mask coefficients after the class scores: their number, and the output with the prototypes, (B, count, h, w)."""
+
+    count: int
+    prototypes: str
+
+
+def find_masks(
+    answer: NDArray[Any], classes: Classes, others: Mapping[str, NDArray[Any]], size: tuple[int, int], slack: float
+) -> Masks | None:
+    """Return the masks of a segmentation model of YOLOv5; None for other models, and where it is ambiguous.
+
+    Args:
+        answer: float (B, N, columns). others: the model's other float outputs. size: (height, width) of the input.
+        slack: as for `find_rows`.
+    """
+    if classes.indices is not None or classes.task not in ("", "segment"):
+        return None
+    maps = {name: each.shape for name, each in others.items() if each.ndim == 4}
+    fitting = [name for name, (_, _, h, w) in maps.items() if h * size[1] == w * size[0] and size[0] % h == 0]
+    if len(maps) != 1 or not fitting:
+        return None
+    count = maps[fitting[0]][1]
+    number = answer.shape[2] - 5 - count
+    is_known = number == classes.count or (classes.count is None and (count == _MASKS or classes.task == "segment"))
+    if number < 1 or not is_known or not_scores(answer[..., : 5 + number], slack):
+        return None
+    return Masks(count, fitting[0])
+
+
 def check_columns(
     answer: NDArray[Any], classes: Classes, others: Mapping[str, NDArray[Any]], slack: float, is_raw: bool
 ) -> tuple[str, ...]:
@@ -170,7 +206,7 @@ def _masks(others: Mapping[str, NDArray[Any]], columns: int, count: int | None) 
 
 def _kind(columns: int, classes: Classes, masks: int, is_outside: bool, is_raw: bool) -> str | None:
     """Return the kind of columns that the model has besides 5 + classes; None if there are none."""
-    task = _TASKS.get(classes.metadata.get("task", ""))
+    task = _TASKS.get(classes.task)
     if task is not None:
         return f"the file's metadata names the task {task}"
     count = columns - 5
@@ -231,6 +267,7 @@ def _guess(columns: int, classes: Classes, outside: list[int], masks: int) -> st
 
 def _columns_hint(guess: str) -> str:
     return (
-        "only detection is supported: export a detection model, or use this one's boxes alone with `--onnx-columns`, "
+        "export a detection model, or a segmentation model with both outputs, or use this one's boxes alone with "
+        "`--onnx-columns`, "
         f"which names the columns from left to right after box and objectness, here probably `{guess}`"
     )

@@ -27,7 +27,7 @@ from yolotrt_core.types import BuildRequest, ModelSource, ModelSpec
 from yolotrt_onnx.box_output import HEAD, Source, read_boxes
 from yolotrt_onnx.end_to_end import Removed, remove_nms
 from yolotrt_onnx.graph import save, tensor_specs
-from yolotrt_onnx.graph_edits import cast_output_to_float, drop_weight_inputs, keep_outputs, rename, sort_if_needed
+from yolotrt_onnx.graph_edits import cast_outputs_to_float, drop_weight_inputs, keep_outputs, rename, sort_if_needed
 from yolotrt_onnx.image_input import ImageInput
 from yolotrt_onnx.integer_operators import has_zero_points, use_float_operators
 from yolotrt_onnx.source_precision import has_bfloat16, source_precision
@@ -73,14 +73,19 @@ def export(source: ModelSource, request: BuildRequest, options: OnnxSourceOption
     precision = source_precision(model)
     changed = use_float_operators(model)
 
-    keep_outputs(model, [boxes.output])
+    outputs = {boxes.output: answer}
+    if boxes.prototypes is not None:
+        outputs[boxes.prototypes[0]] = boxes.prototypes[1]
+    keep_outputs(model, outputs)
     image.become_images(request)
-    rename(model, {boxes.output: "output0"})
-    cast_output_to_float(model)
-    _free_output(model, answer, request)
+    rename(model, {name: f"output{number}" for number, name in enumerate(outputs)})
+    cast_outputs_to_float(model)
+    _free_outputs(model, list(outputs.values()))
     if rows is not None:
         arrange_rows(model, rows, size)
     spec = replace(_spec(model, source, options, rows, boxes.labels), network_stride=step)
+    if boxes.prototypes is not None:
+        spec = replace(spec, head=f"{spec.head}_seg", task="segment")
     spec = replace(spec, provenance={**spec.provenance, **({"source_precision": precision} if precision else {})})
     if has_zero_points(model):  # for errors of TensorRT's parser
         spec = replace(spec, provenance={**spec.provenance, "zero_points": _SYMMETRIC})
@@ -89,6 +94,8 @@ def export(source: ModelSource, request: BuildRequest, options: OnnxSourceOption
     _finish(model, spec, request, source.path, out)
     given = answer if rows is None else rows.to_project(answer, *size)
     arrays = {"images": images, "output0": given.astype(np.float32)}
+    if boxes.prototypes is not None:
+        arrays["output1"] = boxes.prototypes[1].astype(np.float32)
     if changed:
         arrays["tolerance"] = np.array(_ROUNDED_TOLERANCE, np.float64)
     np.savez(out / REFERENCE_FILE, **arrays)  # type: ignore[arg-type]
@@ -165,17 +172,21 @@ def _run_source(
     }
 
 
-def _free_output(model: ModelProto, answer: NDArray[np.float32], request: BuildRequest) -> None:
-    """Set the output's dimensions from the input's."""
-    value = model.graph.output[0]
+def _free_outputs(model: ModelProto, answers: Sequence[NDArray[np.float32]]) -> None:
+    """Declare rows (B, N, columns), and prototypes (B, K, h, w) behind them, with dimensions from the input's."""
     given = [d.dim_value if d.HasField("dim_value") else None for d in _dims(model.graph.input[0])]
-    if all(given):
+    is_free = not (given[2] and given[3])
+    values = []
+    for number, answer in enumerate(answers):
         shape: list[int | str] = [*answer.shape]
-    else:
-        batch = given[0] or "batch"
-        rows = answer.shape[1] if given[2] and given[3] else "rows"
-        shape = [batch, rows, *answer.shape[2:]]
-    value.CopyFrom(helper.make_tensor_value_info("output0", TensorProto.FLOAT, shape))
+        if not given[0]:
+            shape[0] = "batch"
+        if is_free:
+            free = {1: "rows"} if answer.ndim == 3 else {2: "mask_height", 3: "mask_width"}
+            shape = [free.get(axis, size) for axis, size in enumerate(shape)]
+        values.append(helper.make_tensor_value_info(f"output{number}", TensorProto.FLOAT, shape))
+    del model.graph.output[:]
+    model.graph.output.extend(values)
 
 
 def _spec(

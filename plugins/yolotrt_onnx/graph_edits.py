@@ -117,14 +117,15 @@ def rename(model: ModelProto, names: Mapping[str, str]) -> None:
     del graph.value_info[:]
 
 
-def cast_output_to_float(model: ModelProto) -> None:
-    """Cast the one output, `output0`, to float32."""
-    value = model.graph.output[0]
-    if value.type.tensor_type.elem_type != TensorProto.FLOAT:
-        rename(model, {"output0": "output0_typed"})
-        node = helper.make_node("Cast", ["output0_typed"], ["output0"], name="output0_cast", to=TensorProto.FLOAT)
-        model.graph.node.append(node)
-        value.name, value.type.tensor_type.elem_type = "output0", TensorProto.FLOAT
+def cast_outputs_to_float(model: ModelProto) -> None:
+    """Cast all outputs to float32, under their names."""
+    for value in model.graph.output:
+        if value.type.tensor_type.elem_type != TensorProto.FLOAT:
+            name = value.name
+            rename(model, {name: f"{name}_typed"})
+            node = helper.make_node("Cast", [f"{name}_typed"], [name], name=f"{name}_cast", to=TensorProto.FLOAT)
+            model.graph.node.append(node)
+            value.name, value.type.tensor_type.elem_type = name, TensorProto.FLOAT
 
 
 def drop_weight_inputs(model: ModelProto) -> None:

@@ -110,9 +110,8 @@ def _prototypes(toy: Any) -> Any:
 @pytest.mark.parametrize(
     ("make", "properties", "found", "columns"),
     [
-        (lambda t: _prototypes(_further(t, 32, 3)), {}, "mask prototypes", "classes=3"),
-        (lambda t: _prototypes(_further(t, 32, 3)), {"names": "['a', 'b', 'c']"}, "mask prototypes", "classes=3"),
-        (lambda t: _prototypes(_further(t, 32, 1)), {}, "mask prototypes", "classes=3"),
+        (lambda t: _prototypes(_further(t, 32, 3)), {"nc": "2"}, "mask prototypes", "classes=2"),
+        (lambda t: _prototypes(_further(t, 32, 3)), {"task": "pose"}, "task pose", "classes=3"),
         (lambda t: _further(t, 32, 3), {}, r"columns 8 to 39 are not class scores", "classes=3"),
         (lambda t: _further(t, 32, 1), {"names": "['a', 'b', 'c']"}, "mask coefficients", "classes=3"),
         (lambda t: _further(t, 32, 3), {"names": str(list(range(35)))}, "not class scores", "classes=3"),
@@ -138,6 +137,28 @@ def test_further_columns_are_not_classes(
     kept = 5 + len(spec.labels)
     np.testing.assert_array_equal(exported(tmp_path), run(toy_yolo())[0][..., :kept])
     assert spec.outputs[0].shape == (1, ROWS, kept)
+
+
+@pytest.mark.parametrize("properties", [{}, {"names": "['a', 'b', 'c']"}, {"nc": "3"}, {"task": "segment"}])
+@pytest.mark.parametrize("scale", [1, 3])
+def test_segmentation_models_keep_both_outputs(
+    properties: dict[str, str], scale: float, toy_yolo: Make, tmp_path: Path
+) -> None:
+    """Coefficients may be within 0..1 as classes are: the prototypes decide."""
+    model = _prototypes(_further(toy_yolo(), 32, scale))
+    helper.set_model_props(model, properties)
+    spec = export(model, tmp_path)
+    assert (spec.task, spec.head, len(spec.labels)) == ("segment", "yolov5_seg", 3)
+    assert [(t.name, t.shape) for t in spec.outputs] == [
+        ("output0", (1, ROWS, WIDTH + 32)),
+        ("output1", (1, 32, CELLS, CELLS)),
+    ]
+    for found, given in zip(run(tmp_path / "model.onnx"), run(model), strict=True):
+        np.testing.assert_array_equal(found, given)
+    with np.load(tmp_path / "reference.npz") as reference:
+        assert reference["output1"].shape == (1, 32, CELLS, CELLS)
+    boxes = export(model, tmp_path, columns="classes=3")
+    assert (boxes.task, len(boxes.outputs)) == ("detect", 1)
 
 
 def test_columns_are_declared_or_plausible(toy_yolo: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
