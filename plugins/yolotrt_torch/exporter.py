@@ -20,7 +20,7 @@ from yolotrt_core.types import BuildRequest, ModelSource, ModelSpec, TensorSpec
 from yolotrt_torch.checkpoint import Checkpoint, read_checkpoint
 from yolotrt_torch.model_builder import network_from_checkpoint
 from yolotrt_torch.yolov5_layers import MAX_PIXELS
-from yolotrt_torch.yolov5_model import Network, fuse
+from yolotrt_torch.yolov5_model import Network, depends_on_size, fuse
 
 if TYPE_CHECKING:
     from yolotrt_torch.options import TorchOptions
@@ -115,11 +115,11 @@ def _rows(network: Network, height: int, width: int) -> int:
 
 
 def _export(network: Network, request: BuildRequest, options: TorchOptions, target: Path) -> None:
-    # TorchScript's graph does not depend on the traced size, and a small one is faster. Two images and unequal
+    # TorchScript's graph rarely depends on the traced size, and a small one is faster. Two images and unequal
     # sides: dynamo would treat a 1, or two equal sizes, as constants.
     step = max(network.stride)
     shape = (2, 3, 4 * step, 5 * step)
-    if options.exporter == "dynamo" and not request.dynamic:
+    if not request.dynamic and (options.exporter == "dynamo" or depends_on_size(network)):
         shape = (request.batch, 3, request.height, request.width)
     settings: dict[str, Any] = {
         "input_names": ["images"],

@@ -19,7 +19,7 @@ from yolotrt_core.errors import UsageError
 # Names that may occur in a YOLOv5 checkpoint. They are recorded, never imported or called.
 ALLOWED = re.compile(
     r"""
-      collections\.OrderedDict | (__builtin__|builtins)\.(set|getattr)
+      collections\.OrderedDict | (__builtin__|builtins)\.(set|getattr|x?range)
     | torch\._utils\._rebuild_(tensor_v2|parameter|parameter_with_state)
     | torch\.(Size|device|\w+Storage|b?float(16|32|64)|u?int(8|16|32|64)) | torch\.storage\.(Untyped|Typed)Storage
     | torch\.nn\.modules\.\w+\.\w+ | torch\.nn\.parameter\.Parameter
@@ -266,7 +266,7 @@ def _getattr(args: tuple[Any, ...]) -> Stub:
     if len(args) != 2 or not isinstance(args[0], (Stub, Global)) or args[1] not in _FORWARDS:
         shown = args[1] if len(args) == 2 and isinstance(args[1], str) else "?"
         raise RefusedGlobal(f"getattr(..., {shown[:40]})")
-    return Stub("getattr", ())
+    return Stub("getattr", args)
 
 
 _CALLS: dict[str, Callable[[tuple[Any, ...]], Any]] = {

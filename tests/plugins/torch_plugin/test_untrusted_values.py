@@ -95,7 +95,7 @@ FILES: Mapping[str, tuple[Callable[[Path], Any], str | None]] = {
     "source": (_edit(lambda m: setattr(m.model[7], "f", laughs(6))), r"reads from \[\["),
     "slope": (
         _edit(lambda m: setattr(m.model[1], "act", _leaky(laughs(40)))),
-        r"the activation of module `model.1` of the checkpoint has negative_slope \[\[",
+        r"module `model.1.act` of the checkpoint has negative_slope \[\[",
     ),
     "part name": (
         _edit(lambda m: m.model[2]._modules.update({"a" * (1 << 20): nn.Identity()})),
