@@ -18,13 +18,21 @@ from yolotrt_torch.untrusted_values import shown
 Activation = Callable[[], nn.Module]
 MAX_TEXT = 100  # characters of an activation in a yaml
 
+
+class Threshold(nn.Threshold):
+    """PyTorch's threshold in operators that its exporters know."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.where(x > self.threshold, x, torch.tensor(self.value, dtype=x.dtype, device=x.device))
+
+
 # Those that change each value by itself, whatever the channels.
 ACTIVATIONS: Mapping[str, type[nn.Module]] = {
     kind.__name__: kind
     for kind in (
         nn.SiLU, nn.Hardswish, nn.LeakyReLU, nn.ReLU, nn.ReLU6, nn.Mish, nn.GELU, nn.ELU, nn.Identity, nn.CELU,
         nn.Hardshrink, nn.Hardsigmoid, nn.Hardtanh, nn.LogSigmoid, nn.PReLU, nn.RReLU, nn.SELU, nn.Sigmoid,
-        nn.Softplus, nn.Softshrink, nn.Softsign, nn.Tanh, nn.Tanhshrink, nn.Threshold,
+        nn.Softplus, nn.Softshrink, nn.Softsign, nn.Tanh, nn.Tanhshrink, Threshold,
     )
 }  # fmt: skip
 # YOLOv5's own names for functions of PyTorch.
@@ -99,7 +107,9 @@ def activation_of(kind: str, shapes: Mapping[str, tuple[int, ...]]) -> nn.Module
     except (LookupError, TypeError) as err:
         raise ValueError(f"an activation `{name}` without its weights") from err
     known = ACTIVATIONS.get(name)
-    return known() if known and known is not nn.Threshold else nn.Threshold(0.0, 0.0) if known else None
+    if known is Threshold:
+        return Threshold(0.0, 0.0)
+    return known() if known else None
 
 
 def activation_from_text(text: str) -> Activation:

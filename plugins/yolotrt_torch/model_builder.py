@@ -18,7 +18,6 @@ from yolotrt_torch.module_attributes import WAY_OUT, apply_attributes, are_equal
 from yolotrt_torch.pickle_reader import Stub
 from yolotrt_torch.untrusted_values import convert_value_errors, shown
 from yolotrt_torch.yolov5_blocks import MixConv2d, MultiheadAttention
-from yolotrt_torch.yolov5_layers import Conv2d
 from yolotrt_torch.yolov5_model import Network
 
 # Classes of the file, by the class of ours that computes the same.
@@ -146,7 +145,8 @@ def _compare(network: Network, modules: Mapping[str, Stub]) -> None:
 def _refuse_other_class(path: str, ours: nn.Module, theirs: Stub) -> None:
     kind = type(ours).__name__
     owner, _, short = theirs.kind.rpartition(".")
-    is_torch = type(ours).__module__.startswith("torch.nn.") or isinstance(ours, (Conv2d, MultiheadAttention))
+    bases = [base for base in type(ours).__mro__ if base.__module__.startswith("torch.nn.") and base is not nn.Module]
+    is_torch = bool(bases) or isinstance(ours, MultiheadAttention)
     known = re.compile(r"torch\.nn\.modules\.\w+") if is_torch else _BLOCK_MODULES
     if path.rpartition(".")[2] == "act":  # chosen from the file's
         return

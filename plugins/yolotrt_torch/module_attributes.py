@@ -59,7 +59,7 @@ HARMLESS: Mapping[str, tuple[str, ...]] = {
     "Linear": ("in_features", "out_features"),
     # Strides and anchors are compared elsewhere, grids follow from them.
     "Detect": ("stride", "grid", "anchor_grid", "inplace", "dynamic", "onnx_dynamic", "export"),
-    **dict.fromkeys(("Dropout", "Dropout1d", "Dropout2d", "AlphaDropout", "FeatureAlphaDropout"), ("p", "inplace")),
+    **dict.fromkeys(("Dropout", "Dropout2d", "AlphaDropout", "FeatureAlphaDropout"), ("p", "inplace")),
     **dict.fromkeys(
         ("CELU", "ELU", "Hardsigmoid", "Hardswish", "Hardtanh", "LeakyReLU", "Mish", "RReLU", "ReLU", "ReLU6", "SELU",
          "SiLU", "Threshold"), ("inplace",)

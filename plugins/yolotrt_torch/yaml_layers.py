@@ -62,13 +62,13 @@ _PLAIN: Mapping[str, type[nn.Module]] = {
         for kind in (
             nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d, nn.MaxPool2d, nn.AvgPool2d, nn.LPPool2d,
             nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.ZeroPad2d, nn.ConstantPad2d, nn.ReflectionPad2d,
-            nn.ReplicationPad2d, nn.CircularPad2d, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout,
-            nn.FeatureAlphaDropout, nn.GroupNorm, nn.InstanceNorm2d, nn.LocalResponseNorm, nn.ChannelShuffle,
+            nn.ReplicationPad2d, nn.CircularPad2d, nn.Dropout, nn.Dropout2d, nn.AlphaDropout,
+            nn.FeatureAlphaDropout, nn.GroupNorm, nn.InstanceNorm2d, nn.LocalResponseNorm,
             nn.Softmax, nn.Softmin, nn.LogSoftmax, nn.Softmax2d, nn.Conv2d,
         )
     },
 }  # fmt: skip
-SIZED = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.CircularPad2d, nn.UpsamplingBilinear2d)
+SIZED = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.CircularPad2d, nn.LocalResponseNorm)
 JOINING = ("Concat", "Sum")
 KINDS = tuple(sorted({*_REPEATED, *_BLOCKS, *_TRANSPOSED, *_PLAIN, *JOINING, "BatchNorm2d", "Contract", "Expand",
                       "TransformerBlock", "Detect"}))  # fmt: skip
@@ -213,6 +213,8 @@ def _plain(kind: str, c1: int, args: list[Any]) -> Layer:
         if len(values) > 16 or not all(_is_plain(v) for v in values):
             raise ValueError("expected plain numbers and texts")
     module = _PLAIN[kind](*[tuple(a) if isinstance(a, list) else a for a in args])
+    if getattr(module, "divisor_override", None) is not None:
+        raise ValueError("an average with divisor_override is not supported")
     if kind == "Conv2d" and (module.in_channels, module.out_channels) != (c1, c1):
         raise ValueError(f"only a Conv2d that keeps its {c1} channels is supported")
     return Layer(module, c1, _reduction(module))
@@ -230,7 +232,7 @@ def _reduction(module: nn.Module) -> Fraction:
     if isinstance(module, nn.Upsample):
         if module.size is not None or not float(module.scale_factor or 0).is_integer():
             raise ValueError("only upsampling by an integer factor is supported")
-        if module.mode not in ("nearest", "nearest-exact", "bilinear", "bicubic"):
+        if module.mode not in ("nearest", "bilinear", "bicubic"):
             raise ValueError(f"upsampling of mode {shown(module.mode)} is not supported")
         return 1 / Fraction(module.scale_factor)
     return Fraction(1)

@@ -29,7 +29,6 @@ ARGUMENTS: Mapping[str, tuple[Any, ...]] = {
     "AdaptiveMaxPool2d": (3,),
     "AvgPool2d": (3, 2, 1, True),
     "BatchNorm2d": (4,),
-    "ChannelShuffle": (2,),
     "CircularPad2d": (1,),
     "ConstantPad2d": (1, 0.5),
     "Conv2d": (4, 4, 3, 2, 1),
@@ -90,7 +89,7 @@ def answer(module: nn.Module) -> Any:
 def made(name: str) -> nn.Module:
     """Make a module whose weights all matter."""
     torch.manual_seed(0)
-    module = (Conv2d if name == "Conv2d" else getattr(nn, name))(*ARGUMENTS.get(name, ()))
+    module = (Conv2d if name == "Conv2d" else PLAIN.get(name) or getattr(nn, name))(*ARGUMENTS.get(name, ()))
     for tensor in (*module.parameters(), *(b for b in module.buffers() if b.is_floating_point())):
         tensor.data.uniform_(0.2, 1.2)
     return module
