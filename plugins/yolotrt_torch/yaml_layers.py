@@ -17,6 +17,7 @@ from yolotrt_torch import yolov5_blocks, yolov5_layers
 from yolotrt_torch.activations import ACTIVATIONS, Activation, activation_from_text
 from yolotrt_torch.untrusted_values import shown
 
+MAX_ATTENTION_LAYERS = 200
 MAX_ARGUMENT = 1 << 16  # of a layer, e.g. a padding
 
 
@@ -119,6 +120,8 @@ def _single(kind: str, c1: int, args: list[Any], scaled: Callable[[Any], int], a
         norm = nn.BatchNorm2d(c1, eps=yolov5_layers.NORM_EPS, momentum=yolov5_layers.NORM_MOMENTUM)
         return Layer(norm, c1, Fraction(1))
     if kind == "TransformerBlock":
+        if len(args) != 4 or _integer(args[3]) > MAX_ATTENTION_LAYERS:
+            raise ValueError(f"expected two channels, heads and at most {MAX_ATTENTION_LAYERS} layers")
         block = yolov5_blocks.TransformerBlock(*map(_integer, args), act=act)
         return Layer(block, block.c2, Fraction(1))
     if kind == "Contract":
