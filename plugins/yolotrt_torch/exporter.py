@@ -32,8 +32,8 @@ def export(source: ModelSource, request: BuildRequest, options: TorchOptions, ou
     """Write `out/model.onnx` and `out/reference.npz` for a YOLOv5 checkpoint.
 
     The reference is computed before batch norms are folded and the decoding is made constant, so the parity check
-    covers these steps. It is computed in float64, with twice the error of float32 as the least tolerance: weights may
-    amplify rounding.
+    covers these steps. It is computed in float64, and the tolerance is at minimum twice the error of float32, since
+    weights may amplify rounding.
 
     Raises:
         UsageError: not a YOLOv5 detection checkpoint, an output other than YOLOv5's, or a size that is not a

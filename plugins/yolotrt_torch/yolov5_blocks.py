@@ -55,7 +55,7 @@ class GhostBottleneck(nn.Module):
 
 
 class CrossConv(nn.Module):
-    """A row kernel then a column kernel, added to the input if asked for and the channels agree."""
+    """A row kernel then a column kernel, added to the input with `shortcut` where the channels agree."""
 
     def __init__(
         self,
@@ -170,7 +170,7 @@ class TransformerLayer(nn.Module):
 class MultiheadAttention(nn.Module):
     """Scaled dot-product attention; weights and attributes are those of PyTorch's class of this name.
 
-    Maps (B, cells, channels) although `batch_first` is False, which only says what upstream's layout is.
+    Maps (B, cells, channels) although `batch_first` is False: upstream transposes before, here nothing does.
     """
 
     def __init__(self, channels: int, heads: int) -> None:
