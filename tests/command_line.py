@@ -17,7 +17,7 @@ from typing import IO
 from unittest import mock
 
 from yolotrt_core.cli import main
-from yolotrt_core.console import output
+from yolotrt_core.console import notices, output
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = ("invoke", "yolotrt")
@@ -70,6 +70,7 @@ def call(*arguments: str, cwd: Path, store: Path, variables: Mapping[str, str] =
         undo.enter_context(contextlib.chdir(cwd))
         files = [undo.enter_context(_captured(number, name)) for number, name in ((1, "stdout"), (2, "stderr"))]
         undo.enter_context(descriptors_taken_over())
+        undo.enter_context(mock.patch.object(notices, "_given", set()))
         try:
             main()
         except SystemExit as ended:

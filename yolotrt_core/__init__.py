@@ -9,7 +9,22 @@ with Detector.open(engine=engine.path) as detector:
 
 from __future__ import annotations
 
+import os
+import sys
 from typing import TYPE_CHECKING, Any
+
+# onnxruntime sends usage data to its vendor unless this is set when it is first imported; its function
+# `disable_telemetry_events` stops only a part. Set here, since every plugin and process of ours imports this package
+# before any framework. Overwritten, not defaulted: nothing that we run may use the network unasked.
+_TELEMETRY = "ORT_DISABLE_TELEMETRY"
+if "onnxruntime" in sys.modules and os.environ.get(_TELEMETRY) != "1":
+    import logging
+
+    logging.getLogger(__name__).warning(
+        "onnxruntime was imported before yolotrt and may report to its vendor; import yolotrt first, or set `%s=1`",
+        _TELEMETRY,
+    )
+os.environ[_TELEMETRY] = "1"
 
 if TYPE_CHECKING:
     from yolotrt_core.api import Detector, Engine, build

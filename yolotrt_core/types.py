@@ -17,6 +17,7 @@ Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 # Memory layout of a network's input: channels first (PyTorch) or last (TensorFlow).
 Layout = Literal["nchw", "nhwc"]
+Task = Literal["detect", "segment"]
 CHANNELS = 3
 
 
@@ -75,9 +76,10 @@ class ModelSpec:
             objectness, class scores in 0..1; rows ordered by level, anchor, y, x.
         labels: class names, index is the class id.
         strides: pixels per cell of each detection level, finest first.
-        head: kind of detection head, selects the postprocessor, e.g. `yolov5`.
+        head: kind of head, selects the postprocessor, e.g. `yolov5`.
         anchors: per level, (width, height) of each anchor in input pixels; empty if the head has none.
         provenance: informational facts about the origin.
+        task: what the network is for, and so what its results hold: `segment` has masks.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -87,6 +89,7 @@ class ModelSpec:
     head: str = "yolov5"
     anchors: tuple[tuple[tuple[float, float], ...], ...] = ()
     provenance: Mapping[str, str] = field(default_factory=dict)
+    task: Task = "detect"
 
     @property
     def layout(self) -> Layout:
@@ -197,19 +200,56 @@ class Selection:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Masks:
+    """Instance masks of one image, each a packed bitmap of a window: a tenth of a byte array over the image.
+
+    Attributes:
+        size: (height, width) of the source image in pixels.
+        windows: int32 (M, 4), x1 y1 x2 y2: the pixels x1 <= x < x2, y1 <= y < y2 of each bitmap; no pixel outside its
+            window belongs to an object.
+        packed: per object uint8 (y2 - y1, ceil((x2 - x1) / 8)), most significant bit first, as `numpy.packbits`.
+    """
+
+    size: tuple[int, int]
+    windows: NDArray[np.int32]
+    packed: tuple[NDArray[np.uint8], ...]
+
+    def __len__(self) -> int:
+        return len(self.packed)
+
+    def window(self, index: int) -> NDArray[np.bool_]:
+        """Return the bitmap of an object's window, bool (y2 - y1, x2 - x1)."""
+        import numpy as np
+
+        x1, _, x2, _ = self.windows[index].tolist()
+        return np.unpackbits(self.packed[index], axis=1, count=x2 - x1).view(np.bool_)
+
+    def full(self, index: int) -> NDArray[np.bool_]:
+        """Return the mask of an object over the whole image, bool (height, width)."""
+        import numpy as np
+
+        x1, y1, x2, y2 = self.windows[index].tolist()
+        mask = np.zeros(self.size, np.bool_)
+        mask[y1:y2, x1:x2] = self.window(index)
+        return mask
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Detections:
-    """Detected boxes of one image, highest score first.
+    """Detected objects of one image, highest score first.
 
     Attributes:
         boxes: float32 (M, 4), x1 y1 x2 y2 in source-image pixels, clipped to the image.
         scores: float32 (M,), 0..1. class_ids: int64 (M,).
         truncated: number of boxes dropped by `max_det`.
+        masks: of a segmentation model, one per box; None of others.
     """
 
     boxes: NDArray[np.float32]
     scores: NDArray[np.float32]
     class_ids: NDArray[np.int64]
     truncated: int = 0
+    masks: Masks | None = None
 
     def __len__(self) -> int:
         return len(self.scores)

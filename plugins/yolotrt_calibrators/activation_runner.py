@@ -154,7 +154,7 @@ def _load_network(model: ModelProto, tensors: list[str], image: NDArray[np.float
 def _create_session(model: ModelProto) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # fatal: an exception says the same
     try:
         return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     except Exception as err:  # onnxruntime's exception classes have no common base

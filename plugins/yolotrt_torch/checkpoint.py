@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,19 +13,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yolotrt_core.console.text import printable
-from yolotrt_core.datasets.class_names import labels_in_order
+from yolotrt_core.datasets.class_names import labels_from_file, labels_in_order, numbered_labels
 from yolotrt_core.errors import UsageError
 from yolotrt_torch.checkpoint_archive import Archive, open_archive
-from yolotrt_torch.pickle_reader import RefusedGlobal, Stub, TensorRef
+from yolotrt_torch.options import TorchOptions
+from yolotrt_torch.pickle_names import EXPORT_HINT, UnknownClass
+from yolotrt_torch.pickle_reader import Stub, TensorRef
+from yolotrt_torch.plain_weights import config_of, normalised
+from yolotrt_torch.pruning import apply_masks, without_pruning
+from yolotrt_torch.saved_forms import find_weights, refuse_other_task, select_model
 from yolotrt_torch.untrusted_values import PlainCopies, convert_value_errors, shown
 
-DETECTORS = ("Model", "DetectionModel")  # v3 to v6.1, and later
+log = logging.getLogger(__name__)
+
+MODELS = ("Model", "DetectionModel", "SegmentationModel")  # v3 to v6.1, later, and of segmentation
+HEADS = ("Detect", "Segment")
 PLAIN_FORM = "yolotrt"  # key of checkpoints with plain data only, as saved by yolotrt's training
 MAX_MODULES = 100_000  # the largest official checkpoint has about 1000 modules and 1000 weights
 MAX_WEIGHTS = 100_000
 MAX_NAME = 200  # characters of a weight's name
 MAX_STRIDES = 16
-_HINT = "pass the `.pt` file that YOLOv5's training wrote"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,43 +56,60 @@ class Checkpoint:
     facts: Mapping[str, str] = field(default_factory=dict)
 
 
-def read_checkpoint(path: Path) -> Checkpoint:
+def read_checkpoint(path: Path, options: TorchOptions | None = None) -> Checkpoint:
     """Read a YOLOv5 detection checkpoint of any release from v3 to v7, without executing its code.
+
+    Args:
+        options: the structure of a plain state_dict, and class names that replace those of the file.
 
     Raises:
         UsageError: missing, corrupted, not a YOLOv5 detection checkpoint (names the detected format), or a
             pickle with names that are not allowed.
     """
+    options = options or TorchOptions()
     try:
         with convert_value_errors(), open_archive(path) as archive:
-            return _checkpoint(archive)
-    except RefusedGlobal as err:
-        if err.name.startswith("ultralytics."):
+            return _with_names(_checkpoint(archive, options), options)
+    except UnknownClass as err:
+        found = next((name for name in err.names if name.startswith("ultralytics.")), None)
+        if found is not None:
             raise UsageError(
-                f"expected a YOLOv5 checkpoint, found one of YOLOv8 or later (it contains `{err.name}`)",
-                hint="yolotrt reads models of the yolov5 repository, v3 to v7, not of the `ultralytics` package",
+                f"expected a YOLOv5 checkpoint, found one of YOLOv8 or later (it contains `{found}`)",
+                hint="yolotrt reads models of the yolov5 repository, v3 to v7, not of the `ultralytics` package; an "
+                "ONNX export of those needs a postprocessor plugin for its head, see plugins/README.md",
             ) from err
         raise
 
 
-def _checkpoint(archive: Archive) -> Checkpoint:
+def _checkpoint(archive: Archive, options: TorchOptions) -> Checkpoint:
     root = archive.root
     if isinstance(root, dict) and PLAIN_FORM in root:
         return _plain_checkpoint(root, archive)
-    model, which = _select_model(root)
+    weights = find_weights(root)
+    if weights is not None:
+        return _state_dict(weights, archive, options)
+    for name in ("yaml", "like"):
+        if getattr(options, name) is not None:
+            raise UsageError(
+                f"`--torch-{name}` is for a plain state_dict, but the file has a model with its own structure",
+                hint=f"remove `--torch-{name}`",
+            )
+    model, which = select_model(root)
+    refuse_other_task(model)
     kind = _short(model)
-    if kind not in DETECTORS:
-        known = {"SegmentationModel": "a segmentation model", "ClassificationModel": "a classification model"}
+    if kind not in MODELS:
         raise UsageError(
-            f"expected a YOLOv5 detection model, found {known.get(kind, f'a `{model.kind}`')}",
-            hint="only detection models are supported",
+            f"expected a YOLOv5 detection or segmentation model, found a `{model.kind}`",
+            hint=EXPORT_HINT,
         )
     modules = dict(_walk(model))
-    copies = PlainCopies()
+    copies = PlainCopies(archive.array)
     config = copies.copy(model.state.get("yaml"), "model yaml")
     if not isinstance(config, dict):
-        raise UsageError("the checkpoint's model has no `yaml`, which all YOLOv5 models since v3 have", hint=_HINT)
-    state = {name: archive.array(ref) for name, ref in _weights(modules)}
+        raise UsageError(
+            "the checkpoint's model has no `yaml`, which all YOLOv5 models since v3 have", hint=EXPORT_HINT
+        )
+    state = apply_masks({name: archive.array(ref) for name, ref in _weights(modules)})
     head = _head(modules)
     stride = head.state.get("stride") if head else None
     strides = archive.array(stride) if isinstance(stride, TensorRef) else np.zeros(0)
@@ -95,9 +121,38 @@ def _checkpoint(archive: Archive) -> Checkpoint:
         state=state,
         labels=_labels(copies.copy(model.state.get("names"), "class names"), config.get("nc")),
         stride=_stride(strides.tolist() if strides.size <= MAX_STRIDES else f"{strides.size} numbers"),
-        modules=modules,
+        modules={path: without_pruning(module) for path, module in modules.items()},
         facts=facts,
     )
+
+
+def _state_dict(weights: Mapping[str, TensorRef], archive: Archive, options: TorchOptions) -> Checkpoint:
+    """Read weights alone, whose structure the options name."""
+    if len(weights) > MAX_WEIGHTS:
+        raise UsageError(f"the checkpoint has more than {MAX_WEIGHTS} weights")
+    named = {_join_path("", name): ref for name, ref in normalised(weights).items()}
+    state = apply_masks({name: archive.array(ref) for name, ref in named.items()})
+    config = config_of(state, options)
+    if options.names is None:
+        log.warning(
+            "the file has no names for its %d classes: numbering them; pass the class names with `--torch-names FILE`, "
+            "one per line",
+            config["nc"],
+        )
+    return Checkpoint(config, state, numbered_labels(config["nc"]), facts={"weights": "state_dict"})
+
+
+def _with_names(checkpoint: Checkpoint, options: TorchOptions) -> Checkpoint:
+    """Replace the class names by those that the options name."""
+    if options.names is None:
+        return checkpoint
+    names, classes = labels_from_file(options.names), checkpoint.config.get("nc")
+    if len(names) != classes:
+        raise UsageError(
+            f"the model has {shown(classes)} classes, but `{options.names}` has names for {len(names)}",
+            hint="pass the class names with `--torch-names FILE`, one per line",
+        )
+    return dataclasses.replace(checkpoint, labels=names)
 
 
 def _plain_checkpoint(root: Mapping[Any, Any], archive: Archive) -> Checkpoint:
@@ -115,30 +170,6 @@ def _plain_checkpoint(root: Mapping[Any, Any], archive: Archive) -> Checkpoint:
         stride=_stride(stride) if isinstance(stride, list) else (),
         facts={"weights": "model"},
     )
-
-
-def _select_model(root: Any) -> tuple[Stub, str]:
-    """Return the model to use, preferably the averaged weights (`ema`), and its key."""
-    if isinstance(root, Stub):
-        return root, "model"
-    if not isinstance(root, dict):
-        raise UsageError(f"expected a YOLOv5 checkpoint, found a saved `{type(root).__name__}`", hint=_HINT)
-    ema = root.get("ema")
-    if isinstance(ema, (tuple, list)) and ema:  # v4 and older: (model, number of updates)
-        ema = ema[0]
-    if isinstance(ema, Stub):
-        return ema, "ema"
-    model = root.get("model")
-    if isinstance(model, Stub):
-        return model, "model"
-    weights = model if isinstance(model, dict) else root
-    if weights and all(isinstance(v, TensorRef) for v in weights.values()):
-        raise UsageError(
-            "expected a YOLOv5 checkpoint, found a plain state_dict: the weights without the architecture",
-            hint="pass the whole checkpoint as YOLOv5's training saved it",
-        )
-    keys = ", ".join(f"`{shown(k)[:20]}`" for k in list(root)[:5])
-    raise UsageError(f"expected a YOLOv5 checkpoint with a `model`, found a dict with {keys or 'nothing'}", hint=_HINT)
 
 
 def _walk(model: Stub) -> Iterator[tuple[str, Stub]]:
@@ -183,7 +214,7 @@ def _join_path(path: str, name: Any) -> str:
 
 
 def _head(modules: Mapping[str, Stub]) -> Stub | None:
-    return next((module for module in modules.values() if _short(module) == "Detect"), None)
+    return next((module for module in modules.values() if _short(module) in HEADS), None)
 
 
 def _short(module: Stub) -> str:

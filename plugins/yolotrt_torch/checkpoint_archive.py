@@ -1,6 +1,7 @@
 """Reader of PyTorch's two checkpoint containers and their tensors, without PyTorch.
 
-Zip form (torch 1.6 and later): `NAME/data.pkl` and one stored entry `NAME/data/KEY` per storage.
+Zip form (torch 1.6 and later): `NAME/data.pkl` and one entry `NAME/data/KEY` per storage. PyTorch writes them
+uncompressed and aligned, and also reads archives that were unpacked and compressed again with Deflate.
 Legacy form: four pickles (magic number, version, byte order, the object), the list of storage keys,
 then each storage as its length in 8 bytes and its data.
 Source: torch 2.13, torch/serialization.py.
@@ -30,6 +31,10 @@ from yolotrt_torch.pickle_reader import CorruptedPickle, Storage, Stub, TensorRe
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 MAX_SIDE = 1 << 16  # of an empty tensor, whose other axes NumPy still multiplies
 MAX_PICKLE_BYTES = 64 << 20  # the largest official checkpoint has 0.5 MB
+# Decompressed size: weights shrink by a tenth, pruned ones with their masks to a third, zeros to a thousandth.
+MAX_EXPANSION = 8
+FREE_BYTES = 64 << 20  # which a file of any size may have decompressed
+FREE_PICKLE_BYTES = 1 << 20  # pickles shrink to a third
 _DTYPES: dict[str, np.dtype[Any]] = {
     "HalfStorage": np.dtype("<f2"),
     "FloatStorage": np.dtype("<f4"),
@@ -44,6 +49,10 @@ _DTYPES: dict[str, np.dtype[Any]] = {
 }
 AN_ONNX = "an ONNX file"
 _HINT = "pass the `.pt` file that YOLOv5's training wrote"
+_SCRIPT_HINT = (
+    "pass the `.pt` file that it was made from; or export that to ONNX in the environment that has the model's code "
+    "(`python export.py --weights best.pt --include onnx`) and pass `--weights best.onnx`"
+)
 
 
 class Archive:
@@ -94,13 +103,23 @@ class _Storages(Protocol):
 
 
 class _ZipStorages:
-    def __init__(self, file: zipfile.ZipFile, prefix: str, file_bytes: int) -> None:
-        self.file, self.prefix, self.file_bytes = file, prefix, file_bytes
+    """Entries of a zip archive, of which at most `limit` bytes are decompressed in all."""
+
+    def __init__(self, file: zipfile.ZipFile, prefix: str, limit: int) -> None:
+        self.file, self.prefix, self.left = file, prefix, limit
+        self.last: tuple[str, bytes] = ("", b"")
 
     def read(self, key: str, size: int) -> bytes:
-        if size > self.file_bytes:
-            raise UsageError(f"storage `{key[:40]}` of the checkpoint is larger than the file")
-        return _entry(self.file, f"{self.prefix}data/{key}", exactly=size)
+        if key == self.last[0] and len(self.last[1]) == size:  # tensors that share a storage follow each other
+            return self.last[1]
+        self.left -= size
+        if self.left < 0:
+            raise UsageError(
+                "the storages of the checkpoint are much larger than the file when decompressed",
+                hint="save it again with `torch.save`, which does not compress",
+            )
+        self.last = (key, _entry(self.file, f"{self.prefix}data/{key}", exactly=size))
+        return self.last[1]
 
 
 class _LegacyStorages:
@@ -169,19 +188,27 @@ def _open_zip(file: zipfile.ZipFile, size: int) -> Archive:
         raise UsageError("expected a YOLOv5 checkpoint, found a zip archive without `data.pkl`", hint=_HINT)
     prefix = pickles[0].removesuffix("data.pkl")
     if prefix + "constants.pkl" in names:
-        raise UsageError("expected a YOLOv5 checkpoint, found a TorchScript archive", hint=_HINT)
+        raise UsageError(
+            "expected a YOLOv5 checkpoint, found a TorchScript archive, which has code in place of layers",
+            hint=_SCRIPT_HINT,
+        )
     if prefix + "byteorder" in names and _entry(file, prefix + "byteorder", limit=16).strip() != b"little":
         raise UsageError("the checkpoint was saved on a big-endian machine, which is not supported")
-    root = read_pickle(io.BytesIO(_entry(file, pickles[0], limit=MAX_PICKLE_BYTES)))
-    return Archive(root, _ZipStorages(file, prefix, size), size)
+    limit = min(MAX_PICKLE_BYTES, MAX_EXPANSION * file.getinfo(pickles[0]).compress_size + FREE_PICKLE_BYTES)
+    root = read_pickle(io.BytesIO(_entry(file, pickles[0], limit=limit)))
+    # The directory's sizes are the file's claim; entries of other sizes are refused when they are read.
+    stated = sum(info.file_size for info in file.infolist() if info.compress_type == zipfile.ZIP_DEFLATED)
+    whole = size + min(stated, size * MAX_EXPANSION + FREE_BYTES)
+    return Archive(root, _ZipStorages(file, prefix, 2 * whole), whole)
 
 
 def _entry(file: zipfile.ZipFile, name: str, *, exactly: int | None = None, limit: int | None = None) -> bytes:
-    """Read one entry of known size; PyTorch stores entries uncompressed."""
+    """Read one entry of known size, stored or compressed as PyTorch reads it."""
     try:
         info = file.getinfo(name)
         wrong = info.file_size != exactly if exactly is not None else info.file_size > (limit or 0)
-        if wrong or info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
+        is_stored = info.compress_type == zipfile.ZIP_STORED and info.compress_size == info.file_size
+        if wrong or not (is_stored or info.compress_type == zipfile.ZIP_DEFLATED):
             raise UsageError(f"entry `{name[:60]}` of the checkpoint has an invalid size or compression")
         return file.read(info)
     except KeyError as err:

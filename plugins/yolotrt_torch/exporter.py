@@ -19,6 +19,8 @@ from yolotrt_core.plugin.stages import ONNX_FILE, REFERENCE_FILE
 from yolotrt_core.types import BuildRequest, ModelSource, ModelSpec, TensorSpec
 from yolotrt_torch.checkpoint import Checkpoint, read_checkpoint
 from yolotrt_torch.model_builder import network_from_checkpoint
+from yolotrt_torch.pickle_names import EXPORT_HINT
+from yolotrt_torch.segment_head import Segment
 from yolotrt_torch.yolov5_layers import MAX_PIXELS
 from yolotrt_torch.yolov5_model import Network, depends_on_size, fuse
 
@@ -41,7 +43,7 @@ def export(source: ModelSource, request: BuildRequest, options: TorchOptions, ou
         StageError: PyTorch cannot export it.
     """
     _refuse_options(options)
-    checkpoint = read_checkpoint(source.path)
+    checkpoint = read_checkpoint(source.path, options)
     network = network_from_checkpoint(checkpoint)
     _refuse_sizes(request, max(network.stride))
     shape = (request.batch, request.height, request.width)
@@ -50,8 +52,9 @@ def export(source: ModelSource, request: BuildRequest, options: TorchOptions, ou
     _check_reference(rounded, network, (1, *shape[1:]))
     exact = _compute_reference(network.double(), images.astype(np.float64))
     network.float()
-    tolerance = 2 * np.linalg.norm(rounded - exact[:1]) / (np.linalg.norm(exact[:1]) or 1.0)
-    np.savez(out / REFERENCE_FILE, images=images, output0=exact.astype(np.float32), tolerance=tolerance)
+    tolerance = max(_double_error(rounded[name], exact[name][:1]) for name in exact)
+    arrays: dict[str, Any] = {name: answer.astype(np.float32) for name, answer in exact.items()}
+    np.savez(out / REFERENCE_FILE, images=images, tolerance=tolerance, **arrays)
 
     fuse(network)
     if not request.dynamic:
@@ -94,24 +97,47 @@ def _refuse_sizes(request: BuildRequest, step: int) -> None:
             )
 
 
-def _compute_reference(network: Network, images: NDArray[Any]) -> NDArray[Any]:
+def _double_error(rounded: NDArray[Any], exact: NDArray[Any]) -> float:
+    """Return twice the relative L2 error of float32."""
+    return float(2 * np.linalg.norm(rounded - exact) / (np.linalg.norm(exact) or 1.0))
+
+
+def outputs_of(network: Network, images: NDArray[Any]) -> dict[str, NDArray[Any]]:
+    """Run a network in `eval()`: output name to array, in the precision of the images."""
+    with torch.inference_mode():
+        answer = network(torch.from_numpy(images))
+    answers = answer if isinstance(answer, tuple) else (answer,)
+    return {f"output{number}": each.numpy() for number, each in enumerate(answers)}
+
+
+def _compute_reference(network: Network, images: NDArray[Any]) -> dict[str, NDArray[Any]]:
     try:
-        with torch.inference_mode():
-            answer: NDArray[Any] = network(torch.from_numpy(images)).numpy()
+        return outputs_of(network, images)
     except (RuntimeError, TypeError, ValueError) as err:  # PyTorch detects mismatched shapes at run time
         raise UsageError(
             f"the network that the checkpoint's yaml describes cannot run: {printable(first_line(err))[:200]}",
-            hint="expected a YOLOv5 detection model",
+            hint=EXPORT_HINT,
         ) from err
-    return answer
 
 
-def _check_reference(answer: NDArray[Any], network: Network, shape: tuple[int, int, int]) -> None:
-    batch, height, width = shape
-    expected = (batch, _rows(network, height, width), network.detect.no)
-    if answer.shape != expected or not np.isfinite(answer).all():
-        found = "NaN or infinite values" if answer.shape == expected else f"an output of shape {answer.shape}"
-        raise UsageError(f"the model's output is not YOLOv5's: expected {expected}, found {found}")
+def _check_reference(answers: dict[str, NDArray[Any]], network: Network, shape: tuple[int, int, int]) -> None:
+    for tensor in _outputs(network, shape[0], shape[1], shape[2]):
+        answer = answers[tensor.name]
+        if answer.shape != tensor.shape or not np.isfinite(answer).all():
+            found = "NaN or infinite values" if answer.shape == tensor.shape else f"an output of shape {answer.shape}"
+            raise UsageError(f"the model's output is not YOLOv5's: expected {tensor.shape}, found {found}")
+
+
+def _outputs(network: Network, batch: int | str, height: int, width: int) -> tuple[TensorSpec, ...]:
+    """Return the outputs for an input size; a dynamic `batch` makes all but the columns dynamic."""
+    dynamic, head = isinstance(batch, str), network.detect
+    rows = "rows" if dynamic else _rows(network, height, width)
+    outputs = [TensorSpec("output0", "float32", (batch, rows, head.no))]
+    if isinstance(head, Segment):
+        side = [2 * side // network.stride[0] for side in (height, width)]
+        maps = ("mask_height", "mask_width") if dynamic else tuple(side)
+        outputs.append(TensorSpec("output1", "float32", (batch, head.nm, *maps)))
+    return tuple(outputs)
 
 
 def _rows(network: Network, height: int, width: int) -> int:
@@ -127,7 +153,7 @@ def _export(network: Network, request: BuildRequest, options: TorchOptions, targ
         shape = (request.batch, 3, request.height, request.width)
     settings: dict[str, Any] = {
         "input_names": ["images"],
-        "output_names": ["output0"],
+        "output_names": [tensor.name for tensor in _outputs(network, 1, step, step)],
         "opset_version": options.opset,
         "dynamo": options.exporter == "dynamo",
     }
@@ -138,7 +164,11 @@ def _export(network: Network, request: BuildRequest, options: TorchOptions, targ
             batch = torch.export.Dim("batch", min=1, max=65536)
             settings["dynamic_shapes"] = {"images": {0: batch, 2: step * dims[0], 3: step * dims[1]}}
     elif request.dynamic:
-        settings["dynamic_axes"] = {"images": {0: "batch", 2: "height", 3: "width"}, "output0": {0: "batch", 1: "rows"}}
+        tensors = _outputs(network, "batch", step, step)
+        settings["dynamic_axes"] = {
+            "images": {0: "batch", 2: "height", 3: "width"},
+            **{t.name: {i: size for i, size in enumerate(t.shape) if isinstance(size, str)} for t in tensors},
+        }
     try:
         torch.onnx.export(network, (torch.zeros(shape),), str(target), **settings)
     except Exception as err:  # PyTorch's exporters have no common exception base
@@ -155,16 +185,16 @@ def spec_of(
 ) -> ModelSpec:
     """Return the spec of a network exported for a request."""
     size: tuple[int | str, ...] = (request.batch, request.height, request.width)
-    rows: int | str = _rows(network, request.height, request.width)
     if request.dynamic:
-        size, rows = ("batch", "height", "width"), "rows"
+        size = ("batch", "height", "width")
     scaled = network.detect.anchors * torch.tensor(network.stride, dtype=torch.float32).view(-1, 1, 1)
     return ModelSpec(
         inputs=(TensorSpec("images", "float32", (size[0], 3, *size[1:])),),
-        outputs=(TensorSpec("output0", "float32", (size[0], rows, network.detect.no)),),
+        outputs=_outputs(network, size[0], request.height, request.width),
         labels=checkpoint.labels,
         strides=network.stride,
-        head="yolov5",
+        head="yolov5_seg" if isinstance(network.detect, Segment) else "yolov5",
+        task="segment" if isinstance(network.detect, Segment) else "detect",
         anchors=tuple(tuple((float(w), float(h)) for w, h in level) for level in scaled.tolist()),
         provenance={
             "source_sha256": source.sha256,

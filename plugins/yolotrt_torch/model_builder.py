@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -14,11 +15,16 @@ from yolotrt_core.errors import UsageError
 from yolotrt_torch import yolov5_layers
 from yolotrt_torch.activations import activation_of
 from yolotrt_torch.checkpoint import Checkpoint
-from yolotrt_torch.module_attributes import WAY_OUT, apply_attributes, are_equal
+from yolotrt_torch.module_attributes import apply_attributes, are_equal
+from yolotrt_torch.pickle_names import EXPORT_HINT
 from yolotrt_torch.pickle_reader import Stub
+from yolotrt_torch.plain_weights import COUNTERS, structure_hint
+from yolotrt_torch.pruning import fit_channels
 from yolotrt_torch.untrusted_values import convert_value_errors, shown
 from yolotrt_torch.yolov5_blocks import MixConv2d, MultiheadAttention
 from yolotrt_torch.yolov5_model import Network
+
+log = logging.getLogger(__name__)
 
 # Classes of the file, by the class of ours that computes the same.
 _SAME: Mapping[str, tuple[str, ...]] = {
@@ -29,7 +35,8 @@ _SAME: Mapping[str, tuple[str, ...]] = {
 }
 _BLOCK_MODULES = re.compile(r"(yolov5\.)?models\.(yolo|common|experimental)")
 _ACTIVATION_MODULES = re.compile(r"(yolov5\.)?utils\.activations|torch\.nn\.modules\.\w+")
-_DERIVED = ("anchor_grid", "grid")  # derived buffers of older releases
+# Buffers without effect: derived ones of older releases, and the results of counting operations.
+_IGNORED = ("anchor_grid", "grid", *COUNTERS)
 
 
 def network_from_checkpoint(checkpoint: Checkpoint) -> Network:
@@ -42,14 +49,20 @@ def network_from_checkpoint(checkpoint: Checkpoint) -> Network:
     Raises:
         UsageError: the yaml, the modules and the weights do not match.
     """
-    with convert_value_errors():
-        return _network(checkpoint)
+    try:
+        with convert_value_errors():
+            return _network(checkpoint)
+    except UsageError as err:
+        if err.hint is not None:
+            raise
+        hint = EXPORT_HINT if checkpoint.modules else structure_hint(checkpoint.state, checkpoint.config.get("nc"))
+        raise UsageError(err.message, hint=hint) from err
 
 
 def _network(checkpoint: Checkpoint) -> Network:
     with torch.device("meta"):  # no memory or random weights: all weights come from the file
         network = Network(checkpoint.config)
-        state = {k: v for k, v in checkpoint.state.items() if k.rpartition(".")[2] not in _DERIVED}
+        state = {k: v for k, v in checkpoint.state.items() if k.rpartition(".")[2] not in _IGNORED}
         for path, module in network.named_modules():
             if (
                 isinstance(module, yolov5_layers.Conv)
@@ -57,7 +70,9 @@ def _network(checkpoint: Checkpoint) -> Network:
                 and f"{path}.conv.bias" in state
             ):
                 module.without_norm()
+        fit_channels(network, state)
         if checkpoint.modules:
+            state = _without_extra_buffers(network, state, checkpoint.modules)
             _take_activations(network, checkpoint.modules, state)
             _compare(network, checkpoint.modules)
     _load(network, state)
@@ -65,6 +80,19 @@ def _network(checkpoint: Checkpoint) -> Network:
         raise UsageError(f"the checkpoint's strides {checkpoint.stride} differ from its yaml's, {network.stride}")
     network.eval()
     return network
+
+
+def _without_extra_buffers(network: Network, state: Mapping[str, Any], modules: Mapping[str, Stub]) -> dict[str, Any]:
+    """Remove buffers that YOLOv5's classes do not have, so their `forward` cannot use them."""
+    expected, extra = network.state_dict(), []
+    for name in state.keys() - expected.keys():
+        path, _, last = name.rpartition(".")
+        buffers = modules[path].state.get("_buffers") if path in modules else None
+        if isinstance(buffers, dict) and last in buffers:
+            extra.append(name)
+    if extra:
+        log.warning("ignored %d buffers that YOLOv5's layers do not have: %s", len(extra), shown(sorted(extra)))
+    return {name: array for name, array in state.items() if name not in extra}
 
 
 def _load(network: Network, state: Mapping[str, Any]) -> None:
@@ -106,11 +134,12 @@ def _take_activations(network: Network, modules: Mapping[str, Stub], state: Mapp
         except ValueError as err:
             raise UsageError(f"module `{path}` of the checkpoint has {err}") from err
         if act is None:
-            raise UsageError(f"module `{path}` of the checkpoint has an unknown activation `{stub.kind}`", hint=WAY_OUT)
+            text = f"module `{path}` of the checkpoint has an unknown activation `{stub.kind}`"
+            raise UsageError(text, hint=EXPORT_HINT)
         if isinstance(module, MixConv2d) and not isinstance(act, nn.SiLU):
             raise UsageError(
                 f"module `{path}` of the checkpoint is a `MixConv2d` of an early release, which also adds its input",
-                hint=WAY_OUT,
+                hint=EXPORT_HINT,
             )
         module.act = act
 
@@ -129,7 +158,7 @@ def _compare(network: Network, modules: Mapping[str, Stub]) -> None:
             extra = set(parts if isinstance(parts, dict) else ()) - {name for name, _ in ours.named_children()}
             if extra:
                 listed = shown(sorted(map(shown, extra)))
-                raise UsageError(f"module `{path}` of the checkpoint has unknown parts {listed}", hint=WAY_OUT)
+                raise UsageError(f"module `{path}` of the checkpoint has unknown parts {listed}", hint=EXPORT_HINT)
         apply_attributes(path, ours, theirs)
         if isinstance(ours, nn.BatchNorm2d) and "eps" not in theirs.state:
             raise UsageError(f"module `{path}` of the checkpoint has no batch-norm epsilon")
@@ -155,7 +184,7 @@ def _refuse_other_class(path: str, ours: nn.Module, theirs: Stub) -> None:
     if (kind != short and short not in _SAME.get(kind, ())) or not known.fullmatch(owner):
         shown_kind = short if kind != short else theirs.kind
         raise UsageError(
-            f"module `{path}` of the checkpoint is a `{shown_kind}`, but its yaml requires `{kind}`", hint=WAY_OUT
+            f"module `{path}` of the checkpoint is a `{shown_kind}`, but its yaml requires `{kind}`", hint=EXPORT_HINT
         )
 
 

@@ -12,11 +12,11 @@ from typing import Any
 from torch import nn
 
 from yolotrt_core.errors import UsageError
+from yolotrt_torch.pickle_names import EXPORT_HINT
 from yolotrt_torch.pickle_reader import Stub
 from yolotrt_torch.untrusted_values import shown
 
 _MAX_COMPARED = 64  # items of one attribute, e.g. of an untrusted `Concat`
-WAY_OUT = "export it to ONNX where its code is, then pass `--weights model.onnx`"
 
 
 def _is_number(value: Any) -> bool:
@@ -58,7 +58,10 @@ HARMLESS: Mapping[str, tuple[str, ...]] = {
     "PReLU": ("num_parameters", "init"),
     "Linear": ("in_features", "out_features"),
     # Strides and anchors are compared elsewhere, grids follow from them.
-    "Detect": ("stride", "grid", "anchor_grid", "inplace", "dynamic", "onnx_dynamic", "export"),
+    **dict.fromkeys(
+        ("Detect", "Segment"),
+        ("stride", "grid", "anchor_grid", "inplace", "dynamic", "onnx_dynamic", "export", "detect"),
+    ),
     **dict.fromkeys(("Dropout", "Dropout2d", "AlphaDropout", "FeatureAlphaDropout"), ("p", "inplace")),
     **dict.fromkeys(
         ("CELU", "ELU", "Hardsigmoid", "Hardswish", "Hardtanh", "LeakyReLU", "Mish", "RReLU", "ReLU", "ReLU6", "SELU",
@@ -97,12 +100,12 @@ def apply_attributes(path: str, ours: nn.Module, theirs: Stub) -> None:
             continue
         if name in _HOOKS:
             if value:
-                raise UsageError(f"{_module(path)} has hooks (`{name}`), which change its answer", hint=WAY_OUT)
+                raise UsageError(f"{_module(path)} has hooks (`{name}`), which change its answer", hint=EXPORT_HINT)
         elif name == "forward":
             _refuse_forward(path, ours, theirs, value)
         elif not path:
             if name in _METHODS or hasattr(nn.Module, str(name)):
-                raise UsageError(f"{_module(path)} replaces its own `{shown(name)}`", hint=WAY_OUT)
+                raise UsageError(f"{_module(path)} replaces its own `{shown(name)}`", hint=EXPORT_HINT)
         elif name in used:
             if not used[name](value):
                 raise UsageError(f"{_module(path)} has {shown(name)} {shown(value)}, which is not supported")
@@ -110,7 +113,7 @@ def apply_attributes(path: str, ours: nn.Module, theirs: Stub) -> None:
         elif not (isinstance(name, str) and name in vars(ours)):
             raise UsageError(
                 f"{_module(path)} has the attribute `{shown(name)}` ({shown(value)}), unknown for its class `{kind}`",
-                hint=WAY_OUT,
+                hint=EXPORT_HINT,
             )
         elif not are_equal(getattr(ours, name), value):
             raise UsageError(
@@ -129,7 +132,7 @@ def _refuse_forward(path: str, ours: nn.Module, theirs: Stub, value: Any) -> Non
             return
         if value.args[1] in _FUSED_FORWARDS and isinstance(getattr(ours, "bn", None), nn.Identity):
             return
-    raise UsageError(f"{_module(path)} replaces its own `forward`", hint=WAY_OUT)
+    raise UsageError(f"{_module(path)} replaces its own `forward`", hint=EXPORT_HINT)
 
 
 def are_equal(ours: Any, theirs: Any) -> bool:

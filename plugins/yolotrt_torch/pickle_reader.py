@@ -1,8 +1,8 @@
 """Reads pickles without executing code.
 
 `pickle.Unpickler` calls what a file names. This reader interprets the same instructions, but creates only plain
-containers and the inert records below; a name outside `ALLOWED` is an error. So untrusted checkpoints can be read
-safely.
+containers and the inert records of `pickle_records`; names outside `pickle_names.ALLOWED` are an error. So untrusted
+checkpoints can be read safely.
 """
 
 from __future__ import annotations
@@ -10,75 +10,24 @@ from __future__ import annotations
 import pickletools
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from typing import IO, Any
 
-from yolotrt_core.console.text import first_line, printable
+from yolotrt_core.console.text import first_line
 from yolotrt_core.errors import UsageError
-
-# Names that may occur in a YOLOv5 checkpoint. They are recorded, never imported or called.
-ALLOWED = re.compile(
-    r"""
-      collections\.OrderedDict | (__builtin__|builtins)\.(set|getattr|x?range)
-    | torch\._utils\._rebuild_(tensor_v2|parameter|parameter_with_state)
-    | torch\.(Size|device|\w+Storage|b?float(16|32|64)|u?int(8|16|32|64)) | torch\.storage\.(Untyped|Typed)Storage
-    | torch\.nn\.modules\.\w+\.\w+ | torch\.nn\.parameter\.Parameter
-    | numpy\.(ndarray|dtype) | numpy\.(core|_core)\.multiarray\.(_reconstruct|scalar) | _codecs\.encode
-    | (yolov5\.)?models\.(yolo|common|experimental)\.\w+ | (yolov5\.)?utils\.activations\.\w+
-    | pathlib\.(Pure)?(Posix|Windows)?Path | argparse\.Namespace
-    """,
-    re.VERBOSE | re.ASCII,
+from yolotrt_torch.numpy_values import encoded, scalar
+from yolotrt_torch.pickle_names import RefusedGlobal as RefusedGlobal, UnknownClass, is_allowed, refuse_call
+from yolotrt_torch.pickle_records import (
+    Global as Global,
+    Storage as Storage,
+    Stub as Stub,
+    TensorRef as TensorRef,
 )
+
+_MEMBER = re.compile(r"[A-Z][A-Z0-9_]*", re.ASCII)
 _FORWARDS = ("forward", "forward_fuse", "fuseforward")  # methods that segmentation and fused checkpoints refer to
 MAX_INSTRUCTIONS = 20_000_000  # the largest official checkpoint has 0.2 million
+_CHARACTERS_PER_ITEM = 64  # of a copied text
 MAX_COPIES = 1_000_000  # items copied by calls: a long list, referenced often, could otherwise exhaust the memory
-
-
-@dataclass(frozen=True, slots=True)
-class Global:
-    """A name in the pickle, e.g. `torch.FloatStorage`; only a name."""
-
-    name: str
-
-
-@dataclass(frozen=True, slots=True)
-class Storage:
-    """Storage of a tensor: element type, key within the archive, number of elements."""
-
-    kind: str
-    key: str
-    count: int
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class TensorRef:
-    """A tensor in the pickle, without its data."""
-
-    storage: Storage
-    offset: int
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
-
-
-@dataclass(slots=True, eq=False)
-class Stub:
-    """An object of a named class: its class, constructor arguments and attributes."""
-
-    kind: str
-    args: tuple[Any, ...] = ()
-    state: dict[Any, Any] = field(default_factory=dict)
-
-
-class RefusedGlobal(UsageError):  # noqa: N818 - says what it is
-    """The pickle contains a name that is not allowed, `name`."""
-
-    def __init__(self, name: str) -> None:
-        name = printable(name[:120])
-        super().__init__(
-            f"refused: the pickle contains `{name}`, which is not allowed in a YOLOv5 checkpoint; nothing was executed",
-            hint="do not load this file with other tools unless you trust its origin",
-        )
-        self.name = name
 
 
 class CorruptedPickle(UsageError):  # noqa: N818 - says what it is
@@ -89,10 +38,11 @@ def read_pickle(stream: IO[bytes]) -> Any:
     """Read one pickle from the stream's position, which then is right after it.
 
     Returns:
-        dict, list, tuple, set, str, int, float, bool, None, bytes, and the records of this module.
+        dict, list, tuple, set, str, int, float, bool, None, bytes, and the records of `pickle_records`.
 
     Raises:
-        RefusedGlobal: a name outside `ALLOWED`. CorruptedPickle: any other error.
+        RefusedGlobal: a name that can run code. UnknownClass: other names outside `pickle_names.ALLOWED`, after the
+            whole pickle was searched for the former. CorruptedPickle: any other error.
     """
     machine = _Machine()
     try:
@@ -110,6 +60,8 @@ def read_pickle(stream: IO[bytes]) -> Any:
                 raise CorruptedPickle(f"the pickle has an unsupported instruction `{code.name}`")
         if len(machine.stack) != 1 or machine.stack[0] is _MARK:
             raise CorruptedPickle("the pickle is corrupted (it does not end with one value)")
+        if machine.unknown:
+            raise UnknownClass(tuple(machine.unknown))
         return machine.stack[0]
     except (
         ValueError,  # also UnicodeDecodeError, and pickletools' error for invalid instructions
@@ -136,6 +88,7 @@ class _Mark:
 
 
 _MARK = _Mark()
+_MAX_KEY = 16  # items of a tuple as a key
 _PLAIN_KEYS = (str, int, float, bool, bytes, type(None))
 
 
@@ -146,10 +99,14 @@ class _Machine:
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
         self.copied = 0
+        self.unknown: dict[str, None] = {}  # in order
 
     def charge(self, copied: Any) -> None:
         """Count the copied items of a call, and refuse a file above the limit."""
-        self.copied += len(copied) if isinstance(copied, (list, tuple, dict, set)) else 0
+        if isinstance(copied, (list, tuple, dict, set)):
+            self.copied += len(copied)
+        elif isinstance(copied, (str, bytes)):
+            self.copied += len(copied) // _CHARACTERS_PER_ITEM
         if self.copied > MAX_COPIES:
             raise MemoryError("too many copied items")
 
@@ -170,10 +127,13 @@ class _Machine:
         del self.stack[len(self.stack) - count :]
         return items
 
-    def push_global(self, name: str) -> None:
-        if not ALLOWED.fullmatch(name):
-            raise RefusedGlobal(name)
-        self.stack.append(Global(name))
+    def push_global(self, module: Any, name: Any) -> None:
+        if not isinstance(module, str) or not isinstance(name, str):
+            raise TypeError("a name that is not a text")
+        whole = f"{module}.{name}"
+        if not is_allowed(module, name):
+            self.unknown[whole] = None
+        self.stack.append(Global(whole))
 
     def fill(self, items: list[Any]) -> None:
         """Put key, value, key, value ... into the dict on top."""
@@ -187,6 +147,8 @@ class _Machine:
 
     def extend(self, items: list[Any]) -> None:
         target = self.stack[-1]
+        if isinstance(target, Stub):  # a list subclass, whose items nothing uses
+            return
         if not isinstance(target, list):
             raise TypeError("expected a list")
         target.extend(items)
@@ -198,6 +160,8 @@ class _Machine:
             raise TypeError("expected a name and its arguments")
         self.charge(args[0] if args else None)
         special = _CALLS.get(function.name)
+        if special is None:
+            refuse_call(function.name)
         self.stack.append(special(args) if special else Stub(function.name, args))
 
     def build(self) -> None:
@@ -208,6 +172,7 @@ class _Machine:
             return  # e.g. `_metadata` of a state_dict: not needed
         if not isinstance(target, Stub):
             raise TypeError("expected an object")
+        target.built = state
         parts = state if isinstance(state, tuple) and len(state) == 2 else (state,)
         for part in parts:
             if isinstance(part, dict):
@@ -232,7 +197,9 @@ class _Machine:
 
 def _plain(key: Any) -> Any:
     """Refuse keys with an unbounded hashing cost (nested tuples)."""
-    if not isinstance(key, (*_PLAIN_KEYS, Stub, TensorRef)):
+    if isinstance(key, tuple) and len(key) <= _MAX_KEY and all(isinstance(item, _PLAIN_KEYS) for item in key):
+        return key
+    if not isinstance(key, (*_PLAIN_KEYS, Global, Stub, TensorRef)):
         raise TypeError(f"a key of type {type(key).__name__}")
     return key
 
@@ -263,22 +230,55 @@ def _set(args: tuple[Any, ...]) -> set[Any]:
 
 
 def _getattr(args: tuple[Any, ...]) -> Stub:
-    if len(args) != 2 or not isinstance(args[0], (Stub, Global)) or args[1] not in _FORWARDS:
-        shown = args[1] if len(args) == 2 and isinstance(args[1], str) else "?"
-        raise RefusedGlobal(f"getattr(..., {shown[:40]})")
+    """Record a forward method, or a member of an enumeration."""
+    owner, name = args if len(args) == 2 else (None, None)
+    is_member = isinstance(owner, Global) and isinstance(name, str) and _MEMBER.fullmatch(name)
+    if not isinstance(owner, (Stub, Global)) or (name not in _FORWARDS and not is_member):
+        raise RefusedGlobal(f"getattr(..., {name[:40] if isinstance(name, str) else '?'})")
     return Stub("getattr", args)
 
 
-_CALLS: dict[str, Callable[[tuple[Any, ...]], Any]] = {
-    "collections.OrderedDict": _ordered,
-    "__builtin__.set": _set,
-    "builtins.set": _set,
-    "__builtin__.getattr": _getattr,
-    "builtins.getattr": _getattr,
+def _object(args: tuple[Any, ...]) -> Stub:
+    """Record an object that `copyreg` creates: (class, base, initial value)."""
+    if not args or not isinstance(args[0], Global):
+        raise TypeError("an object without a class")
+    return Stub(args[0].name)
+
+
+def _typed_tensor(args: tuple[Any, ...]) -> TensorRef:
+    """Return a tensor with attributes of its own: (function, class, its arguments, attributes)."""
+    function, _, given = args[:3]
+    rebuild = _TENSORS.get(function.name) if isinstance(function, Global) else None
+    if rebuild is None or not isinstance(given, tuple):
+        raise TypeError("invalid arguments of a tensor")
+    return rebuild(given)
+
+
+_TENSORS: dict[str, Callable[[tuple[Any, ...]], TensorRef]] = {
+    "torch._utils._rebuild_tensor": _tensor,
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_parameter": _parameter,
     "torch._utils._rebuild_parameter_with_state": _parameter,
+}
+_CALLS: dict[str, Callable[[tuple[Any, ...]], Any]] = {
+    **_TENSORS,
+    "torch._tensor._rebuild_from_type_v2": _typed_tensor,
+    "collections.OrderedDict": _ordered,
+    "collections.defaultdict": lambda args: {},
+    "__builtin__.set": _set,
+    "builtins.set": _set,
+    "__builtin__.frozenset": _set,
+    "builtins.frozenset": _set,
+    "__builtin__.getattr": _getattr,
+    "builtins.getattr": _getattr,
+    "copyreg._reconstructor": _object,
+    "copy_reg._reconstructor": _object,
     "torch.Size": lambda args: tuple(args[0]) if args and isinstance(args[0], (tuple, list)) else (),
+    "__builtin__.bytes": encoded,
+    "builtins.bytes": encoded,
+    "_codecs.encode": encoded,
+    "numpy.core.multiarray.scalar": scalar,
+    "numpy._core.multiarray.scalar": scalar,
 }
 
 
@@ -287,14 +287,26 @@ def _memoize(machine: _Machine, argument: Any) -> None:
 
 
 def _stack_global(machine: _Machine, _: Any) -> None:
-    module, name = machine.pop(2)
-    machine.push_global(f"{module}.{name}" if isinstance(module, str) and isinstance(name, str) else "?")
+    machine.push_global(*machine.pop(2))
 
 
 def _inst(machine: _Machine, argument: Any) -> None:
     args = machine.pop_group()
-    machine.push_global(str(argument).replace(" ", "."))
+    machine.push_global(*_module_and_name(argument))
     machine.stack.append(tuple(args))
+    machine.call()
+
+
+def _module_and_name(argument: Any) -> tuple[str, str]:
+    module, _, name = str(argument).partition(" ")
+    return module, name
+
+
+def _call_with_names(machine: _Machine, _: Any) -> None:
+    """Handle NEWOBJ_EX: a call with keyword arguments, which no class that is used takes."""
+    (keywords,) = machine.pop(1)
+    if not isinstance(keywords, dict):
+        raise TypeError("expected a dict")
     machine.call()
 
 
@@ -304,6 +316,8 @@ def _set_item(machine: _Machine, _: Any) -> None:
 
 def _add_items(machine: _Machine, _: Any) -> None:
     items = machine.pop_group()
+    if isinstance(machine.stack[-1], Stub):  # a set subclass, whose items nothing uses
+        return
     if not isinstance(machine.stack[-1], set):
         raise TypeError("expected a set")
     machine.stack[-1].update(_plain(item) for item in items)
@@ -315,7 +329,9 @@ def _pairs(machine: _Machine, _: Any) -> None:
     machine.fill(items)
 
 
-_VALUES = re.compile(r"(SHORT_)?BIN(STRING|UNICODE8?|BYTES8?)|(BIN)?INT[12]?|LONG[14]?|(BIN)?FLOAT|STRING|UNICODE")
+_VALUES = re.compile(
+    r"(SHORT_)?BIN(STRING|UNICODE8?|BYTES8?)|BYTEARRAY8|(BIN)?INT[12]?|LONG[14]?|(BIN)?FLOAT|STRING|UNICODE"
+)
 _STEPS: dict[str, Callable[[_Machine, Any], Any]] = {
     "NONE": lambda m, _: m.stack.append(None),
     "NEWTRUE": lambda m, _: m.stack.append(True),
@@ -340,11 +356,12 @@ _STEPS: dict[str, Callable[[_Machine, Any], Any]] = {
     "EMPTY_SET": lambda m, _: m.stack.append(set()),
     "ADDITEMS": _add_items,
     "FROZENSET": lambda m, _: m.stack.append({_plain(item) for item in m.pop_group()}),
-    "GLOBAL": lambda m, argument: m.push_global(str(argument).replace(" ", ".")),
+    "GLOBAL": lambda m, argument: m.push_global(*_module_and_name(argument)),
     "STACK_GLOBAL": _stack_global,
     "INST": _inst,
     "REDUCE": lambda m, _: m.call(),
     "NEWOBJ": lambda m, _: m.call(),
+    "NEWOBJ_EX": _call_with_names,
     "BUILD": lambda m, _: m.build(),
     "BINPERSID": lambda m, _: m.refer(),
     "PUT": _memoize,

@@ -14,7 +14,7 @@ from yolotrt_core.inference.input_shapes import refuse_unfit
 from yolotrt_core.plugin.stages import Session
 from yolotrt_core.types import BuildRequest, EngineSpec, ModelSource
 from yolotrt_torch.checkpoint import read_checkpoint
-from yolotrt_torch.exporter import spec_of
+from yolotrt_torch.exporter import outputs_of, spec_of
 from yolotrt_torch.model_builder import network_from_checkpoint
 from yolotrt_torch.yolov5_model import Network, fuse
 
@@ -38,8 +38,7 @@ class TorchSession(Session):
         if self._network is None:
             raise UsageError("the model is closed", hint="open it again")
         refuse_unfit(images, self.spec)
-        with torch.inference_mode():
-            return {"output0": self._network(torch.from_numpy(np.ascontiguousarray(images))).numpy()}
+        return outputs_of(self._network, np.ascontiguousarray(images))
 
     def close(self) -> None:
         """Free the network."""
@@ -52,7 +51,7 @@ def open_source(source: ModelSource, request: BuildRequest, options: TorchOption
     Raises:
         UsageError: not a YOLOv5 detection checkpoint.
     """
-    checkpoint = read_checkpoint(source.path)
+    checkpoint = read_checkpoint(source.path, options)
     network = network_from_checkpoint(checkpoint)
     spec = EngineSpec(
         model=spec_of(network, checkpoint, source, request, options),

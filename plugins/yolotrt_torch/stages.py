@@ -6,6 +6,7 @@ import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from yolotrt_core.errors import UsageError
 from yolotrt_core.plugin.hookspecs import hookimpl
 from yolotrt_core.plugin.stages import Exporter, Session, SourceInfo, tool_versions
 from yolotrt_core.types import BuildRequest, ModelSource, ModelSpec
@@ -45,7 +46,7 @@ def _contains_pickle(path: Path, head: bytes) -> bool:
         return True
     try:
         with zipfile.ZipFile(path) as archive:
-            return any(name.endswith("/data.pkl") for name in archive.namelist())
+            return any(name.rpartition("/")[2] == "data.pkl" for name in archive.namelist())
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
         return path.suffix.lower() in _SUFFIXES
 
@@ -63,6 +64,10 @@ class TorchExporter(Exporter):
 
     def fingerprint(self, options: TorchOptions) -> Mapping[str, str]:
         return tool_versions((*self.requires, "onnxscript") if options.exporter == "dynamo" else self.requires)
+
+    def check_options(self, options: TorchOptions) -> None:
+        if options.like is not None and options.yaml is not None:
+            raise UsageError("`--torch-like` and `--torch-yaml` both name the structure", hint="remove one")
 
     def inspect(self, source: ModelSource) -> SourceInfo:
         """Return no properties: a checkpoint takes any size and is float32."""

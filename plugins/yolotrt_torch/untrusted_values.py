@@ -6,28 +6,41 @@ any memory. A number may have a million digits.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from numpy.typing import NDArray
+
 from yolotrt_core.console.text import first_line, printable
 from yolotrt_core.errors import UsageError
+from yolotrt_torch.numpy_values import as_plain, is_array
+from yolotrt_torch.pickle_records import Global, Storage, Stub, TensorRef
 
 MAX_NODES = 500_000  # of a yaml and its names; 700 in the largest official one
 MAX_CHARACTERS = 4_000_000
 MAX_DEPTH = 8
 _MAX_INTEGER = 1 << 63  # larger integers are invalid in YAML, and slow to format
+_MAPPINGS = ("types.SimpleNamespace", "argparse.Namespace", "easydict.EasyDict", "addict.addict.Dict")
 _MAX_SHOWN = 600  # characters of a message
 
 
 class PlainCopies:
-    """Copies values to YAML types, up to a total size."""
+    """Copies values to YAML types, up to a total size.
 
-    def __init__(self) -> None:
+    Args:
+        read: reads a tensor of the file; without, tensors are refused.
+    """
+
+    def __init__(self, read: Callable[[TensorRef], NDArray[Any]] | None = None) -> None:
         self._nodes, self._characters = MAX_NODES, MAX_CHARACTERS
+        self._read = read
 
     def copy(self, value: Any, what: str, depth: int = 0) -> Any:
         """Return a value as dict with string keys, list, string, number, bool or None.
+
+        Arrays become lists, namespaces and subclasses of dict become dicts, paths become strings.
 
         Args:
             what: name of the value for messages, e.g. `model yaml`.
@@ -50,7 +63,29 @@ class PlainCopies:
         if isinstance(value, dict):
             pairs = value.items()
             return {str(self.copy(key, what, MAX_DEPTH)): self.copy(item, what, depth + 1) for key, item in pairs}
+        inner = self._inner(value, what)
+        if inner is not None:
+            return self.copy(inner, what, depth + 1)
         raise UsageError(f"the checkpoint's {what} holds {shown(value)}, expected strings and numbers")
+
+    def _inner(self, value: Any, what: str) -> Any:
+        """Return what an object of a harmless class holds, None for other classes."""
+        if isinstance(value, TensorRef) and self._read is not None:
+            if math.prod(value.shape) > MAX_NODES:
+                raise UsageError(f"the checkpoint's {what} is too large")
+            return self._read(value).tolist()
+        if not isinstance(value, Stub):
+            return None
+        if is_array(value):
+            try:
+                return as_plain(value)
+            except ValueError as err:
+                raise UsageError(f"the checkpoint's {what} holds {err}, expected strings and numbers") from err
+        if value.kind in _MAPPINGS:
+            return value.state
+        if value.kind.startswith("pathlib.") and all(isinstance(part, str) for part in value.args):
+            return "/".join(value.args)
+        return None
 
 
 def shown(value: Any, depth: int = 2) -> str:
@@ -65,7 +100,9 @@ def shown(value: Any, depth: int = 2) -> str:
         parts = [f"'{shown(v)}'" if isinstance(v, str) else shown(v, depth - 1) for v in value[:8]]
         parts += ["..."] * (len(value) > 8)
         return f"[{', '.join(parts)}]" if isinstance(value, list) else f"({', '.join(parts)})"
-    return f"a `{type(value).__name__}`"
+    if isinstance(value, (Stub, Global)):
+        return f"a `{printable((value.kind if isinstance(value, Stub) else value.name)[:80])}`"
+    return "a tensor" if isinstance(value, (TensorRef, Storage)) else f"a `{type(value).__name__}`"
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from torch import nn
 from yolotrt_core.errors import UsageError
 from yolotrt_torch import yolov5_blocks, yolov5_layers
 from yolotrt_torch.activations import ACTIVATIONS, Activation, activation_from_text
+from yolotrt_torch.pickle_names import EXPORT_HINT
 from yolotrt_torch.untrusted_values import shown
 
 MAX_ATTENTION_LAYERS = 200
@@ -71,8 +72,6 @@ _PLAIN: Mapping[str, type[nn.Module]] = {
 }  # fmt: skip
 SIZED = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.CircularPad2d, nn.LocalResponseNorm)
 JOINING = ("Concat", "Sum")
-KINDS = tuple(sorted({*_REPEATED, *_BLOCKS, *_TRANSPOSED, *_PLAIN, *JOINING, "BatchNorm2d", "Contract", "Expand",
-                      "TransformerBlock", "Detect"}))  # fmt: skip
 
 
 def joining_layer(kind: str, inputs: Sequence[int], args: list[Any]) -> Layer:
@@ -132,7 +131,7 @@ def _single(kind: str, c1: int, args: list[Any], scaled: Callable[[Any], int], a
         if c1 % gain**2:
             raise ValueError(f"{c1} channels cannot be divided by {gain**2}")
         return Layer(yolov5_blocks.Expand(gain), c1 // gain**2, Fraction(1, gain))
-    raise UsageError(f"the model has an unsupported layer `{shown(kind)}`", hint="supported: " + ", ".join(KINDS))
+    raise UsageError(f"the model has an unsupported layer `{shown(kind)}`", hint=EXPORT_HINT)
 
 
 def _flag(value: Any) -> Any:

@@ -251,14 +251,22 @@ class Detect(nn.Module):
 
     Attributes:
         anchors: buffer (levels, anchors per level, 2), width and height in cells of the level.
-        stride: pixels per cell of each level. na, nc, no: anchors per level, classes, 5 + classes.
+        stride: pixels per cell of each level. na, nc, no: anchors per level, classes, columns: 5 + classes and further
+            ones that a head adds and that are not decoded.
     """
 
     anchors: Tensor
 
-    def __init__(self, nc: int, anchors_px: Sequence[Sequence[float]], channels: Sequence[int], stride: Sequence[int]):
+    def __init__(
+        self,
+        nc: int,
+        anchors_px: Sequence[Sequence[float]],
+        channels: Sequence[int],
+        stride: Sequence[int],
+        extra: int = 0,
+    ) -> None:
         super().__init__()
-        self.nc, self.no = nc, nc + 5
+        self.nc, self.no = nc, nc + 5 + extra
         self.na, self.nl = len(anchors_px[0]) // 2, len(channels)
         self.stride = tuple(stride)
         cells = [[float(pixels) / s for pixels in level] for level, s in zip(anchors_px, self.stride, strict=True)]
@@ -279,7 +287,7 @@ class Detect(nn.Module):
                 assert isinstance(head, nn.Conv2d) and head.bias is not None
                 rows = head.bias.view(self.na, self.no)
                 rows[:, 4] += math.log(8 / (640 / stride) ** 2)
-                rows[:, 5:] += math.log(0.6 / (self.nc - 0.99999))
+                rows[:, 5 : 5 + self.nc] += math.log(0.6 / (self.nc - 0.99999))
 
     def forward(self, x: list[Tensor]) -> list[Tensor] | Tensor:
         """Return raw (B, na, ny, nx, no) per level in training, else decoded (B, N, no).
@@ -318,11 +326,14 @@ class Detect(nn.Module):
         else:
             offsets = self._offsets(level, raw.shape[2], raw.shape[3])
         # The sigmoid last: TensorRT then fuses it with box decoding (3% faster on an H100).
-        scores = _reshape(raw, (0, self.na, self.no, -1)).transpose(2, 3).sigmoid()
+        rows = _reshape(raw, (0, self.na, self.no, -1)).transpose(2, 3)
+        decoded = 5 + self.nc
+        extra = [rows[..., decoded:]] if self.no > decoded else []
+        scores = (rows[..., :decoded] if extra else rows).sigmoid()
         centre, size, rest = scores.split((2, 2, self.nc + 1), -1)
         centre = centre * (2.0 * stride) + offsets
         size = size * size * (self.anchors[level] * (4.0 * stride)).view(self.na, 1, 2)
-        return _reshape(torch.cat((centre, size, rest), -1), (0, -1, self.no))
+        return _reshape(torch.cat((centre, size, rest, *extra), -1), (0, -1, self.no))
 
 
 def _reshape(x: Tensor, shape: tuple[int, ...]) -> Tensor:

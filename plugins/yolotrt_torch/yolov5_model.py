@@ -25,6 +25,7 @@ from yolotrt_core.console.text import first_line
 from yolotrt_core.errors import UsageError
 from yolotrt_torch import yolov5_layers
 from yolotrt_torch.activations import Activation, FReLU, activation_from_text
+from yolotrt_torch.segment_head import Segment
 from yolotrt_torch.untrusted_values import shown
 from yolotrt_torch.yaml_layers import JOINING, SIZED, Layer, joining_layer, layer_of_yaml
 from yolotrt_torch.yolov5_blocks import MixConv2d, TransformerBlock
@@ -36,6 +37,7 @@ MAX_LAYERS = 500
 MAX_REPEATS = 200
 MAX_CHANNELS = 1 << 16
 MAX_ANCHORS = 100  # of one level
+MAX_MASKS = 1024  # coefficients of a segmentation head; upstream's have 32
 MAX_MODULES = 20_000
 MAX_PARAMETERS = 1 << 32
 MAX_REDUCTION = 1 << 16  # pixels per cell, or cells per pixel
@@ -101,7 +103,7 @@ class _Plan:
 
 
 class Network(nn.Module):
-    """A YOLOv5 detection network.
+    """A YOLOv5 detection or segmentation network.
 
     Args:
         config: content of a YOLOv5 model yaml: `nc`, `depth_multiple`, `width_multiple`, `anchors` (pixels, one
@@ -123,7 +125,9 @@ class Network(nn.Module):
         for entry in entries:
             built.append(_build(entry, plan))
         if not isinstance(built[-1], Detect):
-            raise UsageError(f"expected a YOLOv5 detection model, found one that ends in `{shown(entries[-1].kind)}`")
+            raise UsageError(
+                f"expected a YOLOv5 detection or segmentation model, found one that ends in `{shown(entries[-1].kind)}`"
+            )
         self.model = nn.Sequential(*built)
         self.sources = tuple(e.sources if not e.single else e.sources[0] for e in entries)
         self._kept = {s for e in entries for s in e.sources if s != e.index - 1}
@@ -136,7 +140,7 @@ class Network(nn.Module):
     def stride(self) -> tuple[int, ...]:
         return self.detect.stride
 
-    def forward(self, images: Tensor) -> list[Tensor] | Tensor:
+    def forward(self, images: Tensor) -> Any:
         """Run the network.
 
         Args:
@@ -144,7 +148,8 @@ class Network(nn.Module):
 
         Returns:
             In training one raw (B, na, ny, nx, 5 + C) per level; in `eval()` decoded (B, N, 5 + C): cx, cy, w, h
-            in input pixels, objectness and class scores in 0..1, rows by level, anchor, y, x.
+            in input pixels, objectness and class scores in 0..1, rows by level, anchor, y, x. Of a segmentation
+            network a tuple of these, with K more columns, and the prototypes (B, K, h, w).
         """
         x: Any = images
         kept: dict[int, Tensor] = {-1: images}
@@ -155,7 +160,7 @@ class Network(nn.Module):
                 x = layer(x if sources == index - 1 else kept[sources])
             if index in self._kept:
                 kept[index] = x
-        return cast("list[Tensor] | Tensor", x)
+        return x
 
 
 def fuse(network: nn.Module) -> None:
@@ -292,14 +297,14 @@ def _make(
     args: list[Any],
 ) -> Layer:
     """Return the layer, its output channels and its reduction."""
-    if entry.kind == "Detect":
-        return Layer(_detect(plan, inputs, reductions, args), 0, Fraction(1))
+    if entry.kind in ("Detect", "Segment"):
+        return Layer(_head(entry.kind, plan, inputs, reductions, args), 0, Fraction(1))
     if entry.kind in JOINING:
         return joining_layer(entry.kind, inputs, args)
     return layer_of_yaml(entry.kind, inputs[0], args, repeats, plan.scaled, plan.act)
 
 
-def _detect(plan: _Plan, inputs: Sequence[int], reductions: Sequence[Fraction], args: list[Any]) -> Detect:
+def _head(kind: str, plan: _Plan, inputs: Sequence[int], reductions: Sequence[Fraction], args: list[Any]) -> Detect:
     values = {"nc": plan.nc, "anchors": plan.anchors}
     nc, anchors = (values[a] if isinstance(a, str) else a for a in args[:2])
     if not (_is_count(nc) and _are_anchors(anchors)):
@@ -310,4 +315,11 @@ def _detect(plan: _Plan, inputs: Sequence[int], reductions: Sequence[Fraction], 
         raise ValueError(f"{len(anchors)} levels of anchors for {len(inputs)} feature maps")
     if any(r.denominator != 1 or r < 1 for r in reductions):
         raise ValueError(f"feature maps at {[str(r) for r in reductions]} pixels per cell")
-    return Detect(nc, anchors, inputs, [int(r) for r in reductions])
+    stride = [int(r) for r in reductions]
+    if kind == "Detect":
+        return Detect(nc, anchors, inputs, stride)
+    given = args[2:4]
+    masks, hidden = (given + [32, 256][len(given) :])[:2]
+    if type(masks) is not int or not 1 <= masks <= MAX_MASKS:
+        raise ValueError(f"`{shown(masks)}` mask coefficients, expected 1 to {MAX_MASKS}")
+    return Segment(nc, anchors, inputs, stride, masks, plan.scaled(hidden), act=plan.act)

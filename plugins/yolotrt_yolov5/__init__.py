@@ -1,4 +1,4 @@
-"""Postprocessor `yolov5`: raw output of a YOLOv5 detection head -> boxes."""
+"""Postprocessors `yolov5` and `yolov5_seg`: raw output of a YOLOv5 head -> boxes, and masks."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 from yolotrt_core.plugin.hookspecs import hookimpl
 from yolotrt_core.plugin.stages import Postprocessor
-from yolotrt_yolov5.stages import Yolov5Postprocessor
+from yolotrt_yolov5.stages import Yolov5Postprocessor, Yolov5SegmentPostprocessor
 
 YOLOTRT_API = 1
 
 
 @hookimpl
 def yolotrt_postprocessors() -> Sequence[Postprocessor]:
-    return (Yolov5Postprocessor(),)
+    return Yolov5Postprocessor(), Yolov5SegmentPostprocessor()

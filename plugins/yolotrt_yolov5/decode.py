@@ -62,15 +62,22 @@ class Candidates(NamedTuple):
 
     Attributes:
         boxes: float32 (n, 4), x1 y1 x2 y2 in input pixels. scores: float32 (n,). class_ids: (n,).
+        rows: (n,), index of each one's row in the output.
     """
 
     boxes: NDArray[np.float32]
     scores: NDArray[np.float32]
     class_ids: NDArray[np.intp]
+    rows: NDArray[np.intp]
 
     def only(self, which: NDArray[np.intp]) -> Candidates:
         """Return the candidates of these indices."""
-        return Candidates(self.boxes.take(which, axis=0), self.scores.take(which), self.class_ids.take(which))
+        return Candidates(
+            self.boxes.take(which, axis=0),
+            self.scores.take(which),
+            self.class_ids.take(which),
+            self.rows.take(which),
+        )
 
 
 def decode(
@@ -87,19 +94,24 @@ def decode(
     Raises:
         UsageError: an output of another name, rank, width or dtype, or a threshold outside 0..1.
     """
-    output = _checked_output(raw, spec, len(geometry))
-    _check(selection)
-    # Overflow and NaN come from invalid rows, which are filtered out by value.
-    with np.errstate(all="ignore"):
-        return [_decode_image(rows, placed, selection) for rows, placed in zip(output, geometry, strict=True)]
+    output = checked_output(raw, spec, len(geometry))
+    check_thresholds(selection)
+    return [decode_image(rows, placed, selection)[0] for rows, placed in zip(output, geometry, strict=True)]
 
 
-def _checked_output(raw: Mapping[str, NDArray[Any]], spec: ModelSpec, images: int) -> NDArray[Any]:
+def checked_output(
+    raw: Mapping[str, NDArray[Any]], spec: ModelSpec, images: int, coefficients: int = 0
+) -> NDArray[Any]:
+    """Return the rows of a batch, float (B, N, 5 + C + coefficients); see `decode` for errors.
+
+    Args:
+        coefficients: columns after the classes, of a segmentation head.
+    """
     output = raw.get(OUTPUT)
     if output is None:
         found = ", ".join(f"`{name}`" for name in raw) or "none"
         raise UsageError(f"a YOLOv5 detection head has the output `{OUTPUT}`, found {found}")
-    width = 5 + len(spec.labels)
+    width = 5 + len(spec.labels) + coefficients
     if not spec.labels:
         raise UsageError("a YOLOv5 detection head needs at least one class, but the model has none")
     if output.ndim != 3 or output.shape[2] != width:
@@ -115,7 +127,8 @@ def _checked_output(raw: Mapping[str, NDArray[Any]], spec: ModelSpec, images: in
     return output
 
 
-def _check(selection: Selection) -> None:
+def check_thresholds(selection: Selection) -> None:
+    """Raise a UsageError for a threshold outside 0..1."""
     for name, value in (("conf", selection.conf), ("iou", selection.iou)):
         if not 0 <= value <= 1:
             raise UsageError(f"`{name}` must be a number from 0 to 1, found {value:g}")
@@ -123,17 +136,28 @@ def _check(selection: Selection) -> None:
         raise UsageError(f"`max_det` must be an integer of at least 0, found {selection.max_det}")
 
 
-def _decode_image(rows: NDArray[Any], placed: Geometry, selection: Selection) -> Detections:
-    found = _candidates(rows, selection)
-    groups = None if selection.agnostic else found.class_ids
-    kept = nms(found.boxes, found.scores, groups, selection.iou, onnxruntime_nms.find())
-    chosen = found.only(kept[: selection.max_det])
-    return Detections(
-        boxes=boxes_to_source(chosen.boxes, placed),
-        scores=chosen.scores,
-        class_ids=chosen.class_ids.astype(np.int64, copy=False),
-        truncated=len(kept) - len(chosen.scores),
-    )
+def decode_image(rows: NDArray[Any], placed: Geometry, selection: Selection) -> tuple[Detections, NDArray[np.intp]]:
+    """Decode one image.
+
+    Args:
+        rows: float32 or float16 (N, 5 + C).
+
+    Returns:
+        Its detections, and the row of each.
+    """
+    # Overflow and NaN come from invalid rows, which are filtered out by value.
+    with np.errstate(all="ignore"):
+        found = _candidates(rows, selection)
+        groups = None if selection.agnostic else found.class_ids
+        kept = nms(found.boxes, found.scores, groups, selection.iou, onnxruntime_nms.find())
+        chosen = found.only(kept[: selection.max_det])
+        detections = Detections(
+            boxes=boxes_to_source(chosen.boxes, placed),
+            scores=chosen.scores,
+            class_ids=chosen.class_ids.astype(np.int64, copy=False),
+            truncated=len(kept) - len(chosen.scores),
+        )
+    return detections, chosen.rows
 
 
 def _candidates(rows: NDArray[Any], selection: Selection) -> Candidates:
@@ -141,15 +165,16 @@ def _candidates(rows: NDArray[Any], selection: Selection) -> Candidates:
     conf = np.float32(selection.conf)
     # `conf` must not be rounded to the output's float16.
     likely: NDArray[np.bool_] = rows[:, 4].astype(np.float32, copy=False) > conf
-    rows = rows.take(likely.nonzero()[0], axis=0).astype(np.float32, copy=False)
+    index = likely.nonzero()[0]
+    rows = rows.take(index, axis=0).astype(np.float32, copy=False)
     half = rows[:, 2:4] / np.float32(2)
     boxes: NDArray[np.float32] = np.concatenate((rows[:, :2] - half, rows[:, :2] + half), axis=1)
     if not _all_finite(boxes):
         sound = np.flatnonzero(np.logical_and.reduce(np.isfinite(boxes), axis=1))
-        rows, boxes = rows.take(sound, axis=0), boxes.take(sound, axis=0)
+        rows, boxes, index = rows.take(sound, axis=0), boxes.take(sound, axis=0), index.take(sound)
     scores = rows[:, 5:] * rows[:, 4:5]
     if selection.multi_label and scores.shape[1] > 1:
-        return _every_class(boxes, scores, conf, selection)
+        return _every_class(boxes, scores, index, conf, selection)
     best = scores.argmax(axis=1)
     highest = scores[np.arange(len(best)), best]
     if not _all_finite(highest):  # a NaN or infinity hides the other classes of its row
@@ -159,11 +184,15 @@ def _candidates(rows: NDArray[Any], selection: Selection) -> Candidates:
     keep: NDArray[np.bool_] = highest > conf
     if selection.classes:
         keep &= np.isin(best, selection.classes)
-    return Candidates(boxes, highest, best).only(keep.nonzero()[0])
+    return Candidates(boxes, highest, best, index).only(keep.nonzero()[0])
 
 
 def _every_class(
-    boxes: NDArray[np.float32], scores: NDArray[np.float32], conf: np.float32, selection: Selection
+    boxes: NDArray[np.float32],
+    scores: NDArray[np.float32],
+    rows: NDArray[np.intp],
+    conf: np.float32,
+    selection: Selection,
 ) -> Candidates:
     flat = np.flatnonzero(scores > conf)
     highest = scores.ravel().take(flat)
@@ -174,7 +203,7 @@ def _every_class(
     if selection.classes:
         selected = np.isin(class_ids, selection.classes)
         box_of, class_ids, highest = box_of[selected], class_ids[selected], highest[selected]
-    found = Candidates(boxes.take(box_of, axis=0), highest, class_ids)
+    found = Candidates(boxes.take(box_of, axis=0), highest, class_ids, rows.take(box_of))
     if selection.agnostic and selection.iou < 1:
         return found.only(_best_of_each_box(found, box_of))
     return found

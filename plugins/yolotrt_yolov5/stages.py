@@ -1,4 +1,4 @@
-"""Postprocessor `yolov5`: raw output of a YOLOv5 detection head -> boxes."""
+"""Postprocessors `yolov5` and `yolov5_seg`: raw output of a YOLOv5 head -> boxes, and masks."""
 
 from __future__ import annotations
 
@@ -33,6 +33,33 @@ class Yolov5Postprocessor(Postprocessor):
         from yolotrt_yolov5 import decode
 
         return decode.decode(raw, spec, geometry, selection)
+
+    def device_program(self, spec: ModelSpec) -> DeviceProgram:
+        """Return the same decoding for a GPU."""
+        from yolotrt_yolov5 import device_program
+
+        return device_program.device_program(spec)
+
+
+class Yolov5SegmentPostprocessor(Postprocessor):
+    """Decodes the segmentation head of YOLOv5 release 7."""
+
+    name = "yolov5_seg"
+    title = "YOLOv5 segmentation decoding"
+    heads = frozenset({"yolov5_seg"})
+    decodes_on_device = True
+
+    def decode(
+        self,
+        raw: Mapping[str, NDArray[Any]],
+        spec: ModelSpec,
+        geometry: Sequence[Geometry],
+        selection: Selection,
+        options: NoOptions,
+    ) -> list[Detections]:
+        from yolotrt_yolov5 import segment
+
+        return segment.decode(raw, spec, geometry, selection)
 
     def device_program(self, spec: ModelSpec) -> DeviceProgram:
         """Return the same decoding for a GPU."""

@@ -2,8 +2,9 @@
 
     python tests/bench/gpu_runner.py --engines DIR --data DIR [--out results.json] [SECTION ...]
 
-DIR holds one folder per variant of tests/gpu/conftest.py. Sections: engine, frame, throughput, jpeg, folder, start,
-peer, accuracy; default all. `peer` needs torch and the package `yolov5`, and is left out, saying so, without them.
+DIR holds one folder per variant of tests/gpu/engines.py. Sections: engine, frame, throughput, masks, jpeg, folder,
+start, peer, accuracy; default all. `peer` needs torch and the package `yolov5`, and is left out, saying so, without
+them.
 """
 
 from __future__ import annotations
@@ -164,6 +165,34 @@ def throughput(bench: Bench) -> dict[str, Any]:
                     batch = session.plan.image.shape[0]
                     steps = [session.time_steps(pinned[:batch], program, SINGLE) for _ in range(30)][5:]
                     results[f"{variant} steps_ms"] = {k: round(median(s[k] for s in steps), 4) for k in steps[0]}
+    return results
+
+
+def masks(bench: Bench) -> dict[str, Any]:
+    """Segmentation beside detection: one 1920x1080 frame to boxes and masks, and the rate of batches of 640x480."""
+    results: dict[str, Any] = {}
+    (pageable,) = bench.frames(1, (1080, 1920))
+    with bench.open("fp16-b1") as plain, bench.open("seg-fp16-b1") as segmenting:
+        calls: dict[str, Callable[[], object]] = {}
+        for name, session in (("detect", plain), ("segment", segmenting)):
+            program = device_program(session.spec.model)
+            (pinned,) = session.pinned_frames(1, pageable.shape)
+            pinned[:] = pageable
+            calls[name] = lambda s=session, p=program, f=pinned: s.detect([f], p, SINGLE)
+            steps = [session.time_steps([pinned], program, SINGLE) for _ in range(60)][10:]
+            results[f"{name} steps_ms"] = {k: round(median(s[k] for s in steps), 4) for k in steps[0]}
+            (found,) = session.detect([pinned], program, SINGLE)
+            results[f"{name} boxes"] = len(found)
+        timings = measure_interleaved(calls, repeats=800, warmup=30)
+        results["frame"] = {name: dataclasses.asdict(t) for name, t in timings.items()}
+    frames = bench.frames(96, (480, 640))
+    for variant in ("fp16-b32", "seg-fp16-b32"):
+        with bench.open(variant) as session:
+            program = device_program(session.spec.model)
+            pinned_frames = session.pinned_frames(len(frames), frames[0].shape)
+            for target, source in zip(pinned_frames, frames, strict=True):
+                target[:] = source
+            results[f"{variant} img/s"] = round(max(_rate(session, program, pinned_frames, 12_000) for _ in range(3)))
     return results
 
 
@@ -336,7 +365,7 @@ def peer(bench: Bench) -> dict[str, Any]:
     return {**results, "ratio": timings["upstream"].p50_ms / timings["ours"].p50_ms, "boxes": boxes}
 
 
-SECTIONS = {f.__name__: f for f in (engine, frame, throughput, jpeg, folder, start, peer, accuracy)}
+SECTIONS = {f.__name__: f for f in (engine, frame, throughput, masks, jpeg, folder, start, peer, accuracy)}
 
 
 def main() -> None:

@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import jsonschema
 import numpy as np
 import pytest
 
+from video_files import destroy, steady, write_video
 from yolotrt_core.cli import detect
-from yolotrt_core.detection.run import Summary
+from yolotrt_core.detection.summary import Summary
 from yolotrt_core.export.model_source import sample_path
 from yolotrt_core.media import video
 
@@ -196,6 +198,9 @@ def test_coco_says_what_it_is(run: Run, warm: Path) -> None:
     assert {tuple(entry) for entry in printed} == {("image_id", "category_id", "bbox", "score")}
     schema = json.loads((ROOT / "yolotrt_core" / "schemas" / "detect.json").read_text())
     assert "bare list" in schema["description"]
+    ran = run(*common, "--category-ids", "coco", store=warm / "store")
+    assert ran.code == 2
+    assert "`--category-ids coco` needs a model of COCO's classes, found class `" in ran.err
 
 
 def test_two_addresses_are_refused_without_their_passwords(run: Run) -> None:
@@ -251,6 +256,68 @@ def test_what_was_found_until_a_signal_is_kept(
         drawn = [f"{index:03}.jpg" for index in range(len(images))]
         assert [Path(image["path"]).name for image in images] == drawn
         assert sorted(p.name for p in out.iterdir()) == [*drawn, "detections.json"]
+
+
+def test_json_lines_and_printed_labels_have_the_same_entries(run: Run, warm: Path, tmp_path: Path) -> None:
+    _video(tmp_path / "video.avi", 3)
+    common = ("detect", str(tmp_path / "video.avi"), "--builder", "onnxruntime", "--annotate", "off", "--json")
+    images = json.loads(run(*common, store=warm / "store").out)["images"]
+    assert [image["frame"] for image in images] == [0, 1, 2]
+    ran = run(*common, "--format", "jsonl", "--out", "lines", store=warm / "store")
+    assert ran.code == 0, ran.err
+    assert [json.loads(line) for line in ran.out.splitlines()] == images
+    assert (tmp_path / "here" / "lines" / "detections.jsonl").read_text() == ran.out
+    labels = run(*common, "--format", "yolo", "--out", "labels", store=warm / "store")
+    assert json.loads(labels.out)["images"] == images
+    assert [p.name for p in (tmp_path / "here" / "labels").iterdir()] == ["labels"]
+
+
+def test_what_was_found_until_sigkill_is_on_disk_and_never_written_over(run: Run, warm: Path, tmp_path: Path) -> None:
+    here, pics = tmp_path / "here", tmp_path / "pics"
+    pics.mkdir()
+    for index in range(900):
+        (pics / f"{index:03}.jpg").symlink_to(sample_path())
+    (expected,) = json.loads(run("detect", "sample", "--builder", "onnxruntime", "--json", store=warm / "store").out)[
+        "images"
+    ]
+    program = [str(Path(sys.executable).with_name("yolotrt")), "detect", str(pics), "--builder", "onnxruntime"]
+    environment = {**os.environ, "YOLOTRT_STORE": str(warm / "store")}
+    running = subprocess.Popen([*program, "--out", "killed"], env=environment, cwd=here, stderr=subprocess.DEVNULL)
+    partial = here / "killed" / "detections.json.partial"
+    until = time.monotonic() + 60
+    while not (partial.exists() and partial.read_text().count('"frame"') > 10) and time.monotonic() < until:
+        time.sleep(0.02)
+    running.kill()
+    running.wait(timeout=60)
+    left = partial.read_text()
+    entries = [json.loads(line.removesuffix(",")) for line in left.splitlines() if line.startswith('  {"path"')]
+    assert 10 < len(entries) < 900
+    for index, entry in enumerate(entries):
+        assert entry == {**expected, "path": str(pics / f"{index:03}.jpg")}
+    ran = run("detect", "sample", "--builder", "onnxruntime", "--out", "killed", store=warm / "store")
+    assert ran.code == 0
+    assert "warning: kept `killed/detections.json.partial`: results of a run that did not end" in ran.err
+    assert partial.read_text() == left
+    assert len(json.loads((here / "killed" / "detections.json").read_text())["images"]) == 1
+
+
+def test_a_few_frames_that_cannot_be_decoded_are_a_warning(run: Run, warm: Path, tmp_path: Path) -> None:
+    path = write_video(tmp_path / "video.mov", [*steady(20), *(100 + t for t in steady(20))])
+    destroy(path, 7)
+    times = [t for number, t in enumerate([*steady(20), *(100 + t for t in steady(20))]) if number != 7]
+    ran = run("detect", str(path), "--builder", "onnxruntime", "--json", store=warm / "store")
+    assert ran.code == 0, ran.err
+    warning = f"1 frame of the video `{path}` cannot be decoded; the results include 39 frames"
+    assert f"warning: {warning}" in " ".join(ran.err.split())
+    document = json.loads(ran.out)
+    jsonschema.validate(document, json.loads((ROOT / "yolotrt_core" / "schemas" / "detect.json").read_text()))
+    assert document["missing"] == [{"path": str(path), "frames": 1, "reason": warning}]
+    assert [image["frame"] for image in document["images"]] == list(range(39))
+    assert [image["time"] for image in document["images"]] == pytest.approx(times, abs=0.001)
+    with video.open_video(tmp_path / "here" / "detections" / "video.mp4") as annotated:
+        assert [frame.seconds for frame in annotated] == pytest.approx(times, abs=0.001)
+    few = run("detect", str(path), "--builder", "onnxruntime", "--max-frames", "5", store=warm / "store")
+    assert (few.code, "cannot be decoded" in few.err) == (0, False)
 
 
 def test_a_truncated_video_is_reported(run: Run, warm: Path, tmp_path: Path) -> None:

@@ -177,6 +177,26 @@ def test_without_a_frame_it_is_cancelled(
     assert not list(here.rglob("*.*"))
 
 
+def test_a_source_that_is_lost_is_an_error_with_results(
+    warm: Path, tmp_path: Path, camera: Callable[[int], Camera]
+) -> None:
+    here, watched = tmp_path / "here", camera(10)
+    arguments = (watched.address, "--json", "--reconnect", "1", "--out", "o")
+    running = _detect("yolotrt", here, warm / "store", *arguments, stderr=subprocess.PIPE)
+    watched.wait_for_silence()
+    watched.process.kill()
+    out, err = running.communicate(timeout=60)
+    assert running.returncode == 2
+    words = r"the live source `http://\*\*\*@127\.0\.0\.1:\d+/live\?\*\*\*` was lost: no frame for \d s; "
+    assert re.search(f"error: {words}the results include 10 frames of \\d s", " ".join(err.split())), err
+    document = json.loads(out)
+    assert len(document["images"]) == 10
+    assert document["missing"][0]["frames"] is None
+    assert json.loads((here / "o" / "detections.json").read_text()) == document
+    assert video.count_frames(here / "o" / "stream-127.0.0.1.mp4") == 10
+    assert "secret" not in out + err
+
+
 def test_how_to_end_it_stays_in_sight(warm: Path, tmp_path: Path, camera: Callable[[int], Camera]) -> None:
     ours, theirs = pty.openpty()
     running = _detect("yolotrt", tmp_path / "here", warm / "store", camera(ENDLESS).address, stderr=theirs)

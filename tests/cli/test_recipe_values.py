@@ -40,7 +40,7 @@ def test_a_value_of_another_type_is_refused_or_taken(registry: Registry, tmp_pat
         assert "expects" in err.message
         return
     taken = {("batch", "5"), ("calib_images", "5"), ("calib_seed", "5"), ("imgsz", "5"), ("max_drop", "0.5")}
-    taken |= {("dynamic", "true"), ("offline", "true"), ("profile", "[]")}
+    taken |= {("allow_unlabeled", "true"), ("dynamic", "true"), ("offline", "true"), ("profile", "[]")}
     assert (name, value) in taken
     assert value == "[]" or getattr(settings, name) not in (None, getattr(BuildSettings(), name))
 

@@ -29,7 +29,7 @@ from .conftest import Run
         (("build", "--recipe", "missing.toml"), 2, "cannot read the recipe"),
         (("detect", "missing.jpg"), 2, "no such file or folder: `missing.jpg`"),
         (("detect", "--conf", "1.5", "sample"), 2, "`--conf` expects a number, at least 0 and at most 1"),
-        (("detect", "--format", "xml", "sample"), 2, "`--format` expects `json`, `coco` or `yolo`"),
+        (("detect", "--format", "xml", "sample"), 2, "`--format` expects `json`, `jsonl`, `coco` or `yolo`"),
         (("detect", "--engine", "x.engine", "--precision", "fp32", "sample"), 2, "`--precision` sets how to build"),
         (("detect", "--engine", "missing.engine", "sample"), 2, "no such engine file: `missing.engine`"),
         (("detect", "--max-frames", "3", "sample"), 2, "`--max-frames` is for a video or live source"),

@@ -9,6 +9,7 @@ be built elsewhere and carried there.
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "fp16-b32": {"precision": "fp16", "batch": 32},
     "fp16-b32-i16": {"precision": "fp16", "batch": 32, "flags": _HALF_INPUT},
     "fp16-b8-last": {"weights": "tf/yolov5n_saved_model", "batch": 8, "flags": {"tf": {"layout": "nhwc"}}},
+    "seg-fp16-b1": {"precision": "fp16", "segments": True},
+    "seg-fp16-b32": {"precision": "fp16", "batch": 32, "segments": True},
 }
 
 
@@ -37,8 +40,37 @@ def engine_of(variant: str, data: Path, out: Path) -> Path:
     wanted = dict(VARIANTS[variant])
     flags = {**wanted.pop("flags", {}), "gate": {"check": "off"}}  # tests/gpu/test_gpu_builds.py judges engines
     weights = data / wanted.pop("weights", "weights/yolov5n.pt")
+    if wanted.pop("segments", False):
+        weights = segmentation_checkpoint(weights, out / "yolov5n-seg.pt")
     settings = {"builder": "tensorrt", "imgsz": (640, 640), "flags": flags, **wanted}
     return build(weights, out=out / variant, store=out / "store", **settings).path
+
+
+def segmentation_checkpoint(detector: Path, path: Path) -> Path:
+    """Save YOLOv5n with its own boxes, and random masks: there are no public weights of it in the test data."""
+    if path.exists():
+        return path
+    import torch
+
+    sys.path.insert(0, str(Path(__file__).parent.parent / "plugins" / "torch_plugin"))
+    import upstream_layout as layout
+
+    from yolotrt_torch.checkpoint import read_checkpoint
+
+    given = read_checkpoint(detector)
+    config = {**given.config, "head": [*given.config["head"]]}
+    config["head"][-1] = [config["head"][-1][0], 1, "Segment", ["nc", "anchors", 32, 256]]
+    network = layout.lively(config)
+    state = network.state_dict()
+    for name, array in given.state.items():
+        weight = torch.from_numpy(array).float()
+        if state[name].shape == weight.shape:
+            state[name].copy_(weight)
+        else:  # the last convolutions: the rows of each anchor without its mask coefficients
+            rows = state[name].unflatten(0, (network.detect.na, network.detect.no))
+            rows[:, : 5 + network.detect.nc] = weight.unflatten(0, (network.detect.na, -1))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return layout.save(path, config, network=network, names=list(given.labels), kind="SegmentationModel")
 
 
 def main() -> None:

@@ -128,7 +128,7 @@ def decoded(gpu: Gpu, raw: np.ndarray, shapes: list[tuple[int, int]], chosen: Se
         decoding.reserve(chosen.max_det, multi_label=chosen.multi_label)
         decoding.enqueue(stream, inputs)
         stream.synchronize()
-        found = decoding.collect(stream, inputs, batch, chosen.max_det)
+        found = decoding.collect(stream, inputs, shapes, chosen.max_det)
         decoding.close()
     return found
 
@@ -212,7 +212,7 @@ def test_a_recorded_graph_replays_the_decoding(gpu: Gpu) -> None:
             gpu.cuda.memcpy_htod(memory.address, raw)
             graph.launch()
             stream.synchronize()
-            same(decoding.collect(stream, inputs, 1, 300)[0], raw[0], (640, 640), chosen)
+            same(decoding.collect(stream, inputs, [(640, 640)], 300)[0], raw[0], (640, 640), chosen)
         graph.close()
         decoding.close()
 

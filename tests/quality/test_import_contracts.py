@@ -19,7 +19,7 @@ FRAMEWORKS = {
     "onnxscript", "pycuda", "cuda",
 }  # fmt: skip
 # May be imported inside functions only: each costs more than the whole of `--help` may.
-HEAVY = FRAMEWORKS | {"numpy", "cv2", "diskcache", "rich", "faster_coco_eval", "pycocotools"}
+HEAVY = FRAMEWORKS | {"numpy", "cv2", "av", "diskcache", "rich", "faster_coco_eval", "pycocotools"}
 
 
 def _imports(path: Path, *, at_top: bool) -> Iterator[str]:

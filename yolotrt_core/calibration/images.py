@@ -42,12 +42,13 @@ class CalibrationData:
 
     Attributes:
         where: folder or data set YAML (its `train` part). count: maximum number of images.
-        seed: seed of the selection, if there are more.
+        seed: seed of the selection, if there are more. bits: see `ImageOptions`.
     """
 
     where: str | Path
     count: int = DEFAULT_IMAGES
     seed: int = 0
+    bits: int = images.FULL_DEPTH
 
 
 class ImageDigests:
@@ -82,19 +83,20 @@ class ChosenImages:
     sha256s: tuple[str, ...]
     seed: int
     digests: ImageDigests = field(compare=False, repr=False)
+    bits: int = images.FULL_DEPTH
 
     @property
     def sha256(self) -> str:
         """Digest of the images in order and of the preprocessing."""
-        return digest_of_images(self.sha256s)
+        return digest_of_images(self.sha256s, self.bits)
 
 
-def digest_of_images(sha256s: Sequence[str]) -> str:
-    """Return one digest of files in this order and of the preprocessing: our code and OpenCV.
+def digest_of_images(sha256s: Sequence[str], bits: int = images.FULL_DEPTH) -> str:
+    """Return one digest of files in this order and of the preprocessing: our code, OpenCV, and `ImageOptions.bits`.
 
     The input size is part of the calibrator's cache key.
     """
-    parts = [*sha256s, core_digest(code_digest.PIXELS), images.opencv_version()]
+    parts = [*sha256s, str(bits), core_digest(code_digest.PIXELS), images.opencv_version()]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
@@ -124,6 +126,7 @@ def choose(data: CalibrationData, digests: ImageDigests | None = None) -> Chosen
         tuple(digests.of(files[i]) for i in chosen),
         data.seed,
         digests,
+        data.bits,
     )
 
 
@@ -175,7 +178,7 @@ class Batches:
         maximum = len(self.chosen.files) * _MAX_UNREADABLE
         for file, name, sha256 in zip(self.chosen.files, self.chosen.names, self.chosen.sha256s, strict=True):
             try:
-                frame = images.read(file)
+                frame = images.read(file, depth=self.chosen.bits)
             except UsageError as err:
                 self.skipped.append(name)
                 _log.warning("%s; skipped", err)

@@ -176,7 +176,7 @@ def _flag_hint(name: str, token: str, flags: Mapping[str, invoke.Argument], rest
 
 def camera_hint(source: str) -> str | None:
     """Return the camera for a bare number, as in upstream's detect.py, else None."""
-    return f"camera:{source}" if re.fullmatch(r"\d{1,3}", source) else None
+    return f"camera:{source}" if re.fullmatch("[0-9]{1,3}", source) else None
 
 
 def _word_hint(name: str, token: str, flags: Mapping[str, invoke.Argument], names: set[str]) -> str:

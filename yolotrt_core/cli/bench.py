@@ -16,7 +16,7 @@ from yolotrt_core.cli.tables import print_table
 from yolotrt_core.cli.task_factory import Given, json_option, make_task
 from yolotrt_core.errors import UsageError
 from yolotrt_core.files.paths import user_path
-from yolotrt_core.plugin.options import MANY, Format, option, resolve_settings
+from yolotrt_core.plugin.options import MANY, Format, option, read_number, resolve_settings
 from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.serialization import to_json
 from yolotrt_core.store.location import open_store
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 
 
 def _batches(value: Any) -> tuple[int, ...]:
-    sizes = tuple(dict.fromkeys(int(n) for n in str(value).split(",") if n.strip()))
+    sizes = tuple(dict.fromkeys(read_number(n, int) for n in str(value).split(",") if n.strip()))
     if not all(1 <= size <= MANY for size in sizes):
         raise ValueError
     return sizes
 
 
 def _frame_size(value: Any) -> tuple[int, int]:
-    found = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", str(value))
+    found = re.fullmatch("([1-9][0-9]{0,4})x([1-9][0-9]{0,4})", str(value))
     if found is None:
         raise ValueError
     return int(found[1]), int(found[2])

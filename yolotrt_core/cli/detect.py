@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import json
 import logging
 import re
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,6 +30,7 @@ from yolotrt_core.errors import ArtifactError, UsageError, os_error_reason
 from yolotrt_core.export.model_source import sample_path
 from yolotrt_core.files.paths import refuse_unwritable
 from yolotrt_core.media import inputs
+from yolotrt_core.media.camera import RECONNECT_SECONDS
 from yolotrt_core.media.inputs import is_video, redact
 from yolotrt_core.plugin.options import MANY, Format, option, resolve_settings
 from yolotrt_core.plugin.registry import Registry
@@ -40,12 +39,13 @@ from yolotrt_core.types import Selection
 
 if TYPE_CHECKING:
     from yolotrt_core.api import Detector
-    from yolotrt_core.detection.run import DetectionRun, Summary
+    from yolotrt_core.detection.formats import Style
+    from yolotrt_core.detection.run import DetectionRun
+    from yolotrt_core.detection.summary import Summaries, Summary
 
 _log = logging.getLogger(__name__)
 
 SAMPLE = "sample"
-_LISTED = 100  # files; for more, totals
 _IN_A_ROW = 10  # classes: a video may show dozens
 _SHOWN_CLASSES = 10  # a list of hundreds would hide the error
 
@@ -63,7 +63,7 @@ class DetectSettings(RecipeSettings):
 
     path: str = option(
         "", positional=True, in_recipe=False, common=True,
-        help="Image, video, folder, quoted pattern ('in/*.jpg'), `camera:0`, RTSP URL, or `sample`",
+        help="Image, video, folder, list (.txt), quoted pattern ('in/*.jpg'), `camera:0`, RTSP URL, or `sample`",
     )  # fmt: skip
     engine: str | None = option(
         None, in_recipe=False, common=True, metavar="FILE", default_text="from --weights",
@@ -78,18 +78,29 @@ class DetectSettings(RecipeSettings):
         format=Format("LIST", "class ids or names, for example 0,2 or person,dog", _class_names),
     )  # fmt: skip
     max_det: int = option(300, minimum=1, maximum=MANY, help="Maximum detections per image")
-    format: Literal["json", "coco", "yolo"] = option(
-        "json", common=True, help="Format of the results file; coco: category_id is the class index of the model"
+    format: Literal["json", "jsonl", "coco", "yolo"] = option(
+        "json", common=True, help="Results; coco: category_id is the class index of the model"
     )
+    category_ids: Literal["index", "coco"] = option(
+        "index", help="Ids of --format coco; coco: the official 1 to 90, for models of COCO's classes"
+    )
+    label_scores: bool = option(True, help="Confidence as sixth column of --format yolo; off: labels for training")
     annotate: bool = option(True, common=True, help="Write annotated copies; much faster when off")
     out: Path = option(
         Path("detections"), in_recipe=False, common=True, metavar="DIR",
         default_text="./detections/; live: a new folder in it",
         help="Folder for annotated images and results",
     )  # fmt: skip
+    rect: bool = option(
+        False, help="Run each image at its own shape, as upstream's detect.py does; needs a dynamic-shape engine"
+    )
     max_frames: int | None = option(
         None, minimum=1, maximum=MANY, default_text="its end", help="Maximum frames of a video or live source"
     )
+    reconnect: int = option(
+        RECONNECT_SECONDS, minimum=0, maximum=MANY, unit="seconds",
+        help="Time without a frame after which a live source counts as lost; 0: never reconnect",
+    )  # fmt: skip
     show_timing: bool = option(False, switch=True, in_recipe=False, help="Print the time of each step")
     json: bool = json_option("detect")
 
@@ -121,6 +132,7 @@ def _detect(registry: Registry, given: Given) -> None:
     from yolotrt_core.detection.output_names import Names
     from yolotrt_core.detection.run import DetectionRun
     from yolotrt_core.inference.frame_checks import refuse_selection
+    from yolotrt_core.inference.rect_detector import RectDetector
 
     refuse_build_flags(given)
     build = build_settings(registry, given)
@@ -132,6 +144,7 @@ def _detect(registry: Registry, given: Given) -> None:
             f"`--max-frames` is for a video or live source, found only images in `{redact(source)}`",
             hint="drop `--max-frames`; for some of the images, pass a pattern that matches them",
         )
+    _refuse_unused(settings)
     names = Names(paths, out, form)
     names.refuse_inputs(annotate=settings.annotate)
     refuse_unwritable(out)  # before anything is built
@@ -139,9 +152,19 @@ def _detect(registry: Registry, given: Given) -> None:
     with Detector.open(engine=settings.engine, store=store, registry=registry, settings=build) as detector:
         selection = replace(settings.selection, classes=class_ids(settings.classes, detector.labels))
         refuse_selection(selection, detector.labels)
+        style = _style(settings, detector.labels)
+        runner = RectDetector(detector) if settings.rect else detector
         if paths:
-            run = DetectionRun(detector, selection, form, names, annotate=settings.annotate)
-            with interruptible() as interrupt:
+            run = DetectionRun(
+                runner,
+                selection,
+                form,
+                names,
+                annotate=settings.annotate,
+                style=style,
+                printed=settings.json,
+            )
+            with run, interruptible() as interrupt:
                 with _writing(out):
                     _files(run, paths, interrupt, settings.max_frames)
                     run.finish()
@@ -150,12 +173,40 @@ def _detect(registry: Registry, given: Given) -> None:
                     _log.warning("stopped before the end: partial results written to `%s`", out)
         else:
             with endable() as interrupt, _recording(source, out, new=given["out"] is None) as out:
-                run = DetectionRun(detector, selection, form, Names([source], out, form), annotate=settings.annotate)
-                with _writing(out):
-                    _live(run, source, interrupt, settings.max_frames)
-                    run.finish()
-                _report(run, detector, settings, out)
+                run = DetectionRun(
+                    runner,
+                    selection,
+                    form,
+                    Names([source], out, form),
+                    annotate=settings.annotate,
+                    style=style,
+                    printed=settings.json,
+                )
+                with run:
+                    with _writing(out):
+                        _live(run, source, interrupt, settings)
+                        run.finish()
+                    _report(run, detector, settings, out)
     run.refuse_unread()
+
+
+def _refuse_unused(settings: DetectSettings) -> None:
+    """Refuse variants of a format that is not written."""
+    for flag, form, is_given in (
+        ("--category-ids coco", "coco", settings.category_ids == "coco"),
+        ("--label-scores off", "yolo", not settings.label_scores),
+    ):
+        if is_given and settings.format != form:
+            raise UsageError(
+                f"`{flag}` needs `--format {form}`, found `{settings.format}`", hint=f"add `--format {form}`"
+            )
+
+
+def _style(settings: DetectSettings, labels: Sequence[str]) -> Style:
+    from yolotrt_core.datasets.coco_categories import coco_category_ids
+    from yolotrt_core.detection.formats import Style
+
+    return Style(coco_category_ids(labels) if settings.category_ids == "coco" else None, settings.label_scores)
 
 
 @contextlib.contextmanager
@@ -206,9 +257,9 @@ def _paths(source: str) -> list[Path]:
     return inputs.find_inputs(source)
 
 
-def _live(run: DetectionRun, source: str, interrupt: Interrupt, max_frames: int | None) -> None:
+def _live(run: DetectionRun, source: str, interrupt: Interrupt, settings: DetectSettings) -> None:
     with progress(f"detecting on {redact(source)}, Ctrl-C stops") as bar:
-        run.live(source, bar, interrupt, max_frames)
+        run.live(source, bar, interrupt, settings.max_frames, settings.reconnect)
 
 
 def _files(run: DetectionRun, paths: list[Path], interrupt: Interrupt, max_frames: int | None) -> None:
@@ -223,18 +274,13 @@ def _files(run: DetectionRun, paths: list[Path], interrupt: Interrupt, max_frame
 
 
 def _report(run: DetectionRun, detector: Detector, settings: DetectSettings, out: Path) -> None:
-    from yolotrt_core.detection import formats
-
-    if settings.json and settings.format == "coco":
-        show(json.dumps(run.entries, indent=2))
-        return
     if settings.json:
-        show(formats.dump_by_line(run.document(), "images"), end="")
+        run.copy_results(lambda text: show(text, end=""))
         return
-    if len(run.summaries) > _LISTED:
+    if len(run.summaries) > len(run.summaries.listed):
         _print_totals(run.summaries, detector.labels, out)
     elif run.summaries:
-        print_table(("file", "found", "written"), [_row(s, detector.labels) for s in run.summaries])
+        print_table(("file", "found", "written"), [_row(s, detector.labels) for s in run.summaries.listed])
     if settings.show_timing:
         show()
         print_table(("step", "ms per frame"), [(k, str(v)) for k, v in run.milliseconds().items()])
@@ -254,19 +300,15 @@ def _row(summary: Summary, labels: Sequence[str]) -> tuple[str, str, str]:
     return str(summary.path), words, str(summary.written)
 
 
-def _print_totals(summaries: Sequence[Summary], labels: Sequence[str], out: Path) -> None:
-    total: Counter[int] = Counter()
-    files: Counter[int] = Counter()
-    for s in summaries:
-        total.update(s.classes)
-        files.update(s.classes.keys())
+def _print_totals(summaries: Summaries, labels: Sequence[str], out: Path) -> None:
+    total = summaries.classes
     if total:
-        rows = [(labels[c], str(number), str(files[c])) for c, number in total.most_common()]
+        rows = [(labels[c], str(number), str(summaries.in_files[c])) for c, number in total.most_common()]
         print_table(("class", "found", "in files"), rows)
         show()
-    dropped = sum(s.truncated for s in summaries)
-    words = f"{counted(sum(total.values()), 'object')} in {counted(len(summaries), 'file')}"
-    show(f"{words}{f', {_dropped(dropped)}' if dropped else ''}; written to {out}")
+    dropped = f", {_dropped(summaries.truncated)}" if summaries.truncated else ""
+    words = f"{counted(total.total(), 'object')} in {counted(summaries.files, 'file')}"
+    show(f"{words}{dropped}; written to {out}")
 
 
 def _dropped(boxes: int) -> str:
@@ -281,7 +323,7 @@ def class_ids(names: Sequence[str], labels: Sequence[str]) -> tuple[int, ...]:
     """
     ids: list[int] = []
     for name in names:
-        if re.fullmatch(r"\d{1,9}", name):
+        if re.fullmatch("[0-9]{1,9}", name):
             ids.append(int(name))
             continue
         named = [number for number, label in enumerate(labels) if label == name]

@@ -29,6 +29,7 @@ _DISABLES = {
     "torch": "exporting .pt checkpoints, parity checks, engines that run on the CPU",
     "tf": "exporting TensorFlow models",
     "opencv": "reading images: detect, calibration, evaluation",
+    "video": "reading videos and streams",
     "rtx": "building TensorRT-RTX engines",
     "tensorrt": "building TensorRT engines (needs a GPU; TensorRT-RTX does not)",
     "gpu": "running engines on a GPU",

@@ -38,7 +38,7 @@ class EvaluateSettings(RecipeSettings):
 
     data: str | None = option(
         None, common=True, metavar="DIR|FILE", default_text="none",
-        help="Labelled images: a folder in YOLO layout, a data set YAML, or a COCO JSON file",
+        help="Labelled images: a folder in YOLO layout, a data set YAML, a list of images, or a COCO JSON",
     )  # fmt: skip
     part: Literal["train", "val", "test"] = option("val", common=True, help="Part of a data set YAML")
     engine: str | None = option(
@@ -110,7 +110,8 @@ def _evaluate(registry: Registry, given: Given) -> None:
         else:
             opened = Detector.open(engine=asked.engine, store=store, registry=registry, settings=settings)
             first = stack.enter_context(opened)
-        data = reader.read(asked.data, first.labels, asked.part)
+        options = reader.LabelOptions(settings.class_map, settings.allow_unlabeled)
+        data = reader.read(asked.data, first.labels, asked.part, options=options)
         evaluator = Evaluator(data, store, registry, asked.selection, bootstrap)
         result = evaluator.evaluate(RectDetector(first) if asked.rect else first)
         rival = comparison = None
@@ -184,6 +185,8 @@ def document(evaluator: Evaluator, result: Evaluation, rival: Evaluation | None,
         "data": str(evaluator.data.path),
         "pictures": result.images,
         "boxes": result.boxes,
+        "backgrounds": evaluator.data.backgrounds,
+        "unlabeled": evaluator.data.unlabeled,
         "skipped": list(result.skipped),
         "selection": to_json(evaluator.selection),
         "bootstrap": to_json(evaluator.bootstrap),
@@ -218,7 +221,10 @@ def _report(evaluator: Evaluator, result: Evaluation, rival: Evaluation | None, 
     around = () if result.map50.low is None else ("95%",)
     print_table(("engine", "mAP50", *around, "mAP50-95", *around), shown)
     skipped = f", {len(result.skipped)} unreadable skipped" if result.skipped else ""
-    show(f"\n{counted(result.images, 'image')}, {counted(result.boxes, 'box')}{skipped}")
+    show(
+        f"\n{counted(result.images, 'image')}, {counted(result.boxes, 'box')}{skipped}; "
+        f"{evaluator.data.backgrounds_text}"
+    )
     too_few = evaluator.bootstrap.shortfall(result.images)
     if comparison is None:
         if too_few and evaluator.bootstrap.resamples:  # 0 resamples: no intervals requested

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import invoke
 
 # Of OpenCV, which reads it once: our errors say what its complaints about a file would.
-ENVIRONMENT = {"OPENCV_LOG_LEVEL": "SILENT", "OPENCV_FFMPEG_LOGLEVEL": "-8"}
+ENVIRONMENT = {"OPENCV_LOG_LEVEL": "SILENT"}
 
 
 def namespace(arguments: Sequence[str] | None = None) -> invoke.Collection:

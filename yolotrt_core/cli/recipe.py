@@ -14,6 +14,7 @@ from yolotrt_core.errors import UsageError, os_error_reason
 from yolotrt_core.evaluation.gate_options import GateOptions
 from yolotrt_core.export.parity import ParityOptions
 from yolotrt_core.files.paths import user_path
+from yolotrt_core.inference.image_options import ImageOptions
 from yolotrt_core.pipeline.build_options import ACCURACY_GATE, BuildSettings
 from yolotrt_core.plugin.options import OptionField, option, option_fields, resolve_settings, setting_fields
 from yolotrt_core.plugin.registered import KINDS, Registered
@@ -28,8 +29,10 @@ CORE_OPTIONS: Mapping[str, tuple[str, type]] = {
     "parity": ("Parity check", ParityOptions),
     "gate": (ACCURACY_GATE, GateOptions),
     "sensitivity": ("Layer sensitivity", SensitivityOptions),
+    "image": ("Images", ImageOptions),
 }
-_WITH_ENGINE = frozenset({"offline", "calib_data", "eval_data"})  # also apply to an engine file
+# Also apply to an engine file.
+_WITH_ENGINE = frozenset({"offline", "calib_data", "eval_data", "class_map", "allow_unlabeled"})
 _COMMON_TO_RUN = frozenset({"weights", "precision", "imgsz", "builder"})  # on the first help screen of `detect` etc.
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 from yolotrt_core.console import output
 from yolotrt_core.console.text import wrapped
@@ -26,8 +28,13 @@ class _ToStderr(logging.Handler):
 def configure(level: int = logging.INFO) -> None:
     """Send yolotrt's own messages (core and plugins) to standard error; for the commands only.
 
+    Python's warnings become messages of their libraries, which are not shown, unless `-W` or PYTHONWARNINGS requests
+    them.
+
     A program that uses yolotrt as a library configures logging as it likes and does not call this.
     """
+    if not sys.warnoptions:
+        warnings.showwarning = _log_warning
     root = logging.getLogger()
     for other in root.handlers:
         # What a plugin set up at its import, with `basicConfig` or by logging a line, would say it all again.
@@ -42,6 +49,18 @@ def configure(level: int = logging.INFO) -> None:
     handler.addFilter(_ours)
     root.addHandler(handler)
     root.setLevel(level)
+
+
+def _log_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    text = warnings.formatwarning(message, category, filename, lineno, line)
+    logging.getLogger("py.warnings").warning("%s", text.rstrip())
 
 
 def _ours(record: logging.LogRecord) -> bool:

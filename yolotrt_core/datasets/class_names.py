@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from yolotrt_core.errors import UsageError
+from yolotrt_core.files.paths import read_text
 
 
 def labels_from_file(path: Path) -> tuple[str, ...]:
@@ -15,10 +16,7 @@ def labels_from_file(path: Path) -> tuple[str, ...]:
     Raises:
         UsageError: the file cannot be read or holds no names.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as err:
-        raise UsageError(f"cannot read the class names in `{path}`: {err}") from err
+    text = read_text(path, "the class names in")
     if path.suffix.lower() in (".yaml", ".yml"):
         names = labels_from_yaml(text)
     else:
@@ -36,15 +34,30 @@ def labels_from_yaml(text: str) -> tuple[str, ...] | None:
     Raises:
         UsageError: not YAML, or PyYAML is not installed.
     """
+    found = yaml_document(text, "the class names")
+    return labels_in_order(found.get("names")) if isinstance(found, Mapping) else None
+
+
+def yaml_document(text: str, description: str) -> Any:
+    """Return the content of a YAML document.
+
+    Args:
+        description: description of the document for errors.
+
+    Raises:
+        UsageError: not YAML, or PyYAML is not installed.
+    """
     try:
         import yaml
     except ImportError as err:
-        raise UsageError("class names in YAML need PyYAML, which is not installed", hint="pip install pyyaml") from err
+        raise UsageError(
+            f"YAML needs PyYAML, which is not installed: cannot read {description}",
+            hint="`pip install yolotrt-core[eval]`",
+        ) from err
     try:
-        found = yaml.safe_load(text)
+        return yaml.safe_load(text)
     except (ValueError, RecursionError, yaml.YAMLError) as err:  # ValueError: an invalid date, for example
-        raise UsageError(f"invalid YAML in the class names: {' '.join(str(err).split())}") from err
-    return labels_in_order(found.get("names")) if isinstance(found, Mapping) else None
+        raise UsageError(f"invalid YAML in {description}: {' '.join(str(err).split())}") from err
 
 
 def labels_in_order(names: Any, classes: int | None = None) -> tuple[str, ...] | None:

@@ -4,50 +4,130 @@ from __future__ import annotations
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from yolotrt_core.console.text import nearest
+from yolotrt_core.console.text import counted
+from yolotrt_core.datasets.class_map import DataClass, match_classes
 from yolotrt_core.datasets.dataset import DataSet, LabeledImage
+from yolotrt_core.datasets.locations import find_below, refuse_missing_images
 from yolotrt_core.errors import UsageError
-from yolotrt_core.files.paths import existing_path, read_text
+from yolotrt_core.files.paths import read_text
 from yolotrt_core.serialization import number_from_json
 
 _log = logging.getLogger(__name__)
 
+_Objects = Sequence[Mapping[str, Any]]
 
-def read_coco(path: Path, labels: Sequence[str]) -> DataSet:
+
+def read_coco(path: Path, labels: Sequence[str], class_map: Mapping[str, str] | None = None) -> DataSet:
     """Read a COCO annotation file for a model with these classes.
 
+    Annotations of images or categories that the file does not list are ignored, as pycocotools does.
+
+    Args:
+        class_map: see `match_classes`.
+
     Raises:
-        UsageError: invalid COCO, classes that differ from the model's, or missing images.
+        UsageError: invalid COCO, an id that occurs twice, classes that the model does not have, or missing images.
     """
     import numpy as np
 
+    images, annotations, categories = _document(path)
+    annotations = _without_orphans(annotations, images, categories, path)
+    boxes_of = Counter(a["category_id"] for a in annotations)
+    index = _match(categories, boxes_of, labels, path, class_map)
+    by_image: dict[Any, list[Mapping[str, Any]]] = {i["id"]: [] for i in images}
+    for a in annotations:
+        if index[a["category_id"]] is not None:
+            by_image[a["image_id"]].append(a)
+    images = sorted(images, key=lambda i: str(i["file_name"]))
+    names = [str(i["file_name"]) for i in images]
+    files = _find_images(path, names)
+    frames = []
+    for image, name, file in zip(images, names, files, strict=True):
+        found = by_image[image["id"]]
+        boxes = np.array([_coco_box(a, path) for a in found], np.float64).reshape(-1, 4)
+        ids = np.array([index[a["category_id"]] for a in found], np.int64)
+        crowd = np.array([bool(a.get("iscrowd", 0)) for a in found], bool)
+        frames.append(LabeledImage(file, name, boxes, ids, crowd, in_pixels=True))
+    return DataSet(path, tuple(frames), tuple(labels))
+
+
+def _document(path: Path) -> tuple[_Objects, _Objects, _Objects]:
+    """Return images, annotations and categories, each with unique ids."""
     try:
         data = json.loads(read_text(path, "the annotations"))
         if not isinstance(data, dict) or not data.keys() >= {"images", "annotations", "categories"}:
             raise ValueError("expected an object with `images`, `annotations` and `categories`")
-        categories = {int(c["id"]): str(c["name"]) for c in data["categories"]}
-        images = sorted(data["images"], key=lambda i: str(i["file_name"]))
-        annotations: dict[Any, list[dict[str, Any]]] = {i["id"]: [] for i in images}
-        for a in data["annotations"]:
-            annotations[a["image_id"]].append(a)
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as err:
-        reason = str(err) if isinstance(err, ValueError) else "invalid or missing fields"
-        raise UsageError(f"`{path}` is not a COCO annotation file: {reason}") from err
-    index = _class_index(categories, labels, path)
-    root = _image_root(path, [str(i["file_name"]) for i in images[:1]])
-    frames = []
-    for image in images:
-        found = annotations[image["id"]]
-        boxes = np.array([_coco_box(a, path) for a in found], np.float64).reshape(-1, 4)
-        ids = np.array([_coco_class(a, index, path) for a in found], np.int64)
-        crowd = np.array([bool(a.get("iscrowd", 0)) for a in found], bool)
-        name = str(image["file_name"])
-        frames.append(LabeledImage(root / name, name, boxes, ids, crowd, in_pixels=True))
-    return DataSet(path, tuple(frames), tuple(labels))
+        parts = {name: data[name] for name in ("images", "annotations", "categories")}
+    except (ValueError, RecursionError) as err:
+        raise UsageError(f"`{path}` is not a COCO annotation file: {err}") from err
+    needed = {"images": ("id", "file_name"), "annotations": ("image_id", "category_id"), "categories": ("id",)}
+    for name, part in parts.items():
+        if not isinstance(part, list):
+            raise UsageError(f"`{path}` is not a COCO annotation file: `{name}` is not a list")
+        for number, one in enumerate(part):
+            wrong = next((key for key in needed[name] if not isinstance(_field(one, key), (int, float, str))), None)
+            if wrong is not None:
+                raise UsageError(
+                    f"`{path}` is not a COCO annotation file: element {number} of `{name}`: "
+                    f"expected `{wrong}` as a number or text, found `{str(_field(one, wrong))[:60]}`"
+                )
+        _refuse_repeated_ids(part, name, path)
+    return parts["images"], parts["annotations"], parts["categories"]
+
+
+def _field(one: Any, key: str) -> Any:
+    return one.get(key) if isinstance(one, dict) else None
+
+
+def _refuse_repeated_ids(part: _Objects, name: str, path: Path) -> None:
+    seen: dict[Any, Mapping[str, Any]] = {}
+    for one in part:
+        if "id" not in one:
+            continue
+        if not isinstance(one["id"], (int, float, str)):
+            raise UsageError(f"`{path}`: `id` in `{name}` must be a number or text, found `{str(one['id'])[:60]}`")
+        other = seen.setdefault(one["id"], one)
+        if other is not one:
+            key = {"images": "file_name", "categories": "name", "annotations": "image_id"}[name]
+            raise UsageError(
+                f"`{path}`: two of the `{name}` have the id `{one['id']}`, with `{key}` "
+                f"`{str(other.get(key))[:60]}` and `{str(one.get(key))[:60]}`",
+                hint="give each its own id; files that were merged often have them twice",
+            )
+
+
+def _without_orphans(annotations: _Objects, images: _Objects, categories: _Objects, path: Path) -> _Objects:
+    """Exclude annotations of unlisted images or categories."""
+    known = {"image_id": {i["id"] for i in images}, "category_id": {c["id"] for c in categories}}
+    for key, ids in known.items():
+        texts = {str(one): one for one in ids}
+        for a in annotations:
+            if a[key] not in ids and (other := texts.get(str(a[key]))) is not None:
+                raise UsageError(
+                    f"`{path}`, annotation {a.get('id')}: `{key}` is {_kind(a[key])}, but the `id` of "
+                    f"{'the image' if key == 'image_id' else 'its category'} is {_kind(other)}",
+                    hint="write both as numbers",
+                )
+    kept = [a for a in annotations if all(a[key] in ids for key, ids in known.items())]
+    if len(kept) < len(annotations):
+        orphan = next(a for a in annotations if any(a[key] not in ids for key, ids in known.items()))
+        _log.warning(
+            "ignoring %s of `%s` whose image or category is not listed, the first with `image_id` %s, `category_id` %s",
+            counted(len(annotations) - len(kept), "annotation"),
+            path,
+            str(orphan["image_id"])[:60],
+            str(orphan["category_id"])[:60],
+        )
+    return kept
+
+
+def _kind(value: Any) -> str:
+    return f"the text `{value[:60]}`" if isinstance(value, str) else f"the number {value}"
 
 
 def _coco_box(annotation: Mapping[str, Any], path: Path) -> list[float]:
@@ -62,41 +142,33 @@ def _coco_box(annotation: Mapping[str, Any], path: Path) -> list[float]:
     return box
 
 
-def _coco_class(annotation: Mapping[str, Any], index: Mapping[int, int], path: Path) -> int:
-    found = annotation.get("category_id")
-    try:
-        return index[int(found)]  # type: ignore[arg-type]
-    except (TypeError, ValueError, OverflowError, KeyError) as err:
-        raise UsageError(
-            f"`{path}`, annotation {annotation.get('id')}: `categories` has no `{str(found)[:60]}`",
-            hint="each annotation needs the `category_id` of one of the `categories`",
-        ) from err
+def _match(
+    categories: _Objects,
+    boxes_of: Counter[Any],
+    labels: Sequence[str],
+    path: Path,
+    class_map: Mapping[str, str] | None,
+) -> dict[Any, int | None]:
+    # Roboflow lists the name of the whole project as a category without boxes.
+    above = {str(c["supercategory"]) for c in categories if c.get("supercategory") is not None}
+    named = [(c["id"], None if c.get("name") is None else str(c["name"])) for c in categories]
+    classes = [DataClass(c, name, boxes_of[c]) for c, name in named if boxes_of[c] or name not in above]
+    numbers = [c.id for c in classes if isinstance(c.id, int)]
+    by_order = None
+    if len(classes) != len(labels):
+        by_order = f"the data set has {counted(len(classes), 'class')}, the model {len(labels)}"
+    elif sorted(numbers) not in (list(range(len(labels))), list(range(1, len(labels) + 1))):
+        by_order = "the category ids are not 0, 1, 2, ... or 1, 2, 3, ..."
+    else:
+        classes.sort(key=lambda c: int(c.id))
+    return match_classes(classes, labels, path, class_map, by_order=by_order)
 
 
-def _class_index(categories: dict[int, str], labels: Sequence[str], path: Path) -> dict[int, int]:
-    """Map category ids to class ids by name, or by order if the numbers are equal."""
-    by_name = {name: i for i, name in enumerate(labels)}
-    if all(name in by_name for name in categories.values()):
-        return {key: by_name[name] for key, name in categories.items()}
-    if len(categories) == len(labels):
-        _log.warning("category names of `%s` differ from the model's class names: matched by order", path)
-        return {key: i for i, key in enumerate(sorted(categories))}
-    missing = next(name for name in categories.values() if name not in by_name)
-    raise UsageError(
-        f"`{path}` has {len(categories)} categories, the model has {len(labels)} classes without `{missing}`",
-        hint=nearest(missing, list(labels)),
-    )
-
-
-def _image_root(path: Path, names: Sequence[str]) -> Path:
-    """Find the folder of the images: next to the JSON file, or in a common COCO layout."""
+def _find_images(path: Path, names: Sequence[str]) -> list[Path]:
+    """Find the images: next to the JSON file, or in a common COCO layout."""
     part = path.stem.removeprefix("instances_")
     up = path.parent.parent
-    places = [path.parent, path.parent / "images", up / "images", up / part, up / "images" / part, up]
-    for place in places:
-        if all(existing_path(place / name) for name in names):
-            return place
-    raise UsageError(
-        f"cannot find the images of `{path}`: `{names[0] if names else ''}` is missing",
-        hint="searched in " + ", ".join(f"`{p}`" for p in dict.fromkeys(places)),
-    )
+    roots = [path.parent, path.parent / "images", up / "images", up / part, up / "images" / part, up]
+    files = find_below(names, roots)
+    refuse_missing_images(files, names, path, roots)
+    return files

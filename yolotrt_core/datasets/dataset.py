@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from yolotrt_core.console.text import counted
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -20,6 +22,7 @@ class LabeledImage:
         path: the file. name: unique in the data set, machine-independent.
         boxes: float64 (M, 4): normalized cx, cy, w, h, or x, y, w, h with `in_pixels`.
         class_ids: int64 (M,). crowd: bool (M,): regions to ignore.
+        labeled: whether there is a label file, which may be empty.
     """
 
     path: Path
@@ -28,6 +31,7 @@ class LabeledImage:
     class_ids: NDArray[np.int64]
     crowd: NDArray[np.bool_]
     in_pixels: bool = False
+    labeled: bool = True
 
     def xywh(self, height: int, width: int) -> NDArray[np.float64]:
         """Return x, y (top left), w, h in pixels of an image of this size."""
@@ -43,7 +47,11 @@ class LabeledImage:
 
 @dataclass(frozen=True, slots=True)
 class DataSet:
-    """Images in a fixed order and their class names, if any (placeholders if only the number is known)."""
+    """Images in a fixed order, with boxes of the model's classes.
+
+    Attributes:
+        path: of the data set. labels: its own class names, if any (placeholders if only the number is known).
+    """
 
     path: Path
     images: tuple[LabeledImage, ...]
@@ -52,6 +60,22 @@ class DataSet:
     @property
     def boxes(self) -> int:
         return sum(len(p.class_ids) for p in self.images)
+
+    @property
+    def backgrounds(self) -> int:
+        """Number of images without boxes."""
+        return sum(not len(p.class_ids) for p in self.images)
+
+    @property
+    def unlabeled(self) -> int:
+        """Number of images without a label file, counted as backgrounds."""
+        return sum(not p.labeled for p in self.images)
+
+    @property
+    def backgrounds_text(self) -> str:
+        """Number of images without objects, as text."""
+        missing = f", {self.unlabeled} of them without a label file" if self.unlabeled else ""
+        return f"{counted(self.backgrounds, 'image')} without objects{missing}"
 
     @property
     def digest(self) -> str:

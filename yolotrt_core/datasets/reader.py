@@ -1,57 +1,84 @@
-"""Reader of data sets: YOLO folders, YAML descriptions and COCO JSON."""
+"""Reader of data sets: YOLO folders, YAML descriptions, lists of images and COCO JSON."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING
 
 from yolotrt_core.console.text import counted
-from yolotrt_core.datasets import yolo
-from yolotrt_core.datasets.class_names import labels_in_order, numbered_labels
+from yolotrt_core.datasets import description, yolo
+from yolotrt_core.datasets.class_map import DataClass, match_classes
+from yolotrt_core.datasets.class_names import labels_from_file
 from yolotrt_core.datasets.coco import read_coco
 from yolotrt_core.datasets.dataset import DataSet, LabeledImage
-from yolotrt_core.datasets.yolo import MAX_CLASSES
+from yolotrt_core.datasets.description import Part, read_description
+from yolotrt_core.datasets.locations import read_image_list
 from yolotrt_core.errors import UsageError
-from yolotrt_core.files.paths import existing_path, read_text, user_path
-from yolotrt_core.media.inputs import IMAGE_SUFFIXES
+from yolotrt_core.files.paths import existing_path, user_path
+from yolotrt_core.media.inputs import IMAGE_SUFFIXES, select_files
 
-_log = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
-Part = Literal["train", "val", "test"]
-_LAYOUT_HINT = "expected a folder with images/ and labels/, a data set YAML, or a COCO JSON file"
-IMAGES_HINT = "expected a folder of images, or a data set YAML"
+_LAYOUT_HINT = "expected a folder with images/ and labels/, a data set YAML, a list of images, or a COCO JSON file"
+IMAGES_HINT = "expected a folder of images, a list of images, or a data set YAML"
 _CLASSES_HINT = "use the data set that the model was trained for"
+_NAME_FILES = ("classes.txt", "obj.names")  # of LabelImg and Label Studio, of Darknet and CVAT
 
 
-def read(where: str | Path, labels: Sequence[str], part: Part = "val", *, labels_needed: bool = True) -> DataSet:
+@dataclass(frozen=True, slots=True)
+class LabelOptions:
+    """How labels are taken.
+
+    Attributes:
+        class_map: classes of the data set to those of the model, see `match_classes`; by default by name.
+        allow_unlabeled: whether more than half of the images may have no label file.
+    """
+
+    class_map: Mapping[str, str] | None = None
+    allow_unlabeled: bool = False
+
+
+def read(
+    where: str | Path,
+    labels: Sequence[str],
+    part: Part = "val",
+    *,
+    options: LabelOptions | None = None,
+    labels_needed: bool = True,
+) -> DataSet:
     """Read a labeled data set for a model with these classes.
 
     Args:
-        where: a folder in YOLO layout, a YAML description (Ultralytics' form), or a COCO JSON file.
+        where: a folder in YOLO layout, a YAML description (Ultralytics' form), a text file with an image per line, or
+            a COCO JSON file.
         labels: the model's class names. part: split of a YAML description.
-        labels_needed: whether images without any label are an error.
+        options: how to take its labels. labels_needed: whether images without any label are an error.
 
     Raises:
-        UsageError: no data set, no labels, an invalid label line, or classes that the model does not have.
+        UsageError: no data set, no labels, an invalid label line, classes that the model does not have, or label files
+            missing for more than half of the images.
     """
+    options = options or LabelOptions()
     path = user_path(where)
     if path.suffix.lower() == ".json" and path.is_file():
-        data = read_coco(path, labels)
+        data = read_coco(path, labels, options.class_map)
     else:
         files, named, names = list_images(path, part, _LAYOUT_HINT if labels_needed else IMAGES_HINT)
-        _compare_classes(names, labels, path)
-        data = DataSet(path, tuple(_read_labels(f, n) for f, n in zip(files, named, strict=True)), names)
-    if not data.boxes and not labels_needed:
-        return data
-    if not data.boxes:
-        raise UsageError(f"no labels for the {counted(len(data.images), 'image')} of `{where}`", hint=_LAYOUT_HINT)
-    highest = max(int(p.class_ids.max()) for p in data.images if len(p.class_ids))
-    if highest >= len(labels):
+        names = names or _names_next_to(path, files[0])
+        images = tuple(_read_labels(f, n) for f, n in zip(files, named, strict=True))
+        data = _matched(DataSet(path, images, names), labels, options.class_map)
+    if not data.boxes and labels_needed:
         raise UsageError(
-            f"the labels of `{where}` have class {highest}, the model has classes 0 to {len(labels) - 1}",
-            hint=_CLASSES_HINT,
+            f"no labels for the {counted(len(data.images), 'image')} of `{where}`", hint=_expected_labels(data)
+        )
+    if data.boxes and data.unlabeled * 2 > len(data.images) and not options.allow_unlabeled:
+        raise UsageError(
+            f"{data.unlabeled} of {len(data.images)} images of `{where}` have no label file",
+            hint=f"{_expected_labels(data)}; `--allow-unlabeled` takes them as images without objects",
         )
     return data
 
@@ -82,7 +109,7 @@ def check(where: str | Path, part: Part = "val", *, labels_needed: bool = True) 
 def list_images(
     where: str | Path, part: Part = "val", hint: str = _LAYOUT_HINT
 ) -> tuple[list[Path], list[str], tuple[str, ...]]:
-    """List the images of a folder or YAML description, sorted, with machine-independent names.
+    """List the images of a folder, YAML description or text file, sorted, with machine-independent names.
 
     Args:
         hint: hint of errors, which depends on whether labels are needed.
@@ -97,51 +124,21 @@ def list_images(
     path = user_path(where)
     refuse_missing(where, hint)
     if path.is_dir():
-        described = sorted(p for p in path.iterdir() if p.suffix.lower() in (".yaml", ".yml"))
+        described = sorted(p for p in path.iterdir() if p.suffix.lower() in description.SUFFIXES)
         if len(described) == 1 and not any(p.suffix.lower() in IMAGE_SUFFIXES for p in path.iterdir()):
             return list_images(described[0], part, hint)
         root = path / "images" if (path / "images").is_dir() else path
         return *_sorted_images([root], path, hint), ()
-    if path.suffix.lower() not in (".yaml", ".yml"):
+    if path.suffix.lower() == ".txt":
+        return *_sorted_images([path], path.parent, hint), ()
+    if path.suffix.lower() not in description.SUFFIXES:
         raise UsageError(f"`{where}` is not a data set", hint=hint)
-    described_as = _read_yaml(path)
-    base = user_path(str(described_as.get("path") or "."))
-    base = base if base.is_absolute() else path.parent / base
-    places = described_as.get(part)
-    if not places:
-        raise UsageError(f"`{path}` has no images for `{part}`", hint=f"it has {', '.join(map(str, described_as))}")
-    places = [str(p) for p in (places if isinstance(places, list) else [places])]
-    return *_sorted_images([_place(base, p) for p in places], base, hint), _class_names(described_as, path)
-
-
-def _place(base: Path, text: str) -> Path:
-    """Return the location of a part's images.
-
-    Roboflow's exports refer by `../train/images` to a folder next to the description.
-    """
-    place, inside = base / text, base / text.removeprefix("../")
-    return inside if existing_path(place) is None and existing_path(inside) is not None else place
-
-
-def _class_names(described_as: Mapping[str, Any], path: Path) -> tuple[str, ...]:
-    given, classes = described_as.get("names"), described_as.get("nc")
-    if given is None and classes is not None:
-        if not isinstance(classes, int) or not 0 < classes < MAX_CLASSES:
-            raise UsageError(f"invalid `nc` in `{path}`: expected a number of classes, found `{str(classes)[:60]}`")
-        return numbered_labels(classes)
-    names = () if given is None else labels_in_order(given)
-    if names and isinstance(classes, int) and classes != len(names):
-        raise UsageError(f"`{path}` has `nc: {classes}`, but {counted(len(names), 'name')} in `names`")
-    if names is None:
-        raise UsageError(
-            f"invalid `names` in `{path}`: found `{str(given)[:60]}`",
-            hint="expected a list, or a mapping from each number starting at 0",
-        )
-    return names
+    found = read_description(path, part)
+    return *_sorted_images(found.places, found.base, hint), found.names
 
 
 def _sorted_images(places: Iterable[Path], base: Path, hint: str) -> tuple[list[Path], list[str]]:
-    files = {file: None for place in places for file in _images_at(place)}
+    files = {file: None for place in places for file in _images_at(place, base)}
     if not files:
         raise UsageError(f"no image in `{', '.join(map(str, places))}`", hint=hint)
     found = {file.relative_to(base).as_posix(): file for file in files if file.is_relative_to(base)}
@@ -161,61 +158,68 @@ def _shorten_paths(files: Sequence[Path], taken: Set[str]) -> dict[str, Path]:
     return found
 
 
-def _images_at(place: Path) -> Iterator[Path]:
-    if existing_path(place) is None or not (place.is_dir() or place.is_file()):
-        raise UsageError(f"the data set refers to `{place}`, which does not exist")
+def _images_at(place: Path, base: Path) -> Iterator[Path]:
     if place.is_dir():
-        yield from (p for p in place.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+        yield from select_files(place.rglob("*"), IMAGE_SUFFIXES, place)
     elif place.suffix.lower() == ".txt":
-        for line in read_text(place, "the image list").splitlines():
-            if line.strip():
-                yield Path(line.strip()) if Path(line.strip()).is_absolute() else place.parent / line.strip()
+        yield from read_image_list(place, base)
     else:
         yield place
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        import yaml
-    except ImportError as err:
-        raise UsageError(
-            "a data set YAML needs PyYAML, which is not installed", hint="`pip install yolotrt-core[eval]`"
-        ) from err
-    try:
-        described = yaml.safe_load(read_text(path, "the description"))
-    except (ValueError, RecursionError, yaml.YAMLError) as err:  # ValueError: an invalid date, for example
-        raise UsageError(f"invalid YAML in `{path}`: {' '.join(str(err).split())}") from err
-    if not isinstance(described, dict):
-        raise UsageError(f"`{path}` is not a data set description", hint="expected `path`, `train`, `val` and `names`")
-    return described
 
 
 def _read_labels(image: Path, name: str) -> LabeledImage:
     import numpy as np
 
-    table = yolo.read(image)
-    return LabeledImage(image, name, table[:, 1:], table[:, 0].astype(np.int64), np.zeros(len(table), bool))
+    found = yolo.read(image)
+    table = np.zeros((0, 5)) if found is None else found
+    ids = table[:, 0].astype(np.int64)
+    return LabeledImage(image, name, table[:, 1:], ids, np.zeros(len(table), bool), labeled=found is not None)
 
 
-def _compare_classes(names: Sequence[str], labels: Sequence[str], path: Path) -> None:
-    """Compare a data set's class names with the model's."""
-    if not names:
-        return
-    if len(names) != len(labels):
+def _names_next_to(path: Path, image: Path) -> tuple[str, ...]:
+    """Return the class names that annotation tools write next to images and labels; empty without such a file."""
+    folder = path if path.is_dir() else path.parent
+    for place in (folder, yolo.label_file(image).parent):
+        for name in _NAME_FILES:
+            if (place / name).is_file():
+                return labels_from_file(place / name)
+    return ()
+
+
+def _matched(data: DataSet, labels: Sequence[str], class_map: Mapping[str, str] | None) -> DataSet:
+    """Return a data set in YOLO form with the class ids of the model."""
+    import numpy as np
+
+    ids, boxes = np.unique(np.concatenate([p.class_ids for p in data.images]), return_counts=True)
+    if not len(ids):
+        return data
+    counts = dict(zip(ids.tolist(), boxes.tolist(), strict=True))
+    names, highest = data.labels, int(ids[-1])
+    if highest >= (len(names) or len(labels)):
+        other = f"the model has classes 0 to {len(labels) - 1}"
+        other = f"but it lists only {counted(len(names), 'class')}" if names else other
         raise UsageError(
-            f"`{path}` has {counted(len(names), 'class')}, the model has {len(labels)}", hint=_CLASSES_HINT
+            f"the labels of `{data.path}` have class {highest}, {other}",
+            hint="correct the labels or the class names" if names else _CLASSES_HINT,
         )
-    if numbered_labels(len(names)) in (tuple(names), tuple(labels)):  # the names of one are unknown
-        return
-    theirs, ours = ([" ".join(name.lower().split()) for name in group] for group in (names, labels))
-    other = [number for number, (a, b) in enumerate(zip(theirs, ours, strict=True)) if a != b]
-    if not other:
-        return
-    first = f"class {other[0]} is `{names[other[0]]}` in `{path}` and `{labels[other[0]]}` in the model"
-    if sorted(theirs) == sorted(ours):
-        raise UsageError(
-            f"{first}: same classes in another order",
-            hint="reorder `names` and the class ids of the labels to match the model",
-        )
-    more = f", and {counted(len(other) - 1, 'other class')} differ, too" if other[1:] else ""
-    _log.warning("%s%s: %s", first, more, _CLASSES_HINT)
+    classes = [DataClass(n, names[n] if names else None, counts.get(n, 0)) for n in range(len(names) or len(labels))]
+    by_order = None
+    if len(classes) != len(labels):
+        by_order = f"the data set has {counted(len(classes), 'class')}, the model {len(labels)}"
+    found = match_classes(classes, labels, data.path, class_map, by_order=by_order)
+    index = np.array([-1 if (ours := found.get(n)) is None else ours for n in range(len(classes))], np.int64)
+    if (index[ids] == ids).all():
+        return data
+    return replace(data, images=tuple(_renumbered(p, index) for p in data.images))
+
+
+def _renumbered(image: LabeledImage, index: NDArray[np.int64]) -> LabeledImage:
+    class_ids = index[image.class_ids]
+    kept = class_ids >= 0
+    return replace(image, boxes=image.boxes[kept], class_ids=class_ids[kept], crowd=image.crowd[kept])
+
+
+def _expected_labels(data: DataSet) -> str:
+    """Return where the label file of the first image without one is expected."""
+    image = next((p for p in data.images if not p.labeled), None)
+    return _LAYOUT_HINT if image is None else f"expected `{yolo.label_file(image.path)}` for `{image.path}`"

@@ -19,11 +19,11 @@ _log = logging.getLogger(__name__)
 MAX_CLASSES = 1 << 31  # larger class ids are errors and overflow integers of other tools
 
 
-def read(image: Path) -> NDArray[np.float64]:
-    """Read the labels of an image; a missing file means no objects.
+def read(image: Path) -> NDArray[np.float64] | None:
+    """Read the labels of an image.
 
     Returns:
-        float64 (M, 5): class, cx, cy, w, h, the last four normalized by the image size.
+        float64 (M, 5): class, cx, cy, w, h, the last four normalized by the image size; None without a file.
 
     Raises:
         UsageError: the file cannot be read, or a line is invalid.
@@ -31,11 +31,10 @@ def read(image: Path) -> NDArray[np.float64]:
     import numpy as np
 
     file = label_file(image)
-    rows = []
-    if file.is_file():
-        for number, line in enumerate(read_text(file, "the labels").splitlines(), 1):
-            if line.strip():
-                rows.append(_label_row(line, f"{file}, line {number}"))
+    if not file.is_file():
+        return None
+    lines = enumerate(read_text(file, "the labels").splitlines(), 1)
+    rows = [_label_row(line, f"{file}, line {number}") for number, line in lines if line.strip()]
     once = list(dict.fromkeys(map(tuple, rows)))  # some tools write duplicates
     if len(once) < len(rows):
         _log.warning("ignoring duplicate labels in `%s`: %s", file, counted(len(rows) - len(once), "line"))
@@ -61,7 +60,8 @@ def _label_row(line: str, where: str) -> list[float]:
         row = []
     is_class = bool(row) and row[0].is_integer() and 0 <= row[0] < MAX_CLASSES
     if not is_class or len(row) < 5 or (len(row) > 5 and len(row) % 2 == 0):
-        raise UsageError(f"{where}: expected `class cx cy w h`, found `{line.strip()[:60]}`")
+        hint = "remove the sixth column, a confidence" if is_class and len(row) == 6 else None
+        raise UsageError(f"{where}: expected `class cx cy w h`, found `{line.strip()[:60]}`", hint=hint)
     if not all(-0.01 <= value <= 1.01 for value in row[1:]):
         raise UsageError(f"{where}: coordinates must be normalized to 0..1, found `{line.strip()[:60]}`")
     if len(row) > 5:

@@ -1,17 +1,23 @@
-"""Draws detections on an image."""
+"""Draws detections on images, and writes annotated copies."""
 
 from __future__ import annotations
 
 import colorsys
+from collections import deque
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from yolotrt_core.types import Detections
+from yolotrt_core.errors import ArtifactError
+from yolotrt_core.files.atomic import write_atomic
+from yolotrt_core.types import Detections, Masks
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+_MAX_PENDING = 32  # annotated images not yet written: a slow disk must not fill the memory
 _GOLDEN_ANGLE = 0.61803398875  # steps of it keep the hues of neighbouring class ids far apart
 
 
@@ -22,7 +28,7 @@ def colour(class_id: int) -> tuple[int, int, int]:
 
 
 def annotate(frame: NDArray[np.uint8], found: Detections, labels: Sequence[str]) -> NDArray[np.uint8]:
-    """Return a copy of the image with boxes, labels and scores, the best on top.
+    """Return a copy of the image with masks, boxes, labels and scores, the best on top.
 
     Args:
         frame: uint8 (H, W, 3) BGR. labels: class names by id.
@@ -37,6 +43,8 @@ def annotate(frame: NDArray[np.uint8], found: Detections, labels: Sequence[str])
         x1, y1, x2, y2 = (round(float(v)) for v in found.boxes[i])
         class_id = int(found.class_ids[i])
         paint = colour(class_id)
+        if found.masks is not None:
+            _cover(drawn, found.masks, i, paint)
         cv2.rectangle(drawn, (x1, y1), (x2, y2), paint, line, cv2.LINE_AA)
         text = f"{_name(labels, class_id)} {found.scores[i]:.2f}"
         (w, h), below = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, thickness)
@@ -50,5 +58,49 @@ def annotate(frame: NDArray[np.uint8], found: Detections, labels: Sequence[str])
     return drawn
 
 
+def _cover(drawn: NDArray[np.uint8], masks: Masks, index: int, paint: tuple[int, int, int]) -> None:
+    """Tint the pixels of one mask."""
+    import numpy as np
+
+    x1, y1, x2, y2 = masks.windows[index].tolist()
+    part, mask = drawn[y1:y2, x1:x2], masks.window(index)
+    part[mask] = (part[mask].astype(np.uint16) + np.array(paint, np.uint16)) // 2
+
+
 def _name(labels: Sequence[str], class_id: int) -> str:
     return labels[class_id] if class_id < len(labels) else str(class_id)
+
+
+class AnnotatedCopies:
+    """Draws and writes images on threads; a failure is raised by the next call."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(thread_name_prefix="yolotrt-write")
+        self._waiting: deque[Future[None]] = deque()
+
+    def add(self, target: Path, frame: NDArray[np.uint8], found: Detections, labels: Sequence[str]) -> None:
+        """Draw on a copy of `frame` and write it to `target`."""
+        while len(self._waiting) >= _MAX_PENDING or (self._waiting and self._waiting[0].done()):
+            self._waiting.popleft().result()
+        self._waiting.append(self._pool.submit(_draw, target, frame, found, labels))
+
+    def __enter__(self) -> AnnotatedCopies:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        try:
+            while self._waiting:
+                future = self._waiting.popleft()
+                if kind is None:
+                    future.result()
+        finally:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _draw(target: Path, frame: NDArray[np.uint8], found: Detections, labels: Sequence[str]) -> None:
+    import cv2
+
+    good, encoded = cv2.imencode(target.suffix, annotate(frame, found, labels))
+    if not good:
+        raise ArtifactError(f"OpenCV cannot write `{target.suffix}` images")
+    write_atomic(target, encoded.tobytes())

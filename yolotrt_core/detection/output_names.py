@@ -15,7 +15,7 @@ from yolotrt_core.media import inputs
 
 _log = logging.getLogger(__name__)
 
-Format = Literal["json", "coco", "yolo"]
+Format = Literal["json", "jsonl", "coco", "yolo"]
 LABELS = "labels"  # folder for labels in YOLO's form
 # Separator of video name and frame number, in formats that name frames.
 _FRAME_MARKS: dict[Format, str] = {"coco": ":", "yolo": "_"}
@@ -40,6 +40,7 @@ class Names:
         self._taken: set[tuple[bool, str, str]] = set()
         self._like_frames: set[str] = set()  # videos with a frame named like an image
         self._names: dict[Path | str, str] = {}
+        self._numbers: dict[tuple[bool, str, str], int] = {}  # the last one that a duplicate got
         for source in sorted(sources, key=_is_video):  # the order of a run
             if source not in self._names:
                 self._names[source] = self._take(source)
@@ -95,8 +96,10 @@ class Names:
         is_video = _is_video(source)
         stem = source.stem if isinstance(source, Path) else inputs.live_name(source)
         suffix = "" if self._mark else _suffix(source)
-        for name in number_duplicates(stem):
+        first = self._numbers.get((is_video, stem, suffix), 1)  # all before are taken
+        for number, name in enumerate(number_duplicates(stem, first), first):
             if (is_video, name, suffix) not in self._taken and not (is_video and name in self._like_frames):
+                self._numbers[is_video, stem, suffix] = number
                 break
         self._taken.add((is_video, name, suffix))
         frame = re.fullmatch(rf"(.+){self._mark}(0|[1-9]\d*)", name) if self._mark and not is_video else None
@@ -127,14 +130,13 @@ def _is_video(source: Path | str) -> bool:
 
 
 def _suffix(source: Path | str) -> str:
-    return ".mp4" if isinstance(source, str) or inputs.is_video(source) else source.suffix
+    return ".mp4" if isinstance(source, str) else inputs.copy_suffix(source)
 
 
-def number_duplicates(stem: str) -> Iterator[str]:
-    """Yield a name, then the same with -2, -3, ... appended."""
-    yield stem
-    for number in count(2):
-        yield f"{stem}-{number}"
+def number_duplicates(stem: str, first: int = 1) -> Iterator[str]:
+    """Yield a name, then the same with -2, -3, ... appended; from the one with the number `first`."""
+    for number in count(first):
+        yield stem if number == 1 else f"{stem}-{number}"
 
 
 def _identity(path: Path) -> tuple[int, int] | Path:

@@ -5,34 +5,34 @@ Threads read ahead and write behind, so that the engine is the bottleneck.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Self, cast
 
 from yolotrt_core.console.progress import Bar
 from yolotrt_core.console.signals import Interrupt
 from yolotrt_core.console.text import counted
 from yolotrt_core.detection import formats
-from yolotrt_core.detection.annotate import annotate
-from yolotrt_core.detection.formats import Found
+from yolotrt_core.detection.annotate import AnnotatedCopies, annotate
+from yolotrt_core.detection.formats import DEFAULT_STYLE, Found, Style
 from yolotrt_core.detection.output_names import LABELS, Format, Names
-from yolotrt_core.errors import ArtifactError, UsageError
+from yolotrt_core.detection.results_file import ResultsFile
+from yolotrt_core.detection.summary import Summaries, Summary
+from yolotrt_core.errors import UsageError
 from yolotrt_core.files.atomic import atomic_path, write_atomic
 from yolotrt_core.inference.detector import Detector
 from yolotrt_core.inference.image_loader import decode_ahead, read_ahead
+from yolotrt_core.inference.rect_detector import RectDetector
 from yolotrt_core.media import inputs
-from yolotrt_core.media.camera import open_live
+from yolotrt_core.media.camera import RECONNECT_SECONDS, open_live
 from yolotrt_core.media.prefetch import drawn_ahead
-from yolotrt_core.media.video import VideoFacts, count_frames, open_video
-from yolotrt_core.media.video_integrity import missing_bytes
+from yolotrt_core.media.video import Loss, open_video
+from yolotrt_core.media.video_writer import VideoWriter
 from yolotrt_core.serialization import to_json
 from yolotrt_core.types import Detections, Json, Selection
 
@@ -41,52 +41,56 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from yolotrt_core.media.frames import Frame
+    from yolotrt_core.media.video_decoder import VideoFrame
 
 _log = logging.getLogger(__name__)
 
-_RESULTS: dict[Format, str] = {"json": "detections.json", "coco": "predictions.json", "yolo": LABELS}
+_RESULTS: dict[Format, str] = {
+    "json": "detections.json",
+    "jsonl": "detections.jsonl",
+    "coco": "predictions.json",
+    "yolo": LABELS,
+}
 _FRAMES_AHEAD = 8  # of a video
-_MAX_PENDING = 32  # annotated images not yet written: a slow disk must not fill the memory
-
-
-@dataclass(frozen=True, slots=True)
-class Summary:
-    """Summary of one file.
-
-    Attributes:
-        path: the file. written: the annotated copy, else the file with its boxes. classes: class id to number
-            of boxes. truncated: boxes dropped by `max_det`. frames: number of frames, or None for an image.
-    """
-
-    path: Path
-    written: Path
-    classes: Counter[int]
-    truncated: int
-    frames: int | None
 
 
 class DetectionRun:
-    """A run over any number of files; `finish` writes the results file.
+    """A run over any number of files; `finish` completes the results file, a `with` block closes it in any case.
+
+    Results are written as they come, see `ResultsFile`: memory does not grow with the number of frames.
 
     Attributes:
-        summaries: of each readable file, in order. entries: content of the results
-            file. unread: the error of each unreadable file. last: the last frame,
-            (H, W, 3) BGR, or None.
+        summaries: of the readable files. unread: the error of each unreadable or incomplete file. missing: what
+            is missing of videos, as in the results. last: the last frame, (H, W, 3) BGR, or None.
     """
 
     def __init__(
-        self, detector: Detector, selection: Selection, form: Format, names: Names, *, annotate: bool = True
+        self,
+        detector: Detector | RectDetector,
+        selection: Selection,
+        form: Format,
+        names: Names,
+        *,
+        annotate: bool = True,
+        style: Style = DEFAULT_STYLE,
+        printed: bool = False,
     ) -> None:
         """Prepare a run.
 
         Args:
             annotate: write annotated copies; without them, images need not be on the host.
+            style: variants of the format.
+            printed: whether `copy_results` is called at the end, with YOLO labels, too.
         """
-        self.summaries: list[Summary] = []
-        self.entries: list[Json] = []
+        self.summaries = Summaries()
+        self._results: ResultsFile | None = None
+        self._lines, self._printed = 0, printed
+        # YOLO labels have no results file, so yolotrt's JSON is printed from an unnamed one.
+        self._written: Format | None = form if form != "yolo" else "json" if printed else None
         self.unread: list[UsageError] = []
+        self.missing: list[Json] = []
         self.last: Frame | None = None
-        self._annotate = annotate
+        self._annotate, self._style = annotate, style
         self._detector, self._selection, self._form = detector, selection, form
         self._names, self._out = names, names.out
 
@@ -105,102 +109,139 @@ class DetectionRun:
                     read.append((path, frame))
                     yield frame
 
-        with _Writer() as writer:
+        with AnnotatedCopies() as copies:
             for number, detections in enumerate(self._detector.stream(frames(), self._selection)):
                 path, frame = read.popleft()
                 found = self._keep(path, None, frame, detections)
                 target = self._target(path)
                 if target is not None:
-                    writer.submit(_draw, target, frame, detections, self._detector.labels)
+                    copies.add(target, cast("NDArray[np.uint8]", frame), detections, self._detector.labels)
                 classes = Counter(detections.class_ids.tolist())
                 written = target or self._boxes(path)
-                self.summaries.append(Summary(path, written, classes, detections.truncated, None))
+                self.summaries.add(Summary(path, written, classes, detections.truncated, None))
                 if self._form == "yolo":
-                    self._write_labels(self._names.name(path), formats.as_yolo(found))
+                    self._write_labels(self._names.name(path), formats.as_yolo(found, self._style))
                 bar.update(completed=number + 1)
 
     def video(self, path: Path, bar: Bar, interrupt: Interrupt, max_frames: int | None = None) -> None:
         """Detect on a video file until interrupted; an unreadable or truncated one is recorded."""
         try:
             with ExitStack() as stack:
-                facts, frames = stack.enter_context(open_video(path))
-                of_all = f" of {facts.frames}" if facts.frames else ""
-                wanted = _stop_on(interrupt, islice(frames, max_frames))
+                video = stack.enter_context(open_video(path))
+                of_all = f" of {video.frames}" if video.frames else ""
+                wanted = _stop_on(interrupt, islice(video, max_frames))
                 ahead = stack.enter_context(closing(drawn_ahead(wanted, _FRAMES_AHEAD)))
-                count = self._video(path, facts, ahead, bar, of_all)
-            if interrupt.requested or count == max_frames:
-                return
-            if missing := missing_bytes(path):
-                raise UsageError(
-                    f"the video `{path}` is truncated ({missing} bytes missing); "
-                    f"the results include {counted(count, 'frame')}",
-                    hint="copy or record it again",
-                )
+                count = self._video(path, video.fps, ahead, bar, of_all)
+                if loss := video.loss(ended=not interrupt.requested and count != max_frames):
+                    self._lose(path, loss)
         except _StoppedBeforeStart:
             return
         except UsageError as err:
             self._note(err)
 
-    def live(self, source: str, bar: Bar, interrupt: Interrupt, max_frames: int | None = None) -> None:
-        """Detect on a live source until it ends or is interrupted; an unavailable one is recorded.
+    def live(
+        self,
+        source: str,
+        bar: Bar,
+        interrupt: Interrupt,
+        max_frames: int | None = None,
+        reconnect: float = RECONNECT_SECONDS,
+    ) -> None:
+        """Detect on a live source until it ends or is interrupted; an unavailable or lost one is recorded.
+
+        Args:
+            reconnect: seconds without a frame after which it counts as lost; 0: when its first connection ends.
 
         Raises:
             KeyboardInterrupt: interrupted before the first frame.
         """
+
+        def show(text: str) -> None:
+            bar.update(text=f"{self._path(source).name} {text}, Ctrl-C stops")
+
         try:
-            with open_live(source, interrupt) as (facts, frames):
-                self._video(source, facts, islice(frames, max_frames), bar, ", Ctrl-C stops")
+            with open_live(source, interrupt, reconnect=reconnect, status=show) as live:
+                self._video(source, live.fps, islice(live, max_frames), bar, ", Ctrl-C stops")
+                if live.skipped:
+                    words = f"{counted(live.skipped, 'frame')} of the live source `{inputs.redact(source)}`"
+                    self._lose(source, Loss(f"{words} cannot be decoded", live.skipped, incomplete=False))
+                if live.lost:
+                    hint = "check the source and the network; `--reconnect` sets how long to wait for it"
+                    self._lose(source, Loss(live.lost, None, incomplete=True, hint=hint))
         except UsageError as err:
             self._note(err)
 
-    def _video(
-        self,
-        source: Path | str,
-        facts: VideoFacts,
-        frames: Iterable[NDArray[np.uint8]],
-        bar: Bar,
-        suffix: str,
-    ) -> int:
+    def _video(self, source: Path | str, fps: float, frames: Iterable[VideoFrame], bar: Bar, suffix: str) -> int:
         target = self._target(source)
         path = self._path(source)
         classes: Counter[int] = Counter()
         truncated = count = 0
-        waiting: deque[NDArray[np.uint8]] = deque()
+        waiting: deque[VideoFrame] = deque()
 
         def kept() -> Iterator[NDArray[np.uint8]]:
             for frame in frames:
                 waiting.append(frame)
-                yield frame
+                yield frame.pixels
 
         with ExitStack() as stack:
             video = None
             if target is not None:
-                video = stack.enter_context(_VideoWriter(stack.enter_context(atomic_path(target)), facts.fps))
+                video = stack.enter_context(VideoWriter(stack.enter_context(atomic_path(target)), fps))
             for number, detections in enumerate(self._detector.stream(kept(), self._selection)):
                 frame = waiting.popleft()
-                found = self._keep(source, number, frame, detections)
+                found = self._keep(source, number, frame.pixels, detections, frame.seconds)
                 if video is not None:
-                    video.write(annotate(frame, detections, self._detector.labels))
+                    video.write(annotate(frame.pixels, detections, self._detector.labels), frame.seconds)
                 classes.update(detections.class_ids.tolist())
                 truncated += detections.truncated
                 count = number + 1
                 if self._form == "yolo":
-                    self._write_labels(self._names.frame_name(source, number), formats.as_yolo(found))
+                    self._write_labels(self._names.frame_name(source, number), formats.as_yolo(found, self._style))
                 bar.update(text=f"{path.name} frame {count}{suffix}")
-        self.summaries.append(Summary(path, target or self._boxes(source), classes, truncated, count))
+        self.summaries.add(Summary(path, target or self._boxes(source), classes, truncated, count))
         return count
 
     def finish(self) -> None:
-        """Write the results file, unless no file was readable."""
-        if self._form == "yolo" or not self.summaries:
+        """Complete the results file, unless no file was readable."""
+        if self._written is None or not (self._results or self.summaries):
             return
-        self._out.mkdir(parents=True, exist_ok=True)
-        coco = self._form == "coco"
-        content = json.dumps(self.entries) + "\n" if coco else formats.dump_by_line(self.document(), "images")
-        write_atomic(self._out / _RESULTS[self._form], content)
+        results = self._open_results()
+        results.write(formats.closing(self._written, self._tail()))
+        results.finish()
+        if not self._printed:
+            results.close()
 
-    def document(self) -> dict[str, Json]:
-        """Return the results as yolotrt's JSON, see yolotrt_core/schemas/detect.json."""
+    def copy_results(self, write: Callable[[str], object]) -> None:
+        """Pass on the content of the results file after `finish` if `printed`, see yolotrt_core/schemas/detect.json."""
+        if self._results is not None:
+            self._results.copy_to(write)
+        elif self._written is not None:
+            write(formats.opening(self._written, self._head()) + formats.closing(self._written, self._tail()))
+
+    def close(self) -> None:
+        """Close the results file; without `finish` it remains as a partial one, which is named in a warning."""
+        if self._results is None:
+            return
+        self._results.close()
+        if self._results.partial is not None:
+            _log.warning("stopped before the end: the results so far are in `%s`", self._results.partial)
+        self._results = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.close()
+
+    def _open_results(self) -> ResultsFile:
+        if self._results is None:
+            assert self._written is not None
+            target = None if self._form == "yolo" else self._out / _RESULTS[self._form]
+            self._results = ResultsFile(target, self._out)
+            self._results.write(formats.opening(self._written, self._head()))
+        return self._results
+
+    def _head(self) -> dict[str, Json]:
         spec = self._detector.spec
         return {
             "schema": 1,
@@ -208,8 +249,12 @@ class DetectionRun:
             "labels": list(self._detector.labels),
             "selection": to_json(self._selection),
             "out": str(self._out),
+        }
+
+    def _tail(self) -> dict[str, Json]:
+        return {
             "milliseconds_per_frame": self.milliseconds(),
-            "images": self.entries,
+            **({"missing": self.missing} if self.missing else {}),
         }
 
     def milliseconds(self) -> dict[str, Json]:
@@ -241,18 +286,43 @@ class DetectionRun:
             hint=first.hint,
         )
 
+    def _lose(self, source: Path | str, loss: Loss) -> None:
+        """Record what is missing of a video or live source: a few frames with a warning, more as an error."""
+        if loss.frames != 0:
+            path = str(self._path(source))
+            self.missing.append({"path": path, "frames": loss.frames, "reason": loss.message})
+        if loss.incomplete:
+            self._note(UsageError(loss.message, hint=loss.hint))
+        else:
+            _log.warning("%s", loss.message)
+
     def _note(self, err: UsageError) -> None:
         if self._names.count > 1:  # for a single file the final error suffices
             _log.warning("%s", err)
-        self.unread.append(err)
+        # Without its traceback, whose frames hold the content of the file.
+        self.unread.append(UsageError(err.message, hint=err.hint))
 
-    def _keep(self, source: Path | str, number: int | None, frame: Frame, detections: Detections) -> Found:
+    def _keep(
+        self,
+        source: Path | str,
+        number: int | None,
+        frame: Frame,
+        detections: Detections,
+        seconds: float | None = None,
+    ) -> Found:
         self.last = frame
-        found = Found(self._path(source), number, frame.shape[0], frame.shape[1], detections)
-        if self._form == "coco":
-            self.entries += formats.as_coco(found, self._names.image_id(source, number))
-        else:
-            self.entries.append(formats.as_json(found, self._detector.labels))
+        found = Found(self._path(source), number, frame.shape[0], frame.shape[1], detections, seconds)
+        if self._written is None:
+            return found
+        entries: list[Json] = (
+            formats.as_coco(found, self._names.image_id(source, number), self._style)
+            if self._written == "coco"
+            else [formats.as_json(found, self._detector.labels)]
+        )
+        results = self._open_results()
+        lines = [formats.entry_line(self._written, e, first=self._lines + n == 0) for n, e in enumerate(entries)]
+        self._lines += len(lines)
+        results.write("".join(lines))
         return found
 
     def _path(self, source: Path | str) -> Path:
@@ -277,70 +347,11 @@ class DetectionRun:
         write_atomic(labels / f"{name}.txt", text)
 
 
-class _Writer:
-    """Draws and writes images on threads; a failure is raised by the next call."""
-
-    def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(thread_name_prefix="yolotrt-write")
-        self._waiting: deque[Future[None]] = deque()
-
-    def submit(self, work: Any, *arguments: Any) -> None:
-        while len(self._waiting) >= _MAX_PENDING or (self._waiting and self._waiting[0].done()):
-            self._waiting.popleft().result()
-        self._waiting.append(self._pool.submit(work, *arguments))
-
-    def __enter__(self) -> _Writer:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        try:
-            while self._waiting:
-                future = self._waiting.popleft()
-                if kind is None:
-                    future.result()
-        finally:
-            self._pool.shutdown(wait=True, cancel_futures=True)
-
-
-class _VideoWriter:
-    """Writes annotated frames, in the size of the first."""
-
-    def __init__(self, target: Path, fps: float) -> None:
-        self._target, self._fps = target, fps
-        self._writer: Any = None
-        self._frames = 0
-
-    def write(self, frame: NDArray[np.uint8]) -> None:
-        import cv2
-
-        if self._writer is None:
-            size = (frame.shape[1], frame.shape[0])
-            self._writer = cv2.VideoWriter(str(self._target), cv2.VideoWriter.fourcc(*"mp4v"), self._fps, size)
-            if not self._writer.isOpened():
-                raise ArtifactError("cannot write the annotated video", hint="choose another folder with `--out`")
-        self._writer.write(frame)
-        self._frames += 1
-
-    def __enter__(self) -> _VideoWriter:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        if self._writer is None:
-            return
-        self._writer.release()
-        # OpenCV does not report a failed write, so count the frames.
-        if kind is None and count_frames(self._target) != self._frames:
-            raise ArtifactError(
-                "cannot write the annotated video: it is incomplete; the disk may be full",
-                hint="free some space, or choose another folder with `--out`",
-            )
-
-
 class _StoppedBeforeStart(Exception):  # noqa: N818 - not an error
     """Interrupted before the first frame: there is no video to keep."""
 
 
-def _stop_on(interrupt: Interrupt, frames: Iterable[NDArray[np.uint8]]) -> Iterator[NDArray[np.uint8]]:
+def _stop_on(interrupt: Interrupt, frames: Iterable[VideoFrame]) -> Iterator[VideoFrame]:
     begun = False
     for frame in frames:
         if interrupt.requested:
@@ -349,12 +360,3 @@ def _stop_on(interrupt: Interrupt, frames: Iterable[NDArray[np.uint8]]) -> Itera
             raise _StoppedBeforeStart
         begun = True
         yield frame
-
-
-def _draw(target: Path, frame: NDArray[np.uint8], found: Detections, labels: Sequence[str]) -> None:
-    import cv2
-
-    good, encoded = cv2.imencode(target.suffix, annotate(frame, found, labels))
-    if not good:
-        raise ArtifactError(f"OpenCV cannot write `{target.suffix}` images")
-    write_atomic(target, encoded.tobytes())

@@ -150,7 +150,7 @@ def validate(planned: Plan, results: Sequence[StepResult], *, store: Store, regi
             "engine spec": build.record.outputs[ENGINE_SPEC_FILE].sha256,
             "onnx spec": typed.record.outputs[SPEC_FILE].sha256,
             "reference spec": reference.record.outputs[SPEC_FILE].sha256,
-            "pictures": digest_of_images([resolved.digests.of(f) for f in files]),
+            "pictures": digest_of_images([resolved.digests.of(f) for f in files], resolved.image_bits),
             **({"labels": labelled.digest} if labelled else {}),
         },
         tools=tool_versions(("numpy", "faster_coco_eval")) if labelled else {},

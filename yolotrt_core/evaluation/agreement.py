@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from yolotrt_core.inference.masks import mask_iou
 from yolotrt_core.types import Detections
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-# Boxes of one class match at COCO's lowest IoU threshold.
+# Boxes, and masks, of one class match at COCO's lowest IoU threshold.
 _SAME_IOU = 0.5
 
 
@@ -21,7 +22,8 @@ class Agreement:
     """Agreement of two sets of detections.
 
     Attributes:
-        expected, found: how many boxes each has. matched: pairs of one class that overlap by half or more.
+        expected, found: how many boxes each has. matched: pairs of one class that overlap by half or more, with their
+            boxes and, of a segmentation model, with their masks.
         drift: mean absolute difference in score of the pairs, 0..1.
     """
 
@@ -58,8 +60,13 @@ def compare_detections(expected: Sequence[Detections], found: Sequence[Detection
 
 
 def _pairs(one: Detections, other: Detections) -> list[tuple[int, int]]:
+    import numpy as np
+
     overlaps = _overlaps(one.boxes, other.boxes)
     overlaps[one.class_ids[:, None] != other.class_ids[None, :]] = 0
+    if one.masks is not None and other.masks is not None:
+        for i, j in np.argwhere(overlaps >= _SAME_IOU).tolist():
+            overlaps[i, j] = min(overlaps[i, j], mask_iou(one.masks, i, other.masks, j))
     pairs = []
     for i in range(len(one)):
         if len(other) and overlaps[i].max() >= _SAME_IOU:
@@ -70,10 +77,14 @@ def _pairs(one: Detections, other: Detections) -> list[tuple[int, int]]:
 
 
 def _overlaps(one: NDArray[np.float32], other: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return the IoU of every box (M, 4) with every other (N, 4): float64 (M, N)."""
+    """Return the IoU of every box (M, 4) with every other (N, 4): float64 (M, N).
+
+    Two boxes without area, which the quotient 0/0 leaves undefined, have 1 if they are the same, else 0.
+    """
     import numpy as np
 
     a, b = one.astype(np.float64)[:, None], other.astype(np.float64)[None, :]
     inner = np.clip(np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2]), 0, None).prod(-1)
-    union = (a[..., 2:] - a[..., :2]).prod(-1) + (b[..., 2:] - b[..., :2]).prod(-1) - inner
-    return np.asarray(np.divide(inner, union, out=np.zeros_like(inner), where=union > 0))
+    union = sum(np.clip(box[..., 2:] - box[..., :2], 0, None).prod(-1) for box in (a, b)) - inner
+    same = (a == b).all(-1).astype(np.float64)
+    return np.asarray(np.divide(inner, union, out=same, where=union > 0))

@@ -13,6 +13,7 @@ from yolotrt_core.evaluation.coco_map import Accuracy, Bootstrap, Interval, Scor
 from yolotrt_core.evaluation.predictions import Predictions, predict
 from yolotrt_core.evaluation.selection import SELECTION
 from yolotrt_core.inference.detector import Detector
+from yolotrt_core.inference.image_options import ImageOptions
 from yolotrt_core.inference.rect_detector import RectDetector
 from yolotrt_core.pipeline.build_options import BuildSettings, build_request, resolve_model
 from yolotrt_core.plugin.registered import refuse_unavailable
@@ -135,4 +136,5 @@ def open_framework(settings: BuildSettings, registry: Registry) -> Detector:
     session = exporter.stage.open_source(source, request, options)
     head = registry.postprocessor(session.spec.model.head)
     chosen = given.resolve(head.stage.Options, head.name)
-    return Detector(session, head, chosen, exporter.session_key_material(options))
+    bits = given.resolve(ImageOptions, "image").bits
+    return Detector(session, head, chosen, exporter.session_key_material(options), bits)

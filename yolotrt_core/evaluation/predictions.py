@@ -7,11 +7,12 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from yolotrt_core.calibration.images import ImageDigests, digest_of_images
 from yolotrt_core.console.progress import Bar, progress
 from yolotrt_core.errors import UsageError
+from yolotrt_core.evaluation.stored_masks import masks_from_arrays, masks_to_arrays
 from yolotrt_core.inference.detector import Detector
 from yolotrt_core.inference.image_loader import read_ahead
 from yolotrt_core.inference.rect_detector import RectDetector
@@ -89,14 +90,14 @@ def predict(
         options={},
         inputs={
             "engine": spec.engine_sha256 or spec.onnx_sha256,
-            "pictures": digest_of_images([digests.of(f) for f in files]),
+            "pictures": digest_of_images([digests.of(f) for f in files], detector.image_bits),
         },
         tools=spec.tools,
         core_sha256=core_digest(code_digest.PREDICTIONS),
     )
 
     def make(folder: Path) -> Mapping[str, Json]:
-        reading = _Reading(files, detector if isinstance(detector, Detector) else None)
+        reading = _Reading(files, detector)
         with progress("evaluating", total=len(files)) as bar:
             found = list(detector.stream(reading.frames(bar), selection))
         _save(folder / "out" / FILE, reading, found)
@@ -111,7 +112,7 @@ class _Reading:
     """Reads files in order, and records sizes and unreadable files."""
 
     files: Sequence[Path]
-    detector: Detector | None = None
+    detector: Detector | RectDetector
     indices: list[int] = field(default_factory=list)
     sizes: list[tuple[int, int]] = field(default_factory=list)
     skipped: list[int] = field(default_factory=list)
@@ -137,16 +138,17 @@ class _Reading:
 def _save(path: Path, reading: _Reading, found: Sequence[Detections]) -> None:
     import numpy as np
 
-    np.savez_compressed(
-        path,
-        indices=np.array(reading.indices, np.int64),
-        sizes=np.array(reading.sizes, np.int64).reshape(-1, 2),
-        counts=np.array([len(d) for d in found], np.int64),
-        truncated=np.array([d.truncated for d in found], np.int64),
-        boxes=np.concatenate([np.zeros((0, 4), np.float32), *(d.boxes for d in found)]),
-        scores=np.concatenate([np.zeros(0, np.float32), *(d.scores for d in found)]),
-        class_ids=np.concatenate([np.zeros(0, np.int64), *(d.class_ids for d in found)]),
-    )
+    arrays: dict[str, Any] = {
+        "indices": np.array(reading.indices, np.int64),
+        "sizes": np.array(reading.sizes, np.int64).reshape(-1, 2),
+        "counts": np.array([len(d) for d in found], np.int64),
+        "truncated": np.array([d.truncated for d in found], np.int64),
+        "boxes": np.concatenate([np.zeros((0, 4), np.float32), *(d.boxes for d in found)]),
+        "scores": np.concatenate([np.zeros(0, np.float32), *(d.scores for d in found)]),
+        "class_ids": np.concatenate([np.zeros(0, np.int64), *(d.class_ids for d in found)]),
+        **masks_to_arrays(found),
+    }
+    np.savez_compressed(path, **arrays)
 
 
 def _load(data: bytes, count: int, record: Record, from_cache: bool) -> Predictions:
@@ -157,8 +159,9 @@ def _load(data: bytes, count: int, record: Record, from_cache: bool) -> Predicti
     with np.load(io.BytesIO(data), allow_pickle=False) as held:
         bounds = np.cumsum(held["counts"])[:-1]
         parts = [np.split(held[name], bounds) for name in ("boxes", "scores", "class_ids")]
-        for place, index in enumerate(held["indices"].tolist()):
+        masks = masks_from_arrays(held, held["counts"].tolist(), held["sizes"].tolist())
+        for place, (index, mask) in enumerate(zip(held["indices"].tolist(), masks, strict=True)):
             boxes, scores, class_ids = (part[place] for part in parts)
-            found[index] = Detections(boxes, scores, class_ids, int(held["truncated"][place]))
+            found[index] = Detections(boxes, scores, class_ids, int(held["truncated"][place]), mask)
             sizes[index] = (int(held["sizes"][place][0]), int(held["sizes"][place][1]))
     return Predictions(tuple(found), tuple(sizes), record, from_cache)

@@ -23,7 +23,7 @@ def metadata_of(spec: ModelSpec, request: BuildRequest) -> dict[str, str]:
         "stride": str(max(spec.strides)),
         "strides": str(list(spec.strides)),
         "names": str(dict(enumerate(spec.labels))),
-        "task": "detect",
+        "task": spec.task,
         "imgsz": str([request.height, request.width]),
         "batch": str(request.batch),
         **spec.provenance,
@@ -38,7 +38,7 @@ def strides_from_text(text: str | None, flag: str) -> tuple[int, ...] | None:
     """
     if text is None:
         return None
-    if not re.fullmatch(r"[1-9]\d{0,3}(,[1-9]\d{0,3}){0,7}", text.replace(" ", "")):
+    if not re.fullmatch(" *[1-9][0-9]{0,3}( *, *[1-9][0-9]{0,3}){0,7} *", text):
         raise UsageError(f"`{flag}` expects the stride of each level in pixels, such as 8,16,32, found `{text}`")
     return tuple(int(part) for part in text.split(","))
 

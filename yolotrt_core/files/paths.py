@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 from pathlib import Path
 
@@ -42,7 +43,7 @@ def existing_path(text: str | Path, hint: str | None = None) -> Path | None:
 
 
 def read_text(path: Path, description: str) -> str:
-    """Read a user's text file.
+    """Read a user's text file, without a byte-order mark.
 
     Args:
         description: description of the file for errors.
@@ -51,7 +52,10 @@ def read_text(path: Path, description: str) -> str:
         UsageError: it cannot be read, or is not UTF-8.
     """
     try:
-        return path.read_text(encoding="utf-8")
+        content = path.read_bytes()
+        if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            raise UsageError(f"cannot read {description} `{path}`: it is UTF-16", hint="save it as UTF-8")
+        return content.decode("utf-8-sig")
     except OSError as err:
         raise UsageError(f"cannot read {description} `{path}`: {os_error_reason(err)}") from err
     except UnicodeDecodeError as err:

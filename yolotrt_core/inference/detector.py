@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any, Self, cast
 from yolotrt_core.errors import UsageError
 from yolotrt_core.inference.frame_checks import checked_frames, refuse_missing_frames, refuse_selection
 from yolotrt_core.inference.image_loader import decode_ahead
+from yolotrt_core.inference.image_options import ImageOptions
 from yolotrt_core.inference.letterbox import preprocess
 from yolotrt_core.media.frames import DeviceFrame, Frame
+from yolotrt_core.media.images import FULL_DEPTH
 from yolotrt_core.plugin.options import GivenOptions
 from yolotrt_core.plugin.registered import Registered
 from yolotrt_core.plugin.registry import Registry
@@ -38,15 +40,21 @@ class Detector:
         spec: the engine's spec. labels: class names by class id.
         opened_by: cache-key material of the session, see `Registered.session_key_material`.
         seconds: total time per step: `preprocess`, `infer`, `postprocess`; or `detect`.
-        frames: number of processed frames.
+        frames: number of processed frames. image_bits: see `ImageOptions`, for files read for this detector.
     """
 
     def __init__(
-        self, session: Session, postprocessor: Registered, options: Any, opened_by: Mapping[str, Json] | None = None
+        self,
+        session: Session,
+        postprocessor: Registered,
+        options: Any,
+        opened_by: Mapping[str, Json] | None = None,
+        image_bits: int = FULL_DEPTH,
     ) -> None:
         self.spec: EngineSpec = session.spec
         self.opened_by: Mapping[str, Json] = opened_by or {}
         self.labels = self.spec.model.labels
+        self.image_bits = image_bits
         self.seconds: dict[str, float] = defaultdict(float)
         self.frames = 0
         self._counting = threading.Lock()
@@ -93,7 +101,7 @@ class Detector:
         """Open an engine file built by `builder`.
 
         Args:
-            settings: source of the options of builder and postprocessor.
+            settings: source of the options of builder and postprocessor, and of those of images.
 
         Raises:
             StageError: the engine does not run on this machine.
@@ -102,7 +110,8 @@ class Detector:
         chosen = settings.resolve(postprocessor.stage.Options, postprocessor.name)
         options = settings.resolve(builder.stage.Options, builder.name)
         session = builder.stage.open(engine, spec, options, store.side_cache())
-        return cls(session, postprocessor, chosen, builder.session_key_material(options))
+        bits = settings.resolve(ImageOptions, "image").bits
+        return cls(session, postprocessor, chosen, builder.session_key_material(options), bits)
 
     def detect(self, frames: Sequence[Frame], selection: Selection = Selection()) -> list[Detections]:
         """Detect objects on images of any size.
@@ -143,13 +152,7 @@ class Detector:
             UsageError: as for `detect`, or a size outside the profiles.
         """
         refuse_selection(selection, self.labels)
-        images, geometry = preprocess(list(checked_frames([frame])), size, layout=self.spec.model.layout)
-        raw = self._session.infer(images)
-        found: list[Detections] = self._postprocessor.stage.decode(
-            raw, self.spec.model, geometry, selection, self._options
-        )
-        self._count(1, {})
-        return found[0]
+        return self._run(list(checked_frames([frame])), size, selection)[0]
 
     def stream(self, frames: Iterable[Frame], selection: Selection = Selection()) -> Iterator[Detections]:
         """Detect objects on a stream of frames, in order.
@@ -271,10 +274,15 @@ class Detector:
         return session.decode(files) if session.decodes_files else [None] * len(files)
 
     def _detect_batch(self, frames: Sequence[NDArray[np.uint8]], selection: Selection) -> list[Detections]:
+        return self._run(frames, self._size, selection)
+
+    def _run(
+        self, frames: Sequence[NDArray[np.uint8]], size: tuple[int, int], selection: Selection
+    ) -> list[Detections]:
         import numpy as np
 
         marks = [time.perf_counter()]
-        images, geometry = preprocess(frames, self._size, layout=self.spec.model.layout)
+        images, geometry = preprocess(frames, size, layout=self.spec.model.layout)
         if not self.spec.profiles and len(frames) < self._batch:  # static engines require full batches
             images = np.concatenate([images, np.zeros((self._batch - len(frames), *images.shape[1:]), images.dtype)])
         marks.append(time.perf_counter())

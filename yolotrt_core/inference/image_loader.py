@@ -34,6 +34,8 @@ _MAX_BYTES = 1 << 30  # of images read ahead, in page-locked or GPU memory
 class DecodeTarget(Protocol):
     """The members of `Detector` needed for prefetching images."""
 
+    image_bits: int
+
     @property
     def program(self) -> object | None: ...
     @property
@@ -65,14 +67,14 @@ def decode_ahead(paths: Sequence[Path], target: DecodeTarget) -> Iterator[Frame 
         yield from group
 
 
-def read_ahead(paths: Sequence[Path], target: DecodeTarget | None = None) -> Iterator[NDArray[np.uint8] | UsageError]:
+def read_ahead(paths: Sequence[Path], target: DecodeTarget) -> Iterator[NDArray[np.uint8] | UsageError]:
     """Yield each image, uint8 (H, W, 3) BGR, or the error of its file, in order.
 
     Args:
-        target: detector whose page-locked memory to use, if it runs on a GPU.
+        target: detector whose settings to follow, and whose page-locked memory to use if it runs on a GPU.
     """
-    if target is None or not target.program:
-        yield from prefetched(paths, images.attempt)
+    if not target.program:
+        yield from prefetched(paths, functools.partial(images.attempt, depth=target.image_bits))
         return
 
     def read(path: Path) -> NDArray[np.uint8] | UsageError:
@@ -117,7 +119,7 @@ def _read(path: Path, target: DecodeTarget) -> NDArray[np.uint8] | UsageError:
 
             return np.empty(shape, np.uint8)
 
-    return images.attempt(path, room)
+    return images.attempt(path, room, depth=target.image_bits)
 
 
 def _contents(path: Path) -> bytes:
@@ -137,7 +139,7 @@ def _processes(files: int, sizes: Sequence[tuple[int, int]], target: DecodeTarge
     if region is None:
         return None
     try:
-        return ImageProcesses(count, region, target.page_lock)
+        return ImageProcesses(count, region, target.page_lock, target.image_bits)
     except (OSError, StageError) as err:
         _log.info("reading images by threads: %s", err)
         return None

@@ -74,14 +74,14 @@ def _range(profile: ShapeRange) -> str:
 
 def _size(value: Any) -> tuple[int, int]:
     text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
-    sides = re.fullmatch(r"(\d{1,6})(?:,(\d{1,6}))?", text.replace(" ", ""))
+    sides = re.fullmatch(r" *([0-9]{1,6})(?: *, *([0-9]{1,6}))? *", text)
     if sides is None:
         raise ValueError
     return int(sides[1]), int(sides[2] or sides[1])
 
 
 def _profile(value: Any) -> ShapeRange:
-    shape = r"(\d{1,6})x(\d{1,6})x(\d{1,6})"
+    shape = "([0-9]{1,6})x([0-9]{1,6})x([0-9]{1,6})"
     found = re.fullmatch(f"{shape}:{shape}:{shape}", str(value))
     if found is None:
         raise ValueError

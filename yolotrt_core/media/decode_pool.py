@@ -21,6 +21,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Self
 
+from yolotrt_core.console.notices import warn_once
 from yolotrt_core.media import images
 from yolotrt_core.media.frames import HostBuffer
 from yolotrt_core.media.prefetch import prefetched
@@ -113,17 +114,21 @@ class ImageProcesses:
         process_id: id of the parent of all worker processes.
     """
 
-    def __init__(self, processes: int, region: int, page_lock: PageLock | None = None) -> None:
+    def __init__(
+        self, processes: int, region: int, page_lock: PageLock | None = None, depth: int = images.FULL_DEPTH
+    ) -> None:
         """Start the processes.
 
         Args:
             processes: number of processes. region: see `region_bytes`. page_lock: locks memory and returns an
-                object that keeps it locked, or None.
+                object that keeps it locked, or None. depth: see `images.read`.
 
         Raises:
             OSError: not enough memory or processes.
             StageError: `page_lock` failed.
         """
+        self._depth = depth
+        self._read_here = functools.partial(images.attempt, depth=depth)
         self._region = -(-region // mmap.PAGESIZE) * mmap.PAGESIZE
         regions = max(2, min(_AHEAD * processes + _HELD, _MAX_BYTES // self._region))
         self._memory = _Memory(regions * self._region)
@@ -185,7 +190,7 @@ class ImageProcesses:
                     begin += _TOGETHER
                 if not order:
                     end = begin + _TOGETHER if self._processes else len(paths)
-                    yield from prefetched(paths[begin:end], images.attempt)
+                    yield from prefetched(paths[begin:end], self._read_here)
                     begin = end
                 elif order[0].answered:
                     yield from self._images(order.popleft())
@@ -203,7 +208,8 @@ class ImageProcesses:
         begin = group.region * self._region
         process.groups.append(group)
         try:
-            process.connection.send((begin, begin + self._region, [os.fspath(file) for file in group.files]))
+            files = [os.fspath(file) for file in group.files]
+            process.connection.send((begin, begin + self._region, files, self._depth))
         except OSError:
             self._drop_process(process)
 
@@ -221,7 +227,10 @@ class ImageProcesses:
                 process.started = True
                 continue
             group = process.groups.popleft()
-            group.answered, group.answer = True, answer
+            group.answered = True
+            group.answer, notices = answer
+            for text, key in notices:
+                warn_once(text, key)
 
     def _drop_process(self, process: _Process) -> None:
         """Remove a process that died; its pending files are read by threads."""
@@ -238,7 +247,7 @@ class ImageProcesses:
 
         if group.answer is None:
             self._free.append(group.region)
-            yield from prefetched(group.files, images.attempt)
+            yield from prefetched(group.files, self._read_here)
             return
         memory, region = self._memory, group.region
         begin = region * self._region

@@ -13,6 +13,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from yolotrt_core.console.notices import collect_notices
 from yolotrt_core.media import images
 from yolotrt_core.media.decode_pool import Placed
 
@@ -51,19 +52,21 @@ def main() -> None:
 
 def _serve(connection: Connection, memory: NDArray[np.uint8]) -> None:
     connection.send(None)  # started
+    notices = collect_notices()
     while True:
         try:
-            begin, end, files = connection.recv()
+            begin, end, files, depth = connection.recv()
             try:
-                answer = _read(memory[begin:end], files)
+                answer = _read(memory[begin:end], files, depth)
             except Exception:  # noqa: BLE001 - the files are read again in the parent, which reports it
                 answer = None
-            connection.send(answer)
+            connection.send((answer, notices))
+            notices.clear()
         except (EOFError, OSError):  # the parent closed the connection
             return
 
 
-def _read(region: NDArray[np.uint8], files: list[str]) -> Answer:
+def _read(region: NDArray[np.uint8], files: list[str], depth: int) -> Answer:
     import numpy as np
 
     taken = 0
@@ -79,7 +82,7 @@ def _read(region: NDArray[np.uint8], files: list[str]) -> Answer:
             known = images.plain_jpeg_size(path)
         except OSError:
             known = None
-        one = images.attempt(path, room, known)
+        one = images.attempt(path, room, known, depth)
         if isinstance(one, np.ndarray) and np.may_share_memory(one, region):
             answer.append(Placed(taken, one.shape))
             taken += one.nbytes

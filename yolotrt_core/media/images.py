@@ -11,7 +11,10 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING
 
+from yolotrt_core.console.notices import warn_once
 from yolotrt_core.errors import UsageError, os_error_reason
+from yolotrt_core.media import jpeg_end
+from yolotrt_core.media.animation import is_animated
 from yolotrt_core.media.jpeg_header import upright_size
 
 if TYPE_CHECKING:
@@ -26,23 +29,29 @@ _SAMPLE = 48  # files
 _FEW = 0.05
 _OPENCV_VERSION = re.compile(r"""^opencv_version\s*=\s*["']([^"']+)["']""", re.MULTILINE)
 _PNG = b"\x89PNG\r\n\x1a\n"
+_JPEG, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
+_MAYBE_16_BIT = (b"II*\0", b"MM\0*", b"P2", b"P3", b"P5", b"P6")  # TIFF and PNM; of PNG the header tells
+FULL_DEPTH = 16  # bits
+_USUAL_DEPTH = 12  # of cameras and medical devices that write 16-bit files
 
 
-def read(path: Path, room: Room | None = None, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
-    """Read an image.
+def read(
+    path: Path, room: Room | None = None, size: tuple[int, int] | None = None, depth: int = FULL_DEPTH
+) -> NDArray[np.uint8]:
+    """Read an image; of an animation the first frame, with a warning.
 
     Args:
         room: allocates the memory of the pixels, for instance page-locked. Most JPEG files are decoded directly
             into it: fresh memory per image costs up to a tenth of decoding.
         size: result of `plain_jpeg_size`, if known.
+        depth: bits that the values of 16-bit files have, 9 to 16; the brightest becomes 255.
 
     Returns:
         uint8 (H, W, 3), BGR, rotated by its EXIF orientation.
 
     Raises:
-        UsageError: it cannot be read, is empty, or is not an image.
+        UsageError: it cannot be read, is empty, is not an image, or rows are missing.
     """
-    import cv2
     import numpy as np
 
     if room is not None and size is not None and (placed := _read_into(path, size, room)) is not None:
@@ -57,31 +66,96 @@ def read(path: Path, room: Room | None = None, size: tuple[int, int] | None = No
         size = upright_size(encoded)
         if size is not None and (placed := _read_into(path, size, room)) is not None:
             return placed
-    if (
-        encoded.startswith(_PNG)
-        and encoded[12:16] == b"IHDR"
-        and 0 in (int.from_bytes(encoded[i : i + 4]) for i in (16, 20))
-    ):
-        raise UsageError(f"the image `{path}` has no pixels")  # libpng would print its own message
-    try:
-        frame = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR)
-    except cv2.error as err:
-        raise UsageError(f"cannot decode the image `{path}`: {err.err or err}") from err
-    if frame is None or 0 in frame.shape:
-        raise UsageError(f"cannot decode the image `{path}`", hint="the file may be truncated")
+    frame = _decode(path, encoded, depth)
     if room is None:
-        return np.asarray(frame, dtype=np.uint8)
+        return frame
     copy = room(frame.shape)
     np.copyto(copy, frame)
     return copy
 
 
+def _decode(path: Path, encoded: bytes, depth: int) -> NDArray[np.uint8]:
+    if encoded.startswith(_JPEG) and not encoded.endswith(_JPEG_END):
+        try:
+            completed = jpeg_end.complete(encoded)
+        except ValueError:  # complete, with other data after its end
+            pass
+        else:
+            return _decode_completed(path, completed)
+    if encoded.startswith(_PNG) and encoded[12:16] == b"IHDR":
+        if 0 in (int.from_bytes(encoded[i : i + 4]) for i in (16, 20)):
+            raise UsageError(f"the image `{path}` has no pixels")  # libpng would print its own message
+        is_deep = encoded[24:25] > b"\x08"
+    else:
+        is_deep = encoded.startswith(_MAYBE_16_BIT)
+    if is_animated(encoded):
+        warn_once(f"`{path}` is animated: only its first frame is used")
+    scaled = _decode_deep(path, encoded, depth) if is_deep else None
+    return _decode_as_8_bit(path, encoded) if scaled is None else scaled
+
+
+def _decode_as_8_bit(path: Path, encoded: bytes) -> NDArray[np.uint8]:
+    import cv2
+    import numpy as np
+
+    try:
+        frame = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR)
+    except cv2.error as err:
+        raise UsageError(f"cannot decode the image `{path}`: {err.err or err}") from err
+    if frame is None or 0 in frame.shape:
+        hint = f"the file may be truncated, or of a format that OpenCV {cv2.__version__} does not decode"
+        raise UsageError(f"cannot decode the image `{path}`", hint=hint)
+    return np.asarray(frame, dtype=np.uint8)
+
+
+def _decode_completed(path: Path, completed: jpeg_end.Completed | None) -> NDArray[np.uint8]:
+    """Decode a JPEG file that lacks its end, with a warning if no pixel is missing."""
+    import numpy as np
+
+    hint = "copy the file again, or save it again with another program"
+    if completed is None:
+        raise UsageError(f"cannot decode the image `{path}`: it is truncated", hint=hint)
+    first, *others = (_decode_as_8_bit(path, probe) for probe in completed.probes)
+    for other in others:
+        differing = np.flatnonzero((first != other).any(axis=(1, 2)))
+        if len(differing):
+            raise UsageError(
+                f"cannot decode the image `{path}`: it is truncated, the rows from {differing[0]} on are missing",
+                hint=hint,
+            )
+    warn_once(f"`{path}` lacks its last bytes, but no pixels: it is used")
+    return _decode_as_8_bit(path, completed.data)
+
+
+def _decode_deep(path: Path, encoded: bytes, depth: int) -> NDArray[np.uint8] | None:
+    """Scale a 16-bit image whose values have fewer bits; None if it is another or all bits are used."""
+    import cv2
+    import numpy as np
+
+    try:
+        values = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
+    except cv2.error:  # reported when it is decoded again
+        return None
+    if values is None or values.dtype != np.uint16:
+        return None
+    if depth < FULL_DEPTH:
+        return np.asarray(np.minimum(values >> depth - 8, 255), dtype=np.uint8)
+    brightest = int(values.max(initial=0))
+    if 255 < brightest < 1 << _USUAL_DEPTH:
+        warn_once(
+            f"`{path}` and maybe others have 16 bits per value, of which at most {brightest.bit_length()} are used: "
+            f"they are dark; if they are {_USUAL_DEPTH}-bit images, pass `--image-bits {_USUAL_DEPTH}`",
+            key="bit depth",
+        )
+    return None
+
+
 def attempt(
-    path: Path, room: Room | None = None, size: tuple[int, int] | None = None
+    path: Path, room: Room | None = None, size: tuple[int, int] | None = None, depth: int = FULL_DEPTH
 ) -> NDArray[np.uint8] | UsageError:
     """Return the result of `read`, or its error."""
     try:
-        return read(path, room, size)
+        return read(path, room, size, depth)
     except UsageError as err:
         return err
 

@@ -10,14 +10,16 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from yolotrt_core.calibration.images import DEFAULT_IMAGES, CalibrationData, CalibrationImages, ImageDigests
-from yolotrt_core.console.text import nearest
+from yolotrt_core.console.text import counted, nearest
 from yolotrt_core.datasets import reader
+from yolotrt_core.datasets.class_map import class_map_from
 from yolotrt_core.datasets.dataset import DataSet
 from yolotrt_core.errors import UsageError
 from yolotrt_core.export import parity
 from yolotrt_core.export.model_source import resolve_source
+from yolotrt_core.inference.image_options import ImageOptions
 from yolotrt_core.inference.input_shapes import IMAGE_SIZE, PROFILE, profile_text
-from yolotrt_core.plugin.options import MANY, GivenOptions, option
+from yolotrt_core.plugin.options import MANY, Format, GivenOptions, option
 from yolotrt_core.plugin.registered import Registered
 from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.plugin.stages import SourceInfo
@@ -39,6 +41,11 @@ MAX_PIXELS = 8192  # per side; dynamic exports support up to this
 DEFAULT_SIZE = (640, 640)
 
 _IMAGE_SIZE = replace(IMAGE_SIZE, hint=f"each from {STRIDE} to {MAX_PIXELS}, a multiple of {STRIDE}")
+
+CLASS_MAP = Format(
+    "FILE|NAME=NAME[,...]", "a file, or class names of the data set and the model as NAME=NAME[,NAME=NAME]",
+    class_map_from,
+)  # fmt: skip
 
 DEFAULT_PRECISION: Precision = "fp16"
 
@@ -96,6 +103,14 @@ class BuildSettings:
         default_text="the calibration images, else the bundled one",
         help="Images that engines are validated on: a folder, data set YAML or COCO JSON",
     )  # fmt: skip
+    class_map: Mapping[str, str] | None = option(
+        None, group=ACCURACY_GATE, format=CLASS_MAP, default_text="by name",
+        help="Classes of labelled images that the model has by another name, as NAME=NAME; NAME=- excludes boxes",
+    )  # fmt: skip
+    allow_unlabeled: bool = option(
+        False, group=ACCURACY_GATE, switch=True,
+        help="Take images without a label file as images without objects, also where most have none",
+    )  # fmt: skip
     max_drop: float | None = option(
         None, group=ACCURACY_GATE, minimum=0, maximum=1, default_text="0.005",
         help="Maximum loss of mAP50-95 against fp32 on labelled --eval-data; if given, int8 and fp8 engines keep the "
@@ -144,6 +159,12 @@ class ResolvedBuild:
     read_eval_data: Callable[[tuple[str, ...]], DataSet] | None = None
     max_drop: float | None = None
 
+    @property
+    def image_bits(self) -> int:
+        """See `ImageOptions`."""
+        options: ImageOptions = self.options.resolve(ImageOptions, "image")
+        return options.bits
+
 
 def resolve(settings: BuildSettings, registry: Registry, model: ResolvedModel | None = None) -> ResolvedBuild:
     """Find model, exporter and builder of a build, and check the request; runs no stage.
@@ -171,13 +192,11 @@ def resolve(settings: BuildSettings, registry: Registry, model: ResolvedModel | 
     digests = ImageDigests()
     calibration = read_eval_data = None
     if settings.calib_data is not None:
-        chosen = CalibrationData(settings.calib_data, settings.calib_images, settings.calib_seed)
+        bits = settings.options.resolve(ImageOptions, "image").bits
+        chosen = CalibrationData(settings.calib_data, settings.calib_images, settings.calib_seed, bits)
         calibration = CalibrationImages(chosen, digests)
     if settings.eval_data is not None:
-        labels_needed = settings.max_drop is not None
-        read_eval_data = functools.cache(
-            functools.partial(reader.read, settings.eval_data, labels_needed=labels_needed)
-        )
+        read_eval_data = functools.cache(functools.partial(_read_eval_data, settings, settings.eval_data))
     return ResolvedBuild(
         source=source,
         source_info=info,
@@ -191,6 +210,15 @@ def resolve(settings: BuildSettings, registry: Registry, model: ResolvedModel | 
         read_eval_data=read_eval_data,
         max_drop=settings.max_drop,
     )
+
+
+def _read_eval_data(settings: BuildSettings, where: str | Path, labels: tuple[str, ...]) -> DataSet:
+    options = reader.LabelOptions(settings.class_map, settings.allow_unlabeled)
+    data = reader.read(where, labels, options=options, labels_needed=settings.max_drop is not None)
+    if data.boxes:
+        boxes, backgrounds = counted(data.boxes, "box"), data.backgrounds_text
+        _log.info("eval data %s, %s; %s", counted(len(data.images), "image"), boxes, backgrounds)
+    return data
 
 
 def resolve_model(settings: BuildSettings, registry: Registry) -> ResolvedModel:

@@ -23,7 +23,7 @@ BASES: Mapping[Kind, type[Stage]] = {
 # Recipe tables and flags of the commands, and the names of steps that the core itself puts into a plan.
 RESERVED = frozenset(
     {
-        *("artifacts", "bench", "build", "calibrate", "detect", "doctor", "evaluate", "export", "gate"),
+        *("artifacts", "bench", "build", "calibrate", "detect", "doctor", "evaluate", "export", "gate", "image"),
         *("parity", "plugin", "plugins", "sensitivity"),
     }
 )

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import hashlib
 import math
+import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -28,9 +29,12 @@ from yolotrt_core.plugin.option_field import (
 from yolotrt_core.types import Json
 
 O = TypeVar("O")  # noqa: E741 - an options dataclass
+N = TypeVar("N", int, float)
 
 _SCALARS = (bool, int, float, str, Path)
 _ON_OFF = {**dict.fromkeys(("on", "true", "yes", "1"), True), **dict.fromkeys(("off", "false", "no", "0"), False)}
+# Python's int() and float() also read `6_40` and the digits of other scripts.
+_NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 _MAXIMUM = 2**63 - 1  # of a whole number: what stages pass it on to holds 64 bits
 
 
@@ -191,10 +195,24 @@ def _parse_one(field: OptionField, value: Any, where: str) -> Any:
     return user_path(value) if field.type is Path else str(value)
 
 
+def read_number(text: str, kind: type[N]) -> N:
+    """Return the number that a text is, in plain decimal notation.
+
+    Args:
+        kind: int or float.
+
+    Raises:
+        ValueError: the text is anything else.
+    """
+    if not _NUMBER.fullmatch(text.strip()):
+        raise ValueError(text)
+    return kind(text)
+
+
 def _number(field: OptionField, value: Any, where: str) -> int | float:
     parsed: int | float
     try:
-        parsed = field.type(value)
+        parsed = read_number(value, field.type) if isinstance(value, str) else field.type(value)
         is_finite = math.isfinite(parsed)
     except (TypeError, ValueError, OverflowError):  # OverflowError: an infinite int, an int that no float can hold
         raise _refusal(field, value, where) from None

@@ -26,12 +26,14 @@ class DeviceProgram:
         classes: number of classes.
         source: CUDA C++ without includes that defines `struct Head`, the device twin of the
             postprocessor's `decode`. What it may use and must define is stated in the runner's
-            `yolotrt_tensorrt/cuda/kernels/`: prelude.cuh and suppress.cu.
+            `yolotrt_tensorrt/cuda/kernels/`: prelude.cuh, suppress.cu and masks.cu.
+        prototypes: name of the output with the prototypes of masks, (B, K, h, w); empty for a head without masks.
     """
 
     output: str
     classes: int
     source: str
+    prototypes: str = ""
 
 
 class Session(abc.ABC):

@@ -210,7 +210,9 @@ class _Case:
             inputs={
                 "onnx": self._digest("onnx"),
                 "ranges": self._digest("ranges"),
-                "pictures": digest_of_images([self.planned.resolved.digests.of(f) for f in self.files]),
+                "pictures": digest_of_images(
+                    [self.planned.resolved.digests.of(f) for f in self.files], self.planned.resolved.image_bits
+                ),
             },
             tools=self.lowering.tools,
             core_sha256=core_digest(code_digest.SENSITIVITY),
@@ -248,7 +250,7 @@ class _Case:
     def _run_reference(self) -> _Reference:
         """Return the results of the float32 network; run at most once."""
         if self._reference is None:
-            frames = _read_frames(self.files)
+            frames = _read_frames(self.files, self.planned.resolved.image_bits)
             with tempfile.TemporaryDirectory(prefix="yolotrt-") as folder:
                 model = self._model(Path(folder))
                 watched = _RecordingSession(self._open(model.path, model.spec))
@@ -295,12 +297,12 @@ def _images(planned: Plan) -> Sequence[Path]:
     return [sample_path()]
 
 
-def _read_frames(files: Sequence[Path]) -> list[NDArray[np.uint8]]:
+def _read_frames(files: Sequence[Path], bits: int) -> list[NDArray[np.uint8]]:
     """Read images without the unreadable ones, of which calibration has warned already."""
     frames = []
     for file in files:
         try:
-            frames.append(images.read(file))
+            frames.append(images.read(file, depth=bits))
         except UsageError as err:
             _log.debug("%s; skipped", err)
     if not frames:

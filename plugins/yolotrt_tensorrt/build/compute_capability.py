@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import tensorrt
 
 CURRENT = "CURRENT"
-_SYNTAX = re.compile(r"(?:sm_?)?(\d{1,2}\.\d|\d{2,3})", re.IGNORECASE)
+_SYNTAX = re.compile(r"(?:sm_?)?(\d{1,2}\.\d|\d{2,3})", re.IGNORECASE | re.ASCII)
 
 
 def parse(text: str | None) -> tuple[str, ...]:
@@ -29,9 +29,9 @@ def parse(text: str | None) -> tuple[str, ...]:
         UsageError: an invalid item.
     """
     names = []
-    for item in (text or "").replace(" ", "").split(",") if text is not None else ():
-        found = _SYNTAX.fullmatch(item)
-        if not found and item.lower() != "current":
+    for item in (text or "").split(",") if text is not None else ():
+        found = _SYNTAX.fullmatch(item.strip())
+        if not found and item.strip().lower() != "current":
             raise UsageError(
                 f"`--tensorrt-compute-capabilities` expects numbers like 86 or 8.6, or `current`, found `{text}`"
             )

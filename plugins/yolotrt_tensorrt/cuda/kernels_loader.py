@@ -49,9 +49,12 @@ _SIGNATURES: dict[str, tuple[str, tuple[int, int, int]]] = {
     "order_many": ("PPiiPIPP", (256, 1, 1)),
     "suppress_chunk": ("PPPiiPIPPPIIPPPPI", (1024, 1, 1)),
     "suppress_rest": ("PIIPPPPP", (256, 1, 1)),
+    "place_masks": ("PPPPI", (256, 1, 1)),
+    "draw_masks": ("PPPiiPiiPPIPI", (256, 1, 1)),
 }
 PREPROCESSING = ("letterbox",)
-DECODING = tuple(name for name in _SIGNATURES if name != "letterbox")
+MASKS = ("place_masks", "draw_masks")
+DECODING = tuple(name for name in _SIGNATURES if name not in (*PREPROCESSING, *MASKS))
 
 
 def load_kernels(
@@ -72,13 +75,14 @@ def load_kernels(
     """
     if dtype not in _ELEMENTS:
         raise StageError(f"kernels support tensors of {', '.join(_ELEMENTS)}, found `{dtype}`")
-    head = ("letterbox.cu",) if program is None else (program, "suppress.cu")
+    masks = ("masks.cu",) if program is not None and program.prototypes else ()
+    head = ("letterbox.cu",) if program is None else (program, "suppress.cu", *masks)
     parts = [f"#define ELEMENT {_ELEMENTS[dtype]}\n", _text("prelude.cuh")]
     if layout == "nhwc":
         parts.insert(0, "#define CHANNELS_LAST")
     parts += [_text(p) if isinstance(p, str) else p.source for p in head]
     binary = _binary("\n".join(parts), gpu, side_cache)
-    names = PREPROCESSING if program is None else DECODING
+    names = PREPROCESSING if program is None else (*DECODING, *(MASKS if program.prototypes else ()))
     kernels = {}
     with gpu.current():
         try:

@@ -44,8 +44,19 @@ REQUEST = np.dtype(
     ],
     align=True,
 )
-FOUND = np.dtype([("x1", "f4"), ("y1", "f4"), ("x2", "f4"), ("y2", "f4"), ("score", "f4"), ("class_id", "i4")])
-SUMMARY = np.dtype([("candidates", "u4"), ("kept", "u4"), ("overflow", "u4"), ("reserved", "u4")])
+FOUND = np.dtype(
+    [
+        ("x1", "f4"),
+        ("y1", "f4"),
+        ("x2", "f4"),
+        ("y2", "f4"),
+        ("score", "f4"),
+        ("class_id", "i4"),
+        ("row", "i4"),
+        ("mask", "u4"),
+    ]
+)
+SUMMARY = np.dtype([("candidates", "u4"), ("kept", "u4"), ("overflow", "u4"), ("mask_bytes", "u4")])
 BOX_BYTES, GROUP_BYTES, KEY_BYTES = 16, 4, 8
 
 # Above this share of an image's rows, a single transfer of all rows is faster.
@@ -131,9 +142,15 @@ def pack_frame(shape: tuple[int, ...], address: int, target: tuple[int, int], pa
             the device, without gaps. target: (height, width) of the network input. packed: `RowSubset.packed` if
             only those rows were uploaded.
     """
+    size = source_size(shape)
     if len(shape) == 2:
-        return _ADDRESS.pack(address) + _pack_placement(shape[0] * 2 // 3, shape[1], NV12, target, 0)
-    return _ADDRESS.pack(address) + _pack_placement(shape[0], shape[1], BGR, target, packed)
+        return _ADDRESS.pack(address) + _pack_placement(*size, NV12, target, 0)
+    return _ADDRESS.pack(address) + _pack_placement(*size, BGR, target, packed)
+
+
+def source_size(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Return (height, width) of an image from its array's shape: (H, W, 3) for BGR, (H * 3 / 2, W) for NV12."""
+    return (shape[0] * 2 // 3 if len(shape) == 2 else shape[0]), shape[1]
 
 
 def pack_request(images: int, selection: Selection) -> bytes:

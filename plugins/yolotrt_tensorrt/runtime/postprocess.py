@@ -1,8 +1,9 @@
-"""Raw output to final boxes on the GPU: scratch memory, launches and download."""
+"""Raw output to final boxes and masks on the GPU: scratch memory, launches and download."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from yolotrt_tensorrt.cuda.device import DeviceMemory, Gpu, PinnedPool
 from yolotrt_tensorrt.cuda.kernels_loader import Kernel
 from yolotrt_tensorrt.runtime.device_structs import BOX_BYTES, FOUND, FRAME, GROUP_BYTES, KEY_BYTES, SUMMARY
 from yolotrt_tensorrt.runtime.loaded_engine import ELEMENT_BYTES, Tensor
+from yolotrt_tensorrt.runtime.mask_drawing import Boxes, MaskDrawing
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -23,27 +25,33 @@ _FIRST_ROOM = 300
 _SORT_BLOCK = 2048
 _CHUNK = 1024
 _SCAN_BLOCKS = 512
+_CLASS_ID, _MASK = 5, 7  # words of a FOUND
 
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """Device addresses of the kernels' inputs: request, frames, class mask, raw output."""
+    """Device addresses of the kernels' inputs: request, frames, class mask, raw output, prototypes of masks (or 0)."""
 
     request: int
     frames: int
     class_mask: int
     raw: int
+    prototypes: int = 0
 
 
 class Decoding:
-    """Decodes the output of one slot; the GPU's context must be current around every call.
+    """Decodes the output of one slot; the GPU's context must be current around every call."""
 
-    Attributes:
-        version: changes with any address or size that a captured graph contains.
-    """
-
-    def __init__(self, gpu: Gpu, pool: PinnedPool, kernels: dict[str, Kernel], output: Tensor) -> None:
-        """Args: output: with the actual shape, (B, rows, columns)."""
+    def __init__(
+        self,
+        gpu: Gpu,
+        pool: PinnedPool,
+        kernels: dict[str, Kernel],
+        output: Tensor,
+        masks: MaskDrawing | None = None,
+    ) -> None:
+        """Args: output: with the actual shape, (B, rows, columns). masks: of a segmentation network."""
+        self._masks = masks
         self._gpu, self._pool, self._kernels = gpu, pool, kernels
         self._batch, self._rows, self._columns = output.shape
         self._row_bytes = self._columns * ELEMENT_BYTES[output.dtype]
@@ -56,9 +64,14 @@ class Decoding:
         self._counts = DeviceMemory(gpu, 4 * self._batch)
         self._keys, self._boxes, self._groups = DeviceMemory(gpu), DeviceMemory(gpu), DeviceMemory(gpu)
         self._results = DeviceMemory(gpu)
-        self.version = 0
+        self._version = 0
         self._set_capacity(min(_FIRST_CAPACITY, largest))
         self._set_room(_FIRST_ROOM)
+
+    @property
+    def version(self) -> tuple[int, int]:
+        """Changes with any address or size that a captured graph contains."""
+        return self._version, self._masks.version if self._masks else 0
 
     def reserve(self, max_det: int, *, multi_label: bool) -> None:
         """Reserve memory for this many boxes per image, or for the maximum."""
@@ -70,7 +83,7 @@ class Decoding:
         self._capacity = capacity
         for memory, size in ((self._keys, KEY_BYTES), (self._boxes, BOX_BYTES), (self._groups, GROUP_BYTES)):
             memory.reserve(self._batch * capacity * size)
-        self.version += 1
+        self._version += 1
 
     def _set_room(self, room: int) -> None:
         self._room = room
@@ -80,10 +93,11 @@ class Decoding:
         self._host: NDArray[np.uint8] = self._pool.array((size,))
         summaries = self._host[: self._found_offset].view(SUMMARY)
         self._candidates, self._kept, self._overflow = (summaries[n] for n in ("candidates", "kept", "overflow"))
+        self._mask_bytes = summaries["mask_bytes"]
         found = self._host[self._found_offset :]
-        self._found_f32 = found.view(np.float32).reshape(self._batch, room, 6)
-        self._found_i32 = found.view(np.int32).reshape(self._batch, room, 6)
-        self.version += 1
+        self._found_f32 = found.view(np.float32).reshape(self._batch, room, -1)
+        self._found_i32 = found.view(np.int32).reshape(self._batch, room, -1)
+        self._version += 1
 
     def enqueue(self, stream: Any, inputs: Inputs) -> None:
         """Enqueue decoding and the download of the boxes."""
@@ -109,24 +123,52 @@ class Decoding:
             *(self._results.address, self._results.address + self._found_offset, self._room),
             shared_bytes=_shared_bytes(self._capacity),
         )
+        self._enqueue_masks(stream, inputs)
 
-    def collect(self, stream: Any, inputs: Inputs, images: int, max_det: int) -> list[Detections]:
-        """Return the boxes of the first `images` images, whose work on `stream` is done.
+    def _enqueue_masks(self, stream: Any, inputs: Inputs) -> None:
+        if self._masks is not None:
+            found = self._results.address + self._found_offset
+            shape = (self._rows, self._columns)
+            boxes = Boxes(inputs.request, inputs.frames, inputs.raw, *shape, self._results.address, found, self._room)
+            self._masks.enqueue(stream, boxes, inputs.prototypes)
+
+    def collect(self, stream: Any, inputs: Inputs, sizes: Sequence[tuple[int, int]], max_det: int) -> list[Detections]:
+        """Return the boxes of the first images, whose work on `stream` is done.
 
         An image with more candidates than one block can sort is decoded again, by many blocks.
+
+        Args:
+            sizes: (height, width) of each source image.
         """
+        images = len(sizes)
         if any(self._overflow[:images].tolist()):
             crowded = np.flatnonzero(self._overflow[:images])
             counts = self._candidates[crowded]
             for image, count in zip(crowded.tolist(), counts.tolist(), strict=True):
                 self._decode_crowded(stream, inputs, image, count)
+            self._enqueue_masks(stream, inputs)
             self.enqueue_download(stream)
             stream.synchronize()
-            found = self._read(images, max_det)
+            found = self._with_masks(stream, inputs, sizes, max_det)
             if self._capacity < self._max_capacity:  # the next images of this source will be similar
                 self._set_capacity(min(self._max_capacity, _power_of_two(int(counts.max()))))
             return found
-        return self._read(images, max_det)
+        return self._with_masks(stream, inputs, sizes, max_det)
+
+    def _with_masks(
+        self, stream: Any, inputs: Inputs, sizes: Sequence[tuple[int, int]], max_det: int
+    ) -> list[Detections]:
+        found = self._read(len(sizes), max_det)
+        if self._masks is None:
+            return found
+        if self._masks.grow(int(self._mask_bytes[: len(sizes)].max(initial=0))):
+            self._enqueue_masks(stream, inputs)
+            stream.synchronize()
+        drawn = []
+        for image, (size, one) in enumerate(zip(sizes, found, strict=True)):
+            offsets = self._found_i32[image, : len(one), _MASK].view(np.uint32)
+            drawn.append(replace(one, masks=self._masks.read(image, size, one.boxes, offsets)))
+        return drawn
 
     def _read(self, images: int, max_det: int) -> list[Detections]:
         detections = []
@@ -137,7 +179,7 @@ class Decoding:
                 Detections(
                     boxes=floats[:, :4].copy(),
                     scores=floats[:, 4].copy(),
-                    class_ids=self._found_i32[image, :count, 5].astype(np.int64),
+                    class_ids=self._found_i32[image, :count, _CLASS_ID].astype(np.int64),
                     truncated=kept - count,
                 )
             )

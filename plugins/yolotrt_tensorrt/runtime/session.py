@@ -253,11 +253,17 @@ class EngineSession(Session):
         if output is None or len(output.shape) != 3:
             found = ", ".join(f"`{t.name}` {t.shape}" for t in self.plan.outputs.values())
             raise UsageError(f"expected an output `{program.output}` of (B, rows, columns), found {found}")
+        if program.prototypes:
+            maps = self.plan.outputs.get(program.prototypes)
+            if maps is None or len(maps.shape) != 4 or maps.dtype != output.dtype:
+                found = ", ".join(f"`{t.name}` {t.dtype} {t.shape}" for t in self.plan.outputs.values())
+                wanted = f"{output.dtype} (B, masks, height, width)"
+                raise UsageError(f"expected an output `{program.prototypes}` of {wanted}, found {found}")
         with self._loading:  # kernels loaded twice would be freed on a thread without the GPU's context
             loaded = self._programs.get(program)
             if loaded is None:
                 kernels = load_kernels(self.gpu, output.dtype, self._side_cache, program)
-                loaded = self._programs[program] = Program(program.output, program.classes, kernels)
+                loaded = self._programs[program] = Program(program.output, program.classes, kernels, program.prototypes)
         return loaded
 
     def _save_cache(self, shape: tuple[int, ...]) -> None:

@@ -16,10 +16,18 @@ from yolotrt_tensorrt.cuda import graph as cuda_graph
 from yolotrt_tensorrt.cuda.device import DeviceMemory, Gpu, PinnedPool
 from yolotrt_tensorrt.cuda.graph import Graph
 from yolotrt_tensorrt.cuda.kernels_loader import Kernel
-from yolotrt_tensorrt.runtime.device_structs import FRAME, REQUEST, pack_class_mask, pack_frame, pack_request
+from yolotrt_tensorrt.runtime.device_structs import (
+    FRAME,
+    REQUEST,
+    pack_class_mask,
+    pack_frame,
+    pack_request,
+    source_size,
+)
 from yolotrt_tensorrt.runtime.frame_upload import CopyThreads, FrameUploader, Uploaded
 from yolotrt_tensorrt.runtime.jpeg_decoder import DeviceImage
 from yolotrt_tensorrt.runtime.loaded_engine import ELEMENT_BYTES, LoadedEngine, Tensor
+from yolotrt_tensorrt.runtime.mask_drawing import MaskDrawing
 from yolotrt_tensorrt.runtime.postprocess import Decoding, Inputs
 
 if TYPE_CHECKING:
@@ -35,11 +43,12 @@ STEPS = ("upload", "preprocess", "infer", "postprocess", "download")
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """Kernels that read one output of the engine, and its number of classes."""
+    """Kernels that read one output of the engine, its number of classes, and the output of prototypes (or empty)."""
 
     output: str
     classes: int
     kernels: dict[str, Kernel]
+    prototypes: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +96,7 @@ class ExecutionSlot:
         self._decodings: dict[int, Decoding] = {}
         self._recorded: dict[str, _Recorded] = {}
         self._running: tuple[Decoding, Inputs] | None = None
+        self._sizes: list[tuple[int, int]] = []  # of the source images of the batch
         # Content and address of the block; the version changes with its host or device address.
         self._block_version = 0
         self._described: tuple[Any, ...] = ()
@@ -187,7 +197,7 @@ class ExecutionSlot:
         self._stream.synchronize()
         decoding, inputs = self._require_prepared()
         self._running = None
-        return decoding.collect(self._stream, inputs, images, max_det)
+        return decoding.collect(self._stream, inputs, self._sizes[:images], max_det)
 
     def time_steps(
         self,
@@ -243,6 +253,7 @@ class ExecutionSlot:
         decoding.reserve(selection.max_det, multi_label=selection.multi_label)
         target = without_channels(shape, self._plan.layout)[1:]
         uploaded = self._uploader.upload(frames, target, self._stream)
+        self._sizes = [source_size(frame.shape) for frame in frames]
         # Frames of a camera have one size and address: the block is already written.
         classes = tuple(selection.classes)  # a list may change in place
         described = (program, selection, classes, shape, [f.shape for f in frames], uploaded)
@@ -274,16 +285,22 @@ class ExecutionSlot:
         self._host_block[mask_at : mask_at + len(mask)] = np.frombuffer(mask, np.uint8)
         block = self._block.address
         raw = self._outputs[program.output].address
-        return Inputs(block, block + frames_at, block + mask_at, raw)
+        prototypes = self._outputs[program.prototypes].address if program.prototypes else 0
+        return Inputs(block, block + frames_at, block + mask_at, raw, prototypes)
 
     def _decoding(self, program: Program) -> Decoding:
         held = self._decodings.get(id(program))
         if held is None:
-            output = self._plan.outputs[program.output]
-            shape = self._output_shapes[program.output]
-            held = Decoding(self._gpu, self._pool, program.kernels, Tensor(output.name, output.dtype, shape))
+            masks = None
+            if program.prototypes:
+                masks = MaskDrawing(self._pool, program.kernels, self._resolved(program.prototypes))
+            held = Decoding(self._gpu, self._pool, program.kernels, self._resolved(program.output), masks)
             self._decodings[id(program)] = held
         return held
+
+    def _resolved(self, name: str) -> Tensor:
+        """Return an output with its shape for the bound input."""
+        return Tensor(name, self._plan.outputs[name].dtype, self._output_shapes[name])
 
     def _enqueue(self, decoding: Decoding, inputs: Inputs) -> None:
         self._enqueue_letterbox(inputs)

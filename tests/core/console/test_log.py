@@ -33,6 +33,16 @@ def test_a_message_is_shown_once_whatever_a_plugin_set_up(plugin: str) -> None:
     assert "warning: ours" in done.stderr
 
 
+@pytest.mark.parametrize("option", [(), ("-W", "default")])
+def test_warnings_of_libraries_are_shown_on_request(option: tuple[str, ...]) -> None:
+    program = f"{_PROGRAM.format(plugin='')}\nimport warnings; warnings.warn('of a library', FutureWarning)"
+    done = subprocess.run(
+        [sys.executable, *option, "-c", program], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert ("FutureWarning: of a library" in done.stderr) == bool(option)
+    assert "warning: ours" in done.stderr
+
+
 def test_as_a_library_messages_go_where_the_program_sends_them() -> None:
     program = "import logging; logging.basicConfig(format='mine %(message)s'); import yolotrt_core.console.log\n"
     program += "logging.getLogger('yolotrt_core.pipeline.executor').warning('ours')"

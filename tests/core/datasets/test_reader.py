@@ -5,25 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
+from dataset_files import write_coco
 
 from yolotrt_core.datasets import reader
 from yolotrt_core.errors import UsageError
 
 LABELS = ("cat", "dog")
-
-
-@pytest.fixture
-def yolo(tmp_path: Path) -> Path:
-    """Two images of 40x20 in YOLO layout, one with two boxes and one with none."""
-    for name in ("a", "b"):
-        for kind in ("images", "labels"):
-            (tmp_path / kind / "val").mkdir(parents=True, exist_ok=True)
-        assert cv2.imwrite(str(tmp_path / "images" / "val" / f"{name}.jpg"), np.zeros((20, 40, 3), np.uint8))
-    (tmp_path / "labels" / "val" / "a.txt").write_text("0 0.5 0.5 0.5 0.5\n1 0.25 0.25 0.1 0.2\n")
-    return tmp_path
 
 
 def _yaml(root: Path, text: str) -> Path:
@@ -62,8 +51,10 @@ def test_a_description_without_names(yolo: Path, names: str) -> None:
 
 def test_a_description_that_tells_only_how_many_classes_there_are(yolo: Path) -> None:
     assert len(reader.read(_yaml(yolo, "val: images/val\nnc: 2\n"), LABELS).labels) == 2
-    with pytest.raises(UsageError, match="has 1 class, the model has 2"):
+    with pytest.raises(UsageError, match="have class 1, but it lists only 1 class"):
         reader.read(_yaml(yolo, "val: images/val\nnc: 1\n"), LABELS)
+    with pytest.raises(UsageError, match="the data set has 3 classes, the model 2"):
+        reader.read(_yaml(yolo, "val: images/val\nnc: 3\n"), LABELS)
 
 
 def test_a_part_beside_the_description_may_be_called_as_roboflow_does(yolo: Path) -> None:
@@ -107,6 +98,86 @@ def test_images_outside_the_data_set_are_all_kept(
     assert all(str(file).endswith(name) for file, name in zip(files, found, strict=True))
 
 
+@pytest.mark.parametrize(
+    ("description", "working_folder"),
+    [
+        ("repo/data/set.yaml", "repo"),  # as YOLOv5 has it: `python val.py --data data/set.yaml`
+        ("repo/data/set.yaml", "elsewhere"),  # the same, called from anywhere
+        ("repo/set.yaml", "elsewhere"),  # relative to the description
+        ("other/set.yaml", "repo"),  # relative to the working folder
+    ],
+)
+def test_a_path_is_relative_to_the_description_the_working_folder_or_the_folder_above(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, description: str, working_folder: str
+) -> None:
+    _images(tmp_path, "datasets/x/images/val/a.jpg")
+    for folder in ("repo/data", "elsewhere/deep", "other"):
+        (tmp_path / folder).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / working_folder)
+    path = tmp_path / description
+    path.write_text("path: ../datasets/x\nval: images/val\n")
+    assert reader.list_images(path)[1] == ["images/val/a.jpg"]
+
+
+def test_every_place_that_was_searched_is_named(yolo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (yolo / "here").mkdir()
+    monkeypatch.chdir(yolo / "here")
+    (yolo / "data").mkdir()
+    path = yolo / "data" / "set.yaml"
+    path.write_text("path: gone/x\nval: ../images/val\n")
+    with pytest.raises(UsageError, match=r"refers to `.*`, which does not exist") as refused:
+        reader.read(path, LABELS)
+    for above in (yolo / "data", yolo / "here", yolo):
+        assert f"`{above / 'gone/x/../images/val'}`" in str(refused.value.hint)
+        assert f"`{above / 'gone/x/images/val'}`" in str(refused.value.hint)
+
+
+def test_paths_with_the_separators_of_windows(yolo: Path) -> None:
+    (yolo / "val.txt").write_text("images\\val\\a.jpg\n")
+    for text in ("val: images\\val", "val: val.txt"):
+        assert reader.read(_yaml(yolo, text), LABELS).boxes == 2
+
+
+@pytest.mark.parametrize("lines", ["./images/val/{}.jpg", "{root}/images/val/{}.jpg", "images/val/{}.jpg"])
+@pytest.mark.parametrize("place", ["val.txt", "splits/val.txt"])
+def test_a_list_of_images_is_relative_to_itself_or_the_data_set(yolo: Path, lines: str, place: str) -> None:
+    (yolo / "splits").mkdir()
+    text = "".join(lines.format(name, root=yolo) + "\r\n" for name in "ab")
+    (yolo / place).write_text(f"\ufeff{text}")
+    assert reader.read(_yaml(yolo, f"val: {place}"), LABELS).boxes == 2
+    if place == "val.txt":
+        assert [p.name for p in reader.read(yolo / place, LABELS).images] == ["images/val/a.jpg", "images/val/b.jpg"]
+
+
+def test_an_image_of_a_list_that_is_missing(yolo: Path) -> None:
+    (yolo / "val.txt").write_text("images/val/a.jpg\nimages/val/none.jpg\n")
+    with pytest.raises(UsageError, match=r"refers to 1 image of 2 that cannot be found: `images/val/none.jpg`"):
+        reader.read(yolo / "val.txt", LABELS)
+    (yolo / "val.txt").write_text("data/a.jpg\ndata/b.jpg\n")
+    with pytest.raises(UsageError, match=r"cannot find the images of `.*val.txt`: `data/a.jpg`, `data/b.jpg` missing"):
+        reader.read(yolo / "val.txt", LABELS)
+
+
+@pytest.mark.parametrize("mark", ["utf-8-sig", "utf-16"])
+def test_byte_order_marks(yolo: Path, mark: str) -> None:
+    """Notepad and Excel write them; labels, names, descriptions and COCO are read as if they were not there."""
+    labels = yolo / "labels" / "val" / "a.txt"
+    described = _yaml(yolo, "val: images/val\nnames: [cat, dog]\n")
+    names = yolo / "classes.txt"
+    names.write_text("cat\ndog\n")
+    coco = write_coco(yolo / "images" / "val", [{"id": 17, "name": "cat"}, {"id": 18, "name": "dog"}])
+    for file, where in ((labels, described), (described, described), (coco, coco), (names, yolo)):
+        plain = file.read_text()
+        file.write_text(plain, encoding=mark)
+        if where is yolo:
+            described.unlink()
+        if mark == "utf-16":
+            with pytest.raises(UsageError, match=f"`{file}`: it is UTF-16"):
+                reader.read(where, LABELS)
+            file.write_text(plain)
+        assert reader.read(where, LABELS).boxes == 2
+
+
 @pytest.mark.parametrize("unreadable", [True, False])
 def test_a_list_file_that_is_no_text(yolo: Path, unreadable: bool) -> None:
     if unreadable:
@@ -129,88 +200,51 @@ def test_an_outline_is_taken_as_its_box(yolo: Path) -> None:
     np.testing.assert_allclose(box, [[0.3, 0.4, 0.4, 0.4]])
 
 
-def _coco(root: Path, categories: list[dict[str, object]], **changes: object) -> Path:
-    annotations = [
-        {"id": 1, "image_id": 7, "category_id": 18, "bbox": [10, 5, 20, 10], "iscrowd": 0},
-        {"id": 2, "image_id": 7, "category_id": 17, "bbox": [8, 3, 4, 4], "iscrowd": 1},
-    ]
-    images = [{"id": 7, "file_name": "a.jpg", "height": 20, "width": 40}]
-    path = root / "instances_val.json"
-    path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories} | changes))
-    return path
-
-
-def test_coco_json(yolo: Path) -> None:
-    place = yolo / "images" / "val"
-    data = reader.read(_coco(place, [{"id": 17, "name": "cat"}, {"id": 18, "name": "dog"}]), LABELS)
-    image = data.images[0]
-    np.testing.assert_array_equal(image.xywh(20, 40), [[10, 5, 20, 10], [8, 3, 4, 4]])
-    assert image.class_ids.tolist() == [1, 0]
-    assert image.crowd.tolist() == [False, True]
-    assert image.path.is_file()
-
-
-def test_coco_json_beside_the_images_folder(yolo: Path) -> None:
-    (yolo / "annotations").mkdir()
-    path = _coco(yolo / "annotations", [{"id": 17, "name": "cat"}, {"id": 18, "name": "dog"}])
-    assert reader.read(path, LABELS).images[0].path == yolo / "images" / "val" / "a.jpg"
-
-
-def test_where_coco_images_were_looked_for_is_told_once(tmp_path: Path) -> None:
-    folder = tmp_path / "images"  # `images` beside the JSON's folder is the folder itself
-    folder.mkdir()
-    path = _coco(folder, [{"id": 17, "name": "cat"}, {"id": 18, "name": "dog"}])
-    with pytest.raises(UsageError, match="cannot find the images") as told:
-        reader.read(path, LABELS)
-    places = str(told.value.hint).removeprefix("searched in ").split(", ")
-    assert f"`{folder}`" in places
-    assert len(places) == len(set(places))
-
-
-def test_coco_categories_of_other_names_go_in_order(yolo: Path, caplog: pytest.LogCaptureFixture) -> None:
-    place = yolo / "images" / "val"
-    data = reader.read(_coco(place, [{"id": 18, "name": "B"}, {"id": 17, "name": "A"}]), LABELS)
-    assert data.images[0].class_ids.tolist() == [1, 0]
-    assert "matched by order" in caplog.text
-
-
-def test_coco_categories_the_model_lacks(yolo: Path) -> None:
-    categories = [{"id": 17, "name": "cat"}, {"id": 18, "name": "dog"}, {"id": 19, "name": "cow"}]
-    with pytest.raises(UsageError, match="has 3 categories, the model has 2 classes without `cow`"):
-        reader.read(_coco(yolo, categories), LABELS)
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"bbox": None}, r"annotation 5: expected `bbox` as \[x, y, width, height\] in pixels, found `None`"),
-        ({"bbox": [1, 2, 3]}, r"expected `bbox` .* found `\[1, 2, 3\]`"),
-        ({"bbox": [1, 2, 3, "4"]}, "expected `bbox`"),
-        ({"bbox": [1, 2, 3, None]}, "expected `bbox`"),
-        ({"bbox": [1, 2, 3, 10**400]}, "expected `bbox`"),
-        ({"bbox": [1, 2, 3, float("nan")]}, "expected `bbox`"),
-        ({"bbox": {"x": 1}}, "expected `bbox`"),
-        ({"category_id": 3}, "annotation 5: `categories` has no `3`"),
-        ({"category_id": None}, "`categories` has no `None`"),
-        ({"category_id": []}, "`categories` has no"),
-        ({"category_id": float("inf")}, "`categories` has no"),
-        ({"image_id": 8}, "is not a COCO annotation file: invalid or missing fields"),
-    ],
-)
-def test_a_coco_annotation_that_is_none(yolo: Path, change: dict[str, object], words: str) -> None:
-    annotation = {"id": 5, "image_id": 7, "category_id": 18, "bbox": [10, 5, 20, 10]} | change
-    categories: list[dict[str, object]] = [{"id": 17, "name": "cat"}, {"id": 18, "name": "dog"}]
-    path = _coco(yolo / "images" / "val", categories, annotations=[annotation])
-    with pytest.raises(UsageError, match=words):
-        reader.read(path, LABELS)
-
-
 def test_labels_of_another_class_count(yolo: Path) -> None:
     (yolo / "labels" / "val" / "b.txt").write_text("7 0.5 0.5 0.1 0.1\n")
     with pytest.raises(UsageError, match="have class 7, the model has classes 0 to 1"):
         reader.read(yolo, LABELS)
-    with pytest.raises(UsageError, match="has 3 classes, the model has 2"):
+    with pytest.raises(UsageError, match="have class 7, but it lists only 3 classes"):
         reader.read(_yaml(yolo, "val: images/val\nnames: [cat, dog, cow]\n"), LABELS)
+
+
+@pytest.mark.parametrize(("missing", "is_refused"), [(8, False), (9, True)])
+def test_missing_label_files_are_counted_and_refused_above_half(tmp_path: Path, missing: int, is_refused: bool) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "labels").mkdir()
+    for number in range(16):
+        (tmp_path / "images" / f"{number:02}.jpg").touch()
+        if number >= missing:  # the last is empty: a deliberate background
+            (tmp_path / "labels" / f"{number:02}.txt").write_text("0 0.5 0.5 0.5 0.5\n" if number < 15 else "")
+    if is_refused:
+        with pytest.raises(UsageError, match=r"9 of 16 images of .* have no label file") as refused:
+            reader.read(tmp_path, LABELS)
+        assert f"expected `{tmp_path}/labels/00.txt`" in str(refused.value.hint)
+    data = reader.read(tmp_path, LABELS, options=reader.LabelOptions(allow_unlabeled=is_refused))
+    assert (len(data.images), data.unlabeled, data.backgrounds) == (16, missing, missing + 1)
+    assert data.backgrounds_text == f"{missing + 1} images without objects, {missing} of them without a label file"
+
+
+def test_classes_of_yolo_labels_are_matched_by_name(yolo: Path) -> None:
+    for names, expected in (("dog, cat", [1, 0]), ("' CAT', Dog", [0, 1]), ("dog, cat, cow", [1, 0])):
+        data = reader.read(_yaml(yolo, f"val: images/val\nnames: [{names}]\n"), LABELS)
+        assert data.images[0].class_ids.tolist() == expected
+    path = _yaml(yolo, "val: images/val\nnames: [cat, cow]\n")
+    with pytest.raises(UsageError, match="is missing in the model, `cow`"):
+        reader.read(path, LABELS)
+    data = reader.read(path, LABELS, options=reader.LabelOptions({"cow": "-"}))
+    np.testing.assert_array_equal(data.images[0].boxes, [[0.5, 0.5, 0.5, 0.5]])
+    told = reader.read(path, LABELS, options=reader.LabelOptions({"cow": "dog"}))
+    assert told.images[0].class_ids.tolist() == [0, 1]
+    assert told.digest != data.digest  # the cache key of the accuracy gate
+    with pytest.raises(UsageError, match="has `nc: 3`, but 2 names"):
+        reader.read(_yaml(yolo, "val: images/val\nnc: 3\nnames: [cat, dog]\n"), LABELS)
+
+
+@pytest.mark.parametrize("place", ["classes.txt", "labels/val/classes.txt", "obj.names"])
+def test_class_names_beside_the_labels(yolo: Path, place: str) -> None:
+    (yolo / place).write_text("dog\ncat\n")
+    assert reader.read(yolo, LABELS).images[0].class_ids.tolist() == [1, 0]
 
 
 def test_an_empty_label_folder(yolo: Path) -> None:
@@ -255,41 +289,9 @@ def test_a_description_that_is_none(yolo: Path, text: str, message: str) -> None
         reader.read(_yaml(yolo, text), LABELS)
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        "",
-        "[]",
-        "[" * 100_000,
-        '{"images": ' + "9" * 5000,
-        '{"images": []}',
-        '{"images": [{}], "annotations": [], "categories": []}',
-    ],
-)
-def test_json_that_is_no_coco(tmp_path: Path, content: str) -> None:
-    path = tmp_path / "x.json"
-    path.write_text(content)
-    with pytest.raises(UsageError, match="is not a COCO annotation file"):
-        reader.read(path, LABELS)
-
-
 def test_nothing_there(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="does not exist"):
         reader.read(tmp_path / "nowhere", LABELS)
-
-
-def test_classes_in_another_order_are_refused_and_other_names_reported(
-    yolo: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    with pytest.raises(UsageError, match=r"class 0 is `Dog` in `.*` and `cat` in the model: same classes in ano"):
-        reader.read(_yaml(yolo, "val: images/val\nnames: [Dog, cat]\n"), LABELS)
-    assert reader.read(_yaml(yolo, "val: images/val\nnames: [' CAT', dog]\n"), LABELS).boxes == 2
-    assert reader.read(_yaml(yolo, "val: images/val\nnames: [x, y]\n"), ("class0", "class1")).boxes == 2
-    assert not caplog.text
-    assert reader.read(_yaml(yolo, "val: images/val\nnames: [cat, cow]\n"), LABELS).boxes == 2
-    assert "class 1 is `cow` in `" in caplog.text
-    with pytest.raises(UsageError, match="has `nc: 3`, but 2 names"):
-        reader.read(_yaml(yolo, "val: images/val\nnc: 3\nnames: [cat, dog]\n"), LABELS)
 
 
 def test_an_object_that_is_written_twice_is_there_once(yolo: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,14 @@ def test_a_number_that_follows_is_never_taken(form: Format) -> None:
     assert len(set(named)) == len(paths)
     assert named[:2] == ["x.jpg", "x-2.jpg"]
     assert named[-2:] == ["x.mp4", "x-2.mp4"]
+
+
+def test_many_files_of_one_name_are_numbered_at_once() -> None:
+    paths = [Path(f"{folder}/x.jpg") for folder in range(20_000)]  # trying every number takes a minute
+    began = time.process_time()
+    names = Names(paths, Path("out"), "yolo")
+    assert time.process_time() - began < 10
+    assert [names.name(path) for path in (paths[0], paths[1], paths[-1])] == ["x", "x-2", "x-20000"]
 
 
 def test_endings_alone_tell_images_apart_but_not_labels() -> None:

@@ -29,6 +29,7 @@ from yolotrt_core.store.store import Store
 from yolotrt_core.types import Detections, Selection
 
 A, B, FAR = [0, 0, 10, 10], [0, 0, 10, 8], [50, 50, 60, 60]
+LINE, POINT, TURNED = [0, 2, 0, 9], [3, 3, 3, 3], [5, 5, 4, 4]
 
 
 @pytest.mark.parametrize(
@@ -40,6 +41,12 @@ A, B, FAR = [0, 0, 10, 10], [0, 0, 10, 8], [50, 50, 60, 60]
         (detections((A, 0.9, 0)), detections((FAR, 0.9, 0)), 0.0, 0.0),
         (detections((A, 0.9, 0), (FAR, 0.5, 0)), detections((A, 0.9, 0)), 2 / 3, 0.0),
         (detections((A, 0.9, 0)), detections((A, 0.9, 0), (B, 0.7, 0)), 2 / 3, 0.0),  # one pair for each box
+        # Boxes without area, by a side of 0 or below, agree with themselves alone.
+        (detections((LINE, 0.9, 0), (POINT, 0.8, 0)), detections((LINE, 0.9, 0), (POINT, 0.7, 0)), 1.0, 0.05),
+        (detections((TURNED, 0.9, 0)), detections((TURNED, 0.9, 0)), 1.0, 0.0),
+        (detections((LINE, 0.9, 0)), detections((POINT, 0.9, 0)), 0.0, 0.0),
+        (detections((LINE, 0.9, 0)), detections((A, 0.9, 0)), 0.0, 0.0),
+        (detections((LINE, 0.9, 0)), detections((LINE, 0.9, 1)), 0.0, 0.0),
         (detections(), detections(), 1.0, 0.0),
         (detections(), detections((A, 0.9, 0)), 0.0, 0.0),
         (detections((A, 0.9, 0)), detections(), 0.0, 0.0),
@@ -307,6 +314,33 @@ def test_with_labels_the_loss_of_map_decides(store: Store, tmp_path: Path, image
     assert engine.gate.facts["drop"] == 0
     with pytest.raises(GateError, match=r"mAP50-95 0\.0000, fp32 1\.0000, loss 1\.0000 \(maximum 0\.2\)"):
         _build(_stages(1e-4), store, tmp_path, eval_data=images, max_drop=0.2)
+
+
+def test_classes_and_missing_labels_are_as_the_user_says(
+    store: Store, tmp_path: Path, images: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Boxes of both classes lie in the last two images, so each map is another truth and another result."""
+    (images / "set.yaml").write_text("val: images\nnames: [one, two]\n")
+    for number in (2, 3):
+        (images / "labels" / f"{number}.txt").write_text(f"{number - 2} 0.5 0.5 1 1\n")
+    given: dict[str, Any] = {"eval_data": images / "set.yaml", "max_drop": 0.2}
+    with pytest.raises(UsageError, match="2 classes with boxes are missing in the model, the first `one`"):
+        _build(_stages(0.5), store, tmp_path, **given)
+    keys = set()
+    with caplog.at_level(logging.INFO):
+        for told in ({"one": "thing", "two": "-"}, {"one": "-", "two": "thing"}, {"one": "thing", "two": "thing"}):
+            gate = _build(_stages(0.5), store, tmp_path, class_map=told, **given).gate
+            assert gate is not None
+            assert gate.facts["compared"] == list(told.values()).count("thing")
+            keys.add(gate.key)
+    assert len(keys) == 3
+    assert "eval data 4 images, 2 boxes; 2 images without objects, 2 of them without a label file" in caplog.text
+    (images / "labels" / "3.txt").unlink()
+    with pytest.raises(UsageError, match=r"3 of 4 images of .* have no label file"):
+        _build(_stages(0.5), store, tmp_path, class_map=told, **given)
+    gate = _build(_stages(0.5), store, tmp_path, class_map=told, allow_unlabeled=True, **given).gate
+    assert gate is not None
+    assert gate.facts["compared"] == 1
 
 
 def test_max_drop_without_labels(store: Store, tmp_path: Path, images: Path) -> None:

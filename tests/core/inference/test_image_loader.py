@@ -34,6 +34,7 @@ class Fed:
     """A detector that has a GPU, as far as reading goes; its decoder is OpenCV, and leaves every fifth file to it."""
 
     program = object()
+    image_bits = 16
 
     def __init__(self, *, locks: bool = True, decodes: bool = False) -> None:
         self.locks, self.decodes_files = locks, decodes

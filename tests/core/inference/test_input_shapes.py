@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from yolotrt_core.errors import UsageError
-from yolotrt_core.inference.input_shapes import refuse_unfit
+from yolotrt_core.inference.input_shapes import IMAGE_SIZE, PROFILE, refuse_unfit
 from yolotrt_core.types import EngineSpec, ModelSpec, ShapeRange, TensorSpec
 
 PROFILES = (
@@ -64,3 +64,28 @@ def test_accepted(spec: EngineSpec, shape: tuple[int, ...]) -> None:
 def test_refused_with_what_is_accepted(spec: EngineSpec, images: object, complaint: str) -> None:
     with pytest.raises(UsageError, match=complaint):
         refuse_unfit(images, spec)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("640", (640, 640)),
+        ("480,640", (480, 640)),
+        (" 480 , 640 ", (480, 640)),
+        (640, (640, 640)),
+        ([480, 640], (480, 640)),
+    ],
+)
+def test_sizes(text: object, size: tuple[int, int]) -> None:
+    assert IMAGE_SIZE.read(text) == size
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["640 480", "6 40", "6_40", "640.0", "６４０", "640,", "640,480,3", "+640", "", [640.0], [True]],
+)
+def test_sizes_that_could_be_misread(text: object) -> None:
+    with pytest.raises(ValueError, match=r"^$"):
+        IMAGE_SIZE.read(text)
+    with pytest.raises(ValueError, match=r"^$"):
+        PROFILE.read(f"1x{text}x640:1x640x640:1x640x640")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.machinery
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,9 +11,8 @@ import cv2
 import numpy as np
 import pytest
 
-from yolotrt_core.cli.program import ENVIRONMENT
 from yolotrt_core.errors import UsageError
-from yolotrt_core.media import images, inputs, video
+from yolotrt_core.media import images, inputs
 from yolotrt_core.media.jpeg_header import upright_size
 
 
@@ -23,7 +21,7 @@ def folder(tmp_path: Path) -> Path:
     gradient = np.arange(30 * 40 * 3, dtype=np.uint8).reshape(30, 40, 3)
     for name in ("b.png", "a.PNG", "c.bmp"):
         cv2.imwrite(str(tmp_path / name), gradient)
-    (tmp_path / "notes.txt").write_text("x")
+    (tmp_path / "notes.json").write_text("x")
     (tmp_path / "sub").mkdir()
     cv2.imwrite(str(tmp_path / "sub" / "d.png"), gradient)
     return tmp_path
@@ -36,7 +34,7 @@ def test_find(folder: Path) -> None:
     assert inputs.find_inputs(str(folder / "c.bmp")) == [folder / "c.bmp"]
     for wrong, words in {
         str(folder / "none.png"): "no such file or folder",
-        str(folder / "notes.txt"): "unsupported file suffix",
+        str(folder / "notes.json"): "unsupported file suffix",
         str(folder / "*.gif"): "matches the pattern",
     }.items():
         with pytest.raises(UsageError, match=words):
@@ -76,35 +74,6 @@ def test_unreadable(tmp_path: Path, content: bytes, words: str, capfd: pytest.Ca
     with pytest.raises(UsageError, match="cannot read the image"):
         images.read(tmp_path / "gone.jpg")
     assert capfd.readouterr().err == ""
-
-
-def test_an_unreadable_video_is_one_error_without_ffmpegs_own_words(tmp_path: Path) -> None:
-    (tmp_path / "x.mp4").write_bytes(b"junk")
-    code = (  # a process of its own, since FFmpeg's verbosity is fixed at its first use
-        "import pathlib, sys\n"
-        "from yolotrt_core import errors\n"
-        "from yolotrt_core.media import video\n"
-        "try:\n"
-        "    with video.open_video(pathlib.Path(sys.argv[1])):\n"
-        "        pass\n"
-        "except errors.UsageError as err:\n"
-        "    print(err)"
-    )
-    command = [sys.executable, "-c", code, str(tmp_path / "x.mp4")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=os.environ | ENVIRONMENT)
-    assert "cannot decode the video" in done.stdout
-    assert done.stderr == ""
-
-
-def test_video_frames_come_one_by_one(tmp_path: Path) -> None:
-    path = tmp_path / "v.avi"
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 5, (64, 48))
-    for level in (0, 100, 200):
-        writer.write(np.full((48, 64, 3), level, np.uint8))
-    writer.release()
-    with video.open_video(path) as (facts, frames):
-        assert (facts.width, facts.height, facts.fps, facts.frames) == (64, 48, 5.0, 3)
-        assert [round(float(f.mean()), -1) for f in frames] == [0, 100, 200]
 
 
 class Memory:
@@ -165,29 +134,7 @@ def test_addresses_are_shown_without_what_is_secret(source: str, shown: str) -> 
     assert inputs.redact(source) == shown
 
 
-def test_no_error_tells_a_password(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Empty:
-        def __init__(self, *told: object) -> None:
-            return
-
-        def isOpened(self) -> bool:
-            return True
-
-        def get(self, what: int) -> float:
-            return 0.0
-
-        def read(self) -> tuple[bool, None]:
-            return False, None
-
-        def release(self) -> None:
-            return
-
-    monkeypatch.setattr(cv2, "VideoCapture", Empty)
-    with (
-        pytest.raises(UsageError, match=r"the video `http://\*\*\*@cam/x` has no readable frame"),
-        video.open_video("http://user:secret@cam/x") as (_, frames),
-    ):
-        next(frames)
+def test_no_error_tells_a_password() -> None:
     with pytest.raises(UsageError, match=r"no such file or folder: `ftp://\*\*\*@cam/x`"):
         inputs.find_inputs("ftp://user:secret@cam/x")
 

@@ -27,6 +27,8 @@ class Options:
 def test_precedence_is_flag_then_recipe_then_default() -> None:
     assert resolve(Options, "x") == Options()
     assert resolve(Options, "x", {}, {"workspace": 512}).workspace == 512
+    for text, share in ((".5", 0.5), ("5e-1", 0.5), ("+1.", 1.0), (" 0 ", 0.0)):
+        assert resolve(Options, "x", {"share": text}).share == share
     assert resolve(Options, "x", {"workspace": "1024"}, {"workspace": 512}).workspace == 1024
     # A flag that equals the default still overrides the recipe.
     assert resolve(Options, "x", {"tf32": "on"}, {"tf32": False}).tf32 is True
@@ -39,6 +41,14 @@ def test_precedence_is_flag_then_recipe_then_default() -> None:
         ({"workspace": "many"}, "`--x-workspace` expects a whole number of MiB, at least 256, found `many`"),
         ({"workspace": "12"}, "at least 256"),
         ({"workspace": "1.5"}, "whole number"),
+        ({"workspace": "5_12"}, "whole number"),
+        ({"workspace": "5 12"}, "whole number"),
+        ({"workspace": "５１２"}, "whole number"),
+        ({"workspace": "512.0"}, "whole number"),
+        ({"workspace": "1e3"}, "whole number"),
+        ({"workspace": ""}, "whole number"),
+        ({"share": "0_1"}, "a number"),
+        ({"share": "infinity"}, "a number"),
         ({"share": "1.5"}, "at least 0 and at most 1"),
         ({"share": "nan"}, "a number"),
         ({"share": "9" * 400}, "a number"),

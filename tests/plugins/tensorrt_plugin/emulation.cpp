@@ -182,6 +182,15 @@ void run_suppress_chunk(const unsigned* grid, IN, const Frame* frame, RAW, const
   go<1024, 1>(grid, suppress_chunk, request, frame, raw, rows, columns, keys, count, boxes, groups, removed, begin,
               end, state, kept_list, summary, found, room);
 }
+void run_place_masks(const unsigned* grid, IN, const Frame* frames, Summary* summaries, Found* found, u32 room) {
+  go<256, 1>(grid, place_masks, request, frames, summaries, found, room);
+}
+void run_draw_masks(const unsigned* grid, IN, const Frame* frames, RAW, const Element* prototypes, int map_rows,
+                    int map_columns, const Summary* summaries, const Found* found, u32 room, unsigned char* bits,
+                    u32 area) {
+  go<256, 1>(grid, draw_masks, request, frames, raw, rows, columns, prototypes, map_rows, map_columns, summaries, found,
+             room, bits, area);
+}
 void run_suppress_rest(const unsigned* grid, IN, u32 begin, u32 count, const Box* boxes, const int* groups,
                        u32* removed, const u32* state, const u32* kept_list) {
   go<256, 1>(grid, suppress_rest, request, begin, count, boxes, groups, removed, state, kept_list);

@@ -12,12 +12,14 @@ from fake_gpu import FakeCuda, fake_gpu, fake_kernels
 from head_reference import Result, reference
 from kernel_emulation import Emulated, compiled
 
-from yolotrt_core.inference.letterbox import preprocess
-from yolotrt_core.types import Detections, Selection
+from yolotrt_core.inference.letterbox import geometry, preprocess
+from yolotrt_core.types import Detections, ModelSpec, Selection, TensorSpec
 from yolotrt_tensorrt.cuda.device import PinnedPool
-from yolotrt_tensorrt.runtime import device_structs, postprocess
+from yolotrt_tensorrt.runtime import device_structs, mask_drawing, postprocess
 from yolotrt_tensorrt.runtime.loaded_engine import Tensor
+from yolotrt_tensorrt.runtime.mask_drawing import MaskDrawing
 from yolotrt_tensorrt.runtime.postprocess import Decoding, Inputs
+from yolotrt_yolov5 import segment
 
 
 @pytest.fixture(scope="module", params=["float32", "float16"])
@@ -123,23 +125,34 @@ SELECTIONS = [
 ]
 
 
-def run(emulated: Emulated, raw: np.ndarray, shapes: list[tuple[int, int]], chosen: Selection) -> list[Detections]:
+def run(
+    emulated: Emulated,
+    raw: np.ndarray,
+    shapes: list[tuple[int, int]],
+    chosen: Selection,
+    prototypes: np.ndarray | None = None,
+) -> list[Detections]:
     """Decode on the CPU through the host code of a slot."""
     cuda = FakeCuda()
     gpu = fake_gpu(cuda)
-    batch, classes = len(raw), raw.shape[2] - 5
+    pool, kernels = PinnedPool(gpu), fake_kernels(emulated, cuda)
+    batch, classes = len(raw), raw.shape[2] - 5 - (0 if prototypes is None else prototypes.shape[1])
     arrays = [np.zeros((*s, 3), np.uint8) for s in shapes]
     block = frames_block([a.shape for a in arrays], arrays, (64, 64))
     request = np.frombuffer(device_structs.pack_request(batch, chosen), np.uint8)
     mask = np.frombuffer(device_structs.pack_class_mask(chosen.classes, classes), np.uint32)
-    inputs = Inputs(request.ctypes.data, block.ctypes.data, mask.ctypes.data, raw.ctypes.data)
+    maps = 0 if prototypes is None else prototypes.ctypes.data
+    inputs = Inputs(request.ctypes.data, block.ctypes.data, mask.ctypes.data, raw.ctypes.data, maps)
     with gpu.current():
         output = Tensor("output0", str(emulated.dtype), raw.shape)
-        slot = Decoding(gpu, PinnedPool(gpu), fake_kernels(emulated, cuda), output)
+        drawing = None
+        if prototypes is not None:
+            drawing = MaskDrawing(pool, kernels, Tensor("output1", str(emulated.dtype), prototypes.shape))
+        slot = Decoding(gpu, pool, kernels, output, drawing)
         slot.reserve(chosen.max_det, multi_label=chosen.multi_label)
         stream = cuda.Stream(1)
         slot.enqueue(stream, inputs)
-        found = slot.collect(stream, inputs, batch, chosen.max_det)
+        found = slot.collect(stream, inputs, shapes, chosen.max_det)
         slot.close()
     assert cuda.live == 0
     return found
@@ -204,3 +217,78 @@ def test_any_number_of_candidates_is_decoded_exactly(emulated: Emulated, monkeyp
     for image, shape in enumerate(shapes):
         check(found[image], reference(raw[image], shape, (64, 64), chosen))
     assert found[0].truncated > 0
+
+
+COEFFICIENTS = 4
+
+
+@pytest.fixture(scope="module", params=["float32", "float16"])
+def segmenting(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Emulated:
+    return compiled(request.param, tmp_path_factory.mktemp(f"masks-{request.param}"), coefficients=COEFFICIENTS)
+
+
+def segments(dtype: np.dtype, batch: int, rows: int = 60, *, crowded: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """Return raw rows of 3 classes with coefficients, and smooth prototypes."""
+    rng = np.random.default_rng(11)
+    raw = np.stack([scene(rng, rows, 3, np.dtype(np.float32), crowded=crowded) for _ in range(batch)])
+    raw[..., 2:4] *= 3
+    coefficients = rng.normal(size=(batch, rows, COEFFICIENTS)) * 3
+    maps = [[cv2.resize(rng.normal(size=(5, 5)), (16, 16)) for _ in range(COEFFICIENTS)] for _ in range(batch)]
+    return np.concatenate((raw, coefficients), 2).astype(dtype), np.array(maps).astype(dtype)
+
+
+def check_masks(
+    found: list[Detections], raw: np.ndarray, maps: np.ndarray, sizes: list[tuple[int, int]], chosen: Selection
+) -> int:
+    """Compare with the CPU's decoding; return the number of masks with pixels."""
+    spec = ModelSpec(
+        (TensorSpec("images", "float32", (len(raw), 3, 64, 64)),),
+        (TensorSpec("output0", "float32", raw.shape), TensorSpec("output1", "float32", maps.shape)),
+        ("a", "b", "c"),
+        (8,),
+    )
+    placed = [geometry(size, (64, 64)) for size in sizes]
+    drawn = 0
+    for ours, theirs in zip(
+        found, segment.decode({"output0": raw, "output1": maps}, spec, placed, chosen), strict=True
+    ):
+        np.testing.assert_array_equal(ours.boxes, theirs.boxes)
+        assert ours.masks is not None and theirs.masks is not None
+        np.testing.assert_array_equal(ours.masks.windows, theirs.masks.windows)
+        assert len(ours.masks) == len(ours) and ours.masks.size == theirs.masks.size
+        for index in range(len(ours)):
+            one, other = ours.masks.window(index), theirs.masks.window(index)
+            # A pixel may differ where the enlarged map is within rounding of 0.5.
+            assert np.count_nonzero(one != other) <= 1 + one.size // 5000
+            drawn += bool(other.any())
+    return drawn
+
+
+# Enlarged, reduced, without padding, of one tile and of many, far smaller than the map.
+SIZES = [(480, 640), (100, 31), (64, 64), (700, 300), (5, 4), (2, 60)]
+
+
+@pytest.mark.parametrize("chosen", [Selection(), Selection(conf=0.05, iou=0.6, multi_label=True, max_det=20)], ids=str)
+def test_masks_are_the_cpus(segmenting: Emulated, chosen: Selection) -> None:
+    raw, maps = segments(segmenting.dtype, len(SIZES))
+    found = run(segmenting, raw, SIZES, chosen, maps)
+    assert check_masks(found, raw, maps, SIZES, chosen) > 20
+
+
+@pytest.mark.parametrize("segmenting", ["float32"], indirect=True)
+def test_masks_beyond_the_first_area_and_of_crowds(segmenting: Emulated, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(postprocess, "_FIRST_CAPACITY", 256)
+    monkeypatch.setattr(mask_drawing, "_FIRST_AREA", 1000)
+    sizes = [(200, 160), (30, 50)]
+    raw, maps = segments(segmenting.dtype, 2, 600, crowded=True)
+    raw[1, 40:, 4] = 0
+    chosen = Selection(conf=0.02, multi_label=True, max_det=30)
+    found = run(segmenting, raw, sizes, chosen, maps)
+    assert check_masks(found, raw, maps, sizes, chosen) > 20
+
+
+def test_images_without_objects_have_no_masks(segmenting: Emulated) -> None:
+    raw, maps = segments(segmenting.dtype, 1)
+    raw[:] = 0
+    (found,) = run(segmenting, raw, [(64, 64)], Selection(), maps)
+    assert found.masks is not None and len(found.masks) == 0

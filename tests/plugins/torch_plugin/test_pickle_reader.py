@@ -6,6 +6,7 @@ import collections
 import io
 import os
 import pickle
+import re
 import struct
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from hypothesis import given, settings, strategies as st
 
 from yolotrt_core.errors import UsageError
 from yolotrt_torch import pickle_reader
+from yolotrt_torch.pickle_names import UnknownClass
 from yolotrt_torch.pickle_reader import CorruptedPickle, RefusedGlobal, Stub, read_pickle
 
 
@@ -71,6 +73,57 @@ def test_getattr_reaches_the_forward_methods_only(name: str) -> None:
     assert isinstance(read(start + b"X" + struct.pack("<I", len(name)) + name.encode() + b"\x86R."), Stub)
     with pytest.raises(RefusedGlobal, match="__init__"):
         read(start + b"X\x08\x00\x00\x00__init__\x86R.")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "torch.hub load", "torch.storage _load_from_bytes", "torch.jit._script unpackage_script_module",
+        "torch.fx.graph_module reduce_graph_module", "numpy.testing._private.utils runstring", "numpy.f2py capi_maps",
+        "shutil rmtree", "subprocess Popen", "importlib import_module", "builtins exec", "__builtin__ eval",
+        "operator attrgetter", "functools partial", "types FunctionType", "pickle loads", "_pickle loads", "nt system",
+        "runpy _run_code", "webbrowser open", "pip main", "dill._dill _create_function", "cloudpickle.cloudpickle "
+        "_make_function", "joblib.numpy_pickle load", "socket create_connection", "ctypes CDLL", "sys exit",
+        "anything.at.all eval", "fork.blocks __import__", "models.common __builtins__",
+    ],
+)  # fmt: skip
+def test_names_that_run_code_are_refused_without_a_call(name: str) -> None:
+    module, _, last = name.partition(" ")
+    with pytest.raises(RefusedGlobal, match="nothing was executed"):
+        read(f"\x80\x02c{module}\n{last}\n.".encode("latin-1"))
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        ("models.common", "os.system"),
+        ("utils.general", "subprocess.run"),
+        ("models.yolo", "Detect.__init__.__globals__"),
+    ],
+)
+def test_names_are_not_looked_up_through_a_module(module: str, name: str) -> None:
+    """From protocol 4 on, Python follows the dots of a name through what its module has imported."""
+    program = b"\x80\x04" + b"".join(b"\x8c" + bytes([len(n)]) + n.encode() for n in (module, name)) + b"\x93."
+    with pytest.raises(RefusedGlobal):
+        read(program)
+
+
+@pytest.mark.parametrize(
+    "function",
+    ["utils.general check_requirements", "models.experimental attempt_load", "torchvision.models.resnet resnet18"],
+)
+def test_functions_may_be_named_but_not_called(function: str) -> None:
+    name = "c" + function.replace(" ", "\n") + "\n"
+    read(f"\x80\x02{name}.".encode("latin-1"))
+    with pytest.raises(RefusedGlobal):
+        read(f"\x80\x02{name}X\x01\x00\x00\x00x\x85R.".encode("latin-1"))
+
+
+def test_other_code_is_not_called_dangerous() -> None:
+    with pytest.raises(UnknownClass) as caught:
+        read(b"\x80\x02cfork.blocks\nCBAM\n)\x81(K\x01e}X\x01\x00\x00\x00aK\x01sb0cfork.heads\nHead\n.")
+    assert caught.value.names == ("fork.blocks.CBAM", "fork.heads.Head")
+    assert not re.search("refused|executed|danger|suspicious", str(caught.value))
 
 
 plain = st.recursive(

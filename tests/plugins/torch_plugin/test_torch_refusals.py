@@ -6,6 +6,7 @@ import io
 import os
 import pickle
 import random
+import re
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -160,16 +161,39 @@ BAD: Mapping[str, tuple[Callable[[Path], Any], str]] = {
     "text pickle": (lambda p: p.write_bytes(pickle.dumps({"a": 1}, 0)), "a pickle not written by PyTorch"),
     "state_dict": (lambda p: torch.save(nn.Conv2d(1, 1, 1).state_dict(), p), "a plain state_dict"),
     "state_dict in a dict": (lambda p: torch.save({"model": nn.Linear(1, 1).state_dict()}, p), "a plain state_dict"),
+    "short state_dict": (
+        lambda p: torch.save({"model.0.conv.weight": torch.zeros(1)}, p),
+        "a plain state_dict without YOLOv5's detection head",
+    ),
+    "state_dict of numbers": (
+        lambda p: torch.save({"model.0.anchors": torch.zeros(1, 1, 1), "model.0.m.0.weight": torch.tensor(1)}, p),
+        "a plain state_dict without YOLOv5's detection head",
+    ),
+    "state_dict of other names": (
+        lambda p: torch.save({"model.0.weight": torch.zeros(1), "other.0.weight": torch.zeros(1)}, p),
+        "a plain state_dict with the weight `model.0.weight`",
+    ),
+    "DataParallel of nothing": (
+        lambda p: torch.save({"model": nn.DataParallel(nn.Identity())}, p),
+        r"found a `torch.nn.modules.linear.Identity`",
+    ),
     "list": (lambda p: torch.save([1], p), "found a saved `list`"),
     "other dict": (lambda p: torch.save({"epoch": 1, "net": 2}, p), "found a dict with `epoch`, `net`"),
     "PyTorch model": (lambda p: torch.save(nn.Sequential(nn.Conv2d(3, 3, 1)), p), "found a `torch.nn.*Sequential`"),
     "YOLOv8": (lambda p: _foreign(p, "ultralytics.nn.tasks", "DetectionModel"), "found one of YOLOv8 or later"),
     "torchvision": (
         lambda p: _foreign(p, "torchvision.models.resnet", "ResNet"),
-        "contains `torchvision.models.resnet.Re",
+        "found a classification model .torchvision's `ResNet`",
+    ),
+    "detector of torchvision": (
+        lambda p: _foreign(p, "torchvision.models.detection.ssd", "SSD"),
+        "found a detection model .torchvision's `SSD`",
+    ),
+    "fork": (
+        lambda p: _foreign(p, "fork.blocks", "CBAM"),
+        "the checkpoint contains `fork.blocks.CBAM`, which YOLOv5 does not have",
     ),
     "classification": (lambda p: layout.save(p, kind="ClassificationModel"), "found a classification model"),
-    "segmentation": (lambda p: layout.save(p, kind="SegmentationModel"), "found a segmentation model"),
     "newer plain form": (lambda p: torch.save({"yolotrt": 2}, p), "unknown version of"),
 }
 
@@ -182,6 +206,60 @@ def test_what_is_no_checkpoint_is_named(kind: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=message) as caught:
         read_checkpoint(path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "way"),
+    [
+        ("fork", r"export it to ONNX .* `python export.py --weights best.pt --include onnx`.* `--weights best.onnx`"),
+        ("TorchScript", r"export that to ONNX in the environment that has the model's code"),
+        ("state_dict", "expected weights such as `model.0.conv.weight`"),
+    ],
+)
+def test_the_hint_names_the_way_that_works(kind: str, way: str, tmp_path: Path) -> None:
+    BAD[kind][0](tmp_path / "m.pt")
+    with pytest.raises(UsageError) as caught:
+        read_checkpoint(tmp_path / "m.pt")
+    assert re.search(way, caught.value.hint or "")
+    assert not re.search("refused|executed|danger|suspicious", str(caught.value))
+
+
+@pytest.mark.parametrize("edit", ["own layer", "extra part", "activation", "unknown block", "more weights"])
+def test_models_edited_in_code_are_to_be_exported_there(edit: str, tmp_path: Path) -> None:
+    config = {**layout.MODERN, "backbone": [list(line) for line in layout.MODERN["backbone"]]}
+    path = layout.save(tmp_path / "m.pt", config, network=layout.lively(layout.MODERN), edit=EDITS[edit][0])
+    with pytest.raises(UsageError) as caught:
+        network_from_checkpoint(read_checkpoint(path))
+    assert "--include onnx" in (caught.value.hint or "")
+
+
+def test_danger_is_named_before_other_code(tmp_path: Path) -> None:
+    """The advice to load the file elsewhere is not given for a file that also has a dangerous name."""
+    path = tmp_path / "m.pt"
+    layout.save(path, wrap=lambda model: {"a": _Fork(), "model": model, "z": _Command(tmp_path / "ran")})
+    with pytest.raises(UsageError, match=r"refused: the pickle contains `posix\.system`"):
+        read_checkpoint(path)
+    layout.save(path, wrap=lambda model: {"a": _Fork(), "model": model})
+    with pytest.raises(UsageError, match=rf"the checkpoint contains `{__name__}._Fork`, which YOLOv5 does not have"):
+        read_checkpoint(path)
+
+
+class _Fork:
+    """A class of other code."""
+
+
+def test_what_decompresses_without_end_is_stopped(tmp_path: Path) -> None:
+    zeros = {"yolotrt": 1, "yaml": {}, "state_dict": {f"w{i}": torch.zeros(8 << 20) for i in range(8)}}
+    torch.save(zeros, tmp_path / "archive.pt")
+    path = _rewritten(tmp_path / "archive.pt", lambda name, c: c, zipfile.ZIP_DEFLATED)
+    assert path.stat().st_size < 1 << 20
+    with pytest.raises(UsageError, match="larger than the file"):
+        read_checkpoint(path)
+    pickled = _rewritten(
+        path, lambda name, c: b"\x80\x02" + b"N0" * (8 << 20) + b"N." if name.endswith("data.pkl") else None, 8
+    )
+    with pytest.raises(UsageError, match=r"entry `.*data.pkl` .* an invalid size"):
+        read_checkpoint(pickled)
 
 
 def _rewritten(path: Path, change: Callable[[str, bytes], bytes | None], compression: int = 0) -> Path:
@@ -201,7 +279,8 @@ def _rewritten(path: Path, change: Callable[[str, bytes], bytes | None], compres
     [
         (lambda name, c: None if name.endswith("data/3") else c, 0, "`archive/data/3` .*missing"),
         (lambda name, c: c + b"\0" if name.endswith("data/3") else c, 0, "an invalid size or compression"),
-        (lambda name, c: c, zipfile.ZIP_DEFLATED, "an invalid size or compression"),
+        (lambda name, c: c, zipfile.ZIP_BZIP2, "an invalid size or compression"),
+        (lambda name, c: c, zipfile.ZIP_LZMA, "an invalid size or compression"),
         (lambda name, c: b"big" if name.endswith("byteorder") else c, 0, "big-endian"),
     ],
 )

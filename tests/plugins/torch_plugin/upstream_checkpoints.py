@@ -2,8 +2,8 @@
 
     PEER_PYTHON upstream_checkpoints.py FOLDER
 
-Writes `NAME.pt` and `NAME.npz` (`images`, `output0`) into FOLDER. Its licence is AGPL: nothing of it is
-copied here, and the project never imports it.
+Writes `NAME.pt` and `NAME.npz` (`images`, `output0`, of segmentation `output1`) into FOLDER. Its licence is AGPL:
+nothing of it is copied here, and the project never imports it.
 """
 
 from __future__ import annotations
@@ -12,19 +12,21 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
 import yaml
 from torch import nn
+from torch.nn.utils import prune
 
 warnings.filterwarnings("ignore")
 import yolov5  # noqa: E402
 
 PACKAGE = Path(yolov5.__file__).parent
 sys.path.insert(0, str(PACKAGE))  # so that classes are named `models.yolo...`, as upstream's own training does
-from models import yolo  # noqa: E402
+from models import common, yolo  # noqa: E402
 
 HUB = [
     "yolov3", "yolov3-spp", "yolov3-tiny", "yolov5-bifpn", "yolov5-fpn", "yolov5-p2", "yolov5-p34", "yolov5-p6",
@@ -37,6 +39,7 @@ def main(folder: Path) -> None:
     for name in HUB:
         save(folder, name, model_of(PACKAGE / "models/hub" / f"{name}.yaml"), size=(256, 384))
     nano = PACKAGE / "models/yolov5n.yaml"
+    save(folder, "segment", model_of(PACKAGE / "models/segment/yolov5n-seg.yaml"))
     save(folder, "v4", model_of(fourth_release()))
     save(folder, "v4-fused-legacy-half", fused(model_of(fourth_release())), legacy=True, half=True)
     save(folder, "v3-activations-legacy", third_release_activations(model_of(fourth_release())), legacy=True)
@@ -44,6 +47,11 @@ def main(folder: Path) -> None:
     save(folder, "fused", fused(model_of(nano)))
     save(folder, "ema", model_of(nano), wrap=lambda m: {"model": model_of(nano, seed=9), "ema": m, "updates": 3})
     save(folder, "bare", model_of(nano), wrap=lambda m: m)
+    save(folder, "data-parallel", model_of(nano), wrap=lambda m: {"model": nn.DataParallel(m), "ema": None})
+    save(folder, "auto-shape", model_of(nano), wrap=common.AutoShape)
+    save(folder, "masks", masked(model_of(nano)))
+    save(folder, "pruned", without_channels(model_of(nano)))
+    save(folder, "numpy", with_numpy_values(model_of(nano)))
 
 
 def model_of(config: Any, seed: int = 1) -> Any:
@@ -51,7 +59,8 @@ def model_of(config: Any, seed: int = 1) -> Any:
     if isinstance(config, Path):
         config = yaml.safe_load(config.read_text())
     torch.manual_seed(seed)
-    model = yolo.DetectionModel({**config, "nc": 4, "width_multiple": 0.25, "depth_multiple": 0.33})
+    kind = yolo.SegmentationModel if config["head"][-1][2] == "Segment" else yolo.DetectionModel
+    model = kind({**config, "nc": 4, "width_multiple": 0.25, "depth_multiple": 0.33})
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.normal_(0, 0.1)
@@ -85,6 +94,32 @@ def third_release_activations(model: Any) -> Any:
     return model
 
 
+def masked(model: Any) -> Any:
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            prune.random_unstructured(module, "weight", 0.3)
+    return model
+
+
+def without_channels(model: Any) -> Any:
+    """Remove every other hidden channel of each bottleneck."""
+    for block in model.modules():
+        if isinstance(block, common.Bottleneck):
+            first, second, norm = block.cv1.conv, block.cv2.conv, block.cv1.bn
+            first.weight, second.weight = nn.Parameter(first.weight[::2]), nn.Parameter(second.weight[:, ::2])
+            first.out_channels = second.in_channels = norm.num_features = len(first.weight)
+            norm.weight, norm.bias = nn.Parameter(norm.weight[::2]), nn.Parameter(norm.bias[::2])
+            norm.running_mean, norm.running_var = norm.running_mean[::2], norm.running_var[::2]
+    return model
+
+
+def with_numpy_values(model: Any) -> Any:
+    model.names = np.array([f"kind {i}" for i in range(4)])
+    model.yaml.update(nc=np.int64(4), anchors=np.array(model.yaml["anchors"]))
+    model.hyp = SimpleNamespace(lr0=0.01)
+    return model
+
+
 def fused(model: Any) -> Any:
     return model.fuse()
 
@@ -103,8 +138,11 @@ def save(
         model = model.half().float()
     images = np.random.default_rng(0).random((2, 3, *size), dtype=np.float32)
     with torch.no_grad():
-        answer = model(torch.from_numpy(images))[0].numpy()
-    np.savez(folder / f"{name}.npz", images=images, output0=answer)
+        answers = model(torch.from_numpy(images))
+    outputs = {"output0": answers[0].numpy()}
+    if isinstance(model, yolo.SegmentationModel):
+        outputs["output1"] = answers[1].numpy()
+    np.savez(folder / f"{name}.npz", images=images, **outputs)
     torch.save(wrap(model.half() if half else model), folder / f"{name}.pt", _use_new_zipfile_serialization=not legacy)
 
 

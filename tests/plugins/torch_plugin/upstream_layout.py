@@ -19,12 +19,12 @@ from torch import nn
 from yolotrt_torch.yolov5_model import Network
 
 NAMES = {
-    "yolo": ("Model", "DetectionModel", "SegmentationModel", "ClassificationModel", "Detect"),
+    "yolo": ("Model", "DetectionModel", "SegmentationModel", "ClassificationModel", "Detect", "Segment"),
     # The last one stands for a layer of somebody's own.
     "common": (
         "Conv", "DWConv", "Bottleneck", "BottleneckCSP", "C3", "SPP", "SPPF", "Focus", "Concat", "GhostConv", "C3SPP",
         "GhostBottleneck", "C3Ghost", "C3TR", "C3x", "CrossConv", "TransformerBlock", "TransformerLayer", "Contract",
-        "Expand", "DWConvTranspose2d", "Custom",
+        "Expand", "DWConvTranspose2d", "Proto", "Custom",
     ),
     "experimental": ("Sum", "MixConv2d"),
 }  # fmt: skip
@@ -52,6 +52,11 @@ MODERN: Mapping[str, Any] = {
         [-1, 3, "C3", [64, False]],
         [[8, 5], 1, "Detect", ["nc", "anchors"]],
     ],
+}
+# The same with masks of 8 coefficients.
+SEGMENT: Mapping[str, Any] = {
+    **MODERN,
+    "head": [*MODERN["head"][:-1], [[8, 5], 1, "Segment", ["nc", "anchors", 8, 64]]],
 }
 # v3 and v4 in small: Focus, BottleneckCSP, SPP, and the padding and pooling of the tiny models.
 EARLY: Mapping[str, Any] = {

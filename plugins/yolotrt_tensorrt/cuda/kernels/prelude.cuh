@@ -67,11 +67,13 @@ struct Request {
 struct Found {
   float x1, y1, x2, y2, score;
   int class_id;
+  int row;   // of the raw output
+  u32 mask;  // offset of its mask's bits in bytes, in the area of its image
 };
 
 struct Summary {
   u32 candidates;  // above the threshold, also beyond the capacity
   u32 kept;        // after suppression; those beyond max_det are counted, not written
   u32 overflow;    // 1: candidates exceeded the capacity and nothing was suppressed: run again with more
-  u32 reserved;
+  u32 mask_bytes;  // that the masks of the image take
 };

@@ -135,6 +135,8 @@ __device__ inline void write_found(const Ordered& all, const Head& head, const F
   out->y2 = fminf(fmaxf((box.y2 - frame.pad_y) / frame.scale, 0.0f), height);
   out->score = score_of(all.keys[at]);
   out->class_id = index_of(all.keys[at]) % head.classes();
+  out->row = index_of(all.keys[at]) / head.classes();
+  out->mask = 0;
 }
 
 struct Shared {

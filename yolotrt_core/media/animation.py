@@ -1,0 +1,61 @@
+"""Whether an image file is animated, from its bytes."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+_GIF = (b"GIF87a", b"GIF89a")
+_PNG = b"\x89PNG\r\n\x1a\n"
+_IMAGE, _EXTENSION = 0x2C, 0x21  # blocks of a GIF file
+_ANIMATED = 2  # flag of WebP
+
+
+def is_animated(data: bytes) -> bool:
+    """Return whether a file is an animated GIF, PNG, WebP or AVIF."""
+    if data.startswith(_GIF):
+        return _has_two_frames(data)
+    if data.startswith(_PNG):  # APNG: this chunk is before the pixels
+        return b"acTL" in data[: max(0, data.find(b"IDAT"))]
+    if data[:4] == b"RIFF" and data[8:16] == b"WEBPVP8X":
+        return bool(data[20] & _ANIMATED) if len(data) > 20 else False
+    return data[4:12] == b"ftypavis"
+
+
+def is_animated_gif(path: Path) -> bool:
+    """Return whether a file with the suffix of a GIF has more than one frame; False if it cannot be read."""
+    if path.suffix.lower() != ".gif":
+        return False
+    try:
+        status = path.stat()
+        return _is_animated_gif(path, status.st_mtime_ns, status.st_size)
+    except OSError:
+        return False
+
+
+@functools.lru_cache(maxsize=1024)
+def _is_animated_gif(path: Path, changed: int, size: int) -> bool:
+    return is_animated(path.read_bytes())
+
+
+def _has_two_frames(data: bytes) -> bool:
+    """Walk the blocks of a GIF file up to the second image."""
+    at, frames = 13, 0
+    try:
+        if data[10] & 0x80:  # colour table
+            at += 3 << (data[10] & 7) + 1
+        while data[at] in (_IMAGE, _EXTENSION):
+            if data[at] == _IMAGE:
+                frames += 1
+                if frames == 2:
+                    return True
+                local = data[at + 9]
+                at += 11 + ((3 << (local & 7) + 1) if local & 0x80 else 0)
+            else:
+                at += 2
+            while data[at]:
+                at += data[at] + 1
+            at += 1
+    except IndexError:  # truncated
+        pass
+    return False
