@@ -23,7 +23,7 @@ class Threshold(nn.Threshold):
     """PyTorch's threshold in operators that its exporters know."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.where(x > self.threshold, x, torch.tensor(self.value, dtype=x.dtype, device=x.device))
+        return torch.where(x > self.threshold, x, x.new_full((), self.value))
 
 
 # Those that change each value by itself, whatever the channels.
