@@ -1,7 +1,7 @@
 """Checkpoints of the whole family, made by upstream's own package, against its answers beside them.
 
 Needs a folder of NAME.pt and NAME.npz (`images`, `output0`), named by `YOLOTRT_TEST_FAMILY`; with NAME.float64.npy,
-from `tests/bench/family_float64.py`, the tolerance is twice upstream's own float32 error where that is larger than 1e-5.
+from `tests/bench/family_float64.py`, the tolerance is twice upstream's own float32 error if that exceeds 1e-5.
 """
 
 from __future__ import annotations
