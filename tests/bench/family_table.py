@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -137,7 +138,9 @@ def _cell(column: Callable[[Case], str], case: Case) -> str:
     try:
         return column(case)
     except YolotrtError as err:
-        return str(err).partition("\n")[0][:160].replace("|", "/")
+        text = str(err).partition("\n")[0].replace("|", "/")
+        gate = re.search(r"failed the accuracy gate: .*(agreement [\d.]+)", text)  # which runs after the build
+        return f"built, refused by the gate: {gate[1]}" if gate else text[:160]
 
 
 if __name__ == "__main__":
