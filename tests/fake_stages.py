@@ -144,7 +144,7 @@ class FakeBuilder(FakeStage, Builder):
 
 
 class FakePostprocessor(FakeStage, Postprocessor):
-    """Finds one box as high and wide as the image; its score is the mean of the answer."""
+    """Finds one box as high and wide as the image; its score is the mean of the answer, at most 1."""
 
     name = "fakehead"
     heads = frozenset({"fake"})
@@ -159,7 +159,7 @@ class FakePostprocessor(FakeStage, Postprocessor):
     ) -> list[Detections]:
         found = []
         for image, placed in zip(raw["output0"], geometry, strict=True):
-            score = float(image.mean())
+            score = min(float(image.mean()), 1.0)
             height, width = placed.source
             box = np.array([[0, 0, width * self.reach(score), height]], np.float32)
             found.append(Detections(box, np.array([score], np.float32), np.zeros(1, np.int64)))

@@ -19,12 +19,13 @@ PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 Layout = Literal["nchw", "nhwc"]
 Task = Literal["detect", "segment"]
 CHANNELS = 3
+MIN_SIZE_STEP = 32  # pixels; upstream rounds every size to multiples of it, or of the largest stride above it
 
 
 def layout_of(shape: Sequence[object]) -> Layout:
     """Return the layout of an input shape; a dynamic dimension may be anything but 3.
 
-    The shape is sufficient: height and width are multiples of the strides, so only the channel axis has size 3.
+    The shape is sufficient: height and width are multiples of the size step, so only the channel axis has size 3.
     """
     return "nhwc" if len(shape) == 4 and shape[3] == CHANNELS and shape[1] != CHANNELS else "nchw"
 
@@ -80,6 +81,7 @@ class ModelSpec:
         anchors: per level, (width, height) of each anchor in input pixels; empty if the head has none.
         provenance: informational facts about the origin.
         task: what the network is for, and so what its results hold: `segment` has masks.
+        network_stride: pixels per cell of the coarsest feature map, whether or not it has a detection level.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -90,6 +92,12 @@ class ModelSpec:
     anchors: tuple[tuple[tuple[float, float], ...], ...] = ()
     provenance: Mapping[str, str] = field(default_factory=dict)
     task: Task = "detect"
+    network_stride: int = 1
+
+    @property
+    def size_step(self) -> int:
+        """Height and width of the input are multiples of this."""
+        return max(self.network_stride, *self.strides, 1)
 
     @property
     def layout(self) -> Layout:
@@ -126,7 +134,7 @@ class ShapeRange:
 
 @dataclass(frozen=True, slots=True)
 class BuildRequest:
-    """Requested precision and input shapes. Height and width in pixels, multiples of the largest stride.
+    """Requested precision and input shapes. Height and width in pixels, multiples of the size step.
 
     `profiles` is empty for a static model and has at least one entry with `dynamic`. `exact_fp32`: a pass must rewrite
     fp32 products that the runtime would compute with truncated operands.

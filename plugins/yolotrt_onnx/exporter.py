@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -14,18 +15,21 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, ValueInfoProto, helper
 
-from yolotrt_core.console.text import first_line, nearest
-from yolotrt_core.datasets.class_names import labels_from_file, labels_in_order, numbered_labels
+from yolotrt_core.console.text import first_line
 from yolotrt_core.errors import StageError, UsageError
-from yolotrt_core.export.onnx_metadata import literal, metadata_of, strides_from_text
+from yolotrt_core.export.onnx_metadata import literal, metadata_of
 from yolotrt_core.export.onnx_normalize import arrange_rows
-from yolotrt_core.export.output_layout import Known, Rows, find_rows
+from yolotrt_core.export.output_layout import Rows
 from yolotrt_core.export.reference_input import reference_images
-from yolotrt_core.inference.input_shapes import shape_text
+from yolotrt_core.inference.input_shapes import refuse_sizes
 from yolotrt_core.plugin.stages import REFERENCE_FILE, SourceInfo
 from yolotrt_core.types import BuildRequest, ModelSource, ModelSpec
+from yolotrt_onnx.box_output import HEAD, Source, read_boxes
+from yolotrt_onnx.end_to_end import Removed, remove_nms
 from yolotrt_onnx.graph import save, tensor_specs
-from yolotrt_onnx.graph_edits import cast_output_to_float, keep_output, rename
+from yolotrt_onnx.graph_edits import cast_output_to_float, drop_weight_inputs, keep_outputs, rename, sort_if_needed
+from yolotrt_onnx.image_input import ImageInput
+from yolotrt_onnx.integer_operators import has_zero_points, use_float_operators
 from yolotrt_onnx.source_precision import has_bfloat16, source_precision
 
 if TYPE_CHECKING:
@@ -33,10 +37,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-HEAD = "yolov5"
-_FLOATS = {TensorProto.FLOAT: np.float32, TensorProto.FLOAT16: np.float16}
-# Maximum distance of a box centre from its cell, in cells: for float32, for 8-bit integers.
-_SLACK, _ROUNDED_SLACK = 0.1, 1.0
+# onnxruntime's operators on integers round differently from Q/DQ nodes, by at most one step of a scale.
+_ROUNDED_TOLERANCE = 0.05
+_SYMMETRIC = (
+    "quantize with `ActivationSymmetric` and `WeightSymmetric`, pass the float model, or `--builder onnxruntime`"
+)
 _FATAL = 4  # onnxruntime also prints what it raises; 4 logs fatal errors only
 
 
@@ -44,35 +49,49 @@ def export(source: ModelSource, request: BuildRequest, options: OnnxSourceOption
     """Write `out/model.onnx` and `out/reference.npz` for an ONNX file.
 
     Changes only the interface (names, float32, BCHW, YOLOv5's rows), free sizes and the metadata; all other
-    nodes stay, Q/DQ nodes included. The reference is the output of the unchanged file in onnxruntime.
+    nodes stay, Q/DQ nodes included. NMS at the end is removed, and a head without decoding is decoded. The reference
+    is the output of the file in onnxruntime, with these nodes if it has no rows of its own.
 
     Raises:
         UsageError: invalid ONNX, an input other than one image, an output other than YOLOv5's, or another size.
     """
-    model = _load(source.path)
-    image = _Image(model)
+    model, removed = _load(source.path, options)
+    image = ImageInput(model)
     image.refuse_other(request)
-    output = _output(model, options)
+    image.read_preprocessing(options)
+    step = image.size_step()
+    refuse_sizes(request, step)
     size = (request.height, request.width)
     # Several images on a free batch, to detect a graph that mixes them up.
     images = reference_images(max(request.batch, 2) if request.dynamic else request.batch, *size)
-    answer = _run_source(model, image, output, images)
-    rows = _rows(answer, request, options, image.is_free, _is_rounded(model))
-    labels = _labels(model, source.path, answer, options)
+    images = image.representable(images)
+    boxes = read_boxes(
+        Source(model, source.path, request, options, image.is_free, removed),
+        lambda outputs: _run_source(model, image, outputs, images),
+    )
+    answer, rows = boxes.answer, boxes.rows
     precision = source_precision(model)
+    changed = use_float_operators(model)
 
-    keep_output(model, output)
+    keep_outputs(model, [boxes.output])
     image.become_images(request)
-    rename(model, {output: "output0"})
+    rename(model, {boxes.output: "output0"})
     cast_output_to_float(model)
     _free_output(model, answer, request)
     if rows is not None:
         arrange_rows(model, rows, size)
-    spec = _spec(model, source, options, rows, labels)
+    spec = replace(_spec(model, source, options, rows, boxes.labels), network_stride=step)
     spec = replace(spec, provenance={**spec.provenance, **({"source_precision": precision} if precision else {})})
+    if has_zero_points(model):  # for errors of TensorRT's parser
+        spec = replace(spec, provenance={**spec.provenance, "zero_points": _SYMMETRIC})
+    if not image.is_plain:
+        spec = replace(spec, provenance={**spec.provenance, "source_input": image.form})
     _finish(model, spec, request, source.path, out)
     given = answer if rows is None else rows.to_project(answer, *size)
-    np.savez(out / REFERENCE_FILE, images=images, output0=given.astype(np.float32))
+    arrays = {"images": images, "output0": given.astype(np.float32)}
+    if changed:
+        arrays["tolerance"] = np.array(_ROUNDED_TOLERANCE, np.float64)
+    np.savez(out / REFERENCE_FILE, **arrays)  # type: ignore[arg-type]
     return spec
 
 
@@ -80,11 +99,13 @@ def inspect(path: Path) -> SourceInfo:
     """Return size, precision and shape facts of a file; empty for an invalid file, which `export` refuses."""
     try:
         model = onnx.load(str(path), load_external_data=False)
+        drop_weight_inputs(model)
+        sort_if_needed(model)
         precision = source_precision(model)
     except Exception:  # noqa: BLE001 - `export` reports what is wrong with the file
         return SourceInfo()
     try:
-        image = _Image(model)
+        image = ImageInput(model)
     except UsageError:
         return SourceInfo(precision=precision)
     _, height, width = image.sizes
@@ -94,7 +115,7 @@ def inspect(path: Path) -> SourceInfo:
     return SourceInfo((height, width) if height and width else None, not image.is_free, precision)
 
 
-def _load(path: Path) -> ModelProto:
+def _load(path: Path, options: OnnxSourceOptions) -> tuple[ModelProto, Removed | None]:
     try:
         model = onnx.load(str(path), load_external_data=False)
         if not model.graph.node:
@@ -105,107 +126,29 @@ def _load(path: Path) -> ModelProto:
                 f"`{path}` uses external data for {len(outside)} weights, such as `{outside[0]}`",
                 hint="save it as one file: `onnx.save(onnx.load(FILE), NEW, save_as_external_data=False)`",
             )
+        drop_weight_inputs(model)
+        if sort_if_needed(model):
+            log.info("the file's nodes are not in the order in which they run: sorting them")
+        removed = remove_nms(model, options.output is not None) if options.head == HEAD else None
         onnx.checker.check_model(model, full_check=True)
     except UsageError:
         raise
     except Exception as err:  # protobuf, the checker and the file system have no common exception base
         raise UsageError(f"`{path}` is not a valid ONNX model: {first_line(err)}", hint="export it again") from err
-    return model
+    return model, removed
 
 
-class _Image:
-    """The one input of a model, and how it differs from `images` (B, 3, H, W) in float32."""
-
-    def __init__(self, model: ModelProto) -> None:
-        weights = {weight.name for weight in model.graph.initializer}
-        inputs = [value for value in model.graph.input if value.name not in weights]
-        shown = ", ".join(f"`{s.name}` {s.dtype} {shape_text(s.shape)}" for s in tensor_specs(inputs)) or "none"
-        refusal = UsageError(f"expected one input, float images (batch, 3, height, width), found {shown}")
-        if len(inputs) != 1 or inputs[0].type.tensor_type.elem_type not in _FLOATS:
-            raise refusal
-        self.model, self.value = model, inputs[0]
-        dims = [d.dim_value if d.HasField("dim_value") else None for d in self.value.type.tensor_type.shape.dim]
-        if len(dims) != 4 or 3 not in (dims[1], dims[3]):
-            raise refusal
-        self.is_last = dims[1] != 3  # channels last, as in TensorFlow
-        height, width = dims[1:3] if self.is_last else dims[2:4]
-        self.sizes = (dims[0], height, width)
-        self.dtype: Any = _FLOATS[self.value.type.tensor_type.elem_type]
-
-    @property
-    def is_free(self) -> bool:
-        """Whether height or width is dynamic."""
-        return None in self.sizes[1:]
-
-    def refuse_other(self, request: BuildRequest) -> None:
-        asked = (request.batch, request.height, request.width)
-        if request.dynamic and None not in self.sizes:
-            raise UsageError(
-                f"the file fixes its input to {_sizes(self.sizes)}, but a dynamic engine was requested",
-                hint="export the ONNX with free dimensions, or build without `--dynamic` and `--profile`",
-            )
-        batch = (None if request.dynamic else asked[0], *asked[1:])
-        for fixed, requested in zip(self.sizes, batch, strict=True):
-            if fixed is not None and requested is not None and fixed != requested:
-                height, width = (fixed or want for fixed, want in zip(self.sizes[1:], asked[1:], strict=True))
-                raise UsageError(
-                    f"the file is for batch x height x width {_sizes(self.sizes)}, but {_sizes(asked)} was requested",
-                    hint=f"pass `--batch {self.sizes[0] or asked[0]} --imgsz {height},{width}`",
-                )
-
-    def of(self, images: NDArray[np.float32]) -> NDArray[Any]:
-        """Convert images (B, 3, H, W) to the file's layout and type."""
-        return np.ascontiguousarray(images.transpose(0, 2, 3, 1) if self.is_last else images, self.dtype)
-
-    def become_images(self, request: BuildRequest) -> None:
-        """Replace the input by `images` (B, 3, H, W) in float32, with the request's sizes where free."""
-        graph = self.model.graph
-        steps = []
-        if self.dtype != np.float32:
-            steps.append(("Cast", {"to": TensorProto.FLOAT16}))
-        if self.is_last:
-            steps.append(("Transpose", {"perm": [0, 2, 3, 1]}))
-        rename(self.model, {self.value.name: "images_0" if steps else "images"})
-        # Backwards from the tensor that the graph reads to the new input.
-        for index, (operator, attributes) in enumerate(reversed(steps)):
-            before = f"images_{index + 1}" if index + 1 < len(steps) else "images"
-            name = f"images_{operator.lower()}"
-            graph.node.insert(0, helper.make_node(operator, [before], [f"images_{index}"], name=name, **attributes))
-        size = [
-            fixed or requested for fixed, requested in zip(self.sizes[1:], (request.height, request.width), strict=True)
-        ]
-        shape: list[int | str] = [self.sizes[0] or request.batch, 3, *size]
-        if request.dynamic:
-            named = ("batch", "height", "width")
-            free = [name if fixed is None else fixed for fixed, name in zip(self.sizes, named, strict=True)]
-            shape = [free[0], 3, *free[1:]]
-        self.value.CopyFrom(helper.make_tensor_value_info("images", TensorProto.FLOAT, shape))
-
-
-def _output(model: ModelProto, options: OnnxSourceOptions) -> str:
-    """Return the name of the box output."""
-    specs = {spec.name: spec for spec in tensor_specs(model.graph.output)}
-    if options.output is not None:
-        if options.output not in specs:
-            raise UsageError(f"the file has no output `{options.output}`", hint=nearest(options.output, list(specs)))
-        return options.output
-    fitting = [s.name for s in specs.values() if len(s.shape) == 3 and s.dtype in ("float32", "float16")]
-    if len(fitting) != 1:
-        shown = ", ".join(f"`{s.name}` {s.dtype} {shape_text(s.shape)}" for s in specs.values())
-        hint = "choose it with `--onnx-output NAME`" if fitting else "export the model without NMS"
-        raise UsageError(f"expected one float output (batch, rows, 5 + classes), found {shown}", hint=hint)
-    return fitting[0]
-
-
-def _run_source(model: ModelProto, image: _Image, output: str, images: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Run the unchanged file in onnxruntime, in batches of its own size."""
+def _run_source(
+    model: ModelProto, image: ImageInput, outputs: Sequence[str], images: NDArray[np.float32]
+) -> dict[str, NDArray[np.float32]]:
+    """Run the file in onnxruntime, in batches of its own size; before its interface is changed."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _FATAL
     frames, step = image.of(images), image.sizes[0] or len(images)
     try:
         session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
         feed = session.get_inputs()[0].name
-        parts = [session.run([output], {feed: frames[at : at + step]})[0] for at in range(0, len(frames), step)]
+        parts = [session.run([*outputs], {feed: frames[at : at + step]}) for at in range(0, len(frames), step)]
     except Exception as err:  # onnxruntime's exception classes have no common base
         if has_bfloat16(model):  # next to convolutions of another type: bf16 convolutions are refused earlier
             raise UsageError(
@@ -216,51 +159,10 @@ def _run_source(model: ModelProto, image: _Image, output: str, images: NDArray[n
         shape = " x ".join(map(str, images.shape))
         hint = "it may not support this size: export it again, or build without `--dynamic`"
         raise StageError(f"onnxruntime cannot run the file on {shape} pixels: {first_line(err)}", hint=hint) from err
-    return np.concatenate(parts).astype(np.float32)
-
-
-def _rows(
-    answer: NDArray[np.float32], request: BuildRequest, options: OnnxSourceOptions, is_free: bool, is_rounded: bool
-) -> Rows | None:
-    """Find the layout of the rows; None for a head other than YOLOv5's."""
-    if options.head != HEAD:
-        return None
-    known = Known(
-        strides_from_text(options.strides, "--onnx-strides"),
-        None if options.rows == "auto" else options.rows,
-        None if options.units == "auto" else options.units,
-    )
-    size = (request.height, request.width)
-    if answer.ndim == 3 and answer.shape[1] < answer.shape[2] and answer.shape[1] >= 5:
-        raise UsageError(
-            f"the output has the shape {shape_text(answer.shape)}: one column per box, as in anchor-free heads "
-            "(YOLOv8 and later); expected YOLOv5's (batch, rows, 5 + classes)",
-            hint="if a postprocessor plugin decodes it, pass its head: `--onnx-head NAME`",
-        )
-    rows = find_rows(answer, size, known, _ROUNDED_SLACK if is_rounded else _SLACK)
-    if request.dynamic and is_free and (rows.permutation(*size) is not None or rows.units != "pixels"):
-        raise UsageError(
-            f"the file's rows are {rows.order}-major in {rows.units}, which cannot be rearranged for every size",
-            hint="fix height and width in the file, and leave only the batch free",
-        )
-    return rows
-
-
-def _labels(model: ModelProto, path: Path, answer: NDArray[np.float32], options: OnnxSourceOptions) -> tuple[str, ...]:
-    classes = answer.shape[2] - 5 if options.head == HEAD else None
-    hint = "pass the class names with `--onnx-names FILE`, one per line"
-    if options.names is not None:
-        names, where = labels_from_file(options.names), f"`{options.names}`"
-    else:
-        names, where = labels_in_order(literal(_properties(model).get("names"))) or (), f"the metadata of `{path.name}`"
-    if not names:
-        if classes is None:
-            raise UsageError(f"`{path.name}` has no class names, and its head is unknown", hint=hint)
-        log.warning("the file has no names for its %d classes: numbering them; %s", classes, hint)
-        return numbered_labels(classes)
-    if classes is not None and len(names) != classes:
-        raise UsageError(f"the file has {classes} classes, but {where} has names for {len(names)}", hint=hint)
-    return names
+    columns = zip(*parts, strict=True)
+    return {
+        n: np.concatenate([*map(np.atleast_1d, c)]).astype(np.float32) for n, c in zip(outputs, columns, strict=True)
+    }
 
 
 def _free_output(model: ModelProto, answer: NDArray[np.float32], request: BuildRequest) -> None:
@@ -320,17 +222,9 @@ def _finish(model: ModelProto, spec: ModelSpec, request: BuildRequest, path: Pat
     save(model, out)
 
 
-def _is_rounded(model: ModelProto) -> bool:
-    return any(node.op_type in ("QuantizeLinear", "DynamicQuantizeLinear") for node in model.graph.node)
-
-
 def _properties(model: ModelProto) -> dict[str, str]:
     return {each.key: each.value for each in model.metadata_props}
 
 
 def _dims(value: ValueInfoProto) -> Any:
     return value.type.tensor_type.shape.dim
-
-
-def _sizes(sizes: tuple[int | None, ...]) -> str:
-    return " x ".join("any" if size is None else str(size) for size in sizes)

@@ -77,7 +77,21 @@ class OnnxSourceOptions:
         help="Class names: a text file with one per line, or YAML with `names`; default: those in the file, else "
         "numbers for a YOLOv5 head and an error for any other",
     )
-    output: str | None = option(None, help="Name of the box output; default: the only one with three dimensions")
+    output: str | None = option(
+        None,
+        help="Name of the box output, or names of a head's maps with commas; default: the only one with three "
+        "dimensions",
+    )
+    columns: str | None = option(
+        None,
+        help="Columns of a row from left to right, e.g. classes=80, or box=4,objectness=1,skip=10,classes=1; further "
+        "ones are dropped; default: all after objectness are classes",
+    )
+    anchors: str | None = option(
+        None,
+        help="Anchors in pixels of a head without decoding, levels separated by a slash, e.g. 10,13,16,30/30,61,62,45; "
+        "default: those in the file's metadata",
+    )
     head: str = option("yolov5", help="Head of the model; heads other than `yolov5` need a postprocessor plugin")
     rows: Literal["auto", "anchor", "cell"] = option(
         "auto", help="Order of a YOLOv5 output's rows within a level: anchor, y, x or y, x, anchor; `auto` detects it"
@@ -87,3 +101,10 @@ class OnnxSourceOptions:
         help="Units of a YOLOv5 output's boxes; `normalised` is relative to the image size; `auto` detects them",
     )
     strides: str | None = option(None, help="Strides of the levels in the rows' order, e.g. 8,16,32; default: detected")
+    range: Literal["auto", "1", "255"] = option(
+        "auto", help="Largest value of an image that the file expects; `auto` reads it from the graph's constants"
+    )
+    order: Literal["auto", "rgb", "bgr"] = option(
+        "auto",
+        help="Order of channels that the file expects; `auto`: bgr if the graph swaps red and blue, else rgb",
+    )

@@ -25,6 +25,7 @@ from yolotrt_core.types import BuildRequest, ModelSource, ModelSpec, TensorSpec,
 from yolotrt_tf import onnx_edits as edit
 from yolotrt_tf.class_names import labels_of
 from yolotrt_tf.formats import NAMES, Format, recognise
+from yolotrt_tf.integer_resolution import COARSE, refuse_lost
 
 if TYPE_CHECKING:
     from yolotrt_tf.loaders import Network
@@ -62,7 +63,7 @@ def export(source: ModelSource, request: BuildRequest, options: TfOptions, out: 
         network = load(source.path, form, options)
         _refuse_size(network, request)
         answer = _run_network(network, frames)
-        rows = find_rows(answer, size, known, _QUANTIZED_SLACK if network.rounded else _SLACK)
+        rows = _find_rows(network, answer, size, known)
         model = _convert(network, source.path, request, options)
     log.debug("%s: %s", NAMES[form], rows)
     asymmetric = edit.has_zero_points(model)
@@ -82,6 +83,14 @@ def export(source: ModelSource, request: BuildRequest, options: TfOptions, out: 
         arrays["tolerance"] = np.array(_ROUNDED_TOLERANCE, np.float64)
     np.savez(out / REFERENCE_FILE, **arrays)  # type: ignore[arg-type]
     return spec
+
+
+def _find_rows(network: Network, answer: NDArray[np.float32], size: tuple[int, int], known: Known) -> Rows:
+    try:
+        return find_rows(answer, size, known, _QUANTIZED_SLACK if network.rounded else _SLACK)
+    except UsageError:
+        refuse_lost(network.resolution, COARSE)  # says why, if integers are to blame
+        raise
 
 
 def _recognise_format(path: Path) -> Format:

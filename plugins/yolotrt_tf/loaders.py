@@ -16,8 +16,10 @@ from tensorflow.python.framework.convert_to_constants import convert_variables_t
 from yolotrt_core.console.text import first_line, nearest, printable
 from yolotrt_core.errors import UsageError
 from yolotrt_tf.formats import NAMES, Format
+from yolotrt_tf.integer_resolution import LOST, Resolution, coarsest, refuse_lost
 from yolotrt_tf.keras_allowlist import refuse_classes
 from yolotrt_tf.operator_allowlist import drop_saver, refuse_operators
+from yolotrt_tf.suppression import refuse_lite_suppression, refuse_suppression
 
 if TYPE_CHECKING:
     from yolotrt_tf.options import TfOptions
@@ -52,6 +54,7 @@ class Network:
         graph: the frozen GraphDef, or None for TensorFlow Lite.
         input_quantization, output_quantization: of integer inputs and outputs of TensorFlow Lite.
         rounded: whether it computes with 8-bit integers.
+        resolution: the coarsest of its results in 8-bit integers.
     """
 
     run: Callable[[NDArray[np.float32]], NDArray[np.float32]]
@@ -62,6 +65,7 @@ class Network:
     input_quantization: Quantization | None = None
     output_quantization: Quantization | None = None
     rounded: bool = False
+    resolution: Resolution | None = None
 
 
 def load(path: Path, form: Format, options: TfOptions) -> Network:
@@ -102,6 +106,8 @@ def _saved_model(path: Path, options: TfOptions) -> Network:
         drop_saver(described.meta_graphs[0])
     for meta in described.meta_graphs:
         refuse_operators(meta.graph_def)
+        if options.output is None:
+            refuse_suppression(meta.graph_def)
     with tempfile.TemporaryDirectory() as folder:
         # Load only the checked files, not other content of the folder.
         (Path(folder) / file.name).write_bytes(described.SerializeToString())
@@ -155,6 +161,8 @@ def _graph_def(path: Path, options: TfOptions) -> Network:
 
     graph = graph_pb2.GraphDef.FromString(path.read_bytes())
     refuse_operators(graph)
+    if options.output is None:
+        refuse_suppression(graph)
     if any(node.op in ("VariableV2", "VarHandleOp") for node in graph.node):
         raise UsageError(f"`{path}` contains variables", hint="freeze the graph, or pass its SavedModel")
     read = {name.lstrip("^").partition(":")[0] for node in graph.node for name in node.input}
@@ -189,7 +197,7 @@ def _refuse_invalid_tflite(path: Path) -> None:
     model = Model.GetRootAs(path.read_bytes(), 0)
     for index in range(model.OperatorCodesLength()):
         code = model.OperatorCodes(index)
-        code.BuiltinCode()
+        refuse_lite_suppression(max(code.BuiltinCode(), code.DeprecatedBuiltinCode()), code.CustomCode())
         if code.CustomCode():
             raise UsageError(
                 "expected only TensorFlow Lite's builtin operators, found "
@@ -217,6 +225,8 @@ def _refuse_invalid_tflite(path: Path) -> None:
 
 def _tflite(path: Path, options: TfOptions) -> Network:
     _refuse_invalid_tflite(path)
+    resolution = coarsest(path)
+    refuse_lost(resolution, LOST)
     # No default delegate: it writes directly to standard error.
     resolver = tf.lite.experimental.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
     interpreter = tf.lite.Interpreter(str(path), experimental_op_resolver_type=resolver)
@@ -241,7 +251,7 @@ def _tflite(path: Path, options: TfOptions) -> Network:
 
     shape = _image_shape(source["name"], tf.TensorShape([None if n < 0 else int(n) for n in source["shape_signature"]]))
     rounded = any(d["dtype"] in (np.int8, np.uint8) for d in interpreter.get_tensor_details())
-    return Network(run, shape, source["name"], target["name"], None, into, out_of, rounded)
+    return Network(run, shape, source["name"], target["name"], None, into, out_of, rounded, resolution)
 
 
 def _freeze(function: Any, run: Callable[[NDArray[np.float32]], NDArray[np.float32]], output: int) -> Network:

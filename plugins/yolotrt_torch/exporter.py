@@ -15,8 +15,9 @@ from yolotrt_core.console.text import first_line, printable
 from yolotrt_core.errors import StageError, UsageError
 from yolotrt_core.export.onnx_metadata import metadata_of
 from yolotrt_core.export.reference_input import reference_images
+from yolotrt_core.inference.input_shapes import refuse_sizes
 from yolotrt_core.plugin.stages import ONNX_FILE, REFERENCE_FILE
-from yolotrt_core.types import BuildRequest, ModelSource, ModelSpec, TensorSpec
+from yolotrt_core.types import MIN_SIZE_STEP, BuildRequest, ModelSource, ModelSpec, TensorSpec
 from yolotrt_torch.checkpoint import Checkpoint, read_checkpoint
 from yolotrt_torch.model_builder import network_from_checkpoint
 from yolotrt_torch.pickle_names import EXPORT_HINT
@@ -39,13 +40,14 @@ def export(source: ModelSource, request: BuildRequest, options: TorchOptions, ou
 
     Raises:
         UsageError: not a YOLOv5 detection checkpoint, an output other than YOLOv5's, or a size that is not a
-            multiple of its strides.
+            multiple of its size step.
         StageError: PyTorch cannot export it.
     """
     _refuse_options(options)
     checkpoint = read_checkpoint(source.path, options)
     network = network_from_checkpoint(checkpoint)
-    _refuse_sizes(request, max(network.stride))
+    _refuse_large(request)
+    refuse_sizes(request, size_step(network))
     shape = (request.batch, request.height, request.width)
     images = reference_images(*shape)
     rounded = _compute_reference(network, images[:1])
@@ -81,20 +83,10 @@ def _refuse_options(options: TorchOptions) -> None:
             )
 
 
-def _refuse_sizes(request: BuildRequest, step: int) -> None:
-    """Check the requested sizes against the model's strides."""
-    sizes = {(request.height, request.width)}
-    if request.dynamic:
-        sizes |= {shape[1:] for profile in request.profiles for shape in (profile.min, profile.opt, profile.max)}
-        if max(max(size) for size in sizes) > MAX_PIXELS:
-            raise UsageError(f"a profile is larger than {MAX_PIXELS} pixels, the maximum of a dynamic export")
-    for height, width in sorted(sizes):
-        if height % step or width % step:
-            near = [max(step, round(side / step) * step) for side in (height, width)]
-            raise UsageError(
-                f"this model's height and width must be multiples of {step} pixels, found {height} x {width}",
-                hint=f"the nearest is `{near[0]},{near[1]}`",
-            )
+def _refuse_large(request: BuildRequest) -> None:
+    shapes = (shape for profile in request.profiles for shape in (profile.min, profile.opt, profile.max))
+    if any(max(shape[1:]) > MAX_PIXELS for shape in shapes):
+        raise UsageError(f"a profile is larger than {MAX_PIXELS} pixels, the maximum of a dynamic export")
 
 
 def _double_error(rounded: NDArray[Any], exact: NDArray[Any]) -> float:
@@ -144,10 +136,19 @@ def _rows(network: Network, height: int, width: int) -> int:
     return sum(network.detect.na * (height // s) * (width // s) for s in network.stride)
 
 
+def size_step(network: Network) -> int:
+    """Return the step of height and width in pixels: the network's stride, and at least 32 as in upstream.
+
+    Source:
+        ultralytics/yolov5 v7.0, utils/general.py `check_img_size` with models/common.py `DetectMultiBackend`.
+    """
+    return max(network.network_stride, *network.stride, MIN_SIZE_STEP)
+
+
 def _export(network: Network, request: BuildRequest, options: TorchOptions, target: Path) -> None:
     # TorchScript's graph rarely depends on the traced size, and a small one is faster. Two images and unequal
     # sides: dynamo would treat a 1, or two equal sizes, as constants.
-    step = max(network.stride)
+    step = size_step(network)
     shape = (2, 3, 4 * step, 5 * step)
     if not request.dynamic and (options.exporter == "dynamo" or depends_on_size(network)):
         shape = (request.batch, 3, request.height, request.width)
@@ -193,6 +194,7 @@ def spec_of(
         outputs=_outputs(network, size[0], request.height, request.width),
         labels=checkpoint.labels,
         strides=network.stride,
+        network_stride=size_step(network),
         head="yolov5_seg" if isinstance(network.detect, Segment) else "yolov5",
         task="segment" if isinstance(network.detect, Segment) else "detect",
         anchors=tuple(tuple((float(w), float(h)) for w, h in level) for level in scaled.tolist()),

@@ -112,6 +112,7 @@ class Network(nn.Module):
     Attributes:
         model: the layers, in yaml order; `detect` is the last of them.
         stride: pixels per cell of each level.
+        network_stride: pixels per cell of the coarsest feature map; height and width are multiples of it.
 
     Raises:
         UsageError: the config is not of a YOLOv5 detection model, or names an unknown block.
@@ -131,6 +132,8 @@ class Network(nn.Module):
         self.model = nn.Sequential(*built)
         self.sources = tuple(e.sources if not e.single else e.sources[0] for e in entries)
         self._kept = {s for e in entries for s in e.sources if s != e.index - 1}
+        # Not only levels with a detection head: upsampled maps are joined to finer ones.
+        self.network_stride = math.lcm(*(reduction.numerator for reduction in plan.reduction))
 
     @property
     def detect(self) -> Detect:
@@ -144,7 +147,7 @@ class Network(nn.Module):
         """Run the network.
 
         Args:
-            images: float (B, 3, H, W), RGB in 0..1; H and W multiples of the largest stride.
+            images: float (B, 3, H, W), RGB in 0..1; H and W multiples of `network_stride`.
 
         Returns:
             In training one raw (B, na, ny, nx, 5 + C) per level; in `eval()` decoded (B, N, 5 + C): cx, cy, w, h

@@ -1,7 +1,7 @@
 """Accuracy gate: validates every reduced-precision engine against its fp32 model before it is returned.
 
-With labels, mAP decides; without, agreement with the detections of the fp32 network. The engine itself is
-run if this machine can; otherwise the typed ONNX it was built from, in onnxruntime.
+With labels, mAP decides; without, agreement with the detections of the fp32 network. An engine fails if nothing can be
+compared. The engine itself is run if this machine can; otherwise the typed ONNX it was built from, in onnxruntime.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from yolotrt_core.calibration.images import digest_of_images
 from yolotrt_core.console.text import counted
 from yolotrt_core.datasets import dataset, reader
 from yolotrt_core.errors import GateError, UsageError
+from yolotrt_core.evaluation import gate_facts
 from yolotrt_core.evaluation.gate_options import GateOptions
 from yolotrt_core.export.model_source import sample_path
 from yolotrt_core.inference.detector import Detector
@@ -39,8 +40,6 @@ _log = logging.getLogger(__name__)
 
 _FEW_BOXES = 5
 _RESULT_FILE = "gate.json"
-_BUNDLED = "the bundled image"
-_SELECTION = Selection()
 
 
 DEFAULT_MAX_DROP = 0.005
@@ -66,7 +65,7 @@ class GateResult:
 
     @property
     def text(self) -> str:
-        return _text(self.facts)
+        return gate_facts.summary(self.facts)
 
 
 def check_settings(settings: BuildSettings) -> None:
@@ -158,7 +157,7 @@ def validate(planned: Plan, results: Sequence[StepResult], *, store: Store, regi
     )
 
     def make(folder: Path) -> Mapping[str, Json]:
-        origin = counted(len(files), noun) if noun else _BUNDLED
+        origin = counted(len(files), noun) if noun else gate_facts.BUNDLED
         origin += " with labels" if labelled else ""
         facts = _by_map(case, labelled, limit) if labelled else _by_agreement(case, files, options)
         facts = {"pictures_from": origin, "ran": case.ran, "reference": case.compared_with, **facts}
@@ -192,15 +191,9 @@ def refuse_failed(result: GateResult | None, precision: str, key: str) -> None:
                 counted(boxes, "box"),
             )
         return
-    ways = []
-    if result.facts["pictures_from"] == _BUNDLED:
-        ways.append("validate on your own images with `--eval-data`")
-    if result.facts["reference"] == "fp32":
-        ways.append("try another `--calibrator`, more images or `--precision fp16`")
-    ways.append("`--gate-check off` disables the gate")
     raise GateError(
         f"the {precision} engine failed the accuracy gate: {result.text}",
-        hint=f"the engine is kept in the store as {key[:12]}; {'; '.join(ways)}",
+        hint=f"the engine is kept in the store as {key[:12]}; {gate_facts.advice(result.facts, precision)}",
     )
 
 
@@ -333,7 +326,7 @@ def _by_map(case: _Case, labelled: _Labelled, limit: float) -> dict[str, Json]:
     return {
         "by": "map50_95",
         "compared": labelled.data.boxes,
-        "passed": drop <= limit,
+        "passed": drop <= limit and reference.map50_95.value > 0,
         "fp32": reference.map50_95.value,
         "lowered": lowered.map50_95.value,
         "drop": drop,
@@ -344,48 +337,17 @@ def _by_map(case: _Case, labelled: _Labelled, limit: float) -> dict[str, Json]:
 
 
 def _by_agreement(case: _Case, files: Sequence[Path], options: GateOptions) -> dict[str, Json]:
-    from yolotrt_core.evaluation.agreement import compare_detections
     from yolotrt_core.evaluation.predictions import predict
 
     given: Any = {"store": case.store, "registry": case.registry, "digests": case.planned.resolved.digests}
     with tempfile.TemporaryDirectory(prefix="yolotrt-") as folder:
-        with case.open_reference(Path(folder)) as detector:
-            reference = predict(detector, files, _SELECTION, **given)
-        with case.open_lowered(Path(folder)) as detector:
-            lowered = predict(detector, files, _SELECTION, **given)
-    expected = [d for d in reference.found if d is not None]
-    found = [d for d in lowered.found if d is not None]
-    agreement = compare_detections(expected, found)
-    # A single box must not decide on an image with three.
-    slack = max(1.0, (1 - options.agreement) * agreement.boxes)
-    passed = agreement.boxes - agreement.common <= slack and agreement.drift <= options.drift
-    return {
-        "by": "agreement",
-        "passed": passed,
-        "compared": agreement.boxes,
-        "fp32_boxes": agreement.expected,
-        "boxes": agreement.found,
-        "matched": agreement.matched,
-        "agreement": agreement.share,
-        "score_drift": agreement.drift,
-        "least_agreement": options.agreement,
-        "most_drift": options.drift,
-    }
 
+        def found(selection: Selection) -> gate_facts.Pair:
+            with case.open_reference(Path(folder)) as detector:
+                reference = predict(detector, files, selection, **given)
+            with case.open_lowered(Path(folder)) as detector:
+                lowered = predict(detector, files, selection, **given)
+            expected, other = ([d for d in side.found if d is not None] for side in (reference, lowered))
+            return expected, other
 
-def _text(facts: Mapping[str, Json]) -> str:
-    where = f"on {facts['pictures_from']}, evaluated with {facts['ran']}"
-    reference = facts["reference"]
-    if facts["by"] == "map50_95":
-        return (
-            f"mAP50-95 {facts['lowered']:.4f}, {reference} {facts['fp32']:.4f}, loss {facts['drop']:.4f} "
-            f"(maximum {facts['max_drop']:g}) {where}"
-        )
-    if not facts["compared"]:
-        return f"no detections in either engine or {reference} {where}"
-    return (
-        f"{facts['matched']} of {counted(facts['fp32_boxes'], f'{reference} box')} matched, "
-        f"{counted(facts['boxes'], 'box')} in the engine, "
-        f"agreement {facts['agreement']:.3f} (minimum {facts['least_agreement']:g}), "
-        f"score difference {facts['score_drift']:.3f} {where}"
-    )
+        return gate_facts.agreement_facts(found, options)

@@ -7,10 +7,10 @@ call one by one.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from yolotrt_core.errors import StageError
+from yolotrt_core.errors import StageError, UsageError
 from yolotrt_core.export.output_layout import Rows
 from yolotrt_core.types import ModelSpec
 
@@ -77,7 +77,7 @@ def number_names(model: ModelProto) -> None:
     runs.
     """
     graph = model.graph
-    _sort_nodes(graph)
+    sort_nodes(graph)
     weights = {weight.name for weight in graph.initializer}
     kept = {value.name for value in (*graph.input, *graph.output)}
     names: dict[str, str] = {}
@@ -109,16 +109,24 @@ def number_names(model: ModelProto) -> None:
     graph.initializer.extend(ordered)
 
 
-def _sort_nodes(graph: GraphProto) -> None:
-    """Sort nodes topologically, in the order of their inputs; unused nodes are removed."""
-    producers = {name: node for node in graph.node for name in node.output}
+def sort_nodes(graph: GraphProto) -> None:
+    """Sort nodes topologically, in the order of their inputs; unused nodes are removed.
+
+    Raises:
+        UsageError: the nodes form a cycle; names one of them.
+    """
+    producers = {name: node for node in graph.node for name in node.output if name}
     ordered: dict[int, NodeProto] = {}
+    opened: set[int] = set()
     waiting = [producers[value.name] for value in reversed(graph.output) if value.name in producers]
     while waiting:
         node = waiting[-1]
-        needed = [producers[name] for name in node.input if name in producers]
+        needed = [producers[name] for name in read_names(node) if name in producers]
         missing = [each for each in needed if id(each) not in ordered]
         if missing and id(node) not in ordered:
+            if id(node) in opened:
+                raise UsageError(f"node `{node.name}` ({node.op_type}) of the graph needs its own output")
+            opened.add(id(node))
             waiting.extend(reversed(missing))
         else:
             ordered.setdefault(id(node), node)
@@ -126,6 +134,17 @@ def _sort_nodes(graph: GraphProto) -> None:
     nodes = list(ordered.values())
     del graph.node[:]
     graph.node.extend(nodes)
+
+
+def read_names(node: NodeProto) -> Iterator[str]:
+    """Yield the names of the tensors that a node reads, including those that its subgraphs read from outside."""
+    yield from node.input
+    for attribute in node.attribute:
+        for inner in (attribute.g, *attribute.graphs):
+            made = {name for each in inner.node for name in each.output}
+            made |= {value.name for value in (*inner.input, *inner.initializer)}
+            reads = (name for each in inner.node for name in read_names(each))
+            yield from (name for name in (*reads, *(value.name for value in inner.output)) if name not in made)
 
 
 def arrange_rows(model: ModelProto, rows: Rows, size: tuple[int, int]) -> None:

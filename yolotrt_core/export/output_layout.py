@@ -22,6 +22,8 @@ Units = Literal["pixels", "normalised"]
 
 _STRIDES = (4, 8, 16, 32, 64, 128)
 _MAX_ANCHORS = 12
+_SCORE_SLACK = 0.01
+_MOST_KEPT = 1000  # boxes after NMS
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +83,7 @@ class Known:
 
 
 def find_rows(output: NDArray[Any], size: tuple[int, int], known: Known = Known(), slack: float = 0.02) -> Rows:
-    """Find the row layout of a network's output for any image.
+    """Find the row layout of a network's output for any image, and check its scores.
 
     YOLOv5 box centers are -0.5 to 1.5 cells from their cell's corner, which holds for all rows in the correct layout
     only.
@@ -91,7 +93,50 @@ def find_rows(output: NDArray[Any], size: tuple[int, int], known: Known = Known(
         slack: tolerance of the centers in cells; quantized networks need about 1.
 
     Raises:
-        UsageError: the rows are not YOLOv5's, or not in the declared layout.
+        UsageError: the rows are not YOLOv5's, or not in the declared layout, or there are columns that are not scores.
+    """
+    rows = locate_boxes(output, size, known, slack)
+    outside = not_scores(output, slack)
+    if outside:
+        raise UsageError(
+            f"the output has {output.shape[2]} columns, but {score_ranges(output, outside)}",
+            hint="segmentation, face, pose and rotated-box models are not supported; export a detection model",
+        )
+    return rows
+
+
+def not_scores(output: NDArray[Any], slack: float = 0.02) -> list[int]:
+    """Return the columns after the box, (B, N, 5 + C), with values outside 0..1: they are neither objectness nor class.
+
+    Args:
+        slack: as for `find_rows`; a tenth of it is the tolerance of the scores.
+    """
+    import numpy as np
+
+    tolerance = max(_SCORE_SLACK, slack / 10)
+    low, high = output[..., 4:].min(axis=(0, 1)), output[..., 4:].max(axis=(0, 1))
+    return [int(index) + 4 for index in np.flatnonzero((low < -tolerance) | (high > 1 + tolerance))]
+
+
+def score_ranges(output: NDArray[Any], columns: Sequence[int]) -> str:
+    """Describe columns whose values are not scores."""
+    values = output[..., list(columns)]
+    first, last = columns[0], columns[-1]
+    if len(columns) == 1:
+        which = f"column {first} is"
+    elif last - first + 1 == len(columns):
+        which = f"columns {first} to {last} are"
+    else:
+        which = f"{len(columns)} of columns {first} to {last} are"
+    kind = "neither objectness nor class scores" if first == 4 else "not class scores"
+    return f"{which} {kind}: values from {values.min():.3g} to {values.max():.3g}, expected 0 to 1"
+
+
+def locate_boxes(output: NDArray[Any], size: tuple[int, int], known: Known = Known(), slack: float = 0.02) -> Rows:
+    """Find the row layout by the boxes alone, the first four columns; arguments as for `find_rows`.
+
+    Raises:
+        UsageError: the boxes are not YOLOv5's, or not in the declared layout.
 
     Source:
         ultralytics/yolov5 v7.0, models/yolo.py and models/tf.py, Detect and TFDetect.
@@ -115,8 +160,20 @@ def find_rows(output: NDArray[Any], size: tuple[int, int], known: Known = Known(
     raise UsageError(
         f"the {rows} output rows do not match YOLOv5 boxes for an input of {size[0]}x{size[1]}"
         + (f" with {', '.join(declared)}" if declared else " in any known order, units and strides"),
-        hint="expected decoded YOLOv5 boxes (cx, cy, w, h, objectness, class scores) without NMS",
+        hint=_what_to_export(output, slack),
     )
+
+
+def _what_to_export(output: NDArray[Any], slack: float) -> str:
+    """Return the hint for rows that are not YOLOv5's."""
+    expected = "all boxes of YOLOv5's Detect layer, decoded: cx, cy, w, h, objectness and class scores each"
+    if output.shape[1] <= _MOST_KEPT and output.shape[2] in (6, 7):
+        return f"these may be finished detections: export the model without NMS; expected {expected}"
+    if output.shape[2] == 6 and (output[..., 2:4] >= output[..., :2]).all():
+        return f"these may be corners, a score and a class (x1, y1, x2, y2, score, class); expected {expected}"
+    if 4 in not_scores(output, slack):
+        return f"the values are not decoded: export the model with the Detect layer's decoding; expected {expected}"
+    return f"expected {expected}"
 
 
 def _levels(rows: int, size: tuple[int, int], known: Sequence[int] | None) -> Iterator[tuple[tuple[int, ...], int]]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from yolotrt_core.errors import UsageError
 from yolotrt_core.plugin.options import Format
-from yolotrt_core.types import EngineSpec, ShapeRange, without_channels
+from yolotrt_core.types import BuildRequest, EngineSpec, ShapeRange, without_channels
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -40,10 +40,30 @@ def refuse_unfit(images: NDArray[Any], spec: EngineSpec) -> None:
         fits = any(_within(size, profile) for profile in spec.profiles)
     if not fits:
         raise UsageError(f"the engine accepts {accepted}, found {found}")
-    step = max(spec.model.strides, default=1)
+    step = spec.model.size_step
     for side in without_channels(images.shape, layout)[1:]:
         if side % step:
             raise UsageError(f"height and width must be multiples of {step}, found {found}")
+
+
+def refuse_sizes(request: BuildRequest, step: int) -> None:
+    """Check the requested height and width, and those of all profiles.
+
+    Args:
+        step: of the model (`ModelSpec.size_step`).
+
+    Raises:
+        UsageError: a size that is not a multiple of `step`.
+    """
+    sizes = {(request.height, request.width)}
+    sizes |= {shape[1:] for profile in request.profiles for shape in (profile.min, profile.opt, profile.max)}
+    for height, width in sorted(sizes):
+        if height % step or width % step:
+            near = [max(step, round(side / step) * step) for side in (height, width)]
+            raise UsageError(
+                f"this model's height and width must be multiples of {step} pixels, found {height} x {width}",
+                hint=f"the nearest is `{near[0]},{near[1]}`",
+            )
 
 
 def shape_text(shape: Sequence[int | str]) -> str:

@@ -85,7 +85,7 @@ class RectDetector:
     def size_for(self, source: tuple[int, int]) -> tuple[int, int]:
         """Return the input (height, width) for an image of this (height, width)."""
         profile = self.spec.profiles[0]
-        step = max(self.spec.model.strides, default=1)
+        step = self.spec.model.size_step
         limit = (profile.opt[1], profile.opt[2])
         _, _, width, height = placement(geometry(source, limit))
         sides = (math.ceil(side / step) * step for side in (height, width))

@@ -23,7 +23,7 @@ from yolotrt_core.plugin.options import MANY, Format, GivenOptions, option
 from yolotrt_core.plugin.registered import Registered
 from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.plugin.stages import SourceInfo
-from yolotrt_core.types import PRECISIONS, BuildRequest, ModelSource, Precision, ShapeRange
+from yolotrt_core.types import MIN_SIZE_STEP, PRECISIONS, BuildRequest, ModelSource, Precision, ShapeRange
 
 _log = logging.getLogger(__name__)
 
@@ -34,13 +34,11 @@ CALIBRATION = "Calibration"
 
 ACCURACY_GATE = "Accuracy gate"
 
-STRIDE = 32  # every YOLOv5 needs multiples of it; P6 models need 64, which their exporter checks
-
 MAX_PIXELS = 8192  # per side; dynamic exports support up to this
 
 DEFAULT_SIZE = (640, 640)
 
-_IMAGE_SIZE = replace(IMAGE_SIZE, hint=f"each from {STRIDE} to {MAX_PIXELS}, a multiple of {STRIDE}")
+_IMAGE_SIZE = replace(IMAGE_SIZE, hint=f"each from {MIN_SIZE_STEP} to {MAX_PIXELS}, a multiple of {MIN_SIZE_STEP}")
 
 CLASS_MAP = Format(
     "FILE|NAME=NAME[,...]", "a file, or class names of the data set and the model as NAME=NAME[,NAME=NAME]",
@@ -264,7 +262,11 @@ def build_request(settings: BuildSettings, source: ModelSource, info: SourceInfo
     profiles = settings.profiles
     if settings.dynamic and not profiles:
         sides = (height, width)
-        minimum = sides if info.fixed_size else tuple(max(STRIDE, side // 2 // STRIDE * STRIDE) for side in sides)
+        minimum = (
+            sides
+            if info.fixed_size
+            else tuple(max(MIN_SIZE_STEP, side // 2 // MIN_SIZE_STEP * MIN_SIZE_STEP) for side in sides)
+        )
         profiles = (
             ShapeRange(
                 (1, minimum[0], minimum[1]), (settings.batch, height, width), (max(8, settings.batch), height, width)
@@ -273,12 +275,12 @@ def build_request(settings: BuildSettings, source: ModelSource, info: SourceInfo
     for shape in ((1, height, width), *(s for p in profiles for s in (p.min, p.opt, p.max))):
         for side in shape[1:]:
             if side > MAX_PIXELS:
-                raise UsageError(f"height and width must be {STRIDE} to {MAX_PIXELS} pixels, found {side}")
-            if side < STRIDE or side % STRIDE:
+                raise UsageError(f"height and width must be {MIN_SIZE_STEP} to {MAX_PIXELS} pixels, found {side}")
+            if side < MIN_SIZE_STEP or side % MIN_SIZE_STEP:
                 raise UsageError(
-                    f"height and width must be multiples of {STRIDE}, found {side}"
-                    + (f"; {STRIDE} is the minimum" if side < STRIDE else ""),
-                    hint=f"the nearest is {max(STRIDE, round(side / STRIDE) * STRIDE)}",
+                    f"height and width must be multiples of {MIN_SIZE_STEP}, found {side}"
+                    + (f"; {MIN_SIZE_STEP} is the minimum" if side < MIN_SIZE_STEP else ""),
+                    hint=f"the nearest is {max(MIN_SIZE_STEP, round(side / MIN_SIZE_STEP) * MIN_SIZE_STEP)}",
                 )
     for profile in profiles:
         ordered = all(a <= b <= c for a, b, c in zip(profile.min, profile.opt, profile.max, strict=True))

@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 from yolotrt_core.calibration.images import Batches
 from yolotrt_core.calibration.ranges import add_origin, read_ranges
-from yolotrt_core.errors import StageError, UsageError
+from yolotrt_core.errors import StageError
 from yolotrt_core.export import parity
 from yolotrt_core.files.digest import sha256_of
+from yolotrt_core.inference.input_shapes import refuse_sizes
 from yolotrt_core.pipeline.output_checks import check_engine, check_export, check_pass, check_ranges, plugin_error
 from yolotrt_core.pipeline.step import ENGINE_SPEC_FILE, SPEC_FILE
 from yolotrt_core.plugin.stages import ONNX_FILE, RANGES_FILE
 from yolotrt_core.serialization import from_json, to_json
-from yolotrt_core.types import BuildRequest, Calibration, EngineSpec, Json, ModelSpec, OnnxModel
+from yolotrt_core.types import Calibration, EngineSpec, Json, ModelSpec, OnnxModel
 
 if TYPE_CHECKING:
     from yolotrt_core.pipeline.step import Plan, Step
@@ -73,7 +74,7 @@ def _parity(steps: Plan, step: Step, given: Path, out: Path, store: Store, regis
 
 def _build(steps: Plan, step: Step, given: Path, out: Path, store: Store, registry: Registry) -> Mapping[str, Json]:
     model = _model(step, given, store)
-    _refuse_sizes(step.request, max(model.spec.strides, default=1))
+    refuse_sizes(step.request, model.spec.size_step)
     spec = step.stage.build(model, _calibration(given), step.request, step.options, out, store.side_cache())
     engine = out / step.stage.engine_file
     spec = replace(check_engine(step, spec, engine), onnx_sha256=model.sha256, engine_sha256=sha256_of(engine))
@@ -87,17 +88,6 @@ def _build(steps: Plan, step: Step, given: Path, out: Path, store: Store, regist
         raise plugin_error(step, f"wrote a `{facts.name}` that does not hold a JSON object")
     facts.unlink(missing_ok=True)
     return {"size": engine.stat().st_size, **reported}
-
-
-def _refuse_sizes(request: BuildRequest, step: int) -> None:
-    """Check the profiles against the model's largest stride, which is known only after the export."""
-    for shape in (s for p in request.profiles for s in (p.min, p.opt, p.max)):
-        for side in shape[1:]:
-            if side % step:
-                raise UsageError(
-                    f"this model's height and width must be multiples of {step} pixels, found {side} in a profile",
-                    hint=f"the nearest is {max(step, round(side / step) * step)}",
-                )
 
 
 def _model(step: Step, given: Path, store: Store) -> OnnxModel:

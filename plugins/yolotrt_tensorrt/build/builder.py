@@ -145,6 +145,11 @@ def _parse(
     if "zero point" in text.lower() or "zeropoint" in text.lower():
         remedy = model.spec.provenance.get("zero_points", _SYMMETRIC)
         hint = f"TensorRT supports no zero points of 8-bit integers, but this model has some: {remedy}"
+    elif "Integer)" in text or "(DynamicQuantizeLinear)" in text:
+        hint = (
+            "the model is quantized while it runs (`quantize_dynamic`), which only onnxruntime supports: quantize it "
+            "with `quantize_static` and `QuantFormat.QDQ`, pass the float model, or `--builder onnxruntime`"
+        )
     raise StageError(f"{library} cannot read the ONNX: {text}{more}", hint=hint)
 
 

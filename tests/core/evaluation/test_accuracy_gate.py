@@ -18,6 +18,7 @@ from arrays import detections
 from fake_stages import FakeBuilder, FakeExporter, FakePass, FakePostprocessor, FakeSession, fake_plugin
 from yolotrt_core.api import Detector, Engine, build_engine
 from yolotrt_core.errors import GateError, UsageError
+from yolotrt_core.evaluation import gate_facts
 from yolotrt_core.evaluation.agreement import compare_detections
 from yolotrt_core.evaluation.predictions import predict
 from yolotrt_core.pipeline.build_options import BuildSettings
@@ -159,18 +160,60 @@ def test_an_engine_that_finds_nothing_is_held_back_and_kept(store: Store, tmp_pa
         _build(_stages(0.1), store, tmp_path, eval_data=images / "images")
 
 
-def test_nothing_to_compare_is_said(
-    store: Store, tmp_path: Path, images: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def _grey(images: Path, value: int) -> None:
     for file in (images / "images").iterdir():
-        assert cv2.imwrite(str(file), np.zeros((32, 64, 3), np.uint8))  # scores of nought on either side
-    with caplog.at_level(logging.INFO):
-        engine = _build(_stages(0.99), store, tmp_path, eval_data=images / "images")
+        assert cv2.imwrite(str(file), np.full((32, 64, 3), value, np.uint8))
+
+
+def test_comparing_nothing_is_a_refusal(store: Store, tmp_path: Path, images: Path) -> None:
+    _grey(images, 0)  # scores of 0 on either side
+    with pytest.raises(GateError, match="nothing was compared: no detections in either engine or fp32") as refused:
+        _build(_stages(0.99), store, tmp_path, eval_data=images / "images")
+    assert "images with objects of the model's classes" in str(refused.value.hint)
+    assert "--precision" not in str(refused.value.hint)
+    for number in range(4):  # labels of objects that the fp32 model does not find
+        (images / "labels" / f"{number}.txt").write_text("0 0.5 0.5 1 1\n")
+    with pytest.raises(GateError, match="the fp32 model detects none of the labelled objects"):
+        _build(_stages(0.99), store, tmp_path, eval_data=images)
+
+
+@pytest.mark.parametrize("factor", [0.99, 0.1])
+def test_scores_below_the_threshold_are_compared(factor: float, store: Store, tmp_path: Path, images: Path) -> None:
+    _grey(images, 40)  # a score of 40 / 255
+    if factor < 0.5:
+        with pytest.raises(GateError, match=r"0 of 4 fp32 boxes matched above a confidence of 0\.0784"):
+            _build(_stages(factor), store, tmp_path, eval_data=images / "images")
+        return
+    engine = _build(_stages(factor), store, tmp_path, eval_data=images / "images")
     assert engine.gate is not None
-    assert engine.gate.facts["compared"] == 0
-    assert "no detections in either engine or fp32" in engine.gate.text
-    assert "agreement" not in engine.gate.text
-    assert "accuracy gate used only 0 boxes" in caplog.text
+    assert engine.gate.facts["conf"] == pytest.approx(40 / 255 / 2)
+    assert "4 of 4 fp32 boxes matched above a confidence of 0.0784" in engine.gate.text
+
+
+def test_scores_that_cannot_be_are_refused(store: Store, tmp_path: Path, images: Path) -> None:
+    """As when other columns are read as classes: without labels nothing else would show it."""
+
+    class Unbounded(_Thresholded):
+        def decode(self, raw: Any, spec: Any, geometry: Any, selection: Any, options: Any) -> list[Detections]:
+            found = super().decode(raw, spec, geometry, selection, options)
+            return [replace(each, scores=each.scores * 341) for each in found]
+
+    registry = Registry.of(fake_plugin(passes=[_Lossy(0.9999)], postprocessors=[Unbounded()]))
+    with pytest.raises(GateError, match=r"scores up to 271.* expected 0 to 1") as refused:
+        _build(registry, store, tmp_path, eval_data=images / "images", flags={"gate": {"drift": "1"}})
+    assert "`--onnx-columns`" in str(refused.value.hint)
+
+
+def test_the_advice_names_another_precision(store: Store, tmp_path: Path, images: Path) -> None:
+    with pytest.raises(GateError) as refused:
+        _build(_stages(0.1), store, tmp_path, eval_data=images / "images")
+    hint = str(refused.value.hint)
+    assert "`--precision bf16`" in hint
+    assert "`--precision fp16`" not in hint
+    assert "calibrator" not in hint
+    lost = {"by": "map50_95", "fp32": 0.5, "reference": "fp32", "pictures_from": "4 evaluation images with labels"}
+    assert "`--precision fp16`" in gate_facts.advice(lost, "bf16")
+    assert "`--calibrator`" in gate_facts.advice(lost, "int8")
 
 
 def test_how_much_was_compared_is_in_the_record(store: Store, tmp_path: Path, images: Path) -> None:

@@ -319,17 +319,17 @@ def test_an_engine_is_only_read_with_its_own_spec(
 def test_detector_runs_what_was_built(weights: Path, store: Store, registry: Registry, tmp_path: Path) -> None:
     from yolotrt_core.api import Detector
 
-    frame = np.full((32, 64, 3), 51, dtype=np.uint8)
+    frame = np.full((32, 64, 3), 34, dtype=np.uint8)
     with Detector.open(weights, store=store, registry=registry, imgsz=(32, 64), batch=2) as detector:
         found = detector.detect([frame, frame, frame])
-    # 51/255 = 0.2 everywhere, times the model's 2 * 3.
-    assert [float(d.scores[0]) for d in found] == pytest.approx([1.2, 1.2, 1.2], rel=1e-6)
+    # 34/255 everywhere, times the model's 2 * 3.
+    assert [float(d.scores[0]) for d in found] == pytest.approx([0.8, 0.8, 0.8], rel=1e-6)
     assert found[0].boxes.tolist() == [[0, 0, 64, 32]]
     assert detector.frames == 3
     assert set(detector.seconds) == {"preprocess", "infer", "postprocess"}
     built = _build(weights, store, registry, tmp_path)
     with Detector.open(engine=built.path, store=store, registry=registry) as detector:
-        assert float(detector.detect([frame])[0].scores[0]) == pytest.approx(1.2, rel=1e-6)
+        assert float(detector.detect([frame])[0].scores[0]) == pytest.approx(0.8, rel=1e-6)
         with pytest.raises(UsageError, match="uint8"):
             detector.detect([frame.astype(np.float32)])  # type: ignore[list-item]
     with pytest.raises(UsageError, match="mutually exclusive"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from yolotrt_core.errors import StageError, UsageError, YolotrtError
 from yolotrt_core.files.digest import sha256_of
 from yolotrt_core.plugin.options import option_fields
 from yolotrt_core.plugin.stages import SourceInfo
-from yolotrt_core.types import BuildRequest, ModelSource, ModelSpec
+from yolotrt_core.types import BuildRequest, ModelSource, ModelSpec, ShapeRange
 from yolotrt_onnx import yolotrt_select_exporter
 from yolotrt_onnx.options import OnnxSourceOptions
 from yolotrt_onnx.stages import OnnxExporter
@@ -241,10 +242,10 @@ def test_what_is_no_image_in_or_no_boxes_out(toy_yolo: Make, tmp_path: Path) -> 
         [_value("y", [1, 3])],
     )
     assert "expected one float output" in refused(classifier, tmp_path).message
-    for shape, dtype in (([1, 3, 64], TensorProto.FLOAT), ([1, 3, 64, 64], TensorProto.UINT8), ([1, 4, 64, 64], 1)):
+    for shape, dtype in (([1, 3, 64], TensorProto.FLOAT), ([1, 3, 64, 64], TensorProto.INT8), ([1, 4, 64, 64], 1)):
         wrong = _model([helper.make_node("Identity", ["x"], ["y"])], [_value("x", shape, dtype)],
                        [_value("y", shape, dtype)])  # fmt: skip
-        assert "expected one input, float images" in refused(wrong, tmp_path).message
+        assert "expected one input, float or uint8 images" in refused(wrong, tmp_path).message
     two = toy_yolo()
     two.graph.node.append(helper.make_node("Identity", ["output0"], ["again"]))
     two.graph.output.append(_value("again", [1, ROWS, WIDTH]))
@@ -266,11 +267,11 @@ def _columns(toy: Any) -> Any:
 
 def test_another_head_needs_its_name(toy_yolo: Make, tmp_path: Path) -> None:
     """Anchor-free heads give a column for each box; a postprocessor of someone's may decode them."""
-    err = refused(_columns(toy_yolo()), tmp_path)
-    assert "anchor-free" in err.message
-    assert "--onnx-head" in str(err.hint)
     named = _columns(toy_yolo())
     helper.set_model_props(named, {"names": "['a', 'b', 'c', 'd']", "stride": "16"})
+    err = refused(named, tmp_path)
+    assert "anchor-free" in err.message
+    assert "--onnx-head" in str(err.hint)
     spec = export(named, tmp_path, head="yolov8")
     assert (spec.head, spec.strides, len(spec.labels)) == ("yolov8", (16,), 4)
     assert spec.outputs[0].shape == (1, WIDTH, ROWS)
@@ -368,3 +369,78 @@ def test_what_is_no_model_holds_no_precision(tmp_path: Path) -> None:
     (tmp_path / "empty.onnx").touch()
     for path in (tmp_path, tmp_path / "empty.onnx"):
         assert OnnxExporter().inspect(ModelSource(path, "0" * 64, "x")) == SourceInfo()
+
+
+def _six_times(toy_yolo: Make) -> Any:
+    """The toy with free sizes and a branch that shrinks it 64 times, upsampled and joined again, without detections."""
+    model = toy_yolo(dynamic=True)
+    pool = {"kernel_shape": [2, 2], "strides": [2, 2]}
+    names = ["down_out", *(f"coarse_{i}" for i in range(4))]
+    made = [helper.make_node("MaxPool", [a], [b], **pool) for a, b in itertools.pairwise(names)]
+    model.graph.initializer.append(numpy_helper.from_array(np.array([1, 1, 16, 16], np.float32), "sixteen"))
+    made.append(helper.make_node("Resize", [names[-1], "", "sixteen"], ["fine"], mode="nearest"))
+    made.append(helper.make_node("Add", ["fine", "down_out"], ["both"]))
+    at = next(i for i, n in enumerate(model.graph.node) if "down_out" in n.output)
+    for node in model.graph.node:
+        if node.op_type == "Concat" and "down_out" in node.input:
+            node.input[list(node.input).index("down_out")] = "both"
+    for place, node in enumerate(made):
+        model.graph.node.insert(at + 1 + place, node)
+    return model
+
+
+def test_coarser_levels_removed(toy_yolo: Make, tmp_path: Path) -> None:
+    """The only head has stride 4, but a map of 64 pixels a cell is joined again: onnxruntime refuses 96 pixels."""
+    model = _six_times(toy_yolo)
+    assert answer(model, sample_images(1, 128)).shape == (1, 2 * 32 * 32, WIDTH)
+    with pytest.raises(Exception, match="Add"):
+        answer(model, sample_images(1, 96))
+    profile = ShapeRange((1, 64, 64), (1, 64, 128), (2, 128, 192))
+    spec = export(model, tmp_path, BuildRequest("fp32", 1, 64, 128, True, (profile,)))
+    assert (spec.strides, spec.network_stride, spec.size_step) == ((4,), 64, 64)
+    assert answer(exported(tmp_path), sample_images(1, 192)).shape == (1, 2 * 48 * 48, WIDTH)
+    told = refused(model, tmp_path, BuildRequest("fp32", 1, 64, 96))
+    assert "multiples of 64 pixels, found 64 x 96" in told.message and "`64,128`" in str(told.hint)
+    assert export(toy_yolo(dynamic=True), tmp_path, dataclasses.replace(REQUEST, dynamic=True)).size_step == 32
+    assert export(toy_yolo(), tmp_path).size_step == 4  # the file's own size is right
+
+
+def test_weights_as_inputs(toy_yolo: Make, tmp_path: Path) -> None:
+    model = toy_yolo()
+    for weight in model.graph.initializer:
+        model.graph.input.append(helper.make_tensor_value_info(weight.name, weight.data_type, list(weight.dims)))
+    model.ir_version = 3  # as old exporters wrote it, where weights have to be inputs
+    export(model, tmp_path)
+    np.testing.assert_array_equal(answer(exported(tmp_path), sample_images()), answer(model, sample_images()))
+
+
+def test_nodes_in_any_order(toy_yolo: Make, tmp_path: Path) -> None:
+    """onnxruntime and TensorRT run such files; so does a subgraph that reads a tensor made later in the file."""
+    model = toy_yolo()
+    branch = helper.make_graph([helper.make_node("Neg", ["raw"], ["turned"])], "t", [], [_value("turned", None)])
+    other = helper.make_graph([helper.make_node("Identity", ["raw"], ["same"])], "f", [], [_value("same", None)])
+    model.graph.initializer.append(numpy_helper.from_array(np.array(True), "yes"))
+    model.graph.node.append(helper.make_node("If", ["yes"], ["chosen"], then_branch=branch, else_branch=other))
+    for node in model.graph.node:
+        if node.op_type == "Reshape" and "raw" in node.input:
+            node.input[0] = "chosen"
+    expected = toy_yolo()
+    for node in expected.graph.node:
+        if node.op_type == "Reshape" and "raw" in node.input:
+            node.input[0] = "chosen"
+            expected.graph.node.insert(
+                list(expected.graph.node).index(node), helper.make_node("Neg", ["raw"], ["chosen"])
+            )
+            break
+    nodes = list(model.graph.node)
+    del model.graph.node[:]
+    model.graph.node.extend(reversed(nodes))
+    export(model, tmp_path)
+    np.testing.assert_allclose(
+        answer(exported(tmp_path), sample_images()), answer(expected, sample_images()), rtol=1e-6
+    )
+    model.graph.node.append(helper.make_node("Identity", ["chosen"], ["round"]))
+    for node in model.graph.node:
+        if "stem" in node.input:
+            node.input[0] = "round"
+    assert "needs its own output" in refused(model, tmp_path).message

@@ -202,8 +202,8 @@ def test_a_failed_export_is_one_line(modern: Path, tmp_path: Path, monkeypatch: 
 @pytest.mark.parametrize(
     ("request_", "message", "hint"),
     [
-        (BuildRequest("fp16", 1, 60, 96), r"multiples of 16 pixels, found 60 x 96", "`64,96`"),
-        (BuildRequest("fp16", 1, 64, 1), r"multiples of 16 pixels, found 64 x 1", "`64,16`"),
+        (BuildRequest("fp16", 1, 60, 96), r"multiples of 32 pixels, found 60 x 96", "`64,96`"),
+        (BuildRequest("fp16", 1, 64, 1), r"multiples of 32 pixels, found 64 x 1", "`64,32`"),
         (
             BuildRequest("fp16", 1, 64, 64, True, (ShapeRange((1, 24, 32), (1, 64, 64), (1, 64, 64)),)),
             "found 24 x 32",
@@ -223,6 +223,28 @@ def test_sizes_that_the_strides_do_not_divide(
         export(modern, tmp_path, request_)
     assert hint is None or (caught.value.hint and hint in caught.value.hint)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("exporter", ["torchscript", "dynamo"])
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_coarser_levels_removed(dynamic: bool, exporter: str, tmp_path: Path) -> None:
+    """The backbone shrinks 64 times, but the only head has stride 8; upstream's exporter needs multiples of 64."""
+    shrinking = [[-1, 1, "Conv", [32, 3, 2]] for _ in range(6)]
+    joined = [[-1, 1, "nn.Upsample", ["None", 8, "nearest"]], [[-1, 2], 1, "Concat", [1]], [-1, 1, "Conv", [32, 1, 1]]]
+    head = [*joined, [[8], 1, "Detect", ["nc", "anchors"]]]
+    config = {**layout.MODERN, "anchors": layout.MODERN["anchors"][:1], "backbone": shrinking, "head": head}
+    path = layout.save(tmp_path / "fine.pt", config)
+    ranges = (ShapeRange((1, 64, 64), (1, 64, 128), (2, 128, 192)),) if dynamic else ()
+    spec = export(path, tmp_path / "out", BuildRequest("fp32", 1, 64, 128, dynamic, ranges), exporter=exporter)
+    assert (spec.strides, spec.network_stride, spec.size_step) == ((8,), 64, 64)
+    network = network_from_checkpoint(read_checkpoint(path))
+    for size in [(64, 128), *([(128, 192)] if dynamic else [])]:
+        images = reference_images(1, *size)
+        expected = network(torch.from_numpy(images)).numpy()
+        assert expected.shape[1] == 3 * (size[0] // 8) * (size[1] // 8)
+        assert relative_l2(run(tmp_path / "out" / "model.onnx", images), expected) < 1e-5
+    with pytest.raises(UsageError, match="multiples of 64 pixels, found 64 x 96"):
+        export(path, tmp_path / "refused", BuildRequest("fp32", 1, 64, 96))
 
 
 def test_options_that_the_newer_exporter_cannot_do(
