@@ -23,7 +23,7 @@ from yolotrt_torch.model_builder import network_from_checkpoint
 from yolotrt_torch.pickle_names import EXPORT_HINT
 from yolotrt_torch.segment_head import Segment
 from yolotrt_torch.yolov5_layers import MAX_PIXELS
-from yolotrt_torch.yolov5_model import Network, fuse
+from yolotrt_torch.yolov5_model import Network, depends_on_size, fuse
 
 if TYPE_CHECKING:
     from yolotrt_torch.options import TorchOptions
@@ -35,7 +35,8 @@ def export(source: ModelSource, request: BuildRequest, options: TorchOptions, ou
     """Write `out/model.onnx` and `out/reference.npz` for a YOLOv5 checkpoint.
 
     The reference is computed before batch norms are folded and the decoding is made constant, so the parity check
-    covers these steps.
+    covers these steps. It is computed in float64, and the tolerance is at minimum twice the error of float32, since
+    weights may amplify rounding.
 
     Raises:
         UsageError: not a YOLOv5 detection checkpoint, an output other than YOLOv5's, or a size that is not a
@@ -49,10 +50,13 @@ def export(source: ModelSource, request: BuildRequest, options: TorchOptions, ou
     refuse_sizes(request, size_step(network))
     shape = (request.batch, request.height, request.width)
     images = reference_images(*shape)
-    answers = _compute_reference(network, images)
-    _check_reference(answers, network, shape)
-    arrays: dict[str, Any] = {"images": images, **answers}
-    np.savez(out / REFERENCE_FILE, **arrays)
+    rounded = _compute_reference(network, images[:1])
+    _check_reference(rounded, network, (1, *shape[1:]))
+    exact = _compute_reference(network.double(), images.astype(np.float64))
+    network.float()
+    tolerance = max(_double_error(rounded[name], exact[name][:1]) for name in exact)
+    arrays: dict[str, Any] = {name: answer.astype(np.float32) for name, answer in exact.items()}
+    np.savez(out / REFERENCE_FILE, images=images, tolerance=tolerance, **arrays)
 
     fuse(network)
     if not request.dynamic:
@@ -85,15 +89,20 @@ def _refuse_large(request: BuildRequest) -> None:
         raise UsageError(f"a profile is larger than {MAX_PIXELS} pixels, the maximum of a dynamic export")
 
 
-def outputs_of(network: Network, images: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
-    """Run a network in `eval()`: output name to float32 array."""
+def _double_error(rounded: NDArray[Any], exact: NDArray[Any]) -> float:
+    """Return twice the relative L2 error of float32."""
+    return float(2 * np.linalg.norm(rounded - exact) / (np.linalg.norm(exact) or 1.0))
+
+
+def outputs_of(network: Network, images: NDArray[Any]) -> dict[str, NDArray[Any]]:
+    """Run a network in `eval()`: output name to array, in the precision of the images."""
     with torch.inference_mode():
         answer = network(torch.from_numpy(images))
     answers = answer if isinstance(answer, tuple) else (answer,)
     return {f"output{number}": each.numpy() for number, each in enumerate(answers)}
 
 
-def _compute_reference(network: Network, images: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+def _compute_reference(network: Network, images: NDArray[Any]) -> dict[str, NDArray[Any]]:
     try:
         return outputs_of(network, images)
     except (RuntimeError, TypeError, ValueError) as err:  # PyTorch detects mismatched shapes at run time
@@ -103,7 +112,7 @@ def _compute_reference(network: Network, images: NDArray[np.float32]) -> dict[st
         ) from err
 
 
-def _check_reference(answers: dict[str, NDArray[np.float32]], network: Network, shape: tuple[int, int, int]) -> None:
+def _check_reference(answers: dict[str, NDArray[Any]], network: Network, shape: tuple[int, int, int]) -> None:
     for tensor in _outputs(network, shape[0], shape[1], shape[2]):
         answer = answers[tensor.name]
         if answer.shape != tensor.shape or not np.isfinite(answer).all():
@@ -137,11 +146,11 @@ def size_step(network: Network) -> int:
 
 
 def _export(network: Network, request: BuildRequest, options: TorchOptions, target: Path) -> None:
-    # TorchScript's graph does not depend on the traced size, and a small one is faster. Two images and unequal
+    # TorchScript's graph rarely depends on the traced size, and a small one is faster. Two images and unequal
     # sides: dynamo would treat a 1, or two equal sizes, as constants.
     step = size_step(network)
     shape = (2, 3, 4 * step, 5 * step)
-    if options.exporter == "dynamo" and not request.dynamic:
+    if not request.dynamic and (options.exporter == "dynamo" or depends_on_size(network)):
         shape = (request.batch, 3, request.height, request.width)
     settings: dict[str, Any] = {
         "input_names": ["images"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,26 +13,28 @@ from torch import nn
 
 from yolotrt_core.errors import UsageError
 from yolotrt_torch import yolov5_layers
+from yolotrt_torch.activations import activation_of
 from yolotrt_torch.checkpoint import Checkpoint
+from yolotrt_torch.module_attributes import apply_attributes, are_equal
 from yolotrt_torch.pickle_names import EXPORT_HINT
 from yolotrt_torch.pickle_reader import Stub
 from yolotrt_torch.plain_weights import COUNTERS, structure_hint
 from yolotrt_torch.pruning import fit_channels
 from yolotrt_torch.untrusted_values import convert_value_errors, shown
-from yolotrt_torch.yolov5_model import ACTIVATIONS, Network
+from yolotrt_torch.yolov5_blocks import MixConv2d, MultiheadAttention
+from yolotrt_torch.yolov5_model import Network
 
 log = logging.getLogger(__name__)
 
-# Attributes that must equal the file's, by class, where the file has them.
-_COMPARED: Mapping[str, tuple[str, ...]] = {
-    "Conv2d": ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups"),
-    "MaxPool2d": ("kernel_size", "stride", "padding", "dilation", "ceil_mode"),
-    "Upsample": ("size", "scale_factor", "mode"),
-    "ZeroPad2d": ("padding",),
-    "Concat": ("d",),
-    "Bottleneck": ("add",),
+# Classes of the file, by the class of ours that computes the same.
+_SAME: Mapping[str, tuple[str, ...]] = {
+    "Conv": ("DWConv",),
+    "ConvTranspose2d": ("DWConvTranspose2d",),
+    "BatchNorm2d": ("SyncBatchNorm",),
+    "Linear": ("NonDynamicallyQuantizableLinear",),
 }
-_MAX_COMPARED = 64  # items of one attribute, e.g. of an untrusted `Concat`
+_BLOCK_MODULES = re.compile(r"(yolov5\.)?models\.(yolo|common|experimental)")
+_ACTIVATION_MODULES = re.compile(r"(yolov5\.)?utils\.activations|torch\.nn\.modules\.\w+")
 # Buffers without effect: derived ones of older releases, and the results of counting operations.
 _IGNORED = ("anchor_grid", "grid", *COUNTERS)
 
@@ -39,9 +42,9 @@ _IGNORED = ("anchor_grid", "grid", *COUNTERS)
 def network_from_checkpoint(checkpoint: Checkpoint) -> Network:
     """Build the network and load its weights strictly, in float32, in `eval()`.
 
-    Where the file contains its modules, their batch-norm epsilon and activation are used, and strides, paddings,
-    additions and sources must equal the yaml's: a model edited in code is refused instead of computing something
-    else.
+    Where the file contains its modules, what the yaml does not state is taken from them: activations, batch-norm
+    epsilon, padding modes. All other attributes must equal the yaml's or be without effect: a model edited in code is
+    refused instead of computing something else.
 
     Raises:
         UsageError: the yaml, the modules and the weights do not match.
@@ -70,8 +73,8 @@ def _network(checkpoint: Checkpoint) -> Network:
         fit_channels(network, state)
         if checkpoint.modules:
             state = _without_extra_buffers(network, state, checkpoint.modules)
+            _take_activations(network, checkpoint.modules, state)
             _compare(network, checkpoint.modules)
-            _copy_attributes(network, checkpoint.modules)
     _load(network, state)
     if checkpoint.stride and checkpoint.stride != network.stride:
         raise UsageError(f"the checkpoint's strides {checkpoint.stride} differ from its yaml's, {network.stride}")
@@ -117,81 +120,75 @@ def _load(network: Network, state: Mapping[str, Any]) -> None:
     network.requires_grad_(False)
 
 
+def _take_activations(network: Network, modules: Mapping[str, Stub], state: Mapping[str, Any]) -> None:
+    """Replace each block's activation by the file's."""
+    for path, module in list(network.named_modules()):
+        stub = modules.get(f"{path}.act")
+        if stub is None or not hasattr(module, "act"):
+            continue  # `_compare` refuses what is missing
+        prefix = f"{path}.act."
+        shapes = {key.removeprefix(prefix): array.shape for key, array in state.items() if key.startswith(prefix)}
+        owner, _, short = stub.kind.rpartition(".")
+        try:
+            act = activation_of(short, shapes) if _ACTIVATION_MODULES.fullmatch(owner) else None
+        except ValueError as err:
+            raise UsageError(f"module `{path}` of the checkpoint has {err}") from err
+        if act is None:
+            text = f"module `{path}` of the checkpoint has an unknown activation `{stub.kind}`"
+            raise UsageError(text, hint=EXPORT_HINT)
+        if isinstance(module, MixConv2d) and not isinstance(act, nn.SiLU):
+            raise UsageError(
+                f"module `{path}` of the checkpoint is a `MixConv2d` of an early release, which also adds its input",
+                hint=EXPORT_HINT,
+            )
+        module.act = act
+
+
 def _compare(network: Network, modules: Mapping[str, Stub]) -> None:
-    """Refuse a file whose modules do not match its yaml."""
+    """Refuse a file whose modules do not match its yaml, and take the attributes that the yaml does not state."""
     for path, ours in network.named_modules():
         theirs = modules.get(path)
-        if theirs is None or not path:
+        if theirs is None:
             if path and not isinstance(ours, nn.Identity):
                 raise UsageError(f"the checkpoint's model has no module `{path}`, which its yaml requires")
             continue
-        kind, short = type(ours).__name__, theirs.kind.rpartition(".")[2]
-        if path.rpartition(".")[2] in ("act", "bn"):
-            continue
-        if kind != short and (kind, short) != ("Conv", "DWConv"):
-            raise UsageError(f"module `{path}` of the checkpoint is a `{short}`, but its yaml requires `{kind}`")
-        for attribute in _COMPARED.get(kind, ()):
-            if attribute in theirs.state and not _are_equal(getattr(ours, attribute), theirs.state[attribute]):
-                raise UsageError(
-                    f"module `{path}` of the checkpoint has {attribute} {shown(theirs.state[attribute])}, "
-                    f"but its yaml requires {getattr(ours, attribute)}"
-                )
-        parts = theirs.state.get("_modules")
-        extra = set(parts if isinstance(parts, dict) else ()) - {name for name, _ in ours.named_children()}
-        if extra:
-            listed = shown(sorted(map(shown, extra)))
-            raise UsageError(f"module `{path}` of the checkpoint has unknown parts {listed}")
+        if path:
+            _refuse_other_class(path, ours, theirs)
+            parts = theirs.state.get("_modules")
+            extra = set(parts if isinstance(parts, dict) else ()) - {name for name, _ in ours.named_children()}
+            if extra:
+                listed = shown(sorted(map(shown, extra)))
+                raise UsageError(f"module `{path}` of the checkpoint has unknown parts {listed}", hint=EXPORT_HINT)
+        apply_attributes(path, ours, theirs)
+        if isinstance(ours, nn.BatchNorm2d) and "eps" not in theirs.state:
+            raise UsageError(f"module `{path}` of the checkpoint has no batch-norm epsilon")
     for index, sources in enumerate(network.sources):
         layer = modules.get(f"model.{index}")
-        found = layer.state.get("f") if layer else None
-        if found is not None and not _are_equal(sources, _absolute(found, index)):
+        found, number = (layer.state.get("f"), layer.state.get("i", index)) if layer else (None, index)
+        if found is not None and not are_equal(sources, _absolute(found, index)):
             raise UsageError(f"layer {index} of the checkpoint reads from {shown(found)}, its yaml requires {sources}")
+        if number != index:
+            raise UsageError(f"layer {index} of the checkpoint has the number {shown(number)}")
+
+
+def _refuse_other_class(path: str, ours: nn.Module, theirs: Stub) -> None:
+    kind = type(ours).__name__
+    owner, _, short = theirs.kind.rpartition(".")
+    bases = [base for base in type(ours).__mro__ if base.__module__.startswith("torch.nn.") and base is not nn.Module]
+    is_torch = bool(bases) or isinstance(ours, MultiheadAttention)
+    known = re.compile(r"torch\.nn\.modules\.\w+") if is_torch else _BLOCK_MODULES
+    if path.rpartition(".")[2] == "act":  # chosen from the file's
+        return
+    if short.startswith("DWConv"):
+        known = _BLOCK_MODULES
+    if (kind != short and short not in _SAME.get(kind, ())) or not known.fullmatch(owner):
+        shown_kind = short if kind != short else theirs.kind
+        raise UsageError(
+            f"module `{path}` of the checkpoint is a `{shown_kind}`, but its yaml requires `{kind}`", hint=EXPORT_HINT
+        )
 
 
 def _absolute(found: Any, index: int) -> list[Any]:
     """Return the absolute layer indices of a file's `f`."""
     given = found if isinstance(found, (list, tuple)) else [found]
     return [index + s if isinstance(s, int) and s < 0 else s for s in given]
-
-
-def _are_equal(ours: Any, theirs: Any) -> bool:
-    """Compare numbers and tuples: 2 equals (2, 2)."""
-    if isinstance(theirs, (list, tuple)) and len(theirs) > _MAX_COMPARED:
-        return False
-    first, second = (list(v) if isinstance(v, (list, tuple)) else [v] for v in (ours, theirs))
-    length = max(len(first), len(second))
-    return (first * length if len(first) == 1 else first) == (second * length if len(second) == 1 else second)
-
-
-def _copy_attributes(network: Network, modules: Mapping[str, Stub]) -> None:
-    """Copy what the yaml lacks: batch-norm epsilon and activation of each module."""
-    for path, module in list(network.named_modules()):
-        if isinstance(module, nn.BatchNorm2d):
-            eps = modules[path].state.get("eps") if path in modules else None
-            if not isinstance(eps, float) or not 0 < eps < 1:
-                raise UsageError(f"module `{path}` of the checkpoint has no batch-norm epsilon")
-            module.eps = eps
-        if hasattr(module, "act"):
-            stub = modules.get(f"{path}.act")
-            if stub is None:
-                raise UsageError(f"module `{path}` of the checkpoint has no activation")
-            module.act = _activation(stub, path)
-
-
-def _activation(stub: Stub, path: str) -> nn.Module:
-    """Create the file's activation with its parameters."""
-    kind = ACTIVATIONS.get(stub.kind.rpartition(".")[2])
-    if kind is None:
-        raise UsageError(f"module `{path}` of the checkpoint has an unknown activation `{stub.kind}`")
-    module = kind()
-    for name in ("negative_slope", "alpha", "approximate"):
-        if name in stub.state and hasattr(module, name):
-            value = stub.state[name]
-            if not (value in ("none", "tanh") if name == "approximate" else _is_slope(value)):
-                raise UsageError(f"the activation of module `{path}` of the checkpoint has {name} {shown(value)}")
-            setattr(module, name, value)
-    return module
-
-
-def _is_slope(value: Any) -> bool:
-    return type(value) in (int, float) and abs(value) < 1e9

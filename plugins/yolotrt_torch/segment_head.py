@@ -11,7 +11,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from yolotrt_torch.yolov5_layers import Activation, Conv, Detect
+from yolotrt_torch.activations import Activation
+from yolotrt_torch.yolov5_layers import Conv, Detect
 
 
 class Proto(nn.Module):

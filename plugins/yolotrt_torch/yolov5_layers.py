@@ -9,13 +9,15 @@ checkpoints' weights, which load strictly.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-Activation = Callable[[], nn.Module]
+from yolotrt_torch.activations import Activation
+
+Side = int | tuple[int, ...]
 
 NORM_EPS = 1e-3  # batch norm of every YOLOv5 release; PyTorch's own default is 1e-5
 NORM_MOMENTUM = 0.03
@@ -34,13 +36,29 @@ class Conv2d(nn.Conv2d):
 
 
 class Conv(nn.Module):
-    """Convolution, batch norm, activation; `fuse` folds the norm into the convolution."""
+    """Convolution, batch norm, activation; `fuse` folds the norm into the convolution.
+
+    Args:
+        k, s, p: kernel, stride and padding, one number or two (rows, columns); half the kernel's extent is padded by
+            default.
+        g, d: groups and dilation.
+    """
 
     def __init__(
-        self, c1: int, c2: int, k: int = 1, s: int = 1, p: int | None = None, g: int = 1, *, act: Activation = nn.SiLU
+        self,
+        c1: int,
+        c2: int,
+        k: Side = 1,
+        s: Side = 1,
+        p: Side | None = None,
+        g: int = 1,
+        d: int = 1,
+        *,
+        act: Activation = nn.SiLU,
     ) -> None:
         super().__init__()
-        self.conv = Conv2d(c1, c2, k, s, k // 2 if p is None else p, groups=g, bias=False)
+        padding = _half_extent(k, d) if p is None else p
+        self.conv = Conv2d(c1, c2, k, s, padding, dilation=d, groups=g, bias=False)
         self.bn: nn.Module = nn.BatchNorm2d(c2, eps=NORM_EPS, momentum=NORM_MOMENTUM)
         self.act = act()
 
@@ -52,10 +70,16 @@ class Conv(nn.Module):
         """Add a bias and remove the norm, for checkpoints that were saved fused."""
         c = self.conv
         if not isinstance(self.bn, nn.Identity):
-            self.conv = Conv2d(
-                c.in_channels, c.out_channels, c.kernel_size, c.stride, c.padding, groups=c.groups, bias=True
-            )
+            shape = (c.in_channels, c.out_channels, c.kernel_size, c.stride, c.padding)
+            self.conv = Conv2d(*shape, dilation=c.dilation, groups=c.groups, bias=True)
             self.bn = nn.Identity()
+
+
+def _half_extent(k: Side, d: int) -> Side:
+    """Return the padding that keeps the size of an input at stride 1."""
+    if isinstance(k, int):
+        return (d * (k - 1) + 1) // 2
+    return tuple((d * (side - 1) + 1) // 2 for side in k)
 
 
 class Bottleneck(nn.Module):
@@ -181,11 +205,22 @@ class Focus(nn.Module):
         out: Tensor = self.conv(torch.cat([x[..., row::2, column::2] for row, column in self.order], 1))
         return out
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether `as_conv` exists: a square kernel without groups and dilation, padded by zeros."""
+        conv = self.conv.conv
+        return (
+            (conv.groups, conv.dilation, conv.padding_mode) == (1, (1, 1), "zeros")
+            and len({conv.kernel_size[0], conv.kernel_size[1]}) == 1
+            and len({conv.stride[0], conv.stride[1]}) == 1
+            and len(set(conv.padding)) == 1
+        )
+
     def as_conv(self) -> Conv:
         """Return the equivalent strided convolution, for a smaller and faster graph.
 
         A k x k kernel over 2x2 blocks is a 2k x 2k kernel with stride 2 over pixels. Needs a fused
-        block without groups.
+        block that `is_plain`.
         """
         inner = self.conv.conv
         channels, k = inner.in_channels // 4, inner.kernel_size[0]
@@ -232,7 +267,7 @@ class Detect(nn.Module):
     ) -> None:
         super().__init__()
         self.nc, self.no = nc, nc + 5 + extra
-        self.na = len(anchors_px[0]) // 2
+        self.na, self.nl = len(anchors_px[0]) // 2, len(channels)
         self.stride = tuple(stride)
         cells = [[float(pixels) / s for pixels in level] for level, s in zip(anchors_px, self.stride, strict=True)]
         self.register_buffer("anchors", torch.tensor(cells, dtype=torch.float32).view(len(channels), self.na, 2))

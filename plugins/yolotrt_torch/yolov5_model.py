@@ -14,7 +14,6 @@ rows, (B, N, 5 + C). Reads no files and evaluates no strings: names are looked u
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -25,15 +24,12 @@ from torch import Tensor, nn
 from yolotrt_core.console.text import first_line
 from yolotrt_core.errors import UsageError
 from yolotrt_torch import yolov5_layers
-from yolotrt_torch.pickle_names import EXPORT_HINT
+from yolotrt_torch.activations import Activation, FReLU, activation_from_text
 from yolotrt_torch.segment_head import Segment
 from yolotrt_torch.untrusted_values import shown
-from yolotrt_torch.yolov5_layers import Activation, Detect
-
-ACTIVATIONS: Mapping[str, type[nn.Module]] = {
-    kind.__name__: kind
-    for kind in (nn.SiLU, nn.Hardswish, nn.LeakyReLU, nn.ReLU, nn.ReLU6, nn.Mish, nn.GELU, nn.ELU, nn.Identity)
-}
+from yolotrt_torch.yaml_layers import JOINING, SIZED, Layer, joining_layer, layer_of_yaml
+from yolotrt_torch.yolov5_blocks import MixConv2d, TransformerBlock
+from yolotrt_torch.yolov5_layers import Detect
 
 # Limits for untrusted yaml; the largest official model has 42 layers of up to 16 repeats, 1280 channels, about 1000
 # modules and 141 million parameters.
@@ -45,33 +41,6 @@ MAX_MASKS = 1024  # coefficients of a segmentation head; upstream's have 32
 MAX_MODULES = 20_000
 MAX_PARAMETERS = 1 << 32
 MAX_REDUCTION = 1 << 16  # pixels per cell, or cells per pixel
-MAX_ACTIVATION = 100  # characters
-_FLAGS = {"True": 1.0, "False": 0.0}
-
-
-def activation_from_text(text: str) -> Activation:
-    """Return a factory of the activation that a yaml names, e.g. `nn.LeakyReLU(0.1)`.
-
-    Raises:
-        UsageError: an unknown activation, or arguments that are not plain numbers.
-    """
-    short = text if len(text) <= MAX_ACTIVATION else ""
-    match = re.fullmatch(r"\s*(?:torch\.)?(?:nn\.)?(\w+)\s*\((.*)\)\s*", short)
-    kind = ACTIVATIONS.get(match[1]) if match else None
-    if match is None or kind is None:
-        raise UsageError(
-            f"unknown activation `{shown(text)}`", hint="known: " + ", ".join(f"`nn.{a}()`" for a in ACTIVATIONS)
-        )
-    given = [part for part in match[2].split(",") if part.strip() and "inplace" not in part]
-    try:
-        values = [part.split("=")[-1].strip() for part in given]
-        arguments = [_FLAGS[value] if value in _FLAGS else float(value) for value in values]
-        if not all(map(math.isfinite, arguments)):
-            raise ValueError("not finite")
-        kind(*arguments)
-    except (ValueError, TypeError) as err:
-        raise UsageError(f"activation `{text}` has arguments that are not plain numbers") from err
-    return lambda: kind(*arguments)
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,39 +167,50 @@ class Network(nn.Module):
 
 
 def fuse(network: nn.Module) -> None:
-    """Fold every batch norm into its convolution and every `Focus` into one strided convolution, in place.
+    """Fold every batch norm that follows a convolution, and every plain `Focus` into one strided one, in place.
 
     The network must be in `eval()`. Folds in float64, which adds no error.
     """
     for module in list(network.modules()):
-        if isinstance(module, yolov5_layers.Conv) and isinstance(module.bn, nn.BatchNorm2d):
-            scale, shift = _affine(module.bn)
-            module.conv = _folded(module.conv, scale, shift)
-            module.bn = nn.Identity()
-        elif isinstance(module, yolov5_layers.BottleneckCSP) and isinstance(module.bn, nn.BatchNorm2d):
-            scale, shift = _affine(module.bn)
-            half = module.cv3.out_channels
-            module.cv3 = _folded(module.cv3, scale[:half], shift[:half])
-            module.cv2 = _folded(module.cv2, scale[half:], shift[half:])
-            module.bn = nn.Identity()
+        if not isinstance(getattr(module, "bn", None), nn.BatchNorm2d):
+            continue
+        if isinstance(module, (yolov5_layers.Conv, FReLU)):
+            _fold_into([module.conv], module.bn)
+        elif isinstance(module, yolov5_layers.BottleneckCSP):
+            _fold_into([module.cv3, module.cv2], module.bn)
+        elif isinstance(module, MixConv2d):
+            _fold_into(list(module.m), module.bn)
+        else:
+            continue
+        module.bn = nn.Identity()
     for parent in list(network.modules()):
         for name, child in parent.named_children():
-            if isinstance(child, yolov5_layers.Focus) and child.conv.conv.groups == 1:
+            if isinstance(child, yolov5_layers.Focus) and child.is_plain:
                 setattr(parent, name, child.as_conv())
+
+
+def depends_on_size(network: nn.Module) -> bool:
+    """Check whether a traced graph holds for the traced image size only."""
+    return any(isinstance(m, (TransformerBlock, *SIZED)) for m in network.modules())
+
+
+def _fold_into(convolutions: Sequence[Any], norm: nn.BatchNorm2d) -> None:
+    """Fold a norm over the joined outputs of the convolutions."""
+    scale, shift = _affine(norm)
+    start = 0
+    for conv in convolutions:
+        end = start + conv.out_channels
+        bias = shift[start:end] if conv.bias is None else shift[start:end] + scale[start:end] * conv.bias.double()
+        weight = conv.weight.double() * scale[start:end].view(-1, 1, 1, 1)
+        conv.weight = nn.Parameter(weight.to(conv.weight.dtype).detach())
+        conv.bias = nn.Parameter(bias.to(conv.weight.dtype).detach())
+        start = end
 
 
 def _affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     assert norm.running_mean is not None and norm.running_var is not None
     scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
     return scale, norm.bias.double() - norm.running_mean.double() * scale
-
-
-def _folded(conv: yolov5_layers.Conv2d, scale: Tensor, shift: Tensor) -> yolov5_layers.Conv2d:
-    bias = shift if conv.bias is None else shift + scale * conv.bias.double()
-    weight = conv.weight.double() * scale.view(-1, 1, 1, 1)
-    conv.weight = nn.Parameter(weight.to(conv.weight.dtype).detach())
-    conv.bias = nn.Parameter(bias.to(conv.weight.dtype).detach())
-    return conv
 
 
 def _entries(config: Mapping[str, Any]) -> list[_Entry]:
@@ -318,78 +298,13 @@ def _make(
     reductions: Sequence[Fraction],
     repeats: int,
     args: list[Any],
-) -> tuple[nn.Module, int, Fraction]:
+) -> Layer:
     """Return the layer, its output channels and its reduction."""
-    kind, c1 = entry.kind, inputs[0]
-    if kind in ("Detect", "Segment"):
-        return _head(kind, plan, inputs, reductions, args), 0, Fraction(1)
-    if kind == "Concat":
-        if args not in ([], [1]):
-            raise ValueError("only channels can be concatenated, dimension 1")
-        return yolov5_layers.Concat(), sum(inputs), Fraction(1)
-    if kind in _REPEATED_INSIDE:
-        c2 = plan.scaled(args[0])
-        return _REPEATED_INSIDE[kind](c1, c2, repeats, *args[1:], act=plan.act), c2, Fraction(1)
-    if kind in _SCALED:
-        c2 = plan.scaled(args[0])
-        made = [_scaled(kind, c1 if i == 0 else c2, c2, args[1:], plan.act) for i in range(repeats)]
-        factor = math.prod((f for _, f in made), start=Fraction(1))
-        return _chain([m for m, _ in made]), c2, factor
-    if kind in _PLAIN:
-        plain = [_PLAIN[kind](*args) for _ in range(repeats)]
-        return _chain(plain), c1, math.prod((_shrinks(m) for m in plain), start=Fraction(1))
-    raise UsageError(
-        f"the model has an unsupported layer `{shown(kind)}`",
-        hint=EXPORT_HINT,
-    )
-
-
-_REPEATED_INSIDE: Mapping[str, Any] = {"C3": yolov5_layers.C3, "BottleneckCSP": yolov5_layers.BottleneckCSP}
-_SCALED: Mapping[str, Any] = {
-    "Conv": yolov5_layers.Conv,
-    "DWConv": yolov5_layers.Conv,
-    "Focus": yolov5_layers.Focus,
-    "Bottleneck": yolov5_layers.Bottleneck,
-    "SPP": yolov5_layers.SPP,
-    "SPPF": yolov5_layers.SPPF,
-}
-_PLAIN: Mapping[str, type[nn.Module]] = {
-    "Upsample": nn.Upsample,
-    "MaxPool2d": nn.MaxPool2d,
-    "ZeroPad2d": nn.ZeroPad2d,
-    "Identity": nn.Identity,
-}
-
-
-def _chain(made: Sequence[nn.Module]) -> nn.Module:
-    return made[0] if len(made) == 1 else nn.Sequential(*made)
-
-
-def _scaled(kind: str, c1: int, c2: int, args: list[Any], act: Activation) -> tuple[nn.Module, Fraction]:
-    if kind in ("Bottleneck", "SPP", "SPPF"):
-        return _SCALED[kind](c1, c2, *args, act=act), Fraction(1)
-    defaults = (1, 1) if kind == "DWConv" else (1, 1, None, 1)
-    given = [*args, *defaults[len(args) :]]
-    rest = given[len(defaults) :]
-    k, s, p, g = (*given[:2], None, math.gcd(c1, c2)) if kind == "DWConv" else given[:4]
-    if not all(type(number) is int or number is None for number in (k, s, p, g)):
-        raise ValueError("expected integers")
-    for extra in rest:  # v7 puts a dilation before the activation flag
-        if extra is False:
-            act = nn.Identity
-        elif extra is not True and extra != 1:
-            raise ValueError(f"unknown dilation `{shown(extra)}`")
-    return _SCALED[kind](c1, c2, k, s, p, g, act=act), Fraction(s) * (2 if kind == "Focus" else 1)
-
-
-def _shrinks(module: nn.Module) -> Fraction:
-    if isinstance(module, nn.MaxPool2d):
-        return Fraction(module.stride)
-    if isinstance(module, nn.Upsample):
-        if module.size is not None or module.mode != "nearest" or not float(module.scale_factor or 0).is_integer():
-            raise ValueError("only nearest-neighbour upsampling by an integer factor is supported")
-        return 1 / Fraction(module.scale_factor)
-    return Fraction(1)
+    if entry.kind in ("Detect", "Segment"):
+        return Layer(_head(entry.kind, plan, inputs, reductions, args), 0, Fraction(1))
+    if entry.kind in JOINING:
+        return joining_layer(entry.kind, inputs, args)
+    return layer_of_yaml(entry.kind, inputs[0], args, repeats, plan.scaled, plan.act)
 
 
 def _head(kind: str, plan: _Plan, inputs: Sequence[int], reductions: Sequence[Fraction], args: list[Any]) -> Detect:

@@ -137,6 +137,9 @@ def test_objectness_starts_rare() -> None:
         ("nn.LeakyReLU(0.1)", nn.LeakyReLU(0.1)),
         ("torch.nn.LeakyReLU(negative_slope=0.2, inplace=True)", nn.LeakyReLU(0.2)),
         ("Hardswish()", nn.Hardswish()),
+        ("nn.Softplus(threshold=3, beta=2)", nn.Softplus(2, 3)),
+        ("nn.GELU('tanh')", nn.GELU("tanh")),
+        ("nn.PReLU()", nn.PReLU()),
     ],
 )
 def test_activations_by_name(text: str, expected: nn.Module) -> None:
@@ -145,7 +148,9 @@ def test_activations_by_name(text: str, expected: nn.Module) -> None:
     assert type(found) is type(expected) and torch.equal(found(x), expected(x))
 
 
-@pytest.mark.parametrize("text", ["nn.Softplus()", "__import__('os').system('x')", "nn.SiLU", "nn.LeakyReLU(x)", "()"])
+@pytest.mark.parametrize(
+    "text", ["nn.GLU()", "nn.Softplus(size=3)", "__import__('os').system('x')", "nn.SiLU", "nn.LeakyReLU(x)", "()"]
+)
 def test_other_activations_are_refused(text: str) -> None:
     with pytest.raises(UsageError, match="activation"):
         activation_from_text(text)
@@ -186,11 +191,11 @@ def _layer(index: int, line: Any) -> dict[str, Any]:
         (_layer(1, [-1, 1, "Conv", ["x"]]), "has `x` channels"),
         (_layer(1, [5, 1, "Conv", [64, 3, 2]]), "reads from `5`"),
         (_layer(1, [[-1, 1], 1, "Concat", [1]]), "reads from"),
-        (_layer(1, [-1, 1, "Conv", [64, 3, 2, None, 1, 2]]), "unknown dilation `2`"),
+        (_layer(1, [-1, 1, "Conv", [64, 3, 2, None, 1, 2.5]]), "unknown activation 2.5"),
         (_layer(1, [-1, 1, "Conv", [64, 3, 0]]), "cannot be built"),
         (_layer(1, [-1, 1, "Conv", [64, 3, 2, float("inf")]]), "expected integers"),
         (_layer(1, [-1, 1, "nn.Upsample", [None, 1.5, "nearest"]]), "integer factor"),
-        (_layer(1, [-1, 1, "nn.Upsample", [None, 2, "bilinear"]]), "nearest-neighbour"),
+        (_layer(1, [-1, 1, "nn.Upsample", [None, 2, "area"]]), "upsampling of mode area"),
     ],
 )
 def test_a_yaml_that_is_none_is_refused_in_words(config: Any, message: str) -> None:

@@ -45,7 +45,7 @@ EDITS: Mapping[str, tuple[Edit, str]] = {
     "source": (lambda m: setattr(m.model[7], "f", [-1, 2]), r"layer 7 .* reads from \[-1, 2\]"),
     "pooling": (lambda m: setattr(m.model[5].m, "kernel_size", 3), "kernel_size 3"),
     "upsampling": (lambda m: setattr(m.model[6], "mode", "bilinear"), "mode bilinear"),
-    "activation": (lambda m: setattr(m.model[1], "act", nn.Softplus()), "activation `torch.nn.*Softplus`"),
+    "activation": (lambda m: setattr(m.model[1], "act", nn.GLU()), "activation `torch.nn.*GLU`"),
     "more weights": (lambda m: m.model[5].register_parameter("w", nn.Parameter(torch.ones(1))), "`model.5.w` that its"),
     "fewer weights": (lambda m: delattr(m.model[1].conv, "weight"), "lacks the weight `model.1.conv.weight`"),
     "other shape": (lambda m: setattr(m.model[1].bn, "weight", nn.Parameter(torch.ones(3))), r"has shape \[3\]"),
@@ -55,8 +55,8 @@ EDITS: Mapping[str, tuple[Edit, str]] = {
     "strides": (lambda m: setattr(m.model[-1], "stride", torch.tensor([4.0, 8.0])), r"strides \(4, 8\) differ"),
     "odd strides": (lambda m: setattr(m.model[-1], "stride", torch.tensor([4.5, 8.0])), "expected integers"),
     "unknown block": (
-        lambda m: m.yaml["backbone"].__setitem__(1, [-1, 1, "GhostConv", [8]]),
-        "unsupported layer `GhostConv`",
+        lambda m: m.yaml["backbone"].__setitem__(1, [-1, 1, "CBAM", [8]]),
+        "unsupported layer `CBAM`",
     ),
 }
 

@@ -22,19 +22,15 @@ NAMES = {
     "yolo": ("Model", "DetectionModel", "SegmentationModel", "ClassificationModel", "Detect", "Segment"),
     # The last one stands for a layer of somebody's own.
     "common": (
-        "Conv",
-        "DWConv",
-        "Bottleneck",
-        "BottleneckCSP",
-        "C3",
-        "SPP",
-        "SPPF",
-        "Focus",
-        "Concat",
-        "Proto",
-        "Custom",
+        "Conv", "DWConv", "Bottleneck", "BottleneckCSP", "C3", "SPP", "SPPF", "Focus", "Concat", "GhostConv", "C3SPP",
+        "GhostBottleneck", "C3Ghost", "C3TR", "C3x", "CrossConv", "TransformerBlock", "TransformerLayer", "Contract",
+        "Expand", "DWConvTranspose2d", "Proto", "Custom",
     ),
-}
+    "experimental": ("Sum", "MixConv2d"),
+}  # fmt: skip
+
+# Ours stand for these.
+PYTORCH: Mapping[str, type[nn.Module]] = {"Conv2d": nn.Conv2d, "MultiheadAttention": nn.MultiheadAttention}
 
 # v6 and v7 in small: strided stem, C3, SPPF, two levels.
 MODERN: Mapping[str, Any] = {
@@ -86,6 +82,32 @@ EARLY: Mapping[str, Any] = {
         [[11, 8], 1, "Detect", ["nc", "anchors"]],
     ],
 }
+
+# Every further block that a yaml may name, and layers of PyTorch.
+EVERY_BLOCK: Mapping[str, Any] = {
+    **MODERN,
+    "width_multiple": 1,
+    "depth_multiple": 1,
+    "backbone": [
+        [-1, 1, "Focus", [8, 3]],
+        [-1, 1, "Conv", [8, 3, 2, None, 1, 2]],
+        [-1, 1, "CrossConv", [8, 3, 1, 1, 1.0, True]],
+        [-1, 1, "C3Ghost", [8]],
+        [-1, 1, "C3TR", [16]],
+        [-1, 1, "TransformerBlock", [16, 16, 4, 1]],
+        [-1, 1, "Contract", [2]],
+        [-1, 1, "Expand", [2]],
+        [-1, 1, "MixConv2d", [16, [1, 3], 1]],
+        [-1, 1, "DWConvTranspose2d", [16, 2, 2]],
+        [-1, 1, "Bottleneck", [16]],
+        [-1, 1, "SPPF", [16, 5]],
+        [[-1, 10], 1, "Sum", [2, True]],
+        [-1, 1, "Conv", [16, 3, 2]],
+        [-1, 1, "Conv", [16, 3, 2]],
+    ],
+    "head": [[-1, 1, "nn.Upsample", ["None", 2, "bilinear"]], [[-1, 13], 1, "Concat", [1]],
+             [[16, 14], 1, "Detect", ["nc", "anchors"]]],
+}  # fmt: skip
 
 
 def lively(config: Mapping[str, Any], seed: int = 0) -> Network:
@@ -152,7 +174,7 @@ def upstream_model(
 
 def _converted(module: nn.Module, classes: Mapping[str, type[nn.Module]]) -> nn.Module:
     name = type(module).__name__
-    cls = nn.Conv2d if name == "Conv2d" else classes.get(name, type(module))
+    cls = PYTORCH.get(name) or classes.get(name, type(module))
     made = cls.__new__(cls)
     nn.Module.__init__(made)
     made.__dict__.update({k: v for k, v in module.__dict__.items() if not k.startswith("_")})
