@@ -19,7 +19,7 @@ class Yolov5Postprocessor(Postprocessor):
     name = "yolov5"
     title = "YOLOv5 decoding"
     heads = frozenset({"yolov5"})
-    columns_before_classes = 5  # box and objectness
+    columns_before_classes: int | None = 5  # box and objectness
     decodes_on_device = True
 
     def decode(
@@ -41,13 +41,13 @@ class Yolov5Postprocessor(Postprocessor):
         return device_program.device_program(spec)
 
 
-class Yolov5SegmentPostprocessor(Postprocessor):
+class Yolov5SegmentPostprocessor(Yolov5Postprocessor):
     """Decodes the segmentation head of YOLOv5 release 7."""
 
     name = "yolov5_seg"
     title = "YOLOv5 segmentation decoding"
     heads = frozenset({"yolov5_seg"})
-    decodes_on_device = True
+    columns_before_classes = None  # mask coefficients come after them
 
     def decode(
         self,
@@ -60,9 +60,3 @@ class Yolov5SegmentPostprocessor(Postprocessor):
         from yolotrt_yolov5 import segment
 
         return segment.decode(raw, spec, geometry, selection)
-
-    def device_program(self, spec: ModelSpec) -> DeviceProgram:
-        """Return the same decoding for a GPU."""
-        from yolotrt_yolov5 import device_program
-
-        return device_program.device_program(spec)
