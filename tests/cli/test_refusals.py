@@ -81,12 +81,12 @@ def test_files_that_are_no_images(run: Run, warm: Path, tmp_path: Path) -> None:
     bad.mkdir()
     (bad / "empty.jpg").write_bytes(b"")
     (bad / "text.png").write_text("not an image")
-    (bad / "notes.txt").write_text("x")
+    (bad / "notes.json").write_text("x")
     (bad / "nothing.png").write_bytes(_png_without_pixels())
     cases = {
         "empty.jpg": "is an empty file",
         "text.png": "cannot decode the image",
-        "notes.txt": "unsupported file suffix",
+        "notes.json": "unsupported file suffix",
         "nothing.png": "has no pixels",
     }
     for name, words in cases.items():
