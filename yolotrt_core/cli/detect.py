@@ -30,7 +30,6 @@ from yolotrt_core.errors import ArtifactError, UsageError, os_error_reason
 from yolotrt_core.export.model_source import sample_path
 from yolotrt_core.files.paths import refuse_unwritable
 from yolotrt_core.media import inputs
-from yolotrt_core.media.camera import RECONNECT_SECONDS
 from yolotrt_core.media.inputs import is_video, redact
 from yolotrt_core.plugin.options import MANY, Format, option, resolve_settings
 from yolotrt_core.plugin.registry import Registry
@@ -98,7 +97,7 @@ class DetectSettings(RecipeSettings):
         None, minimum=1, maximum=MANY, default_text="its end", help="Maximum frames of a video or live source"
     )
     reconnect: int = option(
-        RECONNECT_SECONDS, minimum=0, maximum=MANY, unit="seconds",
+        inputs.RECONNECT_SECONDS, minimum=0, maximum=MANY, unit="seconds",
         help="Time without a frame after which a live source counts as lost; 0: never reconnect",
     )  # fmt: skip
     show_timing: bool = option(False, switch=True, in_recipe=False, help="Print the time of each step")

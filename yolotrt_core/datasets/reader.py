@@ -11,10 +11,8 @@ from yolotrt_core.console.text import counted
 from yolotrt_core.datasets import description, yolo
 from yolotrt_core.datasets.class_map import DataClass, match_classes
 from yolotrt_core.datasets.class_names import labels_from_file
-from yolotrt_core.datasets.coco import read_coco
 from yolotrt_core.datasets.dataset import DataSet, LabeledImage
 from yolotrt_core.datasets.description import Part, read_description
-from yolotrt_core.datasets.locations import read_image_list
 from yolotrt_core.errors import UsageError
 from yolotrt_core.files.paths import existing_path, user_path
 from yolotrt_core.media.inputs import IMAGE_SUFFIXES, select_files
@@ -67,6 +65,8 @@ def read(
     options = options or LabelOptions()
     path = user_path(where)
     if path.suffix.lower() == ".json" and path.is_file():
+        from yolotrt_core.datasets.coco import read_coco
+
         data = read_coco(path, labels, options.class_map, masks=options.masks)
     else:
         files, named, names = list_images(path, part, _LAYOUT_HINT if labels_needed else IMAGES_HINT)
@@ -168,6 +168,8 @@ def _images_at(place: Path, base: Path) -> Iterator[Path]:
     if place.is_dir():
         yield from select_files(place.rglob("*"), IMAGE_SUFFIXES, place)
     elif place.suffix.lower() == ".txt":
+        from yolotrt_core.datasets.locations import read_image_list
+
         yield from read_image_list(place, base)
     else:
         yield place

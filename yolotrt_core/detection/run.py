@@ -29,7 +29,7 @@ from yolotrt_core.inference.detector import Detector
 from yolotrt_core.inference.image_loader import decode_ahead, read_ahead
 from yolotrt_core.inference.rect_detector import RectDetector
 from yolotrt_core.media import inputs
-from yolotrt_core.media.camera import RECONNECT_SECONDS, open_live
+from yolotrt_core.media.camera import open_live
 from yolotrt_core.media.prefetch import drawn_ahead
 from yolotrt_core.media.video import Loss, open_video
 from yolotrt_core.media.video_writer import VideoWriter
@@ -145,7 +145,7 @@ class DetectionRun:
         bar: Bar,
         interrupt: Interrupt,
         max_frames: int | None = None,
-        reconnect: float = RECONNECT_SECONDS,
+        reconnect: float = inputs.RECONNECT_SECONDS,
     ) -> None:
         """Detect on a live source until it ends or is interrupted; an unavailable or lost one is recorded.
 

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Protocol
 
 from yolotrt_core.console.text import counted
 from yolotrt_core.errors import UsageError
+from yolotrt_core.media import inputs
 from yolotrt_core.media.inputs import CAMERA, redact
 from yolotrt_core.media.video_decoder import VideoFrame, import_av, open_decoder
 
 if TYPE_CHECKING:
     from yolotrt_core.console.signals import Interrupt
 
-RECONNECT_SECONDS = 60
 _AHEAD = 4  # frames read ahead; more would only add latency
 _POLL_SECONDS = 0.05  # latency of Ctrl-C
 # A thread that returns from OpenCV during Python's shutdown aborts the process, so wait for one frame. A stalled
@@ -69,7 +69,7 @@ def open_live(
     source: str,
     interrupt: Interrupt,
     *,
-    reconnect: float = RECONNECT_SECONDS,
+    reconnect: float = inputs.RECONNECT_SECONDS,
     status: Callable[[str], None] = lambda text: None,
 ) -> Iterator[Live]:
     """Open a camera or stream.

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 
 from yolotrt_core.console.notices import warn_once
 from yolotrt_core.errors import UsageError, os_error_reason
-from yolotrt_core.media import jpeg_end
-from yolotrt_core.media.animation import is_animated
 from yolotrt_core.media.jpeg_header import upright_size
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+    from yolotrt_core.media import jpeg_end
 
     # Allocates an uninitialized uint8 array.
     Room = Callable[[tuple[int, ...]], NDArray[np.uint8]]
@@ -77,7 +77,9 @@ def read(
 def _decode(path: Path, encoded: bytes, depth: int) -> NDArray[np.uint8]:
     if encoded.startswith(_JPEG) and not encoded.endswith(_JPEG_END):
         try:
-            completed = jpeg_end.complete(encoded)
+            from yolotrt_core.media.jpeg_end import complete
+
+            completed = complete(encoded)
         except ValueError:  # complete, with other data after its end
             pass
         else:
@@ -88,6 +90,8 @@ def _decode(path: Path, encoded: bytes, depth: int) -> NDArray[np.uint8]:
         is_deep = encoded[24:25] > b"\x08"
     else:
         is_deep = encoded.startswith(_MAYBE_16_BIT)
+    from yolotrt_core.media.animation import is_animated
+
     if is_animated(encoded):
         warn_once(f"`{path}` is animated: only its first frame is used")
     scaled = _decode_deep(path, encoded, depth) if is_deep else None

@@ -15,7 +15,6 @@ from yolotrt_core.console.notices import warn_once
 from yolotrt_core.console.text import counted, printable
 from yolotrt_core.errors import UsageError
 from yolotrt_core.files.paths import existing_path, read_text, user_path
-from yolotrt_core.media.animation import is_animated_gif
 
 _log = logging.getLogger(__name__)
 
@@ -38,6 +37,7 @@ VIDEO_SUFFIXES = frozenset({
     ".mjpg", ".mkv", ".mov", ".mp4", ".mpe", ".mpeg", ".mpg", ".mts", ".mxf", ".ogv", ".ts", ".vob", ".webm",
     ".wmv",
 })  # fmt: skip
+RECONNECT_SECONDS = 60  # without a frame, after which a live source counts as lost
 LIST_SUFFIX = ".txt"  # of a file that lists images
 _NAMED = 3  # missing files in an error
 _LABEL = re.compile(r"\d+(\s+[-+.\deE]+){4,}")  # a line of a YOLO label file
@@ -214,7 +214,12 @@ def redact(source: str | Path) -> str:
 
 def is_video(path: Path) -> bool:
     """Return whether a file is a video, by its suffix; an animated GIF is one, too."""
-    return path.suffix.lower() in VIDEO_SUFFIXES or is_animated_gif(path)
+    suffix = path.suffix.lower()
+    if suffix != ".gif":
+        return suffix in VIDEO_SUFFIXES
+    from yolotrt_core.media.animation import is_animated_gif
+
+    return is_animated_gif(path)
 
 
 def _suffix_hint() -> str:
