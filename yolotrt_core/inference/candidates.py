@@ -35,12 +35,14 @@ coordinates in float32, which leaves steps of 1/16 pixel for the last of 80 clas
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from yolotrt_core.errors import UsageError
+from yolotrt_core.inference.input_shapes import shape_text
 from yolotrt_core.inference.letterbox import boxes_to_source
 from yolotrt_core.inference.nms import nms
-from yolotrt_core.types import Detections, Geometry, Selection
+from yolotrt_core.types import Detections, Geometry, Selection, TensorSpec
 
 if TYPE_CHECKING:
     import numpy as np
@@ -112,6 +114,32 @@ def select(
             truncated=len(kept) - len(chosen.scores),
         )
     return detections, chosen.rows
+
+
+def raw_output(raw: Mapping[str, NDArray[Any]], tensor: TensorSpec, images: int) -> NDArray[np.float32]:
+    """Return an output of the network for some images as float32.
+
+    Args:
+        raw: the outputs by name. tensor: the output's declaration; a dimension that is a text, and the first, may have
+            any size.
+
+    Raises:
+        UsageError: it is missing, not float32 or float16, or of another shape.
+    """
+    import numpy as np
+
+    output, declared = raw.get(tensor.name), tensor.shape[1:]
+    if (
+        output is None
+        or output.dtype not in (np.float32, np.float16)
+        or output.ndim != len(tensor.shape)
+        or len(output) != images
+        or any(have != want for have, want in zip(output.shape[1:], declared, strict=True) if isinstance(want, int))
+    ):
+        found = ", ".join(f"`{name}` {values.dtype} {shape_text(values.shape)}" for name, values in raw.items())
+        wanted = shape_text((images, *declared))
+        raise UsageError(f"expected the output `{tensor.name}`, float {wanted}, found {found or 'none'}")
+    return output.astype(np.float32, copy=False)
 
 
 def corners(boxes: NDArray[np.float32]) -> NDArray[np.float32]:
