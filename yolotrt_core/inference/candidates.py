@@ -84,7 +84,7 @@ def select(
 ) -> tuple[Detections, NDArray[np.intp]]:
     """Select the detections of one image, as the module describes.
 
-    A caller that knows rows without a candidate leaves them out first: most rows of most images have none.
+    A caller that knows rows without a candidate leaves them out first: of thousands, a few have one.
 
     Args:
         boxes: float32 (n, 4), x1 y1 x2 y2 in input pixels. scores: float32 (n, C), of each class.

@@ -18,7 +18,7 @@ AGAIN = "export it again: `yolo export format=onnx`, with `dynamic=True` for fre
 def export(source, request, out):
     found = recognise(source.path)
     if found is None:
-        raise UsageError(f"`{source.path.name}` is no float32 ONNX export of YOLOv8 or YOLO11 detection", hint=AGAIN)
+        raise UsageError(f"`{source.path.name}` is not a float32 ONNX export of YOLOv8 or YOLO11 boxes", hint=AGAIN)
     (header, labels), given = found, found[0].inputs[0].shape
     batch = max(request.batch, 2) if request.dynamic else request.batch
     images = reference_images(batch, request.height, request.width)
