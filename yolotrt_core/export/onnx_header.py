@@ -13,8 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from yolotrt_core.plugin.stages import OnnxContents
-from yolotrt_core.types import TensorSpec
+from yolotrt_core.export.onnx_metadata import literal
+from yolotrt_core.plugin.stages import OnnxContents, SourceInfo
+from yolotrt_core.types import TensorSpec, layout_of, without_channels
 
 # Field numbers.
 _GRAPH, _METADATA = 7, 14  # of ModelProto
@@ -49,6 +50,20 @@ def read_header(path: Path) -> OnnxContents | None:
     except (OSError, _InvalidError, UnicodeDecodeError):
         return None
     return found if found.inputs and found.outputs else None
+
+
+def source_info(header: OnnxContents | None) -> SourceInfo:
+    """Return the answer of `Exporter.inspect`: the size that the input fixes, else the one that `imgsz` names."""
+    if header is None or len(header.inputs[0].shape) != 4:
+        return SourceInfo()
+    shape = header.inputs[0].shape
+    _, height, width = without_channels(shape, layout_of(shape))
+    if isinstance(height, int) and isinstance(width, int):
+        return SourceInfo((height, width), fixed_size=True)
+    named = literal(header.metadata.get("imgsz"))
+    if isinstance(named, list) and len(named) == 2 and all(type(side) is int and side > 0 for side in named):
+        return SourceInfo((named[0], named[1]))
+    return SourceInfo()
 
 
 class _Reader:

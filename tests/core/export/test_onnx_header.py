@@ -9,7 +9,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from yolotrt_core.export.onnx_header import read_header
+from yolotrt_core.export.onnx_header import read_header, source_info
+from yolotrt_core.plugin.stages import OnnxContents, SourceInfo
 from yolotrt_core.testing import small_model
 from yolotrt_core.types import TensorSpec
 
@@ -41,6 +42,23 @@ def test_free_dimensions_other_types_and_weights_among_the_inputs(tmp_path: Path
     assert found.inputs == (TensorSpec("images", "float16", ("batch", 3, "?", 0)),)
     assert found.outputs == (TensorSpec("a", "int64", (2**40,)), TensorSpec("b", "unknown", ()))
     assert found.metadata == {"ä": "x" * 5000, "empty": ""}
+
+
+@pytest.mark.parametrize(
+    ("shape", "imgsz", "expected"),
+    [
+        ((1, 3, 64, 96), "[640, 640]", SourceInfo((64, 96), fixed_size=True)),
+        ((1, 64, 96, 3), "", SourceInfo((64, 96), fixed_size=True)),
+        (("batch", 3, "height", "width"), "[640, 320]", SourceInfo((640, 320))),
+        (("batch", 3, "height", 96), "[640, 'a']", SourceInfo()),
+        (("batch", 3, "height", "width"), "[640]", SourceInfo()),
+        ((1, 10), "[640, 640]", SourceInfo()),
+    ],
+)
+def test_the_size_is_the_input_s_or_the_metadata_s(shape: tuple[int | str], imgsz: str, expected: SourceInfo) -> None:
+    image = TensorSpec("images", "float32", shape)
+    assert source_info(OnnxContents((image,), (image,), {"imgsz": imgsz})) == expected
+    assert source_info(None) == SourceInfo()
 
 
 @pytest.mark.parametrize("seed", range(3))
