@@ -58,7 +58,7 @@ def write_model(path, labels=LABELS, size=64, free=False, tensors=("images", "ou
     constants |= {"along_x": np.array(3), "along_y": np.array(2)}
     cells = (size // STRIDE) ** 2
     sides = ("batch", "height", "width") if free else (1, size, size)
-    shapes = (sides[0], 3, *sides[1:]), (sides[0], columns, "anchors" if free else cells)
+    shapes = (sides[0], 3, *sides[1:]), (sides[0], *(("columns", "anchors") if free else (columns, cells)))
     graph = helper.make_graph(
         nodes,
         "main_graph",
@@ -67,7 +67,13 @@ def write_model(path, labels=LABELS, size=64, free=False, tensors=("images", "ou
         [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    own = {"task": "detect", "stride": str(STRIDE), "names": str(dict(enumerate(labels))), "imgsz": str([size, size])}
+    own = {
+        "author": "Ultralytics",
+        "task": "detect",
+        "stride": str(STRIDE),
+        "names": str(dict(enumerate(labels))),
+        "imgsz": str([size, size]),
+    }
     helper.set_model_props(model, own | metadata)
     onnx.checker.check_model(model, full_check=True)
     path.write_bytes(model.SerializeToString())

@@ -39,10 +39,17 @@ class TestExporter(ExporterContract):
             with pytest.raises(UsageError, match="takes images of"):
                 stage.export(source, request, options, tmp_path)
 
+    def test_free_columns_that_are_not_those_of_the_classes_are_refused(self, stage, options, tmp_path):
+        source = source_of(write_model(tmp_path / "model.onnx", free=True, names="{0: 'a', 1: 'b'}"))
+        with pytest.raises(UsageError, match=r"expected 6 values for each box, found \(1, 7, 64\)"):
+            stage.export(source, BuildRequest("fp32", 1, 64, 64), options, tmp_path)
+
     @pytest.mark.parametrize("other", [{"task": "segment"}, {"names": "{0: 'a'}"}, {"names": ""}, {"stride": "x"}])
     def test_other_models_are_not_claimed(self, other, tmp_path):
         source = source_of(write_model(tmp_path / "model.onnx", **other))
         assert yolotrt_yolov8.yolotrt_select_exporter(source) is None
+        unknown = source_of(write_model(tmp_path / "model.onnx", free=True, author="unknown"))
+        assert yolotrt_yolov8.yolotrt_select_exporter(unknown) is None
 
 
 class TestPostprocessor(PostprocessorContract):

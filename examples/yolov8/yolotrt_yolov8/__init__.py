@@ -3,23 +3,25 @@
 from pathlib import Path
 
 from yolotrt_core.datasets.class_names import labels_in_order
-from yolotrt_core.export.onnx_header import read_header
+from yolotrt_core.export.onnx_header import read_header, source_info
 from yolotrt_core.export.onnx_metadata import literal
 from yolotrt_core.plugin.hookspecs import Claim, hookimpl
-from yolotrt_core.plugin.stages import DeviceProgram, Exporter, Postprocessor, SourceInfo
+from yolotrt_core.plugin.stages import DeviceProgram, Exporter, Postprocessor
 
 YOLOTRT_API = 1
 
 
 def recognise(path):
-    """Return header and class names of a float32 export of ours, None of any other file."""
+    """Return header and names of an export of ours, else None; one with free sizes does not state the number 4 + C."""
     found = read_header(path)
-    labels = found and labels_in_order(literal(found.metadata.get("names")))
-    if not labels or found.metadata.get("task", "detect") != "detect":
+    facts = found.metadata if found else {}
+    labels = labels_in_order(literal(facts.get("names")))
+    if not labels or facts.get("task", "detect") != "detect" or not facts.get("stride", "32").isdigit():
         return None
     tensors = [(each.dtype, len(each.shape)) for each in (*found.inputs, *found.outputs)]
-    fits = tensors == [("float32", 4), ("float32", 3)] and found.outputs[0].shape[1] == 4 + len(labels)
-    return (found, labels) if fits and found.metadata.get("stride", "32").isdigit() else None
+    columns = found.outputs[0].shape[1] if tensors == [("float32", 4), ("float32", 3)] else None
+    fits = facts.get("author") == "Ultralytics" if isinstance(columns, str) else columns == 4 + len(labels)
+    return (found, labels) if fits else None
 
 
 class Yolov8Exporter(Exporter):
@@ -27,10 +29,7 @@ class Yolov8Exporter(Exporter):
     requires = ("onnx", "onnxruntime")
 
     def inspect(self, source):
-        found = recognise(source.path)
-        size = found[0].inputs[0].shape[2:] if found else ("height", "width")
-        fixed = all(isinstance(side, int) for side in size)
-        return SourceInfo(size if fixed else None, fixed)
+        return source_info(read_header(source.path))
 
     def export(self, source, request, options, out):
         from yolotrt_yolov8 import exporter

@@ -31,10 +31,12 @@ def export(source, request, out):
         (answer,) = session.run(None, {header.inputs[0].name: images})
     except Exception as err:  # each of the two raises its own
         raise UsageError(f"onnxruntime cannot run the file: {' '.join(str(err).split())[:200]}", hint=AGAIN) from err
-    taken, given = (given, header.outputs[0].shape) if request.dynamic else (images.shape, answer.shape)
-    inputs, outputs = (TensorSpec("images", "float32", taken),), (TensorSpec("output0", "float32", given),)
-    stride, facts = int(header.metadata.get("stride", 32)), {"source_sha256": source.sha256}
-    spec = ModelSpec(inputs, outputs, labels, head="yolov8", network_stride=stride, provenance=facts)
+    if answer.shape[1] != 4 + len(labels):
+        raise UsageError(f"expected {4 + len(labels)} values for each box, found {answer.shape}", hint=AGAIN)
+    sides, boxes = (given, header.outputs[0].shape[2]) if request.dynamic else (images.shape, answer.shape[2])
+    inputs = (TensorSpec("images", "float32", sides),)
+    outputs = (TensorSpec("output0", "float32", (sides[0], 4 + len(labels), boxes)),)
+    spec = ModelSpec(inputs, outputs, labels, head="yolov8", network_stride=int(header.metadata.get("stride", 32)))
     onnx_normalize.declare(model, spec)
     onnx.helper.set_model_props(model, metadata_of(spec, request))
     (out / ONNX_FILE).write_bytes(model.SerializeToString(deterministic=True))
