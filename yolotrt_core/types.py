@@ -76,7 +76,7 @@ class ModelSpec:
         outputs: for YOLOv5 one tensor `output0`, (B, N, 5 + C): cx, cy, w, h in input pixels,
             objectness, class scores in 0..1; rows ordered by level, anchor, y, x.
         labels: class names, index is the class id.
-        strides: pixels per cell of each detection level, finest first.
+        strides: pixels per cell of each detection level, finest first; empty if not known: `network_stride` suffices.
         head: kind of head, selects the postprocessor, e.g. `yolov5`.
         anchors: per level, (width, height) of each anchor in input pixels; empty if the head has none.
         provenance: informational facts about the origin.
@@ -87,7 +87,7 @@ class ModelSpec:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     labels: tuple[str, ...]
-    strides: tuple[int, ...]
+    strides: tuple[int, ...] = ()
     head: str = "yolov5"
     anchors: tuple[tuple[tuple[float, float], ...], ...] = ()
     provenance: Mapping[str, str] = field(default_factory=dict)

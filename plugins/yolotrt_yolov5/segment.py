@@ -18,7 +18,7 @@ import numpy as np
 from yolotrt_core.errors import UsageError
 from yolotrt_core.inference.masks import masks_from_prototypes
 from yolotrt_core.types import Detections, Geometry, ModelSpec, Selection
-from yolotrt_yolov5.decode import check_thresholds, checked_output, decode_image
+from yolotrt_yolov5.decode import checked_output, decode_image
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -46,7 +46,6 @@ def decode(
             f"height, width), found {shape}"
         )
     output = checked_output(raw, spec, len(geometry), prototypes.shape[1])
-    check_thresholds(selection)
     first = 5 + len(spec.labels)
     found = []
     for rows, maps, placed in zip(output, prototypes, geometry, strict=True):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,8 +12,6 @@ from engines import engine_of
 
 from yolotrt_core.inference.engine_file import read_engine_spec
 from yolotrt_core.types import EngineSpec
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "plugins" / "tensorrt_plugin"))  # head_reference.py
 
 
 @pytest.fixture(scope="session")

@@ -21,8 +21,9 @@ import yolotrt_yolov5
 from yolotrt_core import testing
 from yolotrt_core.export.model_source import default_model_path
 from yolotrt_core.files.digest import sha256_of
-from yolotrt_core.plugin.stages import Pass
+from yolotrt_core.plugin.stages import DeviceProgram, Pass
 from yolotrt_core.types import BuildRequest, Calibration, ModelSource, ModelSpec, TensorSpec
+from yolotrt_yolov5.stages import Yolov5Postprocessor
 
 pytest_plugins = ["pytester"]
 
@@ -113,6 +114,15 @@ class TestOnnxRuntime(testing.BuilderContract):
     plugin, name = yolotrt_onnxruntime, "onnxruntime"
 
 
+class _OtherBoxes(Yolov5Postprocessor):
+    """A device program whose boxes are half as wide as those of `decode`."""
+
+    def device_program(self, spec: ModelSpec) -> DeviceProgram:
+        program = super().device_program(spec)
+        assert "widen(at[2]) / 2" in program.source
+        return dataclasses.replace(program, source=program.source.replace("widen(at[2]) / 2", "widen(at[2]) / 4"))
+
+
 class TestYolov5(testing.PostprocessorContract):
     plugin, name = yolotrt_yolov5, "yolov5"
 
@@ -128,6 +138,15 @@ class TestYolov5(testing.PostprocessorContract):
         rows[..., :2] = random.uniform(8, 56, (2, 40, 2))
         rows[..., 2:4] = random.uniform(4, 20, (2, 40, 2))
         return {"output0": rows}
+
+    def test_a_device_program_of_other_boxes_is_found(
+        self, raw: Any, spec: ModelSpec, geometry: Any, tmp_path: Path
+    ) -> None:
+        other = _OtherBoxes()
+        with pytest.raises(AssertionError, match="boxes"):
+            self.test_a_device_program_reads_what_is_decoded(
+                other, raw, spec, geometry, other.Options(), False, tmp_path
+            )
 
 
 class _Bad(Pass):

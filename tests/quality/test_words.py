@@ -77,7 +77,7 @@ _PATTERNS = {re.compile(rf"(?<![\w-])(?:{words})(?![\w-])", re.IGNORECASE): term
 
 
 def _sources() -> list[Path]:
-    return sorted([*(ROOT / "yolotrt_core").rglob("*.py"), *(ROOT / "plugins").rglob("*.py")])
+    return sorted(path for folder in ("yolotrt_core", "plugins", "examples") for path in (ROOT / folder).rglob("*.py"))
 
 
 def _documents() -> list[Path]:

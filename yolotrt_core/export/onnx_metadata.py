@@ -20,8 +20,8 @@ def metadata_of(spec: ModelSpec, request: BuildRequest) -> dict[str, str]:
         ultralytics/yolov5 v7.0, export.py, export_onnx.
     """
     return {
-        "stride": str(max(spec.strides)),
-        "strides": str(list(spec.strides)),
+        "stride": str(max(spec.strides, default=spec.network_stride)),
+        **({"strides": str(list(spec.strides))} if spec.strides else {}),
         "names": str(dict(enumerate(spec.labels))),
         "task": spec.task,
         "imgsz": str([request.height, request.width]),

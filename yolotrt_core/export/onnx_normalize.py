@@ -24,14 +24,15 @@ _LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 _FLOAT, _INT32, _INT = 1, 6, 2
 
 
-def apply(model: ModelProto, spec: ModelSpec, rows: Rows, size: tuple[int, int]) -> None:
+def apply(model: ModelProto, spec: ModelSpec, rows: Rows | None, size: tuple[int, int]) -> None:
     """Normalize names, row order and shapes of a graph with one input and one output.
 
     Equal networks then give equal bytes, independent of the converter's numbering.
 
     Args:
         model: changed in place; its input has the spec's layout, its output the layout `rows`.
-        spec: spec of the result. rows: result of `find_rows`. size: (height, width) in pixels.
+        spec: spec of the result. size: (height, width) in pixels.
+        rows: result of `find_rows`; None for a head other than YOLOv5's, which stays as it is.
 
     Raises:
         StageError: a different number of inputs or outputs.
@@ -49,13 +50,21 @@ def apply(model: ModelProto, spec: ModelSpec, rows: Rows, size: tuple[int, int])
     rename_tensors(model, {inputs[0].name: spec.inputs[0].name, model.graph.output[0].name: spec.outputs[0].name})
     number_names(model)
     rewrite_resizes(model)
-    arrange_rows(model, rows, size)
-    for value, tensor in zip((*model.graph.input, *model.graph.output), (*spec.inputs, *spec.outputs), strict=True):
-        set_shape(value, tensor.shape)
+    if rows is not None:
+        arrange_rows(model, rows, size)
+    declare(model, spec)
     del model.graph.value_info[:]
     model.graph.name = spec.head
     for part in (model, model.graph, *model.graph.node):  # converters write numbered text there
         part.doc_string = ""
+
+
+def declare(model: ModelProto, spec: ModelSpec) -> None:
+    """Give inputs and outputs the names and shapes of the spec, in their order."""
+    values, tensors = (*model.graph.input, *model.graph.output), (*spec.inputs, *spec.outputs)
+    rename_tensors(model, {value.name: tensor.name for value, tensor in zip(values, tensors, strict=True)})
+    for value, tensor in zip(values, tensors, strict=True):
+        set_shape(value, tensor.shape)
 
 
 def rename_tensors(model: ModelProto, names: Mapping[str, str]) -> None:

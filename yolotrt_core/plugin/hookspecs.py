@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pluggy
 
+from yolotrt_core.plugin.claims import Claim as Claim
 from yolotrt_core.plugin.stages import Builder, Calibrator, Exporter, Pass, Postprocessor
 from yolotrt_core.types import ModelSource
 
@@ -50,12 +51,13 @@ def yolotrt_postprocessors() -> Sequence[Postprocessor]:  # type: ignore[empty-b
 
 
 @hookspec
-def yolotrt_select_exporter(source: ModelSource) -> str | None:
+def yolotrt_select_exporter(source: ModelSource) -> str | Claim | None:
     """Return the name of the exporter for this source, or None if it is not this plugin's.
 
     Decide by a few bytes of the file (or by a folder's contents), never by its name alone. Every plugin's hook
-    is called. A built-in exporter wins a source that a plugin claims too, with a warning that names both; a source that
-    two other plugins claim needs `--exporter NAME`.
+    is called. A built-in exporter wins a source that a plugin claims by its name alone; a plugin that recognises more
+    than the format returns a `Claim` with the reason, which wins over a built-in exporter's plain name. Either way a
+    warning names both. A source that two other plugins claim alike needs `--exporter NAME`.
     """
 
 

@@ -21,6 +21,7 @@ import pluggy
 from yolotrt_core.console.text import nearest
 from yolotrt_core.errors import PluginError, UsageError, YolotrtError
 from yolotrt_core.plugin import hookspecs
+from yolotrt_core.plugin.claims import Claim, Claimed, choose
 from yolotrt_core.plugin.declaration_checks import RESERVED, refuse_misdeclared
 from yolotrt_core.plugin.options import option_fields
 from yolotrt_core.plugin.registered import (
@@ -185,16 +186,13 @@ class Registry:
         return next((r for r in self.stages["calibrator"].values() if precision in r.stage.default_for), None)
 
     def select_exporter(self, source: ModelSource) -> Registered:
-        """Return the exporter that plugins claim this source for.
-
-        A plugin that claims too many files must not take those of the built-in exporters: these win, and a warning
-        names the option that selects the other one.
+        """Return the exporter that plugins claim this source for; see `claims.choose` for several.
 
         Raises:
-            UsageError: no plugin claims it, or several do and none is built in.
+            UsageError: no plugin claims it, or several do with equal right.
             PluginError: the only answer is not an exporter's name, or names one that cannot be used.
         """
-        claims: dict[str, Registered] = {}
+        claims: dict[str, Claimed] = {}
         faults: list[PluginError] = []
         for plugin, answer in self._ask("yolotrt_select_exporter", source=source):
             if answer is None:
@@ -204,39 +202,32 @@ class Registry:
             except PluginError as err:
                 faults.append(err)
                 continue
-            claims.setdefault(found.name, found)
+            reason = answer.reason if isinstance(answer, Claim) else ""
+            if found.name not in claims or reason:
+                claims[found.name] = Claimed(found, reason)
         if not claims and faults:
             raise faults[0]
         for fault in faults:
             self.warn_once(f"{fault.message}; it is skipped")
-        own = [found for found in claims.values() if found.is_own]
-        others = [found for found in claims.values() if found not in own]
-        if others and len(claims) > 1:
-            both = " and ".join(f"`{found.name}` of `{found.dist}`" for found in (*own, *others))
-            if not own:
-                raise UsageError(
-                    f"`{source.path}` is claimed by several exporters: {both}",
-                    hint="name the right one with `--exporter NAME`",
-                )
-            self.warn_once(
-                f"`{source.path}` is claimed by the exporters {both}: the built-in `{own[0].name}` reads it, "
-                f"`--exporter {others[0].name}` names the other"
-            )
         if not claims:
             known = ", ".join(f"`{n}`" for n in sorted(self.stages["exporter"])) or "none"
             raise UsageError(
                 f"`{source.path}` is not a model that an installed exporter can read",
                 hint=f"installed exporters: {known}; force one with `--exporter NAME`",
             )
-        return next(iter((*own, *others)))
+        chosen, warning = choose(source.path, list(claims.values()))
+        if warning:
+            self.warn_once(warning)
+        return chosen
 
     def _named_exporter(self, plugin: str, answer: Any) -> Registered:
         """Return the exporter that a plugin's `yolotrt_select_exporter` named."""
         chose = f"plugin {plugin} chose {shown(answer)} in `yolotrt_select_exporter`"
-        if not isinstance(answer, str):
-            raise PluginError(f"{chose}; the name of an exporter or None is expected")
+        name = answer.exporter if isinstance(answer, Claim) else answer
+        if not isinstance(name, str):
+            raise PluginError(f"{chose}; the name of an exporter, a `Claim` or None is expected")
         try:
-            return self.get("exporter", answer)
+            return self.get("exporter", name)
         except PluginError as err:
             raise PluginError(f"{chose}: {err.message}", hint=err.hint) from err
 

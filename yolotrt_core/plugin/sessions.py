@@ -22,18 +22,20 @@ class DeviceProgram:
     """GPU code that decodes a head's raw output in device memory.
 
     Attributes:
-        output: name of the raw output tensor, (B, rows, columns).
+        output: name of the raw output tensor, (B, rows, columns), or (B, columns, rows) with `rows_last`.
         classes: number of classes.
         source: CUDA C++ without includes that defines `struct Head`, the device twin of the
             postprocessor's `decode`. What it may use and must define is stated in the runner's
             `yolotrt_tensorrt/cuda/kernels/`: prelude.cuh, suppress.cu and masks.cu.
         prototypes: name of the output with the prototypes of masks, (B, K, h, w); empty for a head without masks.
+        rows_last: whether the boxes are the last dimension of the output. `Head.rows` counts them in any case.
     """
 
     output: str
     classes: int
     source: str
     prototypes: str = ""
+    rows_last: bool = False
 
 
 class Session(abc.ABC):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,17 @@ import pytest
 from numpy.typing import NDArray
 
 from yolotrt_core.errors import UsageError
+from yolotrt_core.inference.candidates import select
+from yolotrt_core.testing.device_head import read_head
 from yolotrt_core.testing.stage import StageContract, assert_readable
 from yolotrt_core.types import Detections, Geometry, ModelSpec, Selection
+
+_SELECTIONS = (
+    Selection(),
+    Selection(conf=0.01, iou=0.6, multi_label=True),
+    Selection(conf=0.1, iou=0.3, agnostic=True, multi_label=True, max_det=7),
+    Selection(conf=0.05, classes=(0,)),
+)
 
 
 class PostprocessorContract(StageContract):
@@ -70,6 +80,33 @@ class PostprocessorContract(StageContract):
             with pytest.raises(UsageError) as told:
                 stage.decode(wrong, spec, geometry, Selection(), options)
             assert_readable(told.value)
+
+    @pytest.mark.parametrize("damaged", [False, True], ids=["sound", "damaged"])
+    def test_a_device_program_reads_what_is_decoded(
+        self, stage: Any, raw: Any, spec: ModelSpec, geometry: Any, options: Any, damaged: bool, tmp_path: Path
+    ) -> None:
+        """A runner selects from what the `Head` reads as `yolotrt_core.inference.candidates.select` does."""
+        if not stage.decodes_on_device:
+            return
+        program = stage.device_program(spec)
+        assert program.classes == len(spec.labels)
+        values = raw[program.output].astype(np.float32)
+        if damaged:
+            random = np.random.default_rng(0)
+            places = random.choice(values.size, (3, max(1, values.size // 60)), replace=False)
+            for wrong, at in zip((np.nan, np.inf, -np.inf), places, strict=True):
+                values.ravel()[at] = wrong
+        read = read_head(program, values, tmp_path)
+        for selection in _SELECTIONS:
+            found = stage.decode({**raw, program.output: values}, spec, geometry, selection, options)
+            for image, (each, placed) in enumerate(zip(found, geometry, strict=True)):
+                gate = read.objectness[image]
+                rows = np.flatnonzero((gate > np.float32(selection.conf)) & np.isfinite(gate))
+                boxes, scores = read.boxes[image][rows], read.scores[image][rows]
+                wanted, _ = select(boxes, scores, placed, selection, rows)
+                assert each.truncated == wanted.truncated
+                for name in ("boxes", "scores", "class_ids"):
+                    np.testing.assert_array_equal(getattr(each, name), getattr(wanted, name), name)
 
     def assert_sound(self, found: Detections, placed: Geometry, spec: ModelSpec) -> None:
         """Check dtypes, order and bounds of one image's detections."""

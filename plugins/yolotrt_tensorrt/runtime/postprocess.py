@@ -50,7 +50,7 @@ class Decoding:
         output: Tensor,
         masks: MaskDrawing | None = None,
     ) -> None:
-        """Args: output: with the actual shape, (B, rows, columns). masks: of a segmentation network."""
+        """Args: output: its actual sizes, as (B, rows, columns) in any case. masks: of a segmentation network."""
         self._masks = masks
         self._gpu, self._pool, self._kernels = gpu, pool, kernels
         self._batch, self._rows, self._columns = output.shape

@@ -252,7 +252,8 @@ class EngineSession(Session):
         output = self.plan.outputs.get(program.output)
         if output is None or len(output.shape) != 3:
             found = ", ".join(f"`{t.name}` {t.shape}" for t in self.plan.outputs.values())
-            raise UsageError(f"expected an output `{program.output}` of (B, rows, columns), found {found}")
+            layout = "(B, columns, rows)" if program.rows_last else "(B, rows, columns)"
+            raise UsageError(f"expected an output `{program.output}` of {layout}, found {found}")
         if program.prototypes:
             maps = self.plan.outputs.get(program.prototypes)
             if maps is None or len(maps.shape) != 4 or maps.dtype != output.dtype:
@@ -263,7 +264,9 @@ class EngineSession(Session):
             loaded = self._programs.get(program)
             if loaded is None:
                 kernels = load_kernels(self.gpu, output.dtype, self._side_cache, program)
-                loaded = self._programs[program] = Program(program.output, program.classes, kernels, program.prototypes)
+                loaded = self._programs[program] = Program(
+                    program.output, program.classes, kernels, program.prototypes, program.rows_last
+                )
         return loaded
 
     def _save_cache(self, shape: tuple[int, ...]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -43,12 +43,16 @@ STEPS = ("upload", "preprocess", "infer", "postprocess", "download")
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """Kernels that read one output of the engine, its number of classes, and the output of prototypes (or empty)."""
+    """Kernels that read one output of the engine, its number of classes, and the output of prototypes (or empty).
+
+    With `rows_last` that output is (B, columns, rows).
+    """
 
     output: str
     classes: int
     kernels: dict[str, Kernel]
     prototypes: str = ""
+    rows_last: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,7 +298,11 @@ class ExecutionSlot:
             masks = None
             if program.prototypes:
                 masks = MaskDrawing(self._pool, program.kernels, self._resolved(program.prototypes))
-            held = Decoding(self._gpu, self._pool, program.kernels, self._resolved(program.output), masks)
+            output = self._resolved(program.output)
+            if program.rows_last:
+                batch, columns, rows = output.shape
+                output = replace(output, shape=(batch, rows, columns))
+            held = Decoding(self._gpu, self._pool, program.kernels, output, masks)
             self._decodings[id(program)] = held
         return held
 

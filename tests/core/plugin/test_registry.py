@@ -16,7 +16,7 @@ from fake_stages import FakeBuilder, FakeExporter, FakePass, fake_plugin
 from yolotrt_core.cli.recipe import CORE_OPTIONS
 from yolotrt_core.errors import PluginError, UsageError
 from yolotrt_core.plugin.declaration_checks import RESERVED
-from yolotrt_core.plugin.hookspecs import hookimpl
+from yolotrt_core.plugin.hookspecs import Claim, hookimpl
 from yolotrt_core.plugin.options import option
 from yolotrt_core.plugin.registered import OWN_DIST, PluginSource
 from yolotrt_core.plugin.registry import Registry
@@ -323,6 +323,29 @@ def test_two_strangers_who_claim_one_file_are_both_named(tmp_path: Path) -> None
     assert "`one` of `one-dist`" in told.value.message
     assert "`other` of `other-dist`" in told.value.message
     assert told.value.hint == "name the right one with `--exporter NAME`"
+
+
+def test_a_claim_with_a_reason_wins_over_a_built_in_exporter(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    source = ModelSource(tmp_path / "a.txt", "0", "a")
+    built_in = _source(fake_plugin(), OWN_DIST, "good")
+    special = _source(_choosing(Claim("special", "a text of poems"), "special"), "special-dist")
+    greedy = _source(_choosing("greedy", "greedy"), "greedy-dist", "greedy")
+    registry = Registry.load([built_in, special, greedy])
+    for _ in range(2):
+        assert registry.select_exporter(source).name == "special"
+    assert caplog.text.count("`special` of `special-dist` and ") == 1
+    assert "`text` of `yolotrt-core`" in caplog.text
+    assert "`special` reads it as a text of poems" in caplog.text
+    assert "`--exporter " in caplog.text
+
+    other = _source(_choosing(Claim("other", "a text of rhymes"), "other"), "other-dist", "other")
+    with pytest.raises(UsageError, match="claimed by several exporters"):
+        Registry.load([built_in, special, other]).select_exporter(source)
+    caplog.clear()
+    assert Registry.load([special]).select_exporter(source).name == "special"
+    assert not caplog.text
+    with pytest.raises(ValueError, match="what was recognised"):
+        Claim("special", " ")
 
 
 def test_variables_of_two_plugins_are_those_of_the_first(caplog: pytest.LogCaptureFixture) -> None:

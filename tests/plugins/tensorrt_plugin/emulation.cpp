@@ -182,6 +182,7 @@ void run_suppress_chunk(const unsigned* grid, IN, const Frame* frame, RAW, const
   go<1024, 1>(grid, suppress_chunk, request, frame, raw, rows, columns, keys, count, boxes, groups, removed, begin,
               end, state, kept_list, summary, found, room);
 }
+#ifndef NO_MASKS
 void run_place_masks(const unsigned* grid, IN, const Frame* frames, Summary* summaries, Found* found, u32 room) {
   go<256, 1>(grid, place_masks, request, frames, summaries, found, room);
 }
@@ -191,6 +192,7 @@ void run_draw_masks(const unsigned* grid, IN, const Frame* frames, RAW, const El
   go<256, 1>(grid, draw_masks, request, frames, raw, rows, columns, prototypes, map_rows, map_columns, summaries, found,
              room, bits, area);
 }
+#endif
 void run_suppress_rest(const unsigned* grid, IN, u32 begin, u32 count, const Box* boxes, const int* groups,
                        u32* removed, const u32* state, const u32* kept_list) {
   go<256, 1>(grid, suppress_rest, request, begin, count, boxes, groups, removed, state, kept_list);

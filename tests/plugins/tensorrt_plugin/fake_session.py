@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -62,6 +63,7 @@ class Opened:
         batch: int = 2,
         layout: Layout = "nchw",
         recorded: bool = True,
+        network: Callable[[np.ndarray], np.ndarray] = network,
         **options: Any,
     ) -> None:
         self.cuda = FakeCuda()
@@ -75,7 +77,9 @@ class Opened:
         monkeypatch.setattr(session, "load_kernels", load)
         monkeypatch.setattr(cuda_graph, "available", lambda: recorded)
         monkeypatch.setattr(slot, "Graph", FakeGraph)
-        self.plan = FakeEngine(with_channels(batch, SIDE, SIDE, layout), 5 + CLASSES, network, "float32")
+        shape = with_channels(batch, SIDE, SIDE, layout)
+        columns = network(np.zeros((1, *shape[1:]), np.float32)).shape[2]
+        self.plan = FakeEngine(shape, columns, network, "float32")
         spec = EngineSpec(SPEC, "fp32", "tensorrt", {})
         self.session = EngineSession(self.gpu, self.plan, spec, TensorRTOptions(**options), side_cache=None)  # type: ignore[arg-type]
         assert loaded == [layout]

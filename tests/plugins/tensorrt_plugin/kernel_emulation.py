@@ -18,7 +18,7 @@ from yolotrt_tensorrt.cuda import kernels_loader
 ROOT = Path(kernels_loader.__file__).parent
 HEAD = ROOT.parents[1] / "yolotrt_yolov5" / "head.cu"
 KERNELS = ROOT / "kernels"
-SOURCES = (KERNELS / "prelude.cuh", KERNELS / "letterbox.cu", HEAD, KERNELS / "suppress.cu", KERNELS / "masks.cu")
+BEFORE, AFTER = ("prelude.cuh", "letterbox.cu"), ("suppress.cu",)
 ELEMENTS = {"float32": 0, "float16": 1}
 _TYPES = {"P": ctypes.c_void_p, "i": ctypes.c_int, "I": ctypes.c_uint}
 _one_at_a_time = threading.Lock()
@@ -39,15 +39,22 @@ class Emulated:
             self.library[f"run_{name}"]((ctypes.c_uint * 3)(*grid), *typed)
 
 
-def compiled(dtype: str, folder: Path, layout: Layout = "nchw", coefficients: int = 0) -> Emulated:
-    """Compile the kernels with g++, or skip the test; `coefficients` of each mask of a segmentation head."""
+def compiled(dtype: str, folder: Path, layout: Layout = "nchw", coefficients: int = 0, head: Path = HEAD) -> Emulated:
+    """Compile the kernels with g++, or skip the test.
+
+    Args:
+        coefficients: of each mask of a segmentation head. head: without masks, another than YOLOv5's.
+    """
     compiler = shutil.which("g++")
     if compiler is None:
         pytest.skip("no g++ to run the kernels on the CPU with")
-    text = "\n".join(source.read_text() for source in SOURCES)
+    masks = ("masks.cu",) if head == HEAD else ()
+    sources = [*(KERNELS / name for name in BEFORE), head, *(KERNELS / name for name in (*AFTER, *masks))]
+    text = "\n".join(source.read_text() for source in sources)
     defined = (
         f"#define ELEMENT {ELEMENTS[dtype]}\n#define COEFFICIENTS {coefficients}\n"
         + "#define CHANNELS_LAST\n" * (layout == "nhwc")
+        + "#define NO_MASKS\n" * (not masks)
     )
     (folder / "kernels.cu").write_text(defined + text)
     (folder / "emulation.cpp").write_text(Path(__file__).with_name("emulation.cpp").read_text())

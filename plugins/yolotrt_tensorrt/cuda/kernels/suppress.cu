@@ -4,7 +4,8 @@
 //   const Element* raw; int rows, columns;
 //   int classes() const; float objectness(int image, int row) const;
 //   float score(int image, int row, float objectness, int class_id) const; Box box(int image, int row) const;
-// The head's postprocessor defines selection, order and arithmetic.
+// A row whose `objectness` is not finite or not above the threshold has no candidates. A head without objectness returns
+// the highest of the row's finite scores. The head's postprocessor defines selection, order and arithmetic.
 //
 // A candidate is one 64-bit key, smaller is better: the inverted bits of its positive float32 score, then
 // row * classes + class. So order and ties equal the CPU's, and only one number is sorted.

@@ -21,7 +21,7 @@ def export(source, request, out):
             card, model = json.loads(archive.read("card.json")), onnx.load_from_string(archive.read("network.onnx"))
         labels, strides = tuple(card["classes"]), tuple(card["strides"])
     except Exception as err:  # zip, JSON and protobuf each raise their own
-        raise UsageError(f"`{source.path.name}` is no bundle of the zoo: {' '.join(str(err).split())}") from err
+        raise UsageError(f"`{source.path.name}` is not a bundle of the zoo: {' '.join(str(err).split())}") from err
     size = [d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim]
     if request.dynamic or size != [request.batch, 3, request.height, request.width]:
         raise UsageError(f"the bundle is made for {size[0]} x {size[2]} x {size[3]}", hint="see `--batch`, `--imgsz`")
