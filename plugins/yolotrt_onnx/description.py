@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from yolotrt_core.console.text import first_line, printable
 from yolotrt_core.datasets.class_names import labels_in_order
 from yolotrt_core.export.onnx_metadata import literal
 from yolotrt_core.plugin.description import Description, Layer
-from yolotrt_core.types import TensorSpec, layout_of
+from yolotrt_core.types import TensorSpec, layout_of, with_channels
 from yolotrt_onnx.graph import constant_value, input_specs, tensor_specs
 from yolotrt_onnx.graph_edits import drop_weight_inputs, sort_if_needed
 from yolotrt_onnx.raw_heads import read_anchors
@@ -58,7 +58,7 @@ def _of_declarations(model: ModelProto) -> Description:
     labels = labels_in_order(names if isinstance(names, (list, dict)) else (), _label_count(names))
     return Description(
         format="ONNX",
-        task=properties.get("task") or _task(outputs),
+        task=properties.get("task") or (_task(inputs, outputs) if inputs and inputs[0].shape else None),
         labels=tuple(map(printable, labels or ())),
         strides=tuple(n for n in listed if isinstance(n, int)),
         anchors=tuple(tuple((float(w), float(h)) for w, h in level) for level in levels),
@@ -72,10 +72,12 @@ def _label_count(names: object) -> int:
     return min(len(names), _MAX_CLASSES) if isinstance(names, (list, dict)) else 0
 
 
-def _task(outputs: Iterable[TensorSpec]) -> str | None:
+def _task(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> str | None:
     """Return the task by the ranks of the outputs: rows of boxes, with prototypes of masks, or scores of classes."""
     ranks = sorted(len(tensor.shape) for tensor in outputs)
-    return {(2,): "classify", (3,): "detect", (3, 4): "segment"}.get(tuple(ranks))
+    if ranks == [2]:  # by image; boxes of a fixed batch of one may lack the axis of the batch
+        return "classify" if outputs[0].shape[0] == inputs[0].shape[0] else None
+    return {(3,): "detect", (3, 4): "segment"}.get(tuple(ranks))
 
 
 def _of_graph(described: Description, model: ModelProto) -> Description:
@@ -120,7 +122,7 @@ def _fix_sizes(model: ModelProto) -> tuple[int, int] | None:
     named = literal(next((each.value for each in model.metadata_props if each.key == "imgsz"), None))
     is_size = isinstance(named, list) and len(named) == 2 and all(isinstance(n, int) and n > 0 for n in named)
     height, width = named if is_size else (SIZE, SIZE)
-    free = (1, height, width, 3) if layout_of(shape) == "nhwc" else (1, 3, height, width)
+    free = with_channels(1, height, width, layout_of(shape))
     for dim, size in zip(dims, free, strict=True):
         if not dim.HasField("dim_value"):
             dim.dim_value = size

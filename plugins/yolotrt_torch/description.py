@@ -78,7 +78,7 @@ def count_operations(network: Network, side: int) -> dict[str, int]:
     network = network.to("meta")
     network.detect.train()  # raw maps: decoding has no products, and constants in memory
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
-        network(torch.zeros(1, 3, side, side, device="meta"))
+        network(torch.zeros(1, network.channels, side, side, device="meta"))
     found: dict[str, Any] = counter.get_flop_counts()
     return {
         "": int(counter.get_total_flops()),

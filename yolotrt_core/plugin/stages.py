@@ -146,7 +146,7 @@ class Exporter(Stage):
         `request` is precision fp32 and has no profiles, so that all of them share the export; if
         it is dynamic, batch, height and width are the first profile's optimum.
 
-        The ONNX has float32 input `images`, (B, 3, H, W) or (B, H, W, 3), and is valid for `onnx.checker`.
+        The ONNX has float32 input `images`, see `ModelSpec.inputs`, and is valid for `onnx.checker`.
         Its metadata_props hold `stride`, `names`, `task`, `imgsz` and provenance.
         `reference.npz` holds a fixed input under `images` and the framework's own output for it
         under each output's name, float32: the ONNX is compared with it. A framework that
@@ -217,7 +217,7 @@ class Calibrator(Stage):
 
         Args:
             model: float32. Its batch need not be that of `batches`.
-            batches: float32 (b, 3, H, W) or (b, H, W, 3) as the model's input, RGB 0..1, letterboxed; consumed
+            batches: float32 (b, C, H, W) or (b, H, W, C) as the model's input, 0..1, letterboxed; consumed
                 once, one in memory.
         """
 

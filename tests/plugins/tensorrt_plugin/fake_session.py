@@ -62,6 +62,7 @@ class Opened:
         batch: int = 2,
         layout: Layout = "nchw",
         recorded: bool = True,
+        channels: int = 3,
         **options: Any,
     ) -> None:
         self.cuda = FakeCuda()
@@ -75,7 +76,7 @@ class Opened:
         monkeypatch.setattr(session, "load_kernels", load)
         monkeypatch.setattr(cuda_graph, "available", lambda: recorded)
         monkeypatch.setattr(slot, "Graph", FakeGraph)
-        self.plan = FakeEngine(with_channels(batch, SIDE, SIDE, layout), 5 + CLASSES, network, "float32")
+        self.plan = FakeEngine(with_channels(batch, SIDE, SIDE, layout, channels), 5 + CLASSES, network, "float32")
         spec = EngineSpec(SPEC, "fp32", "tensorrt", {})
         self.session = EngineSession(self.gpu, self.plan, spec, TensorRTOptions(**options), side_cache=None)  # type: ignore[arg-type]
         assert loaded == [layout]
