@@ -40,8 +40,8 @@ class Session(abc.ABC):
     """An engine ready to run; a context manager that frees it.
 
     A session that sets one of the capabilities implements the methods that need it; `detects` only for an input of
-    three channels. Frames are uint8 (H, W, 3) in BGR
-    of any sizes, `Nv12Frame`, or what `decode` returned. Any number of threads may call a session that `detects`.
+    three channels. Frames are uint8 (H, W, 3) in BGR of any sizes, `Nv12Frame`, or what `decode` returned. Any number
+    of threads may call a session that `detects`.
 
     Attributes:
         spec: the engine's spec.
