@@ -66,6 +66,35 @@ def test_weights_alone_state_their_channels(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("channels", [1, 4])
+def test_yolov5n_of_other_channels_passes_the_gate_and_finds_the_same(
+    channels: int, data: Path, tmp_path: Path
+) -> None:
+    given = data / "weights/yolov5n.pt"
+    layout.save_with_channels(given, tmp_path / "m.pt", channels)
+    frame = cv2.imread(str(data / "coco/images/val/000000000139.jpg"))
+    grey = cv2.cvtColor(frame, cv2.COLOR_BGR2GRAY)
+    noise = np.random.default_rng(0).integers(0, 256, grey.shape, np.uint8)
+    for folder, pixels in {
+        "own": grey if channels == 1 else np.dstack((noise, frame[..., 1:], frame[..., 0])),
+        "usual": np.dstack([grey] * 3) if channels == 1 else frame,
+    }.items():
+        (tmp_path / folder).mkdir()
+        cv2.imwrite(str(tmp_path / folder / "0.png"), pixels)
+    found = []
+    for weights, folder in (("m.pt", "own"), (str(given), "usual")):
+        arguments = f"detect {folder} --builder onnxruntime --precision fp16 --imgsz 320 --annotate off --json"
+        options = ("--weights", weights, "--eval-data", folder)
+        ran = call(*arguments.split(), *options, cwd=tmp_path, store=tmp_path / "store")
+        assert ran.code == 0, ran.err
+        found.append(json.loads(ran.out)["images"][0]["detections"])
+    assert len(found[0]) == len(found[1]) > 2
+    for ours, theirs in zip(*found, strict=True):
+        assert ours["class_id"] == theirs["class_id"]
+        assert ours["box"] == pytest.approx(theirs["box"], abs=2)
+        assert ours["score"] == pytest.approx(theirs["score"], abs=0.02)
+
+
+@pytest.mark.parametrize("channels", [1, 4])
 def test_detect_quantized_on_images_with_and_without_alpha(channels: int, tmp_path: Path) -> None:
     made(tmp_path, channels)
     color = cv2.resize(cv2.imread(str(sample_path())), (96, 64))
