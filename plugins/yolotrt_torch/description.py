@@ -14,20 +14,24 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from yolotrt_core.errors import UsageError
 from yolotrt_core.plugin.description import Description, Layer, NameStatus
+from yolotrt_core.types import BuildRequest, ModelSource
 from yolotrt_torch.checkpoint import Checkpoint, read_checkpoint
 from yolotrt_torch.checkpoint_archive import open_pickles
-from yolotrt_torch.exporter import anchors_of, size_step
+from yolotrt_torch.exporter import size_step, spec_of
 from yolotrt_torch.model_builder import network_from_checkpoint
+from yolotrt_torch.options import TorchOptions
 from yolotrt_torch.pickle_survey import as_names, survey_pickle
-from yolotrt_torch.segment_head import Segment
+from yolotrt_torch.yolov5_layers import Detect
 from yolotrt_torch.yolov5_model import Network
 
 SIZE = 640  # of upstream's own figures
+_SIZES: dict[str, int] = {"classify": 224}
 _ROOT = "Network."  # what the counter calls the network
 
 
-def describe(path: Path) -> Description:
+def describe(source: ModelSource) -> Description:
     """Describe a checkpoint; what can be read of it, and `problem`, if it cannot be exported."""
+    path = source.path
     described = Description(_format(path))
     found: dict[str, NameStatus] = {}
     try:
@@ -36,7 +40,7 @@ def describe(path: Path) -> Description:
                 break
         checkpoint = read_checkpoint(path)
         described = _of_checkpoint(described, checkpoint)
-        described = _of_network(described, checkpoint, network_from_checkpoint(checkpoint))
+        described = _of_network(described, checkpoint, network_from_checkpoint(checkpoint), source)
     except UsageError as err:
         described = dataclasses.replace(described, problem=err.message)
     return dataclasses.replace(described, names=as_names(found))
@@ -52,9 +56,11 @@ def _of_checkpoint(described: Description, checkpoint: Checkpoint) -> Descriptio
     )
 
 
-def _of_network(described: Description, checkpoint: Checkpoint, network: Network) -> Description:
-    step, anchors = size_step(network), anchors_of(network)
-    side = -(-SIZE // step) * step
+def _of_network(described: Description, checkpoint: Checkpoint, network: Network, source: ModelSource) -> Description:
+    step = size_step(network)
+    request = BuildRequest("fp32", 1, step, step, dynamic=True)
+    spec = spec_of(network, checkpoint, source, request, TorchOptions())
+    side = -(-_SIZES.get(spec.task, SIZE) // step) * step
     counts = count_operations(network, side)
     layers = [
         Layer(name, type(module).__name__, _precision(checkpoint, name), _parameters(module), counts.get(name))
@@ -63,9 +69,11 @@ def _of_network(described: Description, checkpoint: Checkpoint, network: Network
     ]
     return dataclasses.replace(
         described,
-        task="segment" if isinstance(network.detect, Segment) else "detect",
-        strides=network.stride,
-        anchors=anchors,
+        task=spec.task,
+        strides=spec.strides,
+        anchors=spec.anchors,
+        inputs=spec.inputs,
+        outputs=spec.outputs,
         size=(side, side),
         parameters=_parameters(network),
         operations=counts[""],
@@ -76,7 +84,9 @@ def _of_network(described: Description, checkpoint: Checkpoint, network: Network
 def count_operations(network: Network, side: int) -> dict[str, int]:
     """Count by the shapes of a run without data: module path to operations, of the whole network under ``."""
     network = network.to("meta")
-    network.detect.train()  # raw maps: decoding has no products, and constants in memory
+    for module in network.modules():
+        if isinstance(module, Detect):
+            module.train()  # raw maps: decoding has no products, and constants in memory
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         network(torch.zeros(1, network.channels, side, side, device="meta"))
     found: dict[str, Any] = counter.get_flop_counts()

@@ -198,6 +198,7 @@ def spec_of(
     size: tuple[int | str, ...] = (request.batch, request.height, request.width)
     if request.dynamic:
         size = ("batch", "height", "width")
+    scaled = network.detect.anchors * torch.tensor(network.stride, dtype=torch.float32).view(-1, 1, 1)
     return ModelSpec(
         inputs=(TensorSpec("images", "float32", (size[0], network.channels, *size[1:])),),
         outputs=_outputs(network, size[0], request.height, request.width),
@@ -207,7 +208,7 @@ def spec_of(
         network_stride=size_step(network),
         head="yolov5_seg" if isinstance(network.detect, Segment) else "yolov5",
         task="segment" if isinstance(network.detect, Segment) else "detect",
-        anchors=anchors_of(network),
+        anchors=tuple(tuple((float(w), float(h)) for w, h in level) for level in scaled.tolist()),
         provenance={
             "source_sha256": source.sha256,
             "torch": torch.__version__,
@@ -217,12 +218,6 @@ def spec_of(
             **{f"checkpoint_{key}": value for key, value in checkpoint.facts.items()},
         },
     )
-
-
-def anchors_of(network: Network) -> tuple[tuple[tuple[float, float], ...], ...]:
-    """Return width and height of each anchor in pixels, by level."""
-    scaled = network.detect.anchors * torch.tensor(network.stride, dtype=torch.float32).view(-1, 1, 1)
-    return tuple(tuple((float(w), float(h)) for w, h in level) for level in scaled.tolist())
 
 
 def _finish(target: Path, spec: ModelSpec, request: BuildRequest) -> None:

@@ -78,7 +78,7 @@ class TorchExporter(Exporter):
         """Return what is in a checkpoint, and the names in its pickle, also of one that is refused."""
         from yolotrt_torch import description
 
-        return description.describe(source.path)
+        return description.describe(source)
 
     def export(self, source: ModelSource, request: BuildRequest, options: TorchOptions, out: Path) -> ModelSpec:
         from yolotrt_torch import exporter

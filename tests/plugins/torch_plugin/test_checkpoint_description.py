@@ -11,7 +11,10 @@ from typing import Any
 import pytest
 import torch
 
-from yolotrt_torch.description import count_operations, describe
+from yolotrt_core.plugin.description import Description
+from yolotrt_core.types import ModelSource
+from yolotrt_torch import description
+from yolotrt_torch.description import count_operations
 from yolotrt_torch.standard_models import standard_config
 from yolotrt_torch.yolov5_model import Network, fuse
 
@@ -28,6 +31,10 @@ class Call:
 
     def __reduce__(self) -> Any:
         return self.call
+
+
+def describe(path: Path) -> Description:
+    return description.describe(ModelSource(path, "0" * 64, path.stem))
 
 
 def archive(path: Path, data: bytes) -> Path:
