@@ -18,21 +18,35 @@ PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 # Memory layout of a network's input: channels first (PyTorch) or last (TensorFlow).
 Layout = Literal["nchw", "nhwc"]
 Task = Literal["detect", "segment"]
-CHANNELS = 3
+# Channels of a network's input in their order: one of grey, colors, colors with alpha.
+ChannelOrder = Literal["grey", "rgb", "rgba", "bgra", "argb", "abgr"]
+_USUAL_ORDERS: dict[object, ChannelOrder] = {1: "grey", 3: "rgb", 4: "rgba"}  # by the number of channels
+CHANNEL_COUNTS = (1, 3, 4)
 MIN_SIZE_STEP = 32  # pixels; upstream rounds every size to multiples of it, or of the largest stride above it
 
 
 def layout_of(shape: Sequence[object]) -> Layout:
-    """Return the layout of an input shape; a dynamic dimension may be anything but 3.
+    """Return the layout of an input shape; a dynamic dimension may be anything but 1, 3 or 4.
 
-    The shape is sufficient: height and width are multiples of the size step, so only the channel axis has size 3.
+    The shape is sufficient: height and width are multiples of the size step, so only the channel axis is that small.
     """
-    return "nhwc" if len(shape) == 4 and shape[3] == CHANNELS and shape[1] != CHANNELS else "nchw"
+    is_last = len(shape) == 4 and shape[3] in CHANNEL_COUNTS and shape[1] not in CHANNEL_COUNTS
+    return "nhwc" if is_last else "nchw"
 
 
-def with_channels(batch: T, height: T, width: T, layout: Layout) -> tuple[T | int, ...]:
-    """Return the input shape, (B, 3, H, W) or (B, H, W, 3); dimensions are numbers or names."""
-    return (batch, height, width, CHANNELS) if layout == "nhwc" else (batch, CHANNELS, height, width)
+def with_channels(batch: T, height: T, width: T, layout: Layout, channels: int = 3) -> tuple[T | int, ...]:
+    """Return the input shape, (B, channels, H, W) or (B, H, W, channels); dimensions are numbers or names."""
+    return (batch, height, width, channels) if layout == "nhwc" else (batch, channels, height, width)
+
+
+def channels_of(shape: Sequence[object]) -> object:
+    """Return the size of the channel axis of an input shape of four dimensions; None of another one."""
+    return None if len(shape) != 4 else shape[3] if layout_of(shape) == "nhwc" else shape[1]
+
+
+def channel_count(order: ChannelOrder) -> int:
+    """Return the number of channels."""
+    return 1 if order == "grey" else len(order)
 
 
 def without_channels(shape: Sequence[T], layout: Layout) -> tuple[T, T, T]:
@@ -72,7 +86,7 @@ class ModelSpec:
     """Framework-independent description of a network.
 
     Attributes:
-        inputs: named `images`, (B, 3, H, W) or (B, H, W, 3), RGB in 0..1; see `layout_of`.
+        inputs: named `images`, (B, C, H, W) or (B, H, W, C) in 0..1 with C = 1, 3 or 4; see `layout_of`.
         outputs: for YOLOv5 one tensor `output0`, (B, N, 5 + C): cx, cy, w, h in input pixels,
             objectness, class scores in 0..1; rows ordered by level, anchor, y, x.
         labels: class names, index is the class id.
@@ -82,6 +96,7 @@ class ModelSpec:
         provenance: informational facts about the origin.
         task: what the network is for, and so what its results hold: `segment` has masks.
         network_stride: pixels per cell of the coarsest feature map, whether or not it has a detection level.
+        order: of the channels of the input; None: grey, RGB or RGBA, by their number.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -93,6 +108,12 @@ class ModelSpec:
     provenance: Mapping[str, str] = field(default_factory=dict)
     task: Task = "detect"
     network_stride: int = 1
+    order: ChannelOrder | None = None
+
+    @property
+    def channel_order(self) -> ChannelOrder:
+        """Order of the channels of its input."""
+        return self.order or _USUAL_ORDERS.get(channels_of(self.inputs[0].shape), "rgb")
 
     @property
     def size_step(self) -> int:

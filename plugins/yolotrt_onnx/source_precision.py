@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 from onnx import ModelProto, NodeProto, TensorProto
 
 from yolotrt_core.types import PRECISIONS, Precision
@@ -32,21 +34,33 @@ def source_precision(model: ModelProto) -> Precision | None:
     Weights that are stored in fp16 and cast to float32 count as float32. Uses weights, casts and Q/DQ nodes only:
     ONNX's type inference takes seconds for a large network.
     """
+    return _lowest(precision for _, precision in layer_precisions(model))
+
+
+def layer_precisions(model: ModelProto) -> Iterator[tuple[NodeProto, Precision | None]]:
+    """Yield each convolution and matrix product with the lowest precision of its operands; None for float32.
+
+    Types that weights, casts and Q/DQ nodes do not determine are taken from the graph's `value_info`, if it is there.
+    """
     graph = model.graph
-    types: dict[str, int] = {weight.name: weight.data_type for weight in graph.initializer}
+    types: dict[str, int] = {value.name: value.type.tensor_type.elem_type for value in graph.value_info}
+    types |= {weight.name: weight.data_type for weight in graph.initializer}
     types |= {value.name: value.type.tensor_type.elem_type for value in graph.input}
     codes: dict[str, int] = {}  # dequantized tensors, with the type of the codes they come from
-    found: set[Precision | None] = set()
     for node in graph.node:
         if node.op_type in _INTEGER:
-            found.add("int8")
+            yield node, "int8"
         elif node.op_type in _HEAVY:
-            found.update(_NAMES.get(codes.get(name, types.get(name))) for name in node.input[:2])
+            yield node, _lowest(_NAMES.get(codes.get(name, types.get(name))) for name in node.input[:2])
         elif node.op_type == "DequantizeLinear":
             codes[node.output[0]] = types.get(node.input[0], TensorProto.UNDEFINED)
         else:
             _follow(node, types, codes)
-    return next((precision for precision in reversed(PRECISIONS) if precision in found), None)
+
+
+def _lowest(found: Iterable[Precision | None]) -> Precision | None:
+    known = set(found)
+    return next((precision for precision in reversed(PRECISIONS) if precision in known), None)
 
 
 def has_integer_sums(model: ModelProto) -> bool:

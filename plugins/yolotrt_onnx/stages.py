@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from yolotrt_core.plugin.description import Description
 from yolotrt_core.plugin.hookspecs import hookimpl
 from yolotrt_core.plugin.stages import Exporter, Pass, SourceInfo, tool_versions
 from yolotrt_core.types import BuildRequest, Calibration, Json, ModelSource, ModelSpec, OnnxModel
@@ -47,6 +48,11 @@ class OnnxExporter(Exporter):
         from yolotrt_onnx import exporter
 
         return exporter.inspect(source.path)
+
+    def describe(self, source: ModelSource) -> Description:
+        from yolotrt_onnx import description
+
+        return description.describe(source.path)
 
     def export(self, source: ModelSource, request: BuildRequest, options: OnnxSourceOptions, out: Path) -> ModelSpec:
         from yolotrt_onnx import exporter

@@ -33,13 +33,18 @@ def labels_of(path: Path, form: Format, classes: int, given: Path | None) -> tup
     if given is not None:
         names, where = labels_from_file(given), f"`{given}`"
     else:
-        names, where = _from_model(path, form) or (), f"the metadata of `{path.name}`"
+        names, where = stated_labels(path, form), f"the metadata of `{path.name}`"
     if not names:
         log.warning("the model has no names for its %d classes: numbering them; %s", classes, _HINT)
         return numbered_labels(classes)
     if len(names) != classes:
         raise UsageError(f"the model has {classes} classes, but {where} has {len(names)} names", hint=_HINT)
     return names
+
+
+def stated_labels(path: Path, form: Format) -> tuple[str, ...]:
+    """Return the class names in a model, empty if it has none."""
+    return _from_model(path, form) or ()
 
 
 def _from_model(path: Path, form: Format) -> tuple[str, ...] | None:

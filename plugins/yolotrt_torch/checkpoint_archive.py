@@ -48,6 +48,7 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     "BoolStorage": np.dtype("?"),
 }
 AN_ONNX = "an ONNX file"
+_MAX_PICKLES = 8  # PyTorch's legacy form has five, its zip archives one
 _HINT = "pass the `.pt` file that YOLOv5's training wrote"
 _SCRIPT_HINT = (
     "pass the `.pt` file that it was made from; or export that to ONNX in the environment that has the model's code "
@@ -159,6 +160,29 @@ def open_archive(path: Path) -> Iterator[Archive]:
                 with _convert_errors(path):
                     storages = _LegacyStorages(data)
                     yield Archive(_open_legacy(data, storages.places), storages, len(data))
+    except OSError as err:
+        raise UsageError(f"cannot read `{path}`: {err.strerror or err}") from err
+
+
+def open_pickles(path: Path) -> Iterator[IO[bytes]]:
+    """Yield the pickles of a file, each to be read or skipped to its end: of a zip archive one, of others all in a row.
+
+    Ends at data that follows the pickles; the reader of a pickle has to find out.
+
+    Raises:
+        UsageError: as `open_archive`.
+    """
+    try:
+        with path.open("rb") as file:
+            if file.read(2) == b"PK":
+                with _convert_errors(path), _zip_file(file) as archive:
+                    names = [n for n in archive.namelist() if n.rpartition("/")[2].endswith(".pkl")][:_MAX_PICKLES]
+                    for name in names:
+                        yield io.BytesIO(_entry(archive, name, limit=MAX_PICKLE_BYTES))
+                return
+            file.seek(0)
+            for _ in range(_MAX_PICKLES):
+                yield file
     except OSError as err:
         raise UsageError(f"cannot read `{path}`: {err.strerror or err}") from err
 

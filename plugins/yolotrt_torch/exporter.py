@@ -47,9 +47,10 @@ def export(source: ModelSource, request: BuildRequest, options: TorchOptions, ou
     checkpoint = read_checkpoint(source.path, options)
     network = network_from_checkpoint(checkpoint)
     _refuse_large(request)
+    _refuse_order(network, options)
     refuse_sizes(request, size_step(network))
     shape = (request.batch, request.height, request.width)
-    images = reference_images(*shape)
+    images = reference_images(*shape, channels=network.channels)
     rounded = _compute_reference(network, images[:1])
     _check_reference(rounded, network, (1, *shape[1:]))
     exact = _compute_reference(network.double(), images.astype(np.float64))
@@ -81,6 +82,15 @@ def _refuse_options(options: TorchOptions) -> None:
                 "`--torch-exporter dynamo` needs onnxscript, which is not installed",
                 hint="pip install onnxscript, or use `--torch-exporter torchscript`",
             )
+
+
+def _refuse_order(network: Network, options: TorchOptions) -> None:
+    if options.channels != type(options)().channels and network.channels != len(options.channels):
+        raise UsageError(
+            f"`--torch-channels {options.channels}` is for a model with four input channels, but this one has "
+            f"{network.channels}",
+            hint="remove `--torch-channels`",
+        )
 
 
 def _refuse_large(request: BuildRequest) -> None:
@@ -149,9 +159,9 @@ def _export(network: Network, request: BuildRequest, options: TorchOptions, targ
     # TorchScript's graph rarely depends on the traced size, and a small one is faster. Two images and unequal
     # sides: dynamo would treat a 1, or two equal sizes, as constants.
     step = size_step(network)
-    shape = (2, 3, 4 * step, 5 * step)
+    shape = (2, network.channels, 4 * step, 5 * step)
     if not request.dynamic and (options.exporter == "dynamo" or depends_on_size(network)):
-        shape = (request.batch, 3, request.height, request.width)
+        shape = (request.batch, network.channels, request.height, request.width)
     settings: dict[str, Any] = {
         "input_names": ["images"],
         "output_names": [tensor.name for tensor in _outputs(network, 1, step, step)],
@@ -190,8 +200,9 @@ def spec_of(
         size = ("batch", "height", "width")
     scaled = network.detect.anchors * torch.tensor(network.stride, dtype=torch.float32).view(-1, 1, 1)
     return ModelSpec(
-        inputs=(TensorSpec("images", "float32", (size[0], 3, *size[1:])),),
+        inputs=(TensorSpec("images", "float32", (size[0], network.channels, *size[1:])),),
         outputs=_outputs(network, size[0], request.height, request.width),
+        order=options.channels if network.channels == len(options.channels) else None,
         labels=checkpoint.labels,
         strides=network.stride,
         network_stride=size_step(network),

@@ -25,6 +25,9 @@ class TorchOptions:
     yaml: Path | None = option(
         None, help="Structure of a plain state_dict: the YOLOv5 model yaml it was trained with; default: none"
     )
+    channels: Literal["rgba", "bgra", "argb", "abgr"] = option(
+        "rgba", help="Order of the input channels of a model with four; a is alpha"
+    )
     names: Path | None = option(
         None,
         help="Class names: a text file with one per line, or YAML with `names`; default: from the checkpoint, numbers "

@@ -44,20 +44,14 @@ def read_pickle(stream: IO[bytes]) -> Any:
         RefusedGlobal: a name that can run code. UnknownClass: other names outside `pickle_names.ALLOWED`, after the
             whole pickle was searched for the former. CorruptedPickle: any other error.
     """
-    machine = _Machine()
+    machine = Machine()
     try:
         for count, (code, argument) in enumerate(_instructions(stream)):
             if code.name == "STOP":
                 break
             if count > MAX_INSTRUCTIONS:
                 raise CorruptedPickle(f"the pickle has more than {MAX_INSTRUCTIONS} instructions")
-            step = _STEPS.get(code.name)
-            if step is not None:
-                step(machine, argument)
-            elif _VALUES.fullmatch(code.name):
-                machine.stack.append(argument)
-            elif code.name not in ("PROTO", "FRAME"):
-                raise CorruptedPickle(f"the pickle has an unsupported instruction `{code.name}`")
+            machine.run(code.name, argument)
         if len(machine.stack) != 1 or machine.stack[0] is _MARK:
             raise CorruptedPickle("the pickle is corrupted (it does not end with one value)")
         if machine.unknown:
@@ -92,7 +86,7 @@ _MAX_KEY = 16  # items of a tuple as a key
 _PLAIN_KEYS = (str, int, float, bool, bytes, type(None))
 
 
-class _Machine:
+class Machine:
     """The stack and memo of one pickle."""
 
     def __init__(self) -> None:
@@ -100,6 +94,16 @@ class _Machine:
         self.memo: dict[int, Any] = {}
         self.copied = 0
         self.unknown: dict[str, None] = {}  # in order
+
+    def run(self, name: str, argument: Any) -> None:
+        """Follow one instruction."""
+        step = _STEPS.get(name)
+        if step is not None:
+            step(self, argument)
+        elif _VALUES.fullmatch(name):
+            self.stack.append(argument)
+        elif name not in ("PROTO", "FRAME"):
+            raise CorruptedPickle(f"the pickle has an unsupported instruction `{name}`")
 
     def charge(self, copied: Any) -> None:
         """Count the copied items of a call, and refuse a file above the limit."""
@@ -282,15 +286,15 @@ _CALLS: dict[str, Callable[[tuple[Any, ...]], Any]] = {
 }
 
 
-def _memoize(machine: _Machine, argument: Any) -> None:
+def _memoize(machine: Machine, argument: Any) -> None:
     machine.memo[len(machine.memo) if argument is None else argument] = machine.stack[-1]
 
 
-def _stack_global(machine: _Machine, _: Any) -> None:
+def _stack_global(machine: Machine, _: Any) -> None:
     machine.push_global(*machine.pop(2))
 
 
-def _inst(machine: _Machine, argument: Any) -> None:
+def _inst(machine: Machine, argument: Any) -> None:
     args = machine.pop_group()
     machine.push_global(*_module_and_name(argument))
     machine.stack.append(tuple(args))
@@ -302,7 +306,7 @@ def _module_and_name(argument: Any) -> tuple[str, str]:
     return module, name
 
 
-def _call_with_names(machine: _Machine, _: Any) -> None:
+def _call_with_names(machine: Machine, _: Any) -> None:
     """Handle NEWOBJ_EX: a call with keyword arguments, which no class that is used takes."""
     (keywords,) = machine.pop(1)
     if not isinstance(keywords, dict):
@@ -310,11 +314,11 @@ def _call_with_names(machine: _Machine, _: Any) -> None:
     machine.call()
 
 
-def _set_item(machine: _Machine, _: Any) -> None:
+def _set_item(machine: Machine, _: Any) -> None:
     machine.fill(list(machine.pop(2)))
 
 
-def _add_items(machine: _Machine, _: Any) -> None:
+def _add_items(machine: Machine, _: Any) -> None:
     items = machine.pop_group()
     if isinstance(machine.stack[-1], Stub):  # a set subclass, whose items nothing uses
         return
@@ -323,7 +327,7 @@ def _add_items(machine: _Machine, _: Any) -> None:
     machine.stack[-1].update(_plain(item) for item in items)
 
 
-def _pairs(machine: _Machine, _: Any) -> None:
+def _pairs(machine: Machine, _: Any) -> None:
     items = machine.pop_group()
     machine.stack.append({})
     machine.fill(items)
@@ -332,7 +336,7 @@ def _pairs(machine: _Machine, _: Any) -> None:
 _VALUES = re.compile(
     r"(SHORT_)?BIN(STRING|UNICODE8?|BYTES8?)|BYTEARRAY8|(BIN)?INT[12]?|LONG[14]?|(BIN)?FLOAT|STRING|UNICODE"
 )
-_STEPS: dict[str, Callable[[_Machine, Any], Any]] = {
+_STEPS: dict[str, Callable[[Machine, Any], Any]] = {
     "NONE": lambda m, _: m.stack.append(None),
     "NEWTRUE": lambda m, _: m.stack.append(True),
     "NEWFALSE": lambda m, _: m.stack.append(False),

@@ -58,7 +58,16 @@ def config_of(state: Mapping[str, NDArray[Any]], options: TorchOptions) -> dict[
             hint=structure_hint(state, classes),
         )
     config = standard_config(options.like, classes) if options.like else _read_yaml(options.yaml)
-    return {**config, "nc": classes, "anchors": anchors}
+    return {**config, "nc": classes, "anchors": anchors, "ch": _input_channels(state)}
+
+
+def _input_channels(state: Mapping[str, NDArray[Any]]) -> int:
+    """Return the channels of the image by the weights of the first layer, a convolution or a `Focus`."""
+    for name, joined in (("model.0.conv.weight", 1), ("model.0.conv.conv.weight", 4)):
+        weight = state.get(name)
+        if weight is not None and weight.ndim == 4:
+            return int(weight.shape[1]) // joined
+    return 3
 
 
 def _head(state: Mapping[str, NDArray[Any]]) -> tuple[int, int]:

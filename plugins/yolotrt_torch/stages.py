@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from yolotrt_core.errors import UsageError
+from yolotrt_core.plugin.description import Description
 from yolotrt_core.plugin.hookspecs import hookimpl
 from yolotrt_core.plugin.stages import Exporter, Session, SourceInfo, tool_versions
 from yolotrt_core.types import BuildRequest, ModelSource, ModelSpec
@@ -72,6 +73,12 @@ class TorchExporter(Exporter):
     def inspect(self, source: ModelSource) -> SourceInfo:
         """Return no properties: a checkpoint takes any size and is float32."""
         return SourceInfo()
+
+    def describe(self, source: ModelSource) -> Description:
+        """Return what is in a checkpoint, and the names in its pickle, also of one that is refused."""
+        from yolotrt_torch import description
+
+        return description.describe(source)
 
     def export(self, source: ModelSource, request: BuildRequest, options: TorchOptions, out: Path) -> ModelSpec:
         from yolotrt_torch import exporter

@@ -23,8 +23,10 @@ from torch import Tensor, nn
 
 from yolotrt_core.console.text import first_line
 from yolotrt_core.errors import UsageError
+from yolotrt_core.types import CHANNEL_COUNTS
 from yolotrt_torch import yolov5_layers
 from yolotrt_torch.activations import Activation, FReLU, activation_from_text
+from yolotrt_torch.pickle_names import EXPORT_HINT
 from yolotrt_torch.segment_head import Segment
 from yolotrt_torch.untrusted_values import shown
 from yolotrt_torch.yaml_layers import JOINING, SIZED, Layer, joining_layer, layer_of_yaml
@@ -64,6 +66,7 @@ class _Plan:
     depth: float
     width: float
     act: Activation
+    input_channels: int
     channels: list[int] = field(default_factory=list)
     reduction: list[Fraction] = field(default_factory=list)
     modules: int = 0
@@ -111,7 +114,7 @@ class Network(nn.Module):
 
     Attributes:
         model: the layers, in yaml order; `detect` is the last of them.
-        stride: pixels per cell of each level.
+        channels: number of channels of the input. stride: pixels per cell of each level.
         network_stride: pixels per cell of the coarsest feature map; height and width are multiples of it.
 
     Raises:
@@ -130,6 +133,7 @@ class Network(nn.Module):
                 f"expected a YOLOv5 detection or segmentation model, found one that ends in `{shown(entries[-1].kind)}`"
             )
         self.model = nn.Sequential(*built)
+        self.channels = plan.input_channels
         self.sources = tuple(e.sources if not e.single else e.sources[0] for e in entries)
         self._kept = {s for e in entries for s in e.sources if s != e.index - 1}
         # Not only levels with a detection head: upsampled maps are joined to finer ones.
@@ -147,7 +151,7 @@ class Network(nn.Module):
         """Run the network.
 
         Args:
-            images: float (B, 3, H, W), RGB in 0..1; H and W multiples of `network_stride`.
+            images: float (B, channels, H, W) in 0..1; H and W multiples of `network_stride`.
 
         Returns:
             In training one raw (B, na, ny, nx, 5 + C) per level; in `eval()` decoded (B, N, 5 + C): cx, cy, w, h
@@ -247,14 +251,17 @@ def _plan(config: Mapping[str, Any]) -> _Plan:
         raise UsageError(f"the model's yaml has `nc: {shown(nc)}`, expected the number of classes")
     if not _are_anchors(anchors):
         raise UsageError("the model's yaml has no `anchors`", hint="expected a YOLOv5 detection model")
-    if channels != 3:
-        raise UsageError(f"the model has {shown(channels)} input channels, expected 3 (RGB)")
+    if type(channels) is not int or channels not in CHANNEL_COUNTS:
+        raise UsageError(
+            f"the model has {shown(channels)} input channels, expected 1 (grey), 3 (RGB) or 4 (with alpha)",
+            hint=EXPORT_HINT if type(channels) is int else None,
+        )
     factors = [config.get(name, 1.0) for name in ("depth_multiple", "width_multiple")]
     if not all(isinstance(f, (int, float)) and 0 < f <= 100 for f in factors):
         raise UsageError(f"the model's yaml has depth and width multiples {shown(factors)}, expected positive numbers")
     text = config.get("activation")
     act = activation_from_text(str(text)) if text else nn.SiLU
-    return _Plan(nc, anchors, float(factors[0]), float(factors[1]), act)
+    return _Plan(nc, anchors, float(factors[0]), float(factors[1]), act, channels)
 
 
 def _is_count(nc: Any) -> TypeGuard[int]:
@@ -271,7 +278,7 @@ def _are_anchors(anchors: Any) -> bool:
 
 def _build(entry: _Entry, plan: _Plan) -> nn.Module:
     """Build one layer and record its output channels and reduction."""
-    inputs = [3 if s < 0 else plan.channels[s] for s in entry.sources]
+    inputs = [plan.input_channels if s < 0 else plan.channels[s] for s in entry.sources]
     reductions = [Fraction(1) if s < 0 else plan.reduction[s] for s in entry.sources]
     args = [None if a == "None" else a for a in entry.args]
     repeats = plan.repeated(entry)

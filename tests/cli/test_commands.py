@@ -45,6 +45,7 @@ def _valid(text: str, schema: str) -> Any:
         "artifacts.list",
         "artifacts.explain --builder onnxruntime",
         "artifacts.show",
+        "inspect parts",
         "plugins --options",
         "plugin.new own --kind pass",
         "doctor --json",

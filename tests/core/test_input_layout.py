@@ -17,7 +17,11 @@ from yolotrt_core.types import Layout, ModelSpec, TensorSpec, layout_of, with_ch
         ((-1, -1, -1, 3), "nhwc"),  # as TensorRT writes what is free
         ((3, 3, 32, 32), "nchw"),
         ((3, 32, 32, 3), "nhwc"),
-        ((1, 1, 32, 32), "nchw"),  # what no layout fits is for others to refuse
+        ((1, 1, 32, 32), "nchw"),
+        ((1, 32, 32, 1), "nhwc"),
+        (("batch", "height", "width", 4), "nhwc"),
+        ((4, 4, 32, 64), "nchw"),
+        ((1, 2, 32, 32), "nchw"),  # what no layout fits is for others to refuse
         ((3, 3), "nchw"),
         ((), "nchw"),
     ],

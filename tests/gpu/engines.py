@@ -24,6 +24,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "fp16-b32": {"precision": "fp16", "batch": 32},
     "fp16-b32-i16": {"precision": "fp16", "batch": 32, "flags": _HALF_INPUT},
     "fp16-b8-last": {"weights": "tf/yolov5n_saved_model", "batch": 8, "flags": {"tf": {"layout": "nhwc"}}},
+    "grey-fp16-b1": {"precision": "fp16", "channels": 1},
+    "alpha-fp16-b1": {"precision": "fp16", "channels": 4},
     "seg-fp16-b1": {"precision": "fp16", "segments": True},
     "seg-fp16-b32": {"precision": "fp16", "batch": 32, "segments": True},
 }
@@ -42,6 +44,8 @@ def engine_of(variant: str, data: Path, out: Path) -> Path:
     weights = data / wanted.pop("weights", "weights/yolov5n.pt")
     if wanted.pop("segments", False):
         weights = segmentation_checkpoint(weights, out / "yolov5n-seg.pt")
+    if channels := wanted.pop("channels", None):
+        weights = channels_checkpoint(weights, out / f"yolov5n-{channels}.pt", channels)
     settings = {"builder": "tensorrt", "imgsz": (640, 640), "flags": flags, **wanted}
     return build(weights, out=out / variant, store=out / "store", **settings).path
 
@@ -71,6 +75,16 @@ def segmentation_checkpoint(detector: Path, path: Path) -> Path:
             rows[:, : 5 + network.detect.nc] = weight.unflatten(0, (network.detect.na, -1))
     path.parent.mkdir(parents=True, exist_ok=True)
     return layout.save(path, config, network=network, names=list(given.labels), kind="SegmentationModel")
+
+
+def channels_checkpoint(detector: Path, path: Path, channels: int) -> Path:
+    """Save YOLOv5n with one or four input channels."""
+    if path.exists():
+        return path
+    sys.path.insert(0, str(Path(__file__).parent.parent / "plugins" / "torch_plugin"))
+    import upstream_layout as layout
+
+    return layout.save_with_channels(detector, path, channels)
 
 
 def main() -> None:

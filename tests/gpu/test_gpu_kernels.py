@@ -8,8 +8,8 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from head_reference import reference
 
+from head_reference import reference
 from yolotrt_core.inference.letterbox import preprocess
 from yolotrt_core.plugin.stages import DeviceProgram
 from yolotrt_core.types import Detections, Layout, ModelSpec, Selection, TensorSpec, with_channels

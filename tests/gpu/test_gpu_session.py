@@ -14,8 +14,9 @@ import cv2
 import numpy as np
 import pytest
 import ties
-from head_reference import Result, reference
 
+from head_reference import Result, reference
+from yolotrt_core import Detector
 from yolotrt_core.errors import StageError, UsageError
 from yolotrt_core.inference.letterbox import preprocess
 from yolotrt_core.media.decode_pool import ImageProcesses, region_bytes
@@ -333,3 +334,25 @@ def test_images_of_other_processes_upload_from_locked_memory(engine: Engine, dat
     gc.collect()
     with opened(engine, "fp16-b8") as session:  # and the GPU goes on
         same(detect(session, [cv2.imread(str(paths[0]))])[0], expected[0])
+
+
+@pytest.mark.parametrize(("variant", "channels"), [("grey-fp16-b1", 1), ("alpha-fp16-b1", 4)])
+def test_engines_of_other_channels_find_what_the_usual_one_does(
+    engine: Engine, data: Path, variant: str, channels: int
+) -> None:
+    """Their images are prepared on the CPU. Their weights and these images make them equal to YOLOv5n."""
+    frame = cv2.imread(str(data / "coco/images/val/000000000139.jpg"))
+    grey = cv2.cvtColor(frame, cv2.COLOR_BGR2GRAY)
+    usual, own = np.dstack([grey] * 3), np.dstack([grey] * 3)
+    if channels == 4:
+        usual, own = frame, np.dstack((255 - frame[..., 0], frame[..., 1:], frame[..., 0]))
+    with opened(engine, variant) as session:
+        assert not session.detects
+    found = []
+    for name, image in ((variant, own), ("fp16-b1", usual)):
+        with Detector.open(engine=engine(name)[0]) as detector:
+            found += detector.detect([image], SINGLE)
+    assert len(found[0]) == len(found[1]) > 2
+    np.testing.assert_array_equal(found[0].class_ids, found[1].class_ids)
+    np.testing.assert_allclose(found[0].boxes, found[1].boxes, atol=2)
+    np.testing.assert_allclose(found[0].scores, found[1].scores, atol=0.02)

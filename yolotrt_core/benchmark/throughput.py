@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from yolotrt_core.benchmark.timer import Timing, measure_interleaved, timing
 from yolotrt_core.console.progress import progress
 from yolotrt_core.inference.detector import Detector
-from yolotrt_core.types import Selection, with_channels
+from yolotrt_core.types import Selection, channel_count, with_channels
 
 if TYPE_CHECKING:
     import numpy as np
@@ -134,7 +134,8 @@ def _engine_run(c: Candidate) -> Callable[[int], list[float]]:
         return lambda n: session.time_engine(c.batch, n)
     import numpy as np
 
-    shape = with_channels(c.batch, *c.detector.input_size, c.detector.spec.model.layout)
+    model = c.detector.spec.model
+    shape = with_channels(c.batch, *c.detector.input_size, model.layout, channel_count(model.channel_order))
     images = np.random.default_rng(0).random(shape, dtype=np.float32)
     until = time.perf_counter() + _WARMUP_SECONDS
     while time.perf_counter() < until:

@@ -20,7 +20,7 @@ from yolotrt_core.inference.letterbox import preprocess
 from yolotrt_core.media import images
 from yolotrt_core.store import code_digest
 from yolotrt_core.store.code_digest import core_digest
-from yolotrt_core.types import Json, Layout
+from yolotrt_core.types import ChannelOrder, Json, Layout
 
 if TYPE_CHECKING:
     import numpy as np
@@ -147,18 +147,19 @@ class Batches:
     """Batches of calibration images as network input, read lazily.
 
     Attributes:
-        size: (height, width) of the network input. layout: its layout.
+        size: (height, width) of the network input. layout: its layout. order: of its channels.
         skipped: names of unreadable images. seen: number of images used.
     """
 
     chosen: ChosenImages
     size: tuple[int, int]
     layout: Layout = "nchw"
+    order: ChannelOrder = "rgb"
     skipped: list[str] = field(default_factory=list)
     seen: int = 0
 
     def __iter__(self) -> Iterator[NDArray[np.float32]]:
-        """Yield float32 (b, 3, H, W) or (b, H, W, 3), RGB in 0..1.
+        """Yield float32 (b, C, H, W) or (b, H, W, C), in 0..1.
 
         Raises:
             UsageError: an image changed since it was chosen, or over 10% cannot be read.
@@ -168,17 +169,17 @@ class Batches:
             for number, frame in enumerate(self._frames(), 1):
                 frames.append(frame)
                 if len(frames) == _BATCH:
-                    yield preprocess(frames, self.size, layout=self.layout)[0]
+                    yield preprocess(frames, self.size, layout=self.layout, order=self.order)[0]
                     frames = []
                 bar.update(completed=number + len(self.skipped))
             if frames:
-                yield preprocess(frames, self.size, layout=self.layout)[0]
+                yield preprocess(frames, self.size, layout=self.layout, order=self.order)[0]
 
     def _frames(self) -> Iterator[NDArray[np.uint8]]:
         maximum = len(self.chosen.files) * _MAX_UNREADABLE
         for file, name, sha256 in zip(self.chosen.files, self.chosen.names, self.chosen.sha256s, strict=True):
             try:
-                frame = images.read(file, depth=self.chosen.bits)
+                frame = images.read(file, depth=self.chosen.bits, alpha="a" in self.order)
             except UsageError as err:
                 self.skipped.append(name)
                 _log.warning("%s; skipped", err)

@@ -45,6 +45,7 @@ def _create_tasks(arguments: Sequence[str] | None) -> invoke.Collection:
         detect,
         doctor,
         evaluate,
+        inspect,
         plugin_new,
         plugins,
         recipe,
@@ -64,6 +65,7 @@ def _create_tasks(arguments: Sequence[str] | None) -> invoke.Collection:
     for command in (build, detect, evaluate, sensitivity, bench):
         top.add_task(command.task(registry))
     top.add_collection(artifacts.collection(registry))
+    top.add_task(inspect.task(registry))
     top.add_task(plugins.task(registry))
     top.add_collection(plugin_new.collection(registry))
     top.add_task(doctor.task(registry))

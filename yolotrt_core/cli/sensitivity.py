@@ -109,6 +109,6 @@ def _report(found: Sensitivity) -> None:
 
 
 def _draw(found: Sensitivity, path: Path, model: str) -> None:
-    from yolotrt_core.cli.sensitivity_plot import draw
+    from yolotrt_core.tuning.sensitivity_plot import draw
 
     draw(found, path, f"{model}: each layer alone in {found.precision}, {counted(found.images, 'image')}")

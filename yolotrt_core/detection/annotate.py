@@ -31,11 +31,11 @@ def annotate(frame: NDArray[np.uint8], found: Detections, labels: Sequence[str])
     """Return a copy of the image with masks, boxes, labels and scores, the best on top.
 
     Args:
-        frame: uint8 (H, W, 3) BGR. labels: class names by id.
+        frame: uint8 (H, W, 3) BGR, or BGRA, whose alpha is dropped. labels: class names by id.
     """
     import cv2
 
-    drawn = frame.copy()
+    drawn = frame[..., :3].copy()
     height, width = frame.shape[:2]
     line = max(2, round((height + width) / 2 * 0.003))
     scale, thickness = line / 4, max(1, line - 1)

@@ -11,20 +11,22 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-def reference_images(batch: int, height: int, width: int, layout: Layout = "nchw") -> NDArray[np.float32]:
+def reference_images(
+    batch: int, height: int, width: int, layout: Layout = "nchw", channels: int = 3
+) -> NDArray[np.float32]:
     """Generate deterministic images with coarse and fine structure.
 
     Returns:
-        float32 (batch, 3, height, width) or (batch, height, width, 3) in 0..1; all images differ.
+        float32 (batch, channels, height, width) or (batch, height, width, channels) in 0..1; all images differ.
     """
     import numpy as np
 
     random = np.random.default_rng(5)
-    images = np.zeros((batch, 3, height, width), dtype=np.float32)
+    images = np.zeros((batch, channels, height, width), dtype=np.float32)
     # Blocks from a quarter of the image to single pixels; coarse ones dominate, as in photographs.
     for level, weight in ((4, 0.45), (16, 0.3), (64, 0.15), (max(height, width), 0.1)):
         rows, columns = np.arange(height) * level // max(height, level), np.arange(width) * level // max(width, level)
-        blocks = random.random((batch, 3, level, level), dtype=np.float32)
+        blocks = random.random((batch, channels, level, level), dtype=np.float32)
         images += np.float32(weight) * blocks[:, :, rows[:, None], columns]
     np.clip(images, 0, 1, out=images)
     return np.ascontiguousarray(images.transpose(0, 2, 3, 1)) if layout == "nhwc" else images

@@ -41,6 +41,7 @@ class Detector:
         opened_by: cache-key material of the session, see `Registered.session_key_material`.
         seconds: total time per step: `preprocess`, `infer`, `postprocess`; or `detect`.
         frames: number of processed frames. image_bits: see `ImageOptions`, for files read for this detector.
+        reads_alpha: whether the network has an alpha channel, so that frames may be uint8 (H, W, 4) in BGRA.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Detector:
         self.opened_by: Mapping[str, Json] = opened_by or {}
         self.labels = self.spec.model.labels
         self.image_bits = image_bits
+        self.reads_alpha = "a" in self.spec.model.channel_order
         self.seconds: dict[str, float] = defaultdict(float)
         self.frames = 0
         self._counting = threading.Lock()
@@ -117,7 +119,8 @@ class Detector:
         """Detect objects on images of any size.
 
         Args:
-            frames: uint8 (H, W, 3) BGR each, as OpenCV reads them; or `Nv12Frame`.
+            frames: uint8 (H, W, 3) BGR each, as OpenCV reads them; or `Nv12Frame`; with `reads_alpha` also
+                (H, W, 4) BGRA.
             selection: thresholds, see `Selection`.
 
         Returns:
@@ -134,7 +137,7 @@ class Detector:
             found: list[Detections] = session.detect(frames, program, selection)
             self._count(len(frames), {"detect": time.perf_counter() - began})
             return found
-        images = list(checked_frames(frames))
+        images = list(checked_frames(frames, alpha=self.reads_alpha))
         found = []
         for first in range(0, len(images), self._batch):
             found += self._detect_batch(images[first : first + self._batch], selection)
@@ -152,7 +155,7 @@ class Detector:
             UsageError: as for `detect`, or a size outside the profiles.
         """
         refuse_selection(selection, self.labels)
-        return self._run(list(checked_frames([frame])), size, selection)[0]
+        return self._run(list(checked_frames([frame], alpha=self.reads_alpha)), size, selection)[0]
 
     def stream(self, frames: Iterable[Frame], selection: Selection = Selection()) -> Iterator[Detections]:
         """Detect objects on a stream of frames, in order.
@@ -176,7 +179,7 @@ class Detector:
                 yield found
                 began = time.perf_counter()
             return
-        for batch in _batches(checked_frames(frames), self._batch):
+        for batch in _batches(checked_frames(frames, alpha=self.reads_alpha), self._batch):
             yield from self._detect_batch(_on_host(batch), selection)
 
     def detect_files(
@@ -282,7 +285,7 @@ class Detector:
         import numpy as np
 
         marks = [time.perf_counter()]
-        images, geometry = preprocess(frames, size, layout=self.spec.model.layout)
+        images, geometry = preprocess(frames, size, layout=self.spec.model.layout, order=self.spec.model.channel_order)
         if not self.spec.profiles and len(frames) < self._batch:  # static engines require full batches
             images = np.concatenate([images, np.zeros((self._batch - len(frames), *images.shape[1:]), images.dtype)])
         marks.append(time.perf_counter())

@@ -16,27 +16,29 @@ if TYPE_CHECKING:
     from yolotrt_core.types import Selection
 
 
-def checked_frames(frames: Iterable[Any]) -> Iterator[Any]:
-    """Yield validated frames as BGR images on the host.
+def checked_frames(frames: Iterable[Any], *, alpha: bool = False) -> Iterator[Any]:
+    """Yield validated frames as BGR or BGRA images on the host.
 
     Args:
-        frames: uint8 (H, W, 3) each, or `Nv12Frame`.
+        frames: uint8 (H, W, 3) each, or `Nv12Frame`. alpha: (H, W, 4) is allowed.
 
     Raises:
         UsageError: in place of the first invalid frame, with its index.
     """
     for number, given in enumerate(frames):
         frame = given.to_host() if isinstance(given, Nv12Frame) else given
-        if not is_image(frame):
+        if not is_image(frame) and not (alpha and is_image(frame, 4)):
             refuse_frame(number, frame)
         yield frame
 
 
-def is_image(frame: Any) -> TypeGuard[NDArray[np.uint8]]:
-    """Return whether a frame is a BGR image on the host, uint8 (H, W, 3)."""
+def is_image(frame: Any, channels: int = 3) -> TypeGuard[NDArray[np.uint8]]:
+    """Return whether a frame is a BGR image on the host, uint8 (H, W, 3), or BGRA with 4 `channels`."""
     import numpy as np
 
-    return isinstance(frame, np.ndarray) and frame.dtype == np.uint8 and frame.shape[2:] == (3,) and frame.size > 0
+    return (
+        isinstance(frame, np.ndarray) and frame.dtype == np.uint8 and frame.shape[2:] == (channels,) and frame.size > 0
+    )
 
 
 def refuse_missing_frames(frames: Sequence[Any]) -> None:

@@ -35,6 +35,7 @@ class DecodeTarget(Protocol):
     """The members of `Detector` needed for prefetching images."""
 
     image_bits: int
+    reads_alpha: bool
 
     @property
     def program(self) -> object | None: ...
@@ -70,11 +71,15 @@ def decode_ahead(paths: Sequence[Path], target: DecodeTarget) -> Iterator[Frame 
 def read_ahead(paths: Sequence[Path], target: DecodeTarget) -> Iterator[NDArray[np.uint8] | UsageError]:
     """Yield each image, uint8 (H, W, 3) BGR, or the error of its file, in order.
 
+    For a network with an alpha channel, images that have one are (H, W, 4) BGRA.
+
     Args:
         target: detector whose settings to follow, and whose page-locked memory to use if it runs on a GPU.
     """
     if not target.program:
-        yield from prefetched(paths, functools.partial(images.attempt, depth=target.image_bits))
+        yield from prefetched(
+            paths, functools.partial(images.attempt, depth=target.image_bits, alpha=target.reads_alpha)
+        )
         return
 
     def read(path: Path) -> NDArray[np.uint8] | UsageError:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from yolotrt_core.errors import UsageError
-from yolotrt_core.types import Geometry, Layout, with_channels
+from yolotrt_core.types import ChannelOrder, Geometry, Layout, channel_count, with_channels
 
 if TYPE_CHECKING:
     import numpy as np
@@ -54,19 +54,24 @@ def preprocess(
     target: tuple[int, int],
     out: NDArray[np.float32] | None = None,
     layout: Layout = "nchw",
+    order: ChannelOrder = "rgb",
 ) -> tuple[NDArray[np.float32], list[Geometry]]:
     """Create the network input from images of any size.
 
     Values are byte / 255 in float32 division; multiplying by 1 / 255 would differ in the last bit.
 
+    A grey input is computed from BGR at the size of the image, by OpenCV's formula; equal channels keep their value.
+    Alpha is resized and padded like the colors; an image without alpha is opaque (255).
+
     Args:
-        frames: uint8 (H, W, 3) each, BGR as OpenCV reads them.
+        frames: uint8 (H, W, 3) each, BGR as OpenCV reads them; for an `order` with alpha also (H, W, 4), BGRA.
         target: (height, width) of the network input in pixels.
         out: float32 array to fill, with the shape of the result, or None for a new one.
-        layout: layout of the network input (`ModelSpec.layout`).
+        layout: layout of the network input (`ModelSpec.layout`). order: of its channels (`ModelSpec.channel_order`).
 
     Returns:
-        float32 (B, 3, height, width), or (B, height, width, 3) for "nhwc", RGB in 0..1, and one geometry per image.
+        float32 (B, C, height, width), or (B, height, width, C) for "nhwc", C channels of `order` in 0..1, and one
+        geometry per image.
 
     Raises:
         UsageError: invalid dtype or rank of a frame, or no pixels.
@@ -74,37 +79,49 @@ def preprocess(
     import numpy as np
 
     if out is None:
-        out = np.empty(with_channels(len(frames), *target, layout), dtype=np.float32)
+        out = np.empty(with_channels(len(frames), *target, layout, channel_count(order)), dtype=np.float32)
     planar = out if layout == "nchw" else out.transpose(0, 3, 1, 2)
-    return out, [_fill(image, frame, target, layout) for image, frame in zip(planar, frames, strict=True)]
+    return out, [_fill(image, frame, target, layout, order) for image, frame in zip(planar, frames, strict=True)]
 
 
 def _fill(
-    image_chw: NDArray[np.float32], frame: NDArray[np.uint8], target: tuple[int, int], layout: Layout
+    image_chw: NDArray[np.float32],
+    frame: NDArray[np.uint8],
+    target: tuple[int, int],
+    layout: Layout,
+    order: ChannelOrder,
 ) -> Geometry:
-    """Fill one image, a (3, height, width) view of any `layout`."""
+    """Fill one image, a (C, height, width) view of any `layout`."""
     import cv2
     import numpy as np
 
-    if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
+    accepted = (3, 4) if "a" in order else (3,)
+    if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] not in accepted:
         raise UsageError(f"expected a frame as uint8 (H, W, 3) in BGR, found {frame.dtype} {tuple(frame.shape)}")
     placed = geometry((frame.shape[0], frame.shape[1]), target)
     left, top, width, height = placement(placed)
     right, bottom = left + width, top + height
     fitted = np.ascontiguousarray(frame)
+    if order == "grey":
+        fitted = np.asarray(cv2.cvtColor(fitted, cv2.COLOR_BGR2GRAY), dtype=np.uint8)
     if (width, height) != (frame.shape[1], frame.shape[0]):
         fitted = np.asarray(cv2.resize(fitted, (width, height), interpolation=cv2.INTER_LINEAR), dtype=np.uint8)
     # Fill the padding only: filling everything costs a third of the time.
     grey, full = np.float32(FILL) / np.float32(255), np.float32(255)
     image_chw[:, :top] = image_chw[:, bottom:] = grey
     image_chw[:, top:bottom, :left] = image_chw[:, top:bottom, right:] = grey
-    if layout == "nhwc":  # at once: separate planes would access memory with strides
+    if layout == "nhwc" and order == "rgb":  # at once: separate planes would access memory with strides
         np.divide(
             cv2.cvtColor(fitted, cv2.COLOR_BGR2RGB), full, out=image_chw.transpose(1, 2, 0)[top:bottom, left:right]
         )
         return placed
-    for channel, plane in zip((2, 1, 0), cv2.split(fitted), strict=True):
-        np.divide(plane, full, out=image_chw[channel, top:bottom, left:right])
+    planes = dict(zip("bgra", cv2.split(fitted), strict=False))  # grey is the first of one
+    for channel, name in enumerate("b" if order == "grey" else order):
+        place = image_chw[channel, top:bottom, left:right]
+        if name in planes:
+            np.divide(planes[name], full, out=place)
+        else:
+            place.fill(1)  # opaque
     return placed
 
 

@@ -27,8 +27,8 @@ class RectDetector:
     """Runs a dynamic engine on one image at a time, each at its own size within the first profile.
 
     Attributes:
-        spec, labels, opened_by, seconds, image_bits, program, decodes_files: see `Detector`; all but the network
-            runs on the CPU.
+        spec, labels, opened_by, seconds, image_bits, reads_alpha, program, decodes_files: see `Detector`; all but the
+            network runs on the CPU.
     """
 
     program = None
@@ -52,6 +52,7 @@ class RectDetector:
 
         self.seconds = detector.seconds
         self.image_bits = detector.image_bits
+        self.reads_alpha = detector.reads_alpha
 
     @property
     def frames(self) -> int:
@@ -79,7 +80,7 @@ class RectDetector:
 
     def stream(self, frames: Iterable[Frame], selection: Selection) -> Iterator[Detections]:
         """Detect objects on uint8 (H, W, 3) BGR frames, one by one; see `Detector.stream`."""
-        for frame in checked_frames(frames):
+        for frame in checked_frames(frames, alpha=self.reads_alpha):
             yield self._detector.detect_at(frame, self.size_for((frame.shape[0], frame.shape[1])), selection)
 
     def size_for(self, source: tuple[int, int]) -> tuple[int, int]:

@@ -36,7 +36,12 @@ _USUAL_DEPTH = 12  # of cameras and medical devices that write 16-bit files
 
 
 def read(
-    path: Path, room: Room | None = None, size: tuple[int, int] | None = None, depth: int = FULL_DEPTH
+    path: Path,
+    room: Room | None = None,
+    size: tuple[int, int] | None = None,
+    depth: int = FULL_DEPTH,
+    *,
+    alpha: bool = False,
 ) -> NDArray[np.uint8]:
     """Read an image; of an animation the first frame, with a warning.
 
@@ -45,9 +50,10 @@ def read(
             into it: fresh memory per image costs up to a tenth of decoding.
         size: result of `plain_jpeg_size`, if known.
         depth: bits that the values of 16-bit files have, 9 to 16; the brightest becomes 255.
+        alpha: return the alpha channel of files that have one; without `room`.
 
     Returns:
-        uint8 (H, W, 3), BGR, rotated by its EXIF orientation.
+        uint8 (H, W, 3), BGR, rotated by its EXIF orientation; or (H, W, 4), BGRA.
 
     Raises:
         UsageError: it cannot be read, is empty, is not an image, or rows are missing.
@@ -67,6 +73,8 @@ def read(
         if size is not None and (placed := _read_into(path, size, room)) is not None:
             return placed
     frame = _decode(path, encoded, depth)
+    if alpha:
+        return _with_alpha(path, encoded, frame)
     if room is None:
         return frame
     copy = room(frame.shape)
@@ -112,6 +120,29 @@ def _decode_as_8_bit(path: Path, encoded: bytes) -> NDArray[np.uint8]:
     return np.asarray(frame, dtype=np.uint8)
 
 
+def _with_alpha(path: Path, encoded: bytes, frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Add the alpha channel of a file that has one; of 16 bits it is scaled by all of them."""
+    import cv2
+    import numpy as np
+
+    if encoded.startswith(_JPEG):
+        return frame
+    try:
+        whole = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error:
+        whole = None
+    if whole is None or whole.ndim != 3 or whole.shape[2] != 4 or whole.dtype not in (np.uint8, np.uint16):
+        return frame
+    alpha = whole[..., 3] if whole.dtype == np.uint8 else whole[..., 3] >> 8
+    # OpenCV does not rotate what it reads unchanged.
+    if whole.shape[:2] != frame.shape[:2] or (whole.dtype == np.uint8 and (whole[..., :3] != frame).any()):
+        raise UsageError(
+            f"the image `{path}` has an alpha channel and is rotated by its EXIF orientation",
+            hint="save it upright, without the orientation",
+        )
+    return np.dstack((frame, alpha.astype(np.uint8)))
+
+
 def _decode_completed(path: Path, completed: jpeg_end.Completed | None) -> NDArray[np.uint8]:
     """Decode a JPEG file that lacks its end, with a warning if no pixel is missing."""
     import numpy as np
@@ -155,11 +186,16 @@ def _decode_deep(path: Path, encoded: bytes, depth: int) -> NDArray[np.uint8] | 
 
 
 def attempt(
-    path: Path, room: Room | None = None, size: tuple[int, int] | None = None, depth: int = FULL_DEPTH
+    path: Path,
+    room: Room | None = None,
+    size: tuple[int, int] | None = None,
+    depth: int = FULL_DEPTH,
+    *,
+    alpha: bool = False,
 ) -> NDArray[np.uint8] | UsageError:
     """Return the result of `read`, or its error."""
     try:
-        return read(path, room, size, depth)
+        return read(path, room, size, depth, alpha=alpha)
     except UsageError as err:
         return err
 

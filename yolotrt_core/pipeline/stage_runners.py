@@ -48,7 +48,8 @@ def _pass(steps: Plan, step: Step, given: Path, out: Path, store: Store, registr
 def _calibrate(steps: Plan, step: Step, given: Path, out: Path, store: Store, registry: Registry) -> Mapping[str, Json]:
     size = (step.request.height, step.request.width)
     model = _model(step, given, store)
-    batches = Batches(steps.images, size, model.spec.layout) if steps.images else None
+    order = model.spec.channel_order.upper()
+    batches = Batches(steps.images, size, model.spec.layout, model.spec.channel_order) if steps.images else None
     stream: Iterator[Any] = iter(batches) if batches else iter(())
     method = step.stage.calibrate(model, stream, step.request, step.options, out)
     check_ranges(step, method, out)
@@ -57,7 +58,7 @@ def _calibrate(steps: Plan, step: Step, given: Path, out: Path, store: Store, re
     add_origin(
         out / RANGES_FILE,
         images={"count": batches.seen, "sha256": batches.chosen.sha256, "seed": batches.chosen.seed},
-        preprocessing={"height": size[0], "width": size[1], "letterbox": "grey 114, bilinear, RGB 0..1"},
+        preprocessing={"height": size[0], "width": size[1], "letterbox": f"grey 114, bilinear, {order} 0..1"},
         tools=step.tools,
     )
     return {"method": method, **batches.facts()}

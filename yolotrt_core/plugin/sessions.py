@@ -41,8 +41,9 @@ class DeviceProgram:
 class Session(abc.ABC):
     """An engine ready to run; a context manager that frees it.
 
-    A session that sets one of the capabilities implements the methods that need it. Frames are uint8 (H, W, 3) in BGR
-    of any sizes, `Nv12Frame`, or what `decode` returned. Any number of threads may call a session that `detects`.
+    A session that sets one of the capabilities implements the methods that need it; `detects` only for an input of
+    three channels. Frames are uint8 (H, W, 3) in BGR of any sizes, `Nv12Frame`, or what `decode` returned. Any number
+    of threads may call a session that `detects`.
 
     Attributes:
         spec: the engine's spec.
@@ -70,7 +71,7 @@ class Session(abc.ABC):
         """Run one batch.
 
         Args:
-            images: float32 (B, 3, H, W) or (B, H, W, 3) as the spec's input, RGB in 0..1; B, H and W within
+            images: float32 (B, C, H, W) or (B, H, W, C) as the spec's input, in 0..1; B, H and W within
                 the engine's profiles, or exactly its static shape.
 
         Returns:

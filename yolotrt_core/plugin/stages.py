@@ -20,10 +20,10 @@ from yolotrt_core.console.text import not_installed
 
 # Frames and sessions belong to the same contract.
 from yolotrt_core.media.frames import DeviceFrame as DeviceFrame, Frame as Frame, Nv12Frame as Nv12Frame
+from yolotrt_core.plugin.description import Description, SourceInfo as SourceInfo, describe_engine
 from yolotrt_core.plugin.options import NoOptions
 from yolotrt_core.plugin.sessions import DeviceProgram as DeviceProgram, Session as Session
 from yolotrt_core.types import (
-    PRECISIONS,
     BuildRequest,
     Calibration,
     Detections,
@@ -115,29 +115,6 @@ class Stage(abc.ABC):
         """Raise a UsageError for options that cannot be used together, before any stage of a build runs."""
 
 
-@dataclass(frozen=True, slots=True)
-class SourceInfo:
-    """Properties of a model before its export.
-
-    Attributes:
-        imgsz: (height, width) of the model's own input, used where `--imgsz` is not given.
-        fixed_size: whether the ONNX will have a fixed height and width even for a dynamic request; then only the batch
-            varies unless the user gives a profile.
-        precision: precision of the model itself where it is below float32, which its engine then has. int8 and fp8
-            mean Q/DQ nodes of its own at convolutions.
-    """
-
-    imgsz: tuple[int, int] | None = None
-    fixed_size: bool = False
-    precision: Precision | None = None
-
-    def __post_init__(self) -> None:
-        if self.precision not in (None, *PRECISIONS[1:]):
-            raise ValueError(
-                f"`precision` should be one of {', '.join(PRECISIONS[1:])} or None, it is {self.precision!r}"
-            )
-
-
 class Exporter(Stage):
     """Framework model -> ONNX.
 
@@ -155,6 +132,13 @@ class Exporter(Stage):
         """
         return SourceInfo()
 
+    def describe(self, source: ModelSource) -> Description:
+        """Return what is in a model, for `inspect`; nothing is written, and nothing of the file is executed.
+
+        Of a file that cannot be exported, whatever can be read of it, and the reason as `problem`.
+        """
+        return Description(self.title or self.name)
+
     @abc.abstractmethod
     def export(self, source: ModelSource, request: BuildRequest, options: Any, out: Path) -> ModelSpec:
         """Write `out/model.onnx` and `out/reference.npz`; return the spec of the ONNX.
@@ -162,7 +146,7 @@ class Exporter(Stage):
         `request` is precision fp32 and has no profiles, so that all of them share the export; if
         it is dynamic, batch, height and width are the first profile's optimum.
 
-        The ONNX has float32 input `images`, (B, 3, H, W) or (B, H, W, 3), and is valid for `onnx.checker`.
+        The ONNX has float32 input `images`, see `ModelSpec.inputs`, and is valid for `onnx.checker`.
         Its metadata_props hold `stride`, `names`, `task`, `imgsz` and provenance.
         `reference.npz` holds a fixed input under `images` and the framework's own output for it
         under each output's name, float32: the ONNX is compared with it. A framework that
@@ -233,7 +217,7 @@ class Calibrator(Stage):
 
         Args:
             model: float32. Its batch need not be that of `batches`.
-            batches: float32 (b, 3, H, W) or (b, H, W, 3) as the model's input, RGB 0..1, letterboxed; consumed
+            batches: float32 (b, C, H, W) or (b, H, W, C) as the model's input, 0..1, letterboxed; consumed
                 once, one in memory.
         """
 
@@ -311,6 +295,13 @@ class Builder(Stage):
         Raises:
             StageError: it does not run on this machine, with the reason.
         """
+
+    def describe(self, engine: Path, spec: EngineSpec) -> Description:
+        """Return what is in an engine, for `inspect`, also where it does not run; by default what the sidecar states.
+
+        Without layers, those of the ONNX that the engine was built from are shown where it is still in the store.
+        """
+        return describe_engine(spec)
 
     def contents(self, onnx: Path) -> OnnxContents | None:
         """Read what an ONNX file declares, without loading the network; None where that is not possible.

@@ -11,6 +11,7 @@ import pytest
 
 from yolotrt_core.errors import UsageError
 from yolotrt_core.export.reference_input import reference_images
+from yolotrt_core.plugin.description import Description
 from yolotrt_core.serialization import from_json, to_json
 from yolotrt_core.testing.model import small_model
 from yolotrt_core.testing.session import MemorySideCache, open_onnx
@@ -42,6 +43,9 @@ class BuilderContract(StageContract):
         assert (spec.builder, spec.precision) == (self.name, request_.precision)
         assert from_json(EngineSpec, json.loads(json.dumps(to_json(spec)))) == spec
         assert [tensor.name for tensor in spec.model.inputs] == ["images"]
+        described = stage.describe(out / stage.engine_file, spec)
+        assert from_json(Description, json.loads(json.dumps(to_json(described)))) == described
+        assert (described.labels, described.inputs) == (spec.model.labels, spec.model.inputs)
 
     def test_its_engine_computes_what_the_onnx_does(
         self, stage: Any, model: OnnxModel, request_: BuildRequest, options: Any, out: Path

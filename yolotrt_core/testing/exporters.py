@@ -11,6 +11,7 @@ import pytest
 
 from yolotrt_core.errors import YolotrtError
 from yolotrt_core.export.parity import ParityOptions, check
+from yolotrt_core.plugin.description import Description
 from yolotrt_core.plugin.hookspecs import Claim
 from yolotrt_core.plugin.stages import ONNX_FILE, REFERENCE_FILE, SourceInfo
 from yolotrt_core.serialization import from_json, to_json
@@ -82,6 +83,21 @@ class ExporterContract(StageContract):
         (tmp_path / "wrong.bin").write_bytes(b"no model")
         for path in (tmp_path, tmp_path / "wrong.bin"):  # `export` reports what is wrong with a file
             assert isinstance(stage.inspect(ModelSource(path, "0" * 64, "wrong")), SourceInfo)
+
+    def test_describes_its_models_and_says_what_is_wrong_with_others(
+        self, stage: Any, source: ModelSource, request_: BuildRequest, options: Any, out: Path, tmp_path: Path
+    ) -> None:
+        found = stage.describe(source)
+        assert from_json(Description, json.loads(json.dumps(to_json(found)))) == found
+        assert found.problem == ""
+        spec = stage.export(source, request_, options, out)
+        for stated, exported in ((found.labels, spec.labels), (found.strides, spec.strides), (found.task, spec.task)):
+            assert stated in ((), None, exported)
+        known = [layer.operations for layer in found.layers if layer.operations is not None]
+        assert found.operations is None or sum(known) <= found.operations
+        (tmp_path / "wrong.bin").write_bytes(b"no model")
+        wrong = stage.describe(ModelSource(tmp_path / "wrong.bin", "0" * 64, "wrong"))
+        assert (wrong.layers, wrong.labels) == ((), ())
 
     def test_is_chosen_for_its_own_models_only(self, source: ModelSource, tmp_path: Path) -> None:
         choose = getattr(self.plugin, "yolotrt_select_exporter", None)

@@ -250,11 +250,12 @@ class _Case:
     def _run_reference(self) -> _Reference:
         """Return the results of the float32 network; run at most once."""
         if self._reference is None:
-            frames = _read_frames(self.files, self.planned.resolved.image_bits)
             with tempfile.TemporaryDirectory(prefix="yolotrt-") as folder:
                 model = self._model(Path(folder))
                 watched = _RecordingSession(self._open(model.path, model.spec))
                 with self._detector(watched) as detector:
+                    bits = self.planned.resolved.image_bits
+                    frames = _read_frames(self.files, bits, alpha=detector.reads_alpha)
                     found = detector.detect(frames, _SELECTION)
             self._reference = _Reference(frames, watched.outputs, found)
         return self._reference
@@ -297,12 +298,12 @@ def _images(planned: Plan) -> Sequence[Path]:
     return [sample_path()]
 
 
-def _read_frames(files: Sequence[Path], bits: int) -> list[NDArray[np.uint8]]:
+def _read_frames(files: Sequence[Path], bits: int, *, alpha: bool) -> list[NDArray[np.uint8]]:
     """Read images without the unreadable ones, of which calibration has warned already."""
     frames = []
     for file in files:
         try:
-            frames.append(images.read(file, depth=bits))
+            frames.append(images.read(file, depth=bits, alpha=alpha))
         except UsageError as err:
             _log.debug("%s; skipped", err)
     if not frames:

@@ -88,7 +88,8 @@ def _profile(
     if not library.has("IBuilderConfig.set_calibration_profile"):
         raise implicit_int8.refusal(library)
     batch, height, width = shape
-    full = with_channels(batch, height, width, layout_of(tuple(entry.shape)))
+    shape = tuple(entry.shape)
+    full = with_channels(batch, height, width, layout_of(shape), shape[3 if layout_of(shape) == "nhwc" else 1])
     profile = builder.create_optimization_profile()
     profile.set_shape(entry.name, full, full, full)
     config.add_optimization_profile(profile)

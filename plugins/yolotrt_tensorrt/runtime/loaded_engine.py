@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from yolotrt_core.errors import StageError, UsageError, os_error_reason
 from yolotrt_core.plugin.stages import SideCache
-from yolotrt_core.types import CHANNELS, EngineSpec, Layout, layout_of
+from yolotrt_core.types import CHANNEL_COUNTS, EngineSpec, Layout, channels_of, layout_of
 from yolotrt_tensorrt.cuda.device import DeviceMemory, Gpu
 from yolotrt_tensorrt.library import Library, Messages, check_plan
 
@@ -39,7 +39,7 @@ class LoadedEngine:
     """An engine on a GPU. The context must be current around every call.
 
     Attributes:
-        image: the one input, (B, 3, H, W) or (B, H, W, 3). outputs: by name.
+        image: the one input, (B, C, H, W) or (B, H, W, C). outputs: by name.
         profiles: (min, opt, max) shapes of the input per optimization profile; equal if static.
         context_bytes: device memory per execution context.
     """
@@ -60,9 +60,11 @@ class LoadedEngine:
         tensors = [self._tensor(self.engine.get_tensor_name(i)) for i in range(self.engine.num_io_tensors)]
         modes = {t.name: self.engine.get_tensor_mode(t.name) for t in tensors}
         inputs = [t for t in tensors if modes[t.name] == trt.TensorIOMode.INPUT]
-        if len(inputs) != 1 or len(inputs[0].shape) != 4 or CHANNELS not in (inputs[0].shape[1], inputs[0].shape[3]):
+        if len(inputs) != 1 or len(inputs[0].shape) != 4 or channels_of(inputs[0].shape) not in CHANNEL_COUNTS:
             found = ", ".join(f"`{t.name}` {t.shape}" for t in inputs) or "none"
-            raise UsageError(f"expected one input of (B, 3, H, W) or (B, H, W, 3), found {found}", hint=_OWN)
+            raise UsageError(
+                f"expected one input of (B, C, H, W) or (B, H, W, C) with 1, 3 or 4 channels, found {found}", hint=_OWN
+            )
         self.image = inputs[0]
         self.outputs = {t.name: t for t in tensors if modes[t.name] == trt.TensorIOMode.OUTPUT}
         self.profiles = self._profiles()
@@ -96,6 +98,11 @@ class LoadedEngine:
     def layout(self) -> Layout:
         """Layout of the input."""
         return layout_of(self.image.shape)
+
+    @property
+    def channels(self) -> int:
+        """Number of channels of the input."""
+        return self.image.shape[3 if self.layout == "nhwc" else 1]
 
     @property
     def is_static(self) -> bool:

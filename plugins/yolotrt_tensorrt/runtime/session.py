@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 import numpy as np
 
 from yolotrt_core.errors import StageError, UsageError
+from yolotrt_core.inference.input_shapes import shape_text
 from yolotrt_core.media.frames import Frame, Nv12Frame
 from yolotrt_core.plugin.stages import DeviceProgram, Session, SideCache
 from yolotrt_core.types import Detections, EngineSpec, Selection, with_channels, without_channels
@@ -55,15 +56,17 @@ class EngineSession(Session):
 
     Attributes:
         spec: the engine's spec. gpu: where it runs. plan: the loaded engine.
+        detects: whether images have three channels, which the kernel of the letterbox writes.
     """
 
-    detects = locks_pages = is_timed = True
+    locks_pages = is_timed = True
 
     def __init__(
         self, gpu: Gpu, plan: LoadedEngine, spec: EngineSpec, options: TensorRTOptions, side_cache: SideCache
     ) -> None:
         self.spec, self.gpu, self.plan = spec, gpu, plan
         self._options, self._side_cache = options, side_cache
+        self.detects = plan.channels == 3
         self._pool = PinnedPool(gpu)
         letterbox = load_kernels(gpu, plan.image.dtype, side_cache, layout=plan.layout)["letterbox"]
         self._shared = SlotResources(gpu, plan, letterbox, self._pool, CopyThreads())
@@ -91,7 +94,7 @@ class EngineSession(Session):
         """Run one batch; see `yolotrt_core.plugin.stages.Session.infer`."""
         if not isinstance(images, np.ndarray) or images.dtype != np.float32 or images.ndim != 4:
             found = f"{images.dtype} {images.shape}" if isinstance(images, np.ndarray) else type(images).__name__
-            expected = "(B, H, W, 3)" if self.plan.layout == "nhwc" else "(B, 3, H, W)"
+            expected = shape_text(with_channels("B", "H", "W", self.plan.layout, self.plan.channels))
             raise UsageError(f"expected float32 images of {expected}, found {found}")
         self.plan.profile_for(images.shape)
 
@@ -243,9 +246,14 @@ class EngineSession(Session):
                 raise
 
     def _shape(self, batch: int) -> tuple[int, ...]:
-        return with_channels(batch, *self._target, self.plan.layout)
+        return with_channels(batch, *self._target, self.plan.layout, self.plan.channels)
 
     def _program(self, program: DeviceProgram) -> Program:
+        if not self.detects:
+            raise UsageError(
+                f"frames on the GPU have three channels, but the engine's input has {self.plan.channels}",
+                hint="use `Detector`, which prepares such images on the CPU",
+            )
         loaded = self._programs.get(program)
         if loaded is not None:
             return loaded

@@ -35,6 +35,7 @@ class Fed:
 
     program = object()
     image_bits = 16
+    reads_alpha = False
 
     def __init__(self, *, locks: bool = True, decodes: bool = False) -> None:
         self.locks, self.decodes_files = locks, decodes

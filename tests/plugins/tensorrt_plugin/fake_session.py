@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 from fake_gpu import FakeCuda, FakeEngine, FakeGraph, fake_gpu, fake_kernels
-from head_reference import Result, reference
 from kernel_emulation import Emulated
 
+from head_reference import Result, reference
 from yolotrt_core.inference.letterbox import preprocess
 from yolotrt_core.plugin.stages import DeviceProgram
 from yolotrt_core.types import (
@@ -64,6 +64,7 @@ class Opened:
         layout: Layout = "nchw",
         recorded: bool = True,
         network: Callable[[np.ndarray], np.ndarray] = network,
+        channels: int = 3,
         **options: Any,
     ) -> None:
         self.cuda = FakeCuda()
@@ -77,7 +78,7 @@ class Opened:
         monkeypatch.setattr(session, "load_kernels", load)
         monkeypatch.setattr(cuda_graph, "available", lambda: recorded)
         monkeypatch.setattr(slot, "Graph", FakeGraph)
-        shape = with_channels(batch, SIDE, SIDE, layout)
+        shape = with_channels(batch, SIDE, SIDE, layout, channels)
         columns = network(np.zeros((1, *shape[1:]), np.float32)).shape[2]
         self.plan = FakeEngine(shape, columns, network, "float32")
         spec = EngineSpec(SPEC, "fp32", "tensorrt", {})

@@ -42,6 +42,21 @@ def test_it_is_a_session_that_detects(opened: Opened) -> None:
     assert held.detects
 
 
+@pytest.mark.parametrize("channels", [1, 4])
+def test_an_engine_of_other_channels_infers_and_leaves_frames_to_the_cpu(
+    emulated: Emulated, monkeypatch: pytest.MonkeyPatch, channels: int
+) -> None:
+    held = Opened(emulated, monkeypatch, channels=channels)
+    with held.session as opened:
+        assert not opened.detects
+        images = np.random.default_rng(0).random((2, channels, SIDE, SIDE), np.float32)
+        np.testing.assert_array_equal(opened.infer(images)["output0"], network(images))
+        with pytest.raises(UsageError, match=f"three channels, but the engine's input has {channels}"):
+            opened.detect(sample_images(1), PROGRAM, CHOSEN)
+        with pytest.raises(UsageError, match=f"float32 images of \\(B, {channels}, H, W\\)"):
+            opened.infer(images[0])
+
+
 @pytest.mark.parametrize("count", [0, 1, 2, 5])
 def test_any_number_of_frames_gives_what_the_cpu_path_gives(opened: Opened, count: int) -> None:
     frames = sample_images(count)

@@ -9,9 +9,9 @@ import cv2
 import numpy as np
 import pytest
 from fake_gpu import FakeCuda, fake_gpu, fake_kernels
-from head_reference import Result, reference
 from kernel_emulation import Emulated, compiled
 
+from head_reference import Result, reference
 from yolotrt_core.inference.letterbox import geometry, preprocess
 from yolotrt_core.types import Detections, ModelSpec, Selection, TensorSpec
 from yolotrt_tensorrt.cuda.device import PinnedPool

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fake_session import CLASSES, SIDE, Opened, network, same, sample_images
-from head_reference import reference
 from kernel_emulation import Emulated, compiled
 
+from head_reference import reference
 from yolotrt_core.errors import UsageError
 from yolotrt_core.inference.letterbox import preprocess
 from yolotrt_core.plugin.stages import DeviceProgram

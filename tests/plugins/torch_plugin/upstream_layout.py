@@ -218,3 +218,26 @@ def save(
         saved = wrap(model) if wrap else {"epoch": -1, "model": model, "ema": None, "optimizer": None, "date": "2026"}
         torch.save(saved, path, _use_new_zipfile_serialization=not legacy, pickle_protocol=protocol)
     return path
+
+
+def save_with_channels(detector: Path, path: Path, channels: int) -> Path:
+    """Save a detector of other channels that finds on grey images, or with blue as alpha, what the given one does.
+
+    One channel has the sum of the weights of three. Of four, the last has those of blue, and blue has none.
+    """
+    from yolotrt_torch.checkpoint import read_checkpoint
+
+    given = read_checkpoint(detector)
+    config = {**given.config, "ch": channels}
+    network = lively(config)
+    state = network.state_dict()
+    for name, array in given.state.items():
+        weight = torch.from_numpy(array)
+        weight = weight.float() if weight.is_floating_point() else weight
+        if name == "model.0.conv.weight" and channels == 1:
+            weight = weight.sum(1, keepdim=True)
+        elif name == "model.0.conv.weight":
+            weight = torch.cat((weight[:, :2], torch.zeros_like(weight[:, :1]), weight[:, 2:]), 1)
+        state[name].copy_(weight)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return save(path, config, network=network, names=list(given.labels))
