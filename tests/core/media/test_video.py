@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from video_files import SIZE, destroy, numbers, packets, steady, write_video
-from yolotrt_core.errors import UsageError
+from video_files import SIZE, destroy, numbered_image, numbers, packets, steady, write_video
+from yolotrt_core.errors import ArtifactError, UsageError
 from yolotrt_core.media.video import Loss, open_video
 from yolotrt_core.media.video_integrity import matroska_blocks
 from yolotrt_core.media.video_writer import VideoWriter
@@ -343,3 +343,30 @@ def test_a_written_video_keeps_times_and_the_first_size(tmp_path: Path) -> None:
     assert seconds == pytest.approx(times, abs=0.001)
     assert loss is None
     assert [path.name for path in tmp_path.iterdir()] == ["v.mp4"]
+
+
+def test_an_endless_video_can_be_read_before_its_end(tmp_path: Path) -> None:
+    """It has no table of all frames, which would grow in memory until the end."""
+    path, noise = tmp_path / "v.mp4", np.random.default_rng(0).integers(0, 255, (48, 64, 3), np.uint8)
+    with VideoWriter(path, 25, endless=True) as writer:
+        for number in range(100):
+            writer.write(np.roll(noise, number, 1), number / 25)
+        unfinished = tmp_path / "unfinished.mp4"
+        unfinished.write_bytes(path.read_bytes())
+    with open_video(unfinished) as video:
+        assert 50 < len(list(video)) < 100
+    frames, seconds, loss = _read(path)
+    assert len(frames) == 100
+    assert seconds == pytest.approx(steady(100), abs=0.001)
+    assert loss is None
+
+
+def test_an_endless_video_on_a_full_disk(tmp_path: Path) -> None:
+    path = tmp_path / "v.mp4"
+    with pytest.raises(ArtifactError, match="it is incomplete"), VideoWriter(path, 25, endless=True) as writer:
+        for number in range(100):
+            writer.write(numbered_image(number), number / 25)
+        with path.open("r+b") as file:  # as writes that failed without a word
+            file.truncate(file.seek(0, 2) // 2 + 1)
+            file.seek(0, 2)
+            file.write(bytes(100))
