@@ -123,8 +123,12 @@ class Decoder:
 
     @property
     def listed(self) -> int:
-        """Number of frames in the index of an MP4 or MOV file, less those excluded by its edit list; else 0."""
-        return len(self._stream.index_entries) - self._left_out if "mp4" in self.format else 0
+        """Number of frames in the index of an MP4 or MOV file, less those excluded by its edit list; else 0.
+
+        A fragmented file has no index of all its frames.
+        """
+        indexed = "mp4" in self.format and self._stream.frames
+        return len(self._stream.index_entries) - self._left_out if indexed else 0
 
     @property
     def seconds(self) -> float:

@@ -203,7 +203,13 @@ def test_an_invalid_part_of_a_fragmented_mp4_is_a_loss(tmp_path: Path) -> None:
     assert 20 < len(frames) < 40
     assert loss is not None
     assert loss.incomplete
-    assert loss.message.startswith(f"the video `{path}` is invalid at byte {position}; ")
+    words = f"the video `{path}` is invalid at byte {position}; the results include {len(frames)} frames"
+    assert loss.message == words
+    path.write_bytes(data[: position + 20])
+    _, _, loss = _read(path)
+    assert loss is not None
+    assert "is truncated" in loss.message
+    assert loss.message.endswith(" frames")  # how many are missing is unknown
 
 
 def test_joined_matroska_files_are_whole(tmp_path: Path) -> None:
