@@ -25,7 +25,7 @@ def is_animated(data: bytes) -> bool:
 
 
 def has_pages(data: bytes) -> bool:
-    """Return whether a TIFF file has a second image that is no smaller copy of the first (TIFF 6.0, section 2)."""
+    """Return whether a TIFF file has a second image other than a smaller copy of the first (TIFF 6.0, section 2)."""
     order: Literal["little", "big"] = "little" if data[:2] == b"II" else "big"
     if data[:4] not in _TIFF:
         return False

@@ -126,7 +126,7 @@ def _boxes(file: BinaryIO) -> Iterator[int]:
 
 
 def _box(file: BinaryIO, at: int) -> tuple[bytes, int]:
-    """Return the type and length of a box; 0 up to the end of the file, -1 for what is none."""
+    """Return the type and length of a box; 0 up to the end of the file, -1 if invalid."""
     head = _read(file, at, 16)
     if len(head) < 8 or not head[4:8].isalnum():
         return b"", -1
