@@ -52,17 +52,16 @@ class _Matching:
 
     @property
     def free(self) -> list[int]:
-        """Classes of the model that no class of the data set has."""
-        return sorted(set(range(len(self.labels))) - set(self.found.values()))
+        """Classes of the model that no class of the data set with boxes has."""
+        return sorted(set(range(len(self.labels))) - {self.found.get(c.id) for c in self.classes if c.boxes})
 
     def refusal(self, reason: str) -> UsageError:
         """Return an error with the classes of both sides."""
         import shlex
 
-        missing, free = self.missing or list(self.classes), self.free
-        theirs = missing[0].name or str(missing[0].id)
-        ours = self.labels[free[0]] if len(missing) == len(free) == 1 else "NAME"
-        example = shlex.quote(f"{theirs}={ours}")
+        first = (self.missing or list(self.classes))[0]
+        theirs = first.name or str(first.id)
+        example = shlex.quote(f"{theirs}=NAME")  # the only class left of the model may well be another
         return UsageError(
             f"cannot match the classes of `{self.path}` with the model's: {reason}",
             hint=f"pass `--class-map {example}` ({shlex.quote(f'{theirs}={EXCLUDED}')} excludes its boxes), or use "

@@ -165,6 +165,11 @@ class DetectionRun:
                 if live.skipped:
                     words = f"{counted(live.skipped, 'frame')} of the live source `{inputs.redact(source)}`"
                     self._lose(source, Loss(f"{words} cannot be decoded", live.skipped, incomplete=False))
+                if live.reconnected:
+                    words = f"was lost and connected again {counted(live.reconnected, 'time')}"
+                    about = f"frames of {live.silent:.0f} s are missing"
+                    message = f"the live source `{inputs.redact(source)}` {words}: {about}"
+                    self._lose(source, Loss(message, None, incomplete=False))
                 if live.lost:
                     hint = "check the source and the network; `--reconnect` sets how long to wait for it"
                     self._lose(source, Loss(live.lost, None, incomplete=True, hint=hint))
@@ -186,7 +191,8 @@ class DetectionRun:
         with ExitStack() as stack:
             video = None
             if target is not None:
-                video = stack.enter_context(VideoWriter(stack.enter_context(atomic_path(target)), fps))
+                endless = not isinstance(source, Path)
+                video = stack.enter_context(VideoWriter(stack.enter_context(atomic_path(target)), fps, endless=endless))
             for number, detections in enumerate(self._detector.stream(kept(), self._selection)):
                 frame = waiting.popleft()
                 found = self._keep(source, number, frame.pixels, detections, frame.seconds)

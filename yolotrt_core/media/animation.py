@@ -1,14 +1,16 @@
-"""Whether an image file is animated, from its bytes."""
+"""Whether an image file is animated or has several pages, from its bytes."""
 
 from __future__ import annotations
 
 import functools
 from pathlib import Path
+from typing import Literal
 
 _GIF = (b"GIF87a", b"GIF89a")
 _PNG = b"\x89PNG\r\n\x1a\n"
 _IMAGE, _EXTENSION = 0x2C, 0x21  # blocks of a GIF file
 _ANIMATED = 2  # flag of WebP
+_TIFF, _SUBFILE_TYPE = (b"II*\0", b"MM\0*"), 254
 
 
 def is_animated(data: bytes) -> bool:
@@ -20,6 +22,23 @@ def is_animated(data: bytes) -> bool:
     if data[:4] == b"RIFF" and data[8:16] == b"WEBPVP8X":
         return bool(data[20] & _ANIMATED) if len(data) > 20 else False
     return data[4:12] == b"ftypavis"
+
+
+def has_pages(data: bytes) -> bool:
+    """Return whether a TIFF file has a second image other than a smaller copy of the first (TIFF 6.0, section 2)."""
+    order: Literal["little", "big"] = "little" if data[:2] == b"II" else "big"
+    if data[:4] not in _TIFF:
+        return False
+
+    def number(at: int, count: int) -> int:
+        return int.from_bytes(data[at : at + count], order)
+
+    first = number(4, 4)
+    second = number(first + 2 + 12 * number(first, 2), 4)
+    entries = range(second + 2, second + 2 + 12 * number(second, 2), 12)
+    return bool(second and entries) and not any(
+        number(at, 2) == _SUBFILE_TYPE and number(at + 8, 4) & 1 for at in entries
+    )
 
 
 def is_animated_gif(path: Path) -> bool:

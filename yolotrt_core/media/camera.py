@@ -45,6 +45,16 @@ class Live:
         return self._reader.skipped
 
     @property
+    def reconnected(self) -> int:
+        """Number of times that it was connected again so far."""
+        return self._reader.reconnected
+
+    @property
+    def silent(self) -> float:
+        """Seconds from the last frame of a connection to the first of the next, of all so far."""
+        return self._reader.silent
+
+    @property
     def lost(self) -> str | None:
         """Why the source was given up, or None."""
         return self._reader.lost
@@ -144,14 +154,12 @@ def connect(source: str) -> Iterator[_Connection]:
     Raises:
         UsageError: it cannot be opened.
     """
-    failed = UsageError(
-        f"cannot open the live source `{redact(source)}`", hint="check that the device exists and is not in use"
-    )
+    failed = f"cannot open the live source `{redact(source)}`"
     if camera := CAMERA.fullmatch(source):
         opened = _Camera(int(camera[1]))
         try:
             if not opened.opened():
-                raise failed
+                raise UsageError(failed, hint="check that the device exists and is not in use")
             yield opened
         finally:
             opened.close()
@@ -161,7 +169,8 @@ def connect(source: str) -> Iterator[_Connection]:
         try:
             decoder = stack.enter_context(open_decoder(source, frame_threads=False, timeout=_SILENT_SECONDS))
         except errors.FFmpegError as err:
-            raise failed from err
+            hint = "check the address, and that the source is on and can be reached from here"
+            raise UsageError(f"{failed}: {(err.strerror or 'unknown error').lower()}", hint=hint) from err
         except UsageError as err:
             raise UsageError(f"cannot read the live source `{redact(source)}`: {err}", hint=err.hint) from err
         yield decoder
@@ -171,11 +180,13 @@ class _Reader:
     """Reads a source into a short queue, on a daemon thread since a blocked read cannot be cancelled.
 
     Attributes:
-        skipped: number of frames that could not be decoded. lost: why the source was given up, or None.
+        skipped: number of frames that could not be decoded. reconnected, silent: number of connections after the first,
+            and seconds without one. lost: why the source was given up, or None.
     """
 
     def __init__(self, source: str, reconnect: float, status: Callable[[str], None]) -> None:
-        self.skipped = 0
+        self.skipped = self.reconnected = 0
+        self.silent = 0.0
         self.lost: str | None = None
         self._reconnect, self._status = reconnect, status
         self._frames = 0
@@ -218,7 +229,7 @@ class _Reader:
         while not ended and not self._stop.is_set():
             silent = time.monotonic() - self._last
             if silent >= self._reconnect:
-                self.lost = self._loss(f"no frame for {silent:.0f} s")
+                self.lost = self._loss(f"no frame for {silent:.0f} s" if self._reconnect else "the connection ended")
                 return
             self._status(f"no frame for {silent:.0f} s, connecting again")
             self._stop.wait(min(wait, self._reconnect - silent))
@@ -241,9 +252,12 @@ class _Reader:
             skipped = self.skipped
             before: int | None = None  # the first frame: what a stream sends until its key frame is no loss
             for frame in connection:
-                self._last = time.monotonic()
+                last, self._last = self._last, time.monotonic()
                 if not self._frames:
                     self._begun = self._last
+                elif before is None:
+                    self.reconnected += 1
+                    self.silent += self._last - last
                 self._frames += 1
                 before = connection.skipped if before is None else before
                 self.skipped = skipped + connection.skipped - before

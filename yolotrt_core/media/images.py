@@ -29,6 +29,7 @@ _SAMPLE = 48  # files
 _FEW = 0.05
 _OPENCV_VERSION = re.compile(r"""^opencv_version\s*=\s*["']([^"']+)["']""", re.MULTILINE)
 _PNG = b"\x89PNG\r\n\x1a\n"
+_JP2, _JP2_SIZE = b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51"
 _JPEG, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
 _MAYBE_16_BIT = (b"II*\0", b"MM\0*", b"P2", b"P3", b"P5", b"P6")  # TIFF and PNM; of PNG the header tells
 FULL_DEPTH = 16  # bits
@@ -97,13 +98,21 @@ def _decode(path: Path, encoded: bytes, depth: int) -> NDArray[np.uint8]:
             raise UsageError(f"the image `{path}` has no pixels")  # libpng would print its own message
         is_deep = encoded[24:25] > b"\x08"
     else:
-        is_deep = encoded.startswith(_MAYBE_16_BIT)
-    from yolotrt_core.media.animation import is_animated
+        is_deep = encoded.startswith(_MAYBE_16_BIT) or _is_16_bit_jp2(encoded)
+    from yolotrt_core.media.animation import has_pages, is_animated
 
     if is_animated(encoded):
         warn_once(f"`{path}` is animated: only its first frame is used")
+    elif has_pages(encoded):
+        warn_once(f"`{path}` has several pages: only the first is used")
     scaled = _decode_deep(path, encoded, depth) if is_deep else None
     return _decode_as_8_bit(path, encoded) if scaled is None else scaled
+
+
+def _is_16_bit_jp2(encoded: bytes) -> bool:
+    """Return whether a JPEG 2000 file states 16 bits (ITU-T T.800, A.5.1); OpenCV scales by what it states."""
+    size = encoded.find(_JP2_SIZE) if encoded.startswith(_JP2) else -1
+    return size >= 0 and encoded[size + 42 : size + 43] in (b"\x0f", b"\x8f")
 
 
 def _decode_as_8_bit(path: Path, encoded: bytes) -> NDArray[np.uint8]:

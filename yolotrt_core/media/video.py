@@ -10,7 +10,7 @@ from pathlib import Path
 from yolotrt_core.console.text import counted
 from yolotrt_core.errors import UsageError
 from yolotrt_core.media.video_decoder import Decoder, VideoFrame, import_av, open_decoder
-from yolotrt_core.media.video_integrity import invalid_packets, matroska_blocks, missing_bytes
+from yolotrt_core.media.video_integrity import invalid_box, invalid_packets, matroska_blocks, missing_bytes
 
 _STATES_DURATION = frozenset({"asf", "avi", "flv", "matroska"})  # else FFmpeg derives it from the last packets
 _MAX_SKIPPED = 0.1  # share of frames; more is not a few damaged ones
@@ -81,6 +81,9 @@ class Video:
             words = f"{counted(missing, 'frame')} of the video `{self._path}` cannot be decoded"
             many = missing > _MAX_SKIPPED * (decoder.read + missing) or decoder.trailing > decoder.fps
             return Loss(f"{words}; {included}", missing, incomplete=many)
+        if ended and decoder.gaps:
+            words = f"the video `{self._path}` has {counted(decoder.gaps, 'gap')}, where frames may be missing"
+            return Loss(f"{words}; {included}", None, incomplete=False)
         if decoder.corrupted:
             words = f"{counted(decoder.corrupted, 'frame')} of the video `{self._path}` may show errors"
             return Loss(f"{words}; {included}", 0, incomplete=False)
@@ -93,9 +96,11 @@ class Video:
         decoder = self._decoder
         if decoder.error is not None:
             return f"cannot be read to its end ({type(decoder.error).__name__})"
-        if decoder.format & {"flv", "matroska"} and decoder.seconds - decoder.end > _MAX_SHORT:
+        if decoder.format & {"asf", "flv", "matroska"} and decoder.seconds - decoder.end > _MAX_SHORT:
             return f"is truncated (it ends after {decoder.end:.1f} s of {decoder.seconds:.1f} s)"
         blocks, position = matroska_blocks(self._path)
+        if position is None and "mp4" in decoder.format:
+            position = invalid_box(self._path)
         if position is not None:
             return f"is invalid at byte {position}"
         if decoder.packets < blocks:

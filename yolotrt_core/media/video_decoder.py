@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 # Failed reads in a row, after which a container counts as unreadable: of an MJPEG stream each passes over one line.
 _MAX_READ_ERRORS = 1000
 _NOMINAL_FPS = 25.0  # of videos without one, as OpenCV
+_UNKNOWN_FRAMES = 1 << 30  # in the header of an AVI file that FFmpeg wrote to a pipe
+_GAP_AHEAD = 2  # packets before the end of a part of a joined recording of which FFmpeg says that data is missing
 _MAX_STEP_BACK = 1.0  # seconds; by more, joined recordings or a clock that starts again
 
 
@@ -86,7 +88,8 @@ class Decoder:
     Frames that FFmpeg decodes with concealed errors are kept, as OpenCV does.
 
     Attributes:
-        packets: number of packets read, of all streams of a file. read, skipped, corrupted: number of frames decoded,
+        packets: number of packets read, of all streams of a file. gaps: places where FFmpeg found packets of a
+            transport stream missing. read, skipped, corrupted: number of frames decoded,
             not decodable, and decoded with errors so far. trailing: frames skipped since the last decoded one. fps:
             nominal frames per second. end: end of the last packet, of any stream of a file, in seconds. error: of the
             read that ended the iteration early, or None.
@@ -102,8 +105,15 @@ class Decoder:
         self._address, self._container, self._stream, self._live = address, container, stream, live
         self._frame_threads = frame_threads
         stream.thread_type = "AUTO" if frame_threads else "SLICE"
-        self.packets = 0
+        # Else FFmpeg 8 silently leaves out all frames between a damaged one and the next key frame; no other decoder
+        # of it does. Those before the first key frame are skipped here.
+        self._begins_whole = stream.codec_context.name == "hevc"
+        if self._begins_whole:
+            stream.codec_context.flags |= import_av().codec.context.Flags.output_corrupt
+        self.packets = self.gaps = 0
         self._packets = self._left_out = 0  # of the stream; the latter by an edit list
+        self._gap = -_GAP_AHEAD  # number of the last packet with one
+        self._decoding = 0.0  # timestamp of the last packet, in seconds
         self._end_lost = False
 
     @property
@@ -113,8 +123,12 @@ class Decoder:
 
     @property
     def listed(self) -> int:
-        """Number of frames in the index of an MP4 or MOV file, less those excluded by its edit list; else 0."""
-        return len(self._stream.index_entries) - self._left_out if "mp4" in self.format else 0
+        """Number of frames in the index of an MP4 or MOV file, less those excluded by its edit list; else 0.
+
+        A fragmented file has no index of all its frames.
+        """
+        indexed = "mp4" in self.format and self._stream.frames
+        return len(self._stream.index_entries) - self._left_out if indexed else 0
 
     @property
     def seconds(self) -> float:
@@ -124,7 +138,8 @@ class Decoder:
     @property
     def estimated(self) -> int:
         """Number of frames by the container or its duration; 0 if unknown."""
-        return int(self._stream.frames) or round(self.seconds * self.fps)
+        frames = int(self._stream.frames)
+        return 0 if frames == _UNKNOWN_FRAMES else frames or round(self.seconds * self.fps)
 
     @property
     def finite(self) -> bool:
@@ -135,7 +150,8 @@ class Decoder:
         """Yield each frame."""
         clock, convert = _Clock(1 / self.fps), _converter()
         for frame, stamp in self._with_tail():
-            pixels = None if frame is None else convert(frame)
+            unusable = frame is None or (self._begins_whole and not self.read and frame.is_corrupt)
+            pixels = None if unusable else convert(frame)
             if pixels is None:
                 self.skipped += 1
                 self.trailing += 1
@@ -183,6 +199,7 @@ class Decoder:
         for packet in self._demuxed():
             self._packets += 1
             self._left_out += bool(packet.is_discard)
+            self._note_gap(packet)
             try:
                 frames = packet.decode()
             except errors:
@@ -218,13 +235,24 @@ class Decoder:
                         yield packet
                 self.error = None
                 return
-            except errors.InvalidDataError as err:
+            except (errors.InvalidDataError, errors.BlockingIOError) as err:  # the latter: no packet start for 64 kB
                 failures += 1
                 self.skipped += failures == 1
                 self.error = err
             except (errors.FFmpegError, OSError) as err:
                 self.error = err
                 return
+
+    def _note_gap(self, packet: Any) -> None:
+        """Count where data is missing; not where recordings were joined, the timestamps of which start again."""
+        if packet.dts is not None:
+            seconds = float(packet.dts * packet.time_base)
+            if seconds < self._decoding - _MAX_STEP_BACK and self._packets - self._gap <= _GAP_AHEAD:
+                self.gaps -= 1
+            self._decoding = seconds
+        if packet.is_corrupt:
+            self.gaps += 1
+            self._gap = self._packets
 
     def _note_end(self, packet: Any) -> None:
         if packet.pts is not None:

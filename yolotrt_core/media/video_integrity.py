@@ -14,10 +14,12 @@ from typing import BinaryIO
 
 _ASF_HEADER = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
 _EBML_HEADER = bytes.fromhex("1a45dfa3")
+_UNKNOWN_SIZE = b"\xff\xff\xff\xff"  # of an AVI file that was written to a pipe
 _PACKET_START = b"G"  # of MPEG transport streams, 0x47
 _MAX_PARTS = 1 << 16  # a fragmented video has about two per second
 # Element ids by RFC 9559: of the segment, and of what it and its clusters contain.
 _SEGMENT, _CLUSTER = 0x18538067, 0x1F43B675
+_OUTERMOST = frozenset({0x1A45DFA3, _SEGMENT})  # the former is the EBML header
 _ANYWHERE = frozenset({0xEC, 0xBF})  # void, CRC-32
 _IN_SEGMENT = _ANYWHERE | {_CLUSTER, 0x114D9B74, 0x1549A966, 0x1654AE6B, 0x1C53BB6B, 0x1254C367, 0x1043A770, 0x1941A469}
 _BLOCKS = frozenset({0xA3, 0xA0})
@@ -66,23 +68,23 @@ def matroska_blocks(video: Path) -> tuple[int, int | None]:
         size = video.stat().st_size
         if _read(file, 0, 4) != _EBML_HEADER:
             return 0, None
-        _, at, length = _element(file, 0)
-        segment, at, _ = _element(file, at + (length or 0))
-        if segment != _SEGMENT:
-            return 0, at
-        end_of_cluster = 0
+        at = end_of_segment = end_of_cluster = 0
         while at < size:
             begin = at
             name, at, length = _element(file, at)
-            if name not in _IN_SEGMENT and (begin >= end_of_cluster or name not in _IN_CLUSTER):
+            end = size if length is None else at + length
+            if name in _OUTERMOST and begin >= end_of_segment:  # joined files have several
+                end_of_segment = 0 if length is None else end
+                at = at if name == _SEGMENT else end
+            elif name not in _IN_SEGMENT and (begin >= end_of_cluster or name not in _IN_CLUSTER):
                 return blocks, begin
-            blocks += name in _BLOCKS
-            if name == _CLUSTER:  # its elements follow
-                end_of_cluster = size if length is None else at + length
+            elif name == _CLUSTER:  # its elements follow
+                end_of_cluster = end
             elif length is None:
                 return blocks, begin
             else:
-                at += length
+                at = end
+            blocks += name in _BLOCKS
     return blocks, None
 
 
@@ -102,7 +104,7 @@ def _element(file: BinaryIO, at: int) -> tuple[int, int, int | None]:
 def _riff(file: BinaryIO) -> Iterator[int]:
     """Yield the end of each RIFF chunk; videos over 1 GB have several."""
     at = 0
-    while len(head := _read(file, at, 8)) == 8 and head[:4] == b"RIFF":
+    while len(head := _read(file, at, 8)) == 8 and head[:4] == b"RIFF" and head[4:] != _UNKNOWN_SIZE:
         at += 8 + int.from_bytes(head[4:], "little")
         yield at
 
@@ -118,30 +120,49 @@ def _asf(file: BinaryIO) -> Iterator[int]:
 def _boxes(file: BinaryIO) -> Iterator[int]:
     """Yield the end of each box of the ISO base media format; a box of length 0 extends to the end of the file."""
     at = 0
-    while len(head := _read(file, at, 16)) >= 8 and head[4:8].isalnum():
-        length = int.from_bytes(head[:4], "big")
-        if length == 1 and len(head) == 16:
-            (length,) = struct.unpack(">Q", head[8:])
-        if length < 8:
-            return
-        at += length
+    while (box := _box(file, at))[1] >= 8:
+        at += box[1]
         yield at
+
+
+def _box(file: BinaryIO, at: int) -> tuple[bytes, int]:
+    """Return the type and length of a box; 0 up to the end of the file, -1 if invalid."""
+    head = _read(file, at, 16)
+    if len(head) < 8 or not head[4:8].isalnum():
+        return b"", -1
+    length = int.from_bytes(head[:4], "big")
+    if length == 1 and len(head) == 16:
+        (length,) = struct.unpack(">Q", head[8:])
+    return head[4:8], length if length >= 8 or not length else -1
+
+
+def invalid_box(video: Path) -> int | None:
+    """Return the position of the first invalid part of a fragmented MP4 file, or None.
+
+    FFmpeg ends there without an error: unlike an unfragmented file, it has no list of all its frames.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    size = video.stat().st_size
+    with video.open("rb") as file:
+        at, fragmented = 0, False
+        while at < size:
+            name, length = _box(file, at)
+            if length <= 0:
+                return at if fragmented and length else None
+            fragmented |= name == b"moof"
+            at += length
+    return None
 
 
 def _matroska(file: BinaryIO) -> Iterator[int]:
-    """Yield the ends of the EBML header and of the segment, unless its length is unknown."""
-    at = 0
-    for _ in range(2):
-        head = _read(file, at, 12)  # four bytes of element id, one to eight bytes of length
-        if len(head) < 5 or not head[4]:
-            return
-        width = 9 - head[4].bit_length()
-        marked = int.from_bytes(head[4 : 4 + width], "big")
-        length = marked & ((1 << 7 * width) - 1)
-        if len(head) < 4 + width or length == (1 << 7 * width) - 1:
-            return
-        at += 4 + width + length
+    """Yield the ends of each EBML header and segment, up to one of unknown length; joined files have several."""
+    name, at, length = _element(file, 0)
+    while name in _OUTERMOST and length is not None:
+        at += length
         yield at
+        name, at, length = _element(file, at)
 
 
 def invalid_packets(video: Path) -> tuple[int, int]:

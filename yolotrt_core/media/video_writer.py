@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from yolotrt_core.errors import ArtifactError
 from yolotrt_core.media.video import count_frames
 from yolotrt_core.media.video_decoder import import_av
+from yolotrt_core.media.video_integrity import invalid_box, missing_bytes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -17,19 +18,22 @@ if TYPE_CHECKING:
 _TICKS = 60000  # per second: MPEG-4 allows 65535; whole for 24, 25, 30, 29.97, 50, 59.94 and 120 frames per second
 _QUANTIZER = 3  # 1 to 31; near the quality of OpenCV's writer
 _QP_TO_LAMBDA = 118  # FFmpeg's FF_QP2LAMBDA
+_FRAGMENTS = {"movflags": "frag_keyframe+empty_moov+default_base_moof+skip_trailer", "flush_packets": "1"}
 _INCOMPLETE = "cannot write the annotated video: it is incomplete; the disk may be full"
 
 
 class VideoWriter:
     """Writes frames in the size of the first; a context manager."""
 
-    def __init__(self, target: Path, fps: float) -> None:
+    def __init__(self, target: Path, fps: float, *, endless: bool = False) -> None:
         """Prepare writing; the file is created with the first frame.
 
         Args:
-            target: path with a suffix by which FFmpeg chooses the container. fps: nominal frames per second.
+            target: path with a suffix by which FFmpeg chooses the container; `.mp4` if endless. fps: nominal frames per
+                second. endless: write in fragments, so that memory does not grow with the number of frames, and what
+                is written can be shown even if the process is killed.
         """
-        self._target, self._fps = target, fps
+        self._target, self._fps, self._endless = target, fps, endless
         self._container: Any = None
         self._stream: Any = None
         self._frames, self._last = 0, -1
@@ -56,7 +60,7 @@ class VideoWriter:
         self._frames += 1
 
     def _open(self, width: int, height: int) -> None:
-        self._container = import_av().open(str(self._target), "w")
+        self._container = import_av().open(str(self._target), "w", options=_FRAGMENTS if self._endless else {})
         rate = Fraction(self._fps).limit_denominator(1001)
         options = {"flags": "+qscale", "global_quality": str(_QUANTIZER * _QP_TO_LAMBDA)}
         self._stream = self._container.add_stream("mpeg4", rate=rate, options=options)
@@ -78,6 +82,11 @@ class VideoWriter:
         except import_av().error.FFmpegError as err:
             if kind is None:
                 raise ArtifactError(_INCOMPLETE, hint=hint) from err
-        # FFmpeg does not report every failed write, so count the frames.
-        if kind is None and count_frames(self._target) != self._frames:
+        if kind is None and not self._complete():
             raise ArtifactError(_INCOMPLETE, hint=hint)
+
+    def _complete(self) -> bool:
+        """Return whether all was written; FFmpeg does not report every failed write."""
+        if self._endless:
+            return not missing_bytes(self._target) and invalid_box(self._target) is None
+        return count_frames(self._target) == self._frames

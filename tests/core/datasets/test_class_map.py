@@ -29,6 +29,7 @@ def _classes(*names: str | None, empty: tuple[int, ...] = (), first: int = 0) ->
         (_classes("helmet", "helmet", empty=(0,)), ("helmet", "vest"), {0: 0, 1: 0}),
         (_classes("Hard-Hat", " safety_vest "), ("hard hat", "safety vest"), {0: 0, 1: 1}),
         (_classes("Cat", "cat", empty=(0,)), ("cat", "dog"), {1: 0}),
+        (_classes("cat", "Cat", empty=(0,)), ("cat", "dog"), {0: 0, 1: 0}),
         (_classes("a", "a"), ("a", "a"), {0: 0, 1: 1}),  # the same list
         (_classes("2", "0", "1"), ("0", "1", "2"), {0: 2, 1: 0, 2: 1}),  # digits as names
     ],
@@ -85,7 +86,7 @@ def test_the_table_and_the_example_of_a_refusal() -> None:
     with pytest.raises(UsageError, match="1 class with boxes is missing in the model, `hard hat`") as refused:
         match_classes(_classes("vest", "hard hat"), ("helmet", "vest"), WHERE)
     assert str(refused.value.hint).splitlines() == [
-        "pass `--class-map 'hard hat=helmet'` ('hard hat=-' excludes its boxes), or use the data set that the model "
+        "pass `--class-map 'hard hat=NAME'` ('hard hat=-' excludes its boxes), or use the data set that the model "
         "was trained for",
         "  data set    boxes  model",
         "  1 hard hat      5  ?",

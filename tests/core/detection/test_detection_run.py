@@ -70,7 +70,7 @@ def detector(store: Store, tmp_path: Path) -> Iterator[Detector]:
 
 def _live_frames(monkeypatch: pytest.MonkeyPatch, frames: Iterator[NDArray[np.uint8]]) -> None:
     class Endless:
-        fps, skipped, lost = 25.0, 0, None
+        fps, skipped, reconnected, lost = 25.0, 0, 0, None
 
         def __iter__(self) -> Iterator[VideoFrame]:
             return (VideoFrame(frame, number / 25) for number, frame in enumerate(frames))

@@ -211,6 +211,8 @@ def test_a_live_source_is_connected_again_and_bad_frames_are_counted() -> None:
     assert seconds == sorted(seconds)
     assert seconds[0] == 0
     assert live.skipped == 2
+    assert live.reconnected == 2
+    assert live.silent == pytest.approx(0.3 + 0.7, abs=0.7)  # by the first two shows
     assert live.lost is not None
     assert live.lost.startswith("the live source `http://***@127.0.0.1:")
     assert "?***` was lost: no frame for " in live.lost
@@ -230,6 +232,8 @@ def test_without_reconnecting_the_end_of_a_connection_is_a_loss() -> None:
     ):
         assert len(list(live)) == 5
     assert live.lost is not None
+    assert "was lost: the connection ended; " in live.lost
+    assert live.reconnected == 0
     assert server.viewers == 1
 
 
@@ -276,7 +280,7 @@ def test_a_source_that_is_not_there() -> None:
         free.bind(("127.0.0.1", 0))
         address = f"http://user:secret@127.0.0.1:{free.getsockname()[1]}/live"
     with (
-        pytest.raises(UsageError, match=r"cannot open the live source `http://\*\*\*@127\.0\.0\.1:\d+/live`"),
+        pytest.raises(UsageError, match=r"source `http://\*\*\*@127\.0\.0\.1:\d+/live`: connection refused$"),
         open_live(address, Interrupt()),
     ):
         pass

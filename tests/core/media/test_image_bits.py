@@ -89,3 +89,16 @@ def test_calibration_follows_and_its_key_changes(tmp_path: Path) -> None:
     assert full.sha256 != scaled.sha256
     (batch,) = Batches(scaled, (32, 32))
     np.testing.assert_array_equal(batch, preprocess([image], (32, 32))[0])
+
+
+def test_jpeg_2000_files_that_state_16_bits(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path, image = tmp_path / "x.jp2", np.repeat(np.arange(240, dtype=np.uint8)[None], 64, 0)
+    assert cv2.imwrite(str(path), image.astype(np.uint16) << 4)
+    found = images.read(path, depth=12)[:, :, 0]
+    assert np.abs(found.astype(int) - image).max() <= 2  # compression
+    images.read(path)
+    assert "`--image-bits 12`" in caplog.records[-1].message
+    data = bytearray(path.read_bytes())
+    data[data.index(b"\xff\x4f\xff\x51") + 42] = 11  # it states 12 bits, for which OpenCV scales by itself
+    path.write_bytes(data)
+    np.testing.assert_array_equal(images.read(path, depth=12), cv2.imread(str(path)))

@@ -11,7 +11,7 @@ import pytest
 from yolotrt_core.console import notices
 from yolotrt_core.datasets import reader
 from yolotrt_core.media import images, inputs
-from yolotrt_core.media.animation import is_animated
+from yolotrt_core.media.animation import has_pages, is_animated
 
 _RED, _BLUE = (0, 0, 255), (255, 0, 0)  # BGR
 
@@ -117,3 +117,25 @@ def test_what_is_left_out_of_a_folder_is_counted(tmp_path: Path, caplog: pytest.
     assert [r.message for r in caplog.records] == [warning]
     inputs.find_inputs(str(folder / "*.??*"))
     assert caplog.records[-1].message == warning.replace(str(folder), str(folder / "*.??*"))
+
+
+def test_the_pages_of_a_tiff_after_the_first_are_not_left_out_silently(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A second image of type 1 (TIFF 6.0, tag 254) is a small copy of the first, as cameras and scanners add."""
+    image, (path, plain) = np.full((8, 6, 3), 77, np.uint8), (tmp_path / "pages.tif", tmp_path / "plain.tif")
+    assert cv2.imwritemulti(str(path), [image, image])
+    assert cv2.imwrite(str(plain), image)
+    for file in (plain, path):
+        np.testing.assert_array_equal(images.read(file), image)
+    assert [r.message for r in caplog.records] == [f"`{path}` has several pages: only the first is used"]
+    data = plain.read_bytes()
+    assert data[:4] == b"II*\0"
+    first = int.from_bytes(data[4:8], "little")
+    link = first + 2 + 12 * int.from_bytes(data[first : first + 2], "little")
+    second = len(data).to_bytes(4, "little")
+    for kind in (0, 1, 2):
+        entry = b"".join(number.to_bytes(size, "little") for number, size in ((254, 2), (4, 2), (1, 4), (kind, 4)))
+        two = data[:link] + second + data[link + 4 :] + b"\1\0" + entry + bytes(4)
+        assert has_pages(two) == (kind != 1)
+        assert not has_pages(two[: len(data)])

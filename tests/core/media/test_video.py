@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from video_files import SIZE, destroy, numbers, packets, steady, write_video
-from yolotrt_core.errors import UsageError
+from video_files import SIZE, destroy, numbered_image, numbers, packets, steady, write_video
+from yolotrt_core.errors import ArtifactError, UsageError
 from yolotrt_core.media.video import Loss, open_video
 from yolotrt_core.media.video_integrity import matroska_blocks
 from yolotrt_core.media.video_writer import VideoWriter
@@ -133,6 +133,114 @@ def test_invalid_packets_of_a_transport_stream_are_a_loss(tmp_path: Path) -> Non
     assert loss.message == f"{words}; the results include {len(frames)} frames"
 
 
+def test_missing_packets_of_a_transport_stream_are_said(tmp_path: Path) -> None:
+    """As of a recording of a network stream that lost some."""
+    path = write_video(tmp_path / "v.ts", steady(60), codec="mpeg4", gop=1)
+    data = path.read_bytes()
+    half = len(data) // 2 // 188 * 188
+    path.write_bytes(data[:half] + data[half + 188 * 5 :])
+    frames, _, loss = _read(path)
+    assert 50 < len(frames) < 60
+    assert loss is not None
+    assert loss.message == (
+        f"the video `{path}` has 1 gap, where frames may be missing; the results include {len(frames)} frames"
+    )
+    assert not loss.incomplete
+
+
+def test_a_long_gap_in_a_transport_stream_does_not_end_it(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "v.ts", steady(60), codec="mpeg4", gop=1)
+    data = path.read_bytes()
+    half = len(data) // 2 // 188 * 188
+    path.write_bytes(data[:half] + bytes(188 * 1000) + data[half:])  # more than the 64 kB that FFmpeg searches at once
+    frames, _, loss = _read(path)
+    assert len(frames) in (59, 60)
+    assert loss is not None
+    assert "1000 of " in loss.message
+
+
+def test_frames_that_hevc_repairs_are_kept(tmp_path: Path) -> None:
+    """FFmpeg 8 leaves out all frames from a damaged one to the next key frame unless asked; FFmpeg 5 keeps them."""
+    path = _write_hevc(tmp_path / "v.hevc", 40)
+    data = path.read_bytes()
+    units = [at for at in range(len(data)) if data[at : at + 3] == b"\0\0\1"]
+    frames = [at for at in units if data[at + 3] >> 1 < 32]
+    assert len(frames) == 40
+    path.write_bytes(data[: frames[10]] + data[frames[11] :])
+    read, _, loss = _read(path)
+    assert len(read) == 39
+    assert loss is not None
+    assert (loss.frames, loss.incomplete) == (0, False)
+    assert "may show errors" in loss.message
+    path.write_bytes(data[: frames[0]] + data[frames[1] :])  # without a key frame nothing can be shown
+    with pytest.raises(UsageError, match="has no readable frame"):
+        _read(path)
+
+
+def _write_hevc(path: Path, frames: int) -> Path:
+    try:
+        av.codec.Codec("libx265", "w")
+    except av.codec.codec.UnknownCodecError:
+        pytest.skip("this PyAV has no HEVC encoder")
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream("libx265", rate=25, options={"x265-params": "log-level=none:bframes=0:keyint=1000"})
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+        for number in range(frames):
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(np.roll(noise, number, 1), format="bgr24")))
+        file.mux(stream.encode(None))
+    return path
+
+
+def test_an_invalid_part_of_a_fragmented_mp4_is_a_loss(tmp_path: Path) -> None:
+    options = {"movflags": "frag_every_frame+empty_moov+default_base_moof"}
+    path = write_video(tmp_path / "v.mp4", steady(60), options=options)
+    data = path.read_bytes()
+    assert _read(path)[2] is None
+    position = data.index(b"moof", len(data) // 2) - 4
+    path.write_bytes(data[:position] + bytes(64) + data[position + 64 :])
+    frames, _, loss = _read(path)
+    assert 20 < len(frames) < 40
+    assert loss is not None
+    assert loss.incomplete
+    words = f"the video `{path}` is invalid at byte {position}; the results include {len(frames)} frames"
+    assert loss.message == words
+    path.write_bytes(data[: position + 20])
+    _, _, loss = _read(path)
+    assert loss is not None
+    assert "is truncated" in loss.message
+    assert loss.message.endswith(" frames")  # how many are missing is unknown
+
+
+def test_joined_matroska_files_are_whole(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "v.mkv", steady(30), codec="mpeg4")
+    data = path.read_bytes()
+    path.write_bytes(data + data)
+    frames, _, loss = _read(path)
+    assert numbers(frames) == [*range(30), *range(30)]
+    assert loss is None
+    path.write_bytes(data + data[: len(data) * 2 // 3])
+    _, _, loss = _read(path)
+    assert loss is not None
+    assert f"is truncated ({len(data) - len(data) * 2 // 3} bytes missing)" in loss.message
+
+
+def test_an_avi_file_from_a_pipe_is_whole(tmp_path: Path) -> None:
+    """FFmpeg writes the largest size and 2^30 frames into its header, which it cannot correct at the end."""
+    path = write_video(tmp_path / "v.avi", steady(30))
+    data = bytearray(path.read_bytes())
+    data[4:8] = b"\xff\xff\xff\xff"
+    at = data.index(b"strh") + 40
+    assert int.from_bytes(data[at : at + 4], "little") == 30
+    data[at : at + 4] = (1 << 30).to_bytes(4, "little")
+    path.write_bytes(data[: data.rindex(b"idx1")])
+    frames, _, loss = _read(path)
+    assert numbers(frames) == list(range(30))
+    assert loss is None
+    with open_video(path) as video:
+        assert video.frames == 0
+
+
 def test_frames_before_an_edit_list_are_left_out(tmp_path: Path) -> None:
     path = write_video(tmp_path / "v.mp4", steady(60), codec="mpeg4", gop=60)
     data = bytearray(path.read_bytes())
@@ -241,3 +349,30 @@ def test_a_written_video_keeps_times_and_the_first_size(tmp_path: Path) -> None:
     assert seconds == pytest.approx(times, abs=0.001)
     assert loss is None
     assert [path.name for path in tmp_path.iterdir()] == ["v.mp4"]
+
+
+def test_an_endless_video_can_be_read_before_its_end(tmp_path: Path) -> None:
+    """It has no table of all frames, which would grow in memory until the end."""
+    path, noise = tmp_path / "v.mp4", np.random.default_rng(0).integers(0, 255, (48, 64, 3), np.uint8)
+    with VideoWriter(path, 25, endless=True) as writer:
+        for number in range(100):
+            writer.write(np.roll(noise, number, 1), number / 25)
+        unfinished = tmp_path / "unfinished.mp4"
+        unfinished.write_bytes(path.read_bytes())
+    with open_video(unfinished) as video:
+        assert 50 < len(list(video)) < 100
+    frames, seconds, loss = _read(path)
+    assert len(frames) == 100
+    assert seconds == pytest.approx(steady(100), abs=0.001)
+    assert loss is None
+
+
+def test_an_endless_video_on_a_full_disk(tmp_path: Path) -> None:
+    path = tmp_path / "v.mp4"
+    with pytest.raises(ArtifactError, match="it is incomplete"), VideoWriter(path, 25, endless=True) as writer:
+        for number in range(100):
+            writer.write(numbered_image(number), number / 25)
+        with path.open("r+b") as file:  # as writes that failed without a word
+            file.truncate(file.seek(0, 2) // 2 + 1)
+            file.seek(0, 2)
+            file.write(bytes(100))
