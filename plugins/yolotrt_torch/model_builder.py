@@ -30,6 +30,7 @@ _COMPARED: Mapping[str, tuple[str, ...]] = {
     "ZeroPad2d": ("padding",),
     "Concat": ("d",),
     "Bottleneck": ("add",),
+    "AdaptiveAvgPool2d": ("output_size",),
 }
 _MAX_COMPARED = 64  # items of one attribute, e.g. of an untrusted `Concat`
 # Buffers without effect: derived ones of older releases, and the results of counting operations.

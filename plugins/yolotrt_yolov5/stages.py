@@ -1,4 +1,4 @@
-"""Postprocessors `yolov5` and `yolov5_seg`: raw output of a YOLOv5 head -> boxes, and masks."""
+"""Postprocessors `yolov5`, `yolov5_seg` and `yolov5_cls`: raw output of a YOLOv5 head -> boxes, masks or classes."""
 
 from __future__ import annotations
 
@@ -66,3 +66,24 @@ class Yolov5SegmentPostprocessor(Postprocessor):
         from yolotrt_yolov5 import device_program
 
         return device_program.device_program(spec)
+
+
+class Yolov5ClassifyPostprocessor(Postprocessor):
+    """Decodes the classification head of YOLOv5 releases 6.2 and 7."""
+
+    name = "yolov5_cls"
+    title = "YOLOv5 classification decoding"
+    heads = frozenset({"yolov5_cls"})
+    columns_before_classes = 0
+
+    def decode(
+        self,
+        raw: Mapping[str, NDArray[Any]],
+        spec: ModelSpec,
+        geometry: Sequence[Geometry],
+        selection: Selection,
+        options: NoOptions,
+    ) -> list[Detections]:
+        from yolotrt_yolov5 import classify
+
+        return classify.decode(raw, spec, geometry)

@@ -20,7 +20,7 @@ from yolotrt_core.inference.letterbox import preprocess
 from yolotrt_core.media import images
 from yolotrt_core.store import code_digest
 from yolotrt_core.store.code_digest import core_digest
-from yolotrt_core.types import Json, Layout
+from yolotrt_core.types import Fit, Json, Layout
 
 if TYPE_CHECKING:
     import numpy as np
@@ -147,13 +147,14 @@ class Batches:
     """Batches of calibration images as network input, read lazily.
 
     Attributes:
-        size: (height, width) of the network input. layout: its layout.
+        size: (height, width) of the network input. layout: its layout. fit: how images become it.
         skipped: names of unreadable images. seen: number of images used.
     """
 
     chosen: ChosenImages
     size: tuple[int, int]
     layout: Layout = "nchw"
+    fit: Fit = "letterbox"
     skipped: list[str] = field(default_factory=list)
     seen: int = 0
 
@@ -168,11 +169,11 @@ class Batches:
             for number, frame in enumerate(self._frames(), 1):
                 frames.append(frame)
                 if len(frames) == _BATCH:
-                    yield preprocess(frames, self.size, layout=self.layout)[0]
+                    yield preprocess(frames, self.size, layout=self.layout, fit=self.fit)[0]
                     frames = []
                 bar.update(completed=number + len(self.skipped))
             if frames:
-                yield preprocess(frames, self.size, layout=self.layout)[0]
+                yield preprocess(frames, self.size, layout=self.layout, fit=self.fit)[0]
 
     def _frames(self) -> Iterator[NDArray[np.uint8]]:
         maximum = len(self.chosen.files) * _MAX_UNREADABLE
