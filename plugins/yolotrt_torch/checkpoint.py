@@ -107,9 +107,7 @@ def _checkpoint(archive: Archive, options: TorchOptions) -> Checkpoint:
     copies = PlainCopies(archive.array)
     # Upstream's classification models have no yaml.
     config = (
-        classification_config(modules)
-        if is_classifier(model)
-        else copies.copy(model.state.get("yaml"), "model yaml")
+        classification_config(modules) if is_classifier(model) else copies.copy(model.state.get("yaml"), "model yaml")
     )
     if not isinstance(config, dict):
         raise UsageError(

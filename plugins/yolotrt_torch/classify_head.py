@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from yolotrt_torch.yolov5_layers import Activation, Conv
 
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+# Of ImageNet's red, green and blue. Tensors here, since tracing warns of those made in `forward`.
+_MEAN = torch.tensor((0.485, 0.456, 0.406)).view(1, 3, 1, 1)
+_DEVIATION = torch.tensor((0.229, 0.224, 0.225)).view(1, 3, 1, 1)
 
 
 class Linear(nn.Linear):
@@ -49,7 +51,6 @@ def normalized(images: Tensor) -> Tensor:
     """Return images (B, 3, H, W), RGB in 0..1, as the classification networks were trained on them.
 
     Source:
-        ultralytics/yolov5 v7.0, utils/augmentations.py, `classify_transforms`: the mean and deviation of ImageNet.
+        ultralytics/yolov5 v7.0, utils/augmentations.py, `classify_transforms`.
     """
-    mean, deviation = (torch.tensor(values).view(1, 3, 1, 1) for values in (_MEAN, _STD))
-    return (images - mean) / deviation
+    return (images - _MEAN) / _DEVIATION

@@ -112,7 +112,7 @@ def _kernel(modules: Mapping[str, Stub], conv: str) -> list[int]:
 def _number(modules: Mapping[str, Stub], path: str, name: str) -> int:
     """Return an attribute that is a natural number, or a pair of the same."""
     found = modules[path].state.get(name) if path in modules else None
-    values = list(found) if isinstance(found, (list, tuple)) and len(found) == 2 else [found]
+    values: list[Any] = list(found) if isinstance(found, (list, tuple)) and len(found) == 2 else [found]
     if any(type(value) is not int or value < 0 or value != values[0] for value in values):
         raise UsageError(
             f"module `{path}` of the classification model has {name} {shown(found)}, expected a number",

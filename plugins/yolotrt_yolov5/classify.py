@@ -32,7 +32,8 @@ def decode(raw: Mapping[str, NDArray[Any]], spec: ModelSpec, geometry: Sequence[
     if output is None or output.shape != expected or output.dtype not in (np.float32, np.float16):
         found = "none" if output is None else f"{output.dtype} {tuple(output.shape)}"
         raise UsageError(
-            f"a YOLOv5 classification head has the output `{OUTPUT}`, float {expected}: images and classes; found {found}"
+            f"a YOLOv5 classification head has the output `{OUTPUT}`, float {expected}: images and classes, found "
+            f"{found}"
         )
     if not np.isfinite(output).all():
         raise UsageError(f"output `{OUTPUT}` has values that are not finite", hint="build in fp32 or bf16")
