@@ -55,7 +55,7 @@ class ClassOutput:
 def find_class_output(source: Source, image: ImageInput) -> ClassOutput | None:
     """Return the output of a classification model; None for other models.
 
-    It is one if the metadata say so, or if its only output is (B, C) and it has names for C classes.
+    It is one if the metadata state that task, or if its only output is (B, C) and it has names for C classes.
 
     Raises:
         UsageError: it is one by its metadata, but has another output; options for boxes; names of another number; an

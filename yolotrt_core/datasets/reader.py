@@ -49,7 +49,7 @@ class LabelOptions:
 
     @classmethod
     def of_task(cls, task: Task, class_map: Mapping[str, str] | None, allow_unlabeled: bool) -> LabelOptions:
-        """Return how labels are taken for a model of this task."""
+        """Return the options for a model of this task."""
         return cls(class_map, allow_unlabeled, masks=task == "segment", whole_images=task == "classify")
 
 

@@ -84,7 +84,7 @@ def preprocess(
 
 
 def central_square(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return the largest square in the middle of an image as a view; an odd pixel is cut off right or below.
+    """Return the largest square in the middle of an image as a view; an odd pixel is lost right or below.
 
     Args:
         frame: uint8 (H, W, 3).
