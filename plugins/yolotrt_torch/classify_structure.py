@@ -93,7 +93,8 @@ def _line(modules: Mapping[str, Stub], path: str, *, is_head: bool) -> list[Any]
     if not is_head and kind == "C3":
         blocks = f"{path}.m"
         width = _number(modules, f"{path}.cv3.conv", "out_channels")
-        share = _number(modules, f"{path}.cv1.conv", "out_channels") / width
+        # The half keeps rounding errors from losing a channel.
+        share = (_number(modules, f"{path}.cv1.conv", "out_channels") + 0.5) / max(1, width)
         adds = modules[f"{blocks}.0"].state.get("add") if f"{blocks}.0" in modules else False
         groups = _number(modules, f"{blocks}.0.cv2.conv", "groups")
         return [-1, max(1, len(_parts(modules.get(blocks)))), kind, [width, adds is True, groups, share]]

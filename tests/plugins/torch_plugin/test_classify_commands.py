@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,19 @@ def test_detect_finds_the_classes_that_pytorch_does(case: tuple[Path, dict[str, 
     assert f"kind {best(first)[0]} {first.max():.2f}" in table
     drawn, given = cv2.imread(str(folder / "out" / "00.png")), cv2.imread(str(folder / "in" / "00.png"))
     assert drawn.shape == given.shape and (drawn != given).any()
+
+
+def test_a_video_counts_the_best_class_of_each_frame(case: tuple[Path, dict[str, np.ndarray]]) -> None:
+    folder, _ = case
+    writer = cv2.VideoWriter(str(folder / "v.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 5, (96, 64))
+    for file in sorted((folder / "in").iterdir())[:6]:
+        writer.write(cv2.resize(cv2.imread(str(file)), (96, 64)))
+    writer.release()
+    ran = run(folder, "detect", "v.avi", *FP32, "--format", "json", "--out", "frames")
+    images = json.loads((folder / "frames" / "detections.json").read_text())["images"]
+    counts = Counter(image["classes"][0]["label"] for image in images)
+    assert sum(counts.values()) == 6
+    assert "6 frames: " + ", ".join(f"{count} {label}" for label, count in counts.most_common()) in ran.out
 
 
 def test_text_files_are_upstreams(case: tuple[Path, dict[str, np.ndarray]]) -> None:

@@ -120,6 +120,31 @@ def test_refuses_what_other_code_has_changed(edit: str, tmp_path: Path) -> None:
     assert named[edit] in str(told.value) and told.value.hint
 
 
+@pytest.mark.parametrize(
+    ("module", "name", "value"),
+    [
+        ("0.conv", "kernel_size", 10**9),
+        ("0.conv", "out_channels", 10**12),
+        ("0.conv", "groups", 0),
+        ("1.conv", "stride", 0),
+        ("1.conv", "in_channels", -4),
+        ("0.conv", "padding", "same"),
+        ("0.conv", "in_channels", 1),
+        ("2.cv3.conv", "out_channels", 0),
+        ("5.linear", "out_features", 10**12),
+        ("5.linear", "out_features", [3] * 10**6),
+    ],
+)
+def test_values_without_sense_are_refused(module: str, name: str, value: object, tmp_path: Path) -> None:
+    def change(model: nn.Module) -> None:
+        setattr(model.model.get_submodule(module), name, value)
+
+    path = layout.save(tmp_path / "c.pt", layout.CLASSIFY, kind="ClassificationModel", edit=change)
+    with pytest.raises(UsageError) as told:
+        network_from_checkpoint(read_checkpoint(path))
+    assert told.value.hint and len(str(told.value)) < 400
+
+
 def test_refuses_a_size_that_is_not_a_square(checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="central square"):
         export(checkpoint, tmp_path, BuildRequest("fp32", 1, 64, 96))
