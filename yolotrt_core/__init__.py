@@ -31,11 +31,12 @@ if TYPE_CHECKING:
     from yolotrt_core.errors import YolotrtError
     from yolotrt_core.media.frames import Nv12Frame
     from yolotrt_core.pipeline.build_options import BuildSettings
-    from yolotrt_core.types import Detections, Selection
+    from yolotrt_core.types import Classes, Detections, Selection
 
 # Imported on first use, so that `import yolotrt_core` alone is fast.
 _HOME = {
     "BuildSettings": "yolotrt_core.api",
+    "Classes": "yolotrt_core.types",
     "Detections": "yolotrt_core.types",
     "Detector": "yolotrt_core.api",
     "Engine": "yolotrt_core.api",
@@ -44,7 +45,17 @@ _HOME = {
     "YolotrtError": "yolotrt_core.errors",
     "build": "yolotrt_core.api",
 }
-__all__ = ["BuildSettings", "Detections", "Detector", "Engine", "Nv12Frame", "Selection", "YolotrtError", "build"]
+__all__ = [
+    "BuildSettings",
+    "Classes",
+    "Detections",
+    "Detector",
+    "Engine",
+    "Nv12Frame",
+    "Selection",
+    "YolotrtError",
+    "build",
+]
 
 
 def __getattr__(name: str) -> Any:

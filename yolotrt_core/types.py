@@ -17,12 +17,20 @@ Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 # Memory layout of a network's input: channels first (PyTorch) or last (TensorFlow).
 Layout = Literal["nchw", "nhwc"]
-Task = Literal["detect", "segment"]
+Task = Literal["detect", "segment", "classify"]
 # Channels of a network's input in their order: one of grey, colors, colors with alpha.
 ChannelOrder = Literal["grey", "rgb", "rgba", "bgra", "argb", "abgr"]
 _USUAL_ORDERS: dict[object, ChannelOrder] = {1: "grey", 3: "rgb", 4: "rgba"}  # by the number of channels
 CHANNEL_COUNTS = (1, 3, 4)
+# Placement of an image in the network input: the whole image with padding, or its central square.
+Fit = Literal["letterbox", "crop"]
+_FITS: dict[Task, Fit] = {"detect": "letterbox", "segment": "letterbox", "classify": "crop"}
 MIN_SIZE_STEP = 32  # pixels; upstream rounds every size to multiples of it, or of the largest stride above it
+
+
+def fit_of(task: Task) -> Fit:
+    """Return how images become the input of a network."""
+    return _FITS[task]
 
 
 def layout_of(shape: Sequence[object]) -> Layout:
@@ -88,13 +96,14 @@ class ModelSpec:
     Attributes:
         inputs: named `images`, (B, C, H, W) or (B, H, W, C) in 0..1 with C = 1, 3 or 4; see `layout_of`.
         outputs: for YOLOv5 one tensor `output0`, (B, N, 5 + C): cx, cy, w, h in input pixels,
-            objectness, class scores in 0..1; rows ordered by level, anchor, y, x.
+            objectness, class scores in 0..1; rows ordered by level, anchor, y, x. For classification (B, C), logits.
         labels: class names, index is the class id.
         strides: pixels per cell of each detection level, finest first; empty if not known: `network_stride` suffices.
         head: kind of head, selects the postprocessor, e.g. `yolov5`.
         anchors: per level, (width, height) of each anchor in input pixels; empty if the head has none.
         provenance: informational facts about the origin.
-        task: what the network is for, and so what its results hold: `segment` has masks.
+        task: what the network is for, and so what its results hold: `segment` has masks, `classify` scores of all
+            classes and no boxes.
         network_stride: pixels per cell of the coarsest feature map, whether or not it has a detection level.
         order: of the channels of the input; None: grey, RGB or RGBA, by their number.
     """
@@ -129,6 +138,16 @@ class ModelSpec:
     def has_masks(self) -> bool:
         """Whether its results hold masks."""
         return self.task == "segment"
+
+    @property
+    def has_boxes(self) -> bool:
+        """Whether its results hold boxes, and not the scores of all classes."""
+        return self.task != "classify"
+
+    @property
+    def fit(self) -> Fit:
+        """How images become its input."""
+        return fit_of(self.task)
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,6 +288,24 @@ class Masks:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Classes:
+    """Scores of all classes for one image as a whole.
+
+    Attributes:
+        scores: float32 (C,), 0..1, by class id; they add up to 1.
+    """
+
+    scores: NDArray[np.float32]
+
+    def top(self, count: int = 5) -> list[int]:
+        """Return the class ids with the highest scores, the highest first; of equal ones the lower id."""
+        import numpy as np
+
+        ids: list[int] = np.argsort(-self.scores, kind="stable")[:count].tolist()
+        return ids
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Detections:
     """Detected objects of one image, highest score first.
 
@@ -277,6 +314,7 @@ class Detections:
         scores: float32 (M,), 0..1. class_ids: int64 (M,).
         truncated: number of boxes dropped by `max_det`.
         masks: of a segmentation model, one per box; None of others.
+        classes: of a classification model, which has no boxes; None of others.
     """
 
     boxes: NDArray[np.float32]
@@ -284,6 +322,7 @@ class Detections:
     class_ids: NDArray[np.int64]
     truncated: int = 0
     masks: Masks | None = None
+    classes: Classes | None = None
 
     def __len__(self) -> int:
         return len(self.scores)

@@ -103,7 +103,7 @@ def read_boxes(source: Source, run: Run) -> Boxes:
     """
     options, model = source.options, source.model
     classes = read_classes(model, source.path, options)
-    names = _output_names(model, options)
+    names = output_names(model, options)
     answers = run(names) if names else {}
     if options.head != HEAD:
         return _other_head(answers, classes)
@@ -153,7 +153,7 @@ def _other_head(answers: Mapping[str, NDArray[Any]], classes: Classes) -> Boxes:
     return Boxes(fitting[0], answers[fitting[0]], None, classes.names)
 
 
-def _output_names(model: ModelProto, options: OnnxSourceOptions) -> list[str]:
+def output_names(model: ModelProto, options: OnnxSourceOptions) -> list[str]:
     """Return the float outputs, or those of the option: one, or those of a head's levels with commas.
 
     Raises:
@@ -204,7 +204,9 @@ def _decoded_head(source: Source, classes: Classes, answers: Mapping[str, NDArra
         if source.removed is not None:
             raise source.removed.refusal()
         shown = _shown(answers) or _declared(source.model)
-        raise UsageError(f"expected one float output (batch, rows, 5 + classes), found {shown}", hint=_DETECT)
+        is_flat = any(answer.ndim == 2 for answer in answers.values())
+        other = "; for a classification model without class names pass `--onnx-head yolov5_cls`" if is_flat else ""
+        raise UsageError(f"expected one float output (batch, rows, 5 + classes), found {shown}", hint=_DETECT + other)
     if anchors is None:
         shown = _shown({level.name: answers[level.name] for level in levels})
         raise UsageError(

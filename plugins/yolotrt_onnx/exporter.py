@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,10 +21,19 @@ from yolotrt_core.export.onnx_metadata import literal, metadata_of
 from yolotrt_core.export.onnx_normalize import arrange_rows
 from yolotrt_core.export.output_layout import Rows
 from yolotrt_core.export.reference_input import reference_images
-from yolotrt_core.inference.input_shapes import refuse_sizes
+from yolotrt_core.inference.input_shapes import refuse_shape, refuse_sizes
 from yolotrt_core.plugin.stages import REFERENCE_FILE, SourceInfo
-from yolotrt_core.types import BuildRequest, ModelSource, ModelSpec
-from yolotrt_onnx.box_output import HEAD, Source, read_boxes
+from yolotrt_core.types import BuildRequest, ModelSource, ModelSpec, Precision
+from yolotrt_onnx.box_output import HEAD, Boxes, Source, read_boxes
+from yolotrt_onnx.class_output import (
+    CLASS_HEAD,
+    DEFAULT_SIZE,
+    ClassOutput,
+    find_class_output,
+    is_class_output,
+    normalize_images,
+    read_answer,
+)
 from yolotrt_onnx.end_to_end import Removed, remove_nms
 from yolotrt_onnx.graph import save, tensor_specs
 from yolotrt_onnx.graph_edits import cast_outputs_to_float, drop_weight_inputs, keep_outputs, rename, sort_if_needed
@@ -49,8 +58,9 @@ def export(source: ModelSource, request: BuildRequest, options: OnnxSourceOption
     """Write `out/model.onnx` and `out/reference.npz` for an ONNX file.
 
     Changes only the interface (names, float32, BCHW, YOLOv5's rows), free sizes and the metadata; all other
-    nodes stay, Q/DQ nodes included. NMS at the end is removed, and a head without decoding is decoded. The reference
-    is the output of the file in onnxruntime, with these nodes if it has no rows of its own.
+    nodes stay, Q/DQ nodes included. NMS at the end is removed, and a head without decoding is decoded. A classification
+    model gets the normalization of its images. The reference is the output of the file in onnxruntime, with these nodes
+    if it has no rows of its own.
 
     Raises:
         UsageError: invalid ONNX, an input other than one image, an output other than YOLOv5's, or another size.
@@ -61,41 +71,89 @@ def export(source: ModelSource, request: BuildRequest, options: OnnxSourceOption
     image.read_preprocessing(options)
     step = image.size_step()
     refuse_sizes(request, step)
-    size = (request.height, request.width)
     # Several images on a free batch, to detect a graph that mixes them up.
-    images = reference_images(max(request.batch, 2) if request.dynamic else request.batch, *size)
-    images = image.representable(images)
-    boxes = read_boxes(
-        Source(model, source.path, request, options, image.is_free, removed),
-        lambda outputs: _run_source(model, image, outputs, images),
-    )
-    answer, rows = boxes.answer, boxes.rows
-    precision = source_precision(model)
-    changed = use_float_operators(model)
+    batch = max(request.batch, 2) if request.dynamic else request.batch
+    images = image.representable(reference_images(batch, request.height, request.width))
+    read = Source(model, source.path, request, options, image.is_free, removed)
+    found = find_class_output(read, image)
+    given = _Given(source, read, image, step, images, source_precision(model))
+    if found is not None:
+        return _export_classes(given, found, out)
+    return _export_boxes(given, read_boxes(read, lambda outputs: _run_source(model, image, outputs, images)), out)
 
-    outputs = {boxes.output: answer}
+
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """A file to export, with the reference images and its size step and precision."""
+
+    source: ModelSource
+    read: Source
+    image: ImageInput
+    step: int
+    images: NDArray[np.float32]
+    precision: Precision | None
+
+
+def _export_boxes(given: _Given, boxes: Boxes, out: Path) -> ModelSpec:
+    model, size = given.read.model, given.read.size
+    outputs = {boxes.output: boxes.answer}
     if boxes.prototypes is not None:
         outputs[boxes.prototypes[0]] = boxes.prototypes[1]
+    changed = bool(use_float_operators(model))
+    _take_images(given, outputs)
+    if boxes.rows is not None:
+        arrange_rows(model, boxes.rows, size)
+    spec = _spec(given, boxes.rows, boxes.labels)
+    if boxes.prototypes is not None:
+        spec = replace(spec, head=f"{spec.head}_seg", task="segment")
+    answer = boxes.answer if boxes.rows is None else boxes.rows.to_project(boxes.answer, *size)
+    answers = {"output0": answer}
+    if boxes.prototypes is not None:
+        answers["output1"] = boxes.prototypes[1]
+    return _write(given, spec, answers, out, changed=changed)
+
+
+def _export_classes(given: _Given, found: ClassOutput, out: Path) -> ModelSpec:
+    model, image = given.read.model, given.image
+    refuse_shape(given.read.request, "classify")
+    answer = read_answer(
+        found, given.images, lambda images: _run_source(model, image, [found.output], images)[found.output]
+    )
+    changed = bool(use_float_operators(model))
+    _take_images(given, {found.output: answer})
+    if found.is_normalized:
+        normalize_images(model)
+    spec = replace(_spec(given, None, found.labels), head=CLASS_HEAD, task="classify")
+    return _write(given, spec, {"output0": answer}, out, changed=changed)
+
+
+def _take_images(given: _Given, outputs: Mapping[str, NDArray[np.float32]]) -> None:
+    """Give a model the project's input, and these outputs alone, as `output0` and so on."""
+    model = given.read.model
     keep_outputs(model, outputs)
-    image.become_images(request)
+    given.image.become_images(given.read.request)
     rename(model, {name: f"output{number}" for number, name in enumerate(outputs)})
     cast_outputs_to_float(model)
     _free_outputs(model, list(outputs.values()))
-    if rows is not None:
-        arrange_rows(model, rows, size)
-    spec = replace(_spec(model, source, options, rows, boxes.labels), network_stride=step)
-    if boxes.prototypes is not None:
-        spec = replace(spec, head=f"{spec.head}_seg", task="segment")
-    spec = replace(spec, provenance={**spec.provenance, **({"source_precision": precision} if precision else {})})
-    if has_zero_points(model):  # for errors of TensorRT's parser
-        spec = replace(spec, provenance={**spec.provenance, "zero_points": _SYMMETRIC})
+
+
+def _write(
+    given: _Given, spec: ModelSpec, answers: Mapping[str, NDArray[np.float32]], out: Path, *, changed: bool
+) -> ModelSpec:
+    """Write the model and its reference, and return the spec with its provenance.
+
+    Args:
+        changed: whether integer operators were replaced by float ones.
+    """
+    read, image = given.read, given.image
+    origin: dict[str, str] = {"source_precision": given.precision} if given.precision else {}
+    if has_zero_points(read.model):  # for errors of TensorRT's parser
+        origin["zero_points"] = _SYMMETRIC
     if not image.is_plain:
-        spec = replace(spec, provenance={**spec.provenance, "source_input": image.form})
-    _finish(model, spec, request, source.path, out)
-    given = answer if rows is None else rows.to_project(answer, *size)
-    arrays = {"images": images, "output0": given.astype(np.float32)}
-    if boxes.prototypes is not None:
-        arrays["output1"] = boxes.prototypes[1].astype(np.float32)
+        origin["source_input"] = image.form
+    spec = replace(spec, provenance={**spec.provenance, **origin})
+    _finish(read.model, spec, read.request, read.path, out)
+    arrays = {"images": given.images, **{name: answer.astype(np.float32) for name, answer in answers.items()}}
     if changed:
         arrays["tolerance"] = np.array(_ROUNDED_TOLERANCE, np.float64)
     np.savez(out / REFERENCE_FILE, **arrays)  # type: ignore[arg-type]
@@ -119,6 +177,8 @@ def inspect(path: Path) -> SourceInfo:
     named = literal(_properties(model).get("imgsz"))
     if isinstance(named, list) and len(named) == 2 and all(isinstance(n, int) and n > 0 for n in named):
         height, width = height or named[0], width or named[1]
+    if not (height or width) and is_class_output(model):
+        height = width = DEFAULT_SIZE
     return SourceInfo((height, width) if height and width else None, not image.is_free, precision)
 
 
@@ -173,7 +233,10 @@ def _run_source(
 
 
 def _free_outputs(model: ModelProto, answers: Sequence[NDArray[np.float32]]) -> None:
-    """Declare rows (B, N, columns), and prototypes (B, K, h, w) behind them, with dimensions from the input's."""
+    """Declare rows (B, N, columns), and prototypes (B, K, h, w) behind them, or classes (B, C).
+
+    Their dimensions are free where the input's are.
+    """
     given = [d.dim_value if d.HasField("dim_value") else None for d in _dims(model.graph.input[0])]
     is_free = not (given[2] and given[3])
     values = []
@@ -182,16 +245,15 @@ def _free_outputs(model: ModelProto, answers: Sequence[NDArray[np.float32]]) -> 
         if not given[0]:
             shape[0] = "batch"
         if is_free:
-            free = {1: "rows"} if answer.ndim == 3 else {2: "mask_height", 3: "mask_width"}
+            free = {3: {1: "rows"}, 4: {2: "mask_height", 3: "mask_width"}}.get(answer.ndim, {})
             shape = [free.get(axis, size) for axis, size in enumerate(shape)]
         values.append(helper.make_tensor_value_info(f"output{number}", TensorProto.FLOAT, shape))
     del model.graph.output[:]
     model.graph.output.extend(values)
 
 
-def _spec(
-    model: ModelProto, source: ModelSource, options: OnnxSourceOptions, rows: Rows | None, labels: tuple[str, ...]
-) -> ModelSpec:
+def _spec(given: _Given, rows: Rows | None, labels: tuple[str, ...]) -> ModelSpec:
+    model = given.read.model
     strides = tuple(sorted(rows.strides)) if rows else _read_strides(model)
     producer = f"{model.producer_name} {model.producer_version}".strip()
     return ModelSpec(
@@ -199,9 +261,10 @@ def _spec(
         outputs=tensor_specs(model.graph.output),
         labels=labels,
         strides=strides,
-        head=options.head,
+        head=given.read.options.head,
+        network_stride=given.step,
         provenance={
-            "source_sha256": source.sha256,
+            "source_sha256": given.source.sha256,
             "onnx": onnx.__version__,
             "yolotrt": metadata.version("yolotrt-core"),
             **({"producer": producer} if producer else {}),

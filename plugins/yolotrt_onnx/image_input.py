@@ -66,6 +66,11 @@ class ImageInput:
         return (self.maximum, self.order) == (1, "rgb")
 
     @property
+    def is_centred(self) -> bool:
+        """Whether the graph adds or subtracts something from the image before its network."""
+        return any(abs(shift) > _SAME for end in self._preprocessing().starts for shift in end.pixels.shift)
+
+    @property
     def form(self) -> str:
         """What the file expects, such as `uint8 NHWC, BGR, 0..255`."""
         return f"{np.dtype(self.dtype).name} {self._axes}, {self.order.upper()}, 0..{self.maximum}"

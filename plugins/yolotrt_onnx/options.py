@@ -92,7 +92,10 @@ class OnnxSourceOptions:
         help="Anchors in pixels of a head without decoding, levels separated by a slash, e.g. 10,13,16,30/30,61,62,45; "
         "default: those in the file's metadata",
     )
-    head: str = option("yolov5", help="Head of the model; heads other than `yolov5` need a postprocessor plugin")
+    head: str = option(
+        "yolov5",
+        help="Head of the model; `yolov5_cls`: a classification model; others need a postprocessor plugin",
+    )
     rows: Literal["auto", "anchor", "cell"] = option(
         "auto", help="Order of a YOLOv5 output's rows within a level: anchor, y, x or y, x, anchor; `auto` detects it"
     )
@@ -107,4 +110,9 @@ class OnnxSourceOptions:
     order: Literal["auto", "rgb", "bgr"] = option(
         "auto",
         help="Order of channels that the file expects; `auto`: bgr if the graph swaps red and blue, else rgb",
+    )
+    normalize: Literal["auto", "on", "off"] = option(
+        "auto",
+        help="ImageNet's mean and deviation before the graph of a classification model, as YOLOv5 trains it; `auto`: "
+        "unless the graph subtracts a mean itself",
     )

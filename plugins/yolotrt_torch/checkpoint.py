@@ -16,6 +16,7 @@ from yolotrt_core.console.text import printable
 from yolotrt_core.datasets.class_names import labels_from_file, labels_in_order, numbered_labels
 from yolotrt_core.errors import UsageError
 from yolotrt_torch.checkpoint_archive import Archive, open_archive
+from yolotrt_torch.classify_structure import CLASSIFIER, classification_config, is_classifier
 from yolotrt_torch.options import TorchOptions
 from yolotrt_torch.pickle_names import EXPORT_HINT, UnknownClass
 from yolotrt_torch.pickle_reader import Stub, TensorRef
@@ -26,7 +27,7 @@ from yolotrt_torch.untrusted_values import PlainCopies, convert_value_errors, sh
 
 log = logging.getLogger(__name__)
 
-MODELS = ("Model", "DetectionModel", "SegmentationModel")  # v3 to v6.1, later, and of segmentation
+MODELS = ("Model", "DetectionModel", "SegmentationModel", CLASSIFIER)  # v3 to v6.1, later, and of other tasks
 HEADS = ("Detect", "Segment")
 PLAIN_FORM = "yolotrt"  # key of checkpoints with plain data only, as saved by yolotrt's training
 MAX_MODULES = 100_000  # the largest official checkpoint has about 1000 modules and 1000 weights
@@ -57,13 +58,13 @@ class Checkpoint:
 
 
 def read_checkpoint(path: Path, options: TorchOptions | None = None) -> Checkpoint:
-    """Read a YOLOv5 detection checkpoint of any release from v3 to v7, without executing its code.
+    """Read a YOLOv5 checkpoint of any release from v3 to v7, without executing its code.
 
     Args:
         options: the structure of a plain state_dict, and class names that replace those of the file.
 
     Raises:
-        UsageError: missing, corrupted, not a YOLOv5 detection checkpoint (names the detected format), or a
+        UsageError: missing, corrupted, not a YOLOv5 checkpoint (names the detected format), or a
             pickle with names that are not allowed.
     """
     options = options or TorchOptions()
@@ -99,12 +100,15 @@ def _checkpoint(archive: Archive, options: TorchOptions) -> Checkpoint:
     kind = _short(model)
     if kind not in MODELS:
         raise UsageError(
-            f"expected a YOLOv5 detection or segmentation model, found a `{model.kind}`",
+            f"expected a YOLOv5 detection, segmentation or classification model, found a `{model.kind}`",
             hint=EXPORT_HINT,
         )
     modules = dict(_walk(model))
     copies = PlainCopies(archive.array)
-    config = copies.copy(model.state.get("yaml"), "model yaml")
+    # Upstream's classification models have no yaml.
+    config = (
+        classification_config(modules) if is_classifier(model) else copies.copy(model.state.get("yaml"), "model yaml")
+    )
     if not isinstance(config, dict):
         raise UsageError(
             "the checkpoint's model has no `yaml`, which all YOLOv5 models since v3 have", hint=EXPORT_HINT

@@ -15,20 +15,27 @@ from yolotrt_core.console.text import first_line, printable
 from yolotrt_core.errors import StageError, UsageError
 from yolotrt_core.export.onnx_metadata import metadata_of
 from yolotrt_core.export.reference_input import reference_images
-from yolotrt_core.inference.input_shapes import refuse_sizes
+from yolotrt_core.inference.input_shapes import refuse_shape, refuse_sizes
 from yolotrt_core.plugin.stages import ONNX_FILE, REFERENCE_FILE
-from yolotrt_core.types import MIN_SIZE_STEP, BuildRequest, ModelSource, ModelSpec, TensorSpec
+from yolotrt_core.types import MIN_SIZE_STEP, BuildRequest, ModelSource, ModelSpec, Task, TensorSpec
 from yolotrt_torch.checkpoint import Checkpoint, read_checkpoint
+from yolotrt_torch.classify_head import Classify
 from yolotrt_torch.model_builder import network_from_checkpoint
 from yolotrt_torch.pickle_names import EXPORT_HINT
 from yolotrt_torch.segment_head import Segment
-from yolotrt_torch.yolov5_layers import MAX_PIXELS
+from yolotrt_torch.yolov5_layers import MAX_PIXELS, Detect
 from yolotrt_torch.yolov5_model import Network, depends_on_size, fuse
 
 if TYPE_CHECKING:
     from yolotrt_torch.options import TorchOptions
 
 DYNAMO_MIN_OPSET = 18
+# Name of the head, which selects the postprocessor, and task.
+_HEADS: dict[type, tuple[str, Task]] = {
+    Detect: ("yolov5", "detect"),
+    Segment: ("yolov5_seg", "segment"),
+    Classify: ("yolov5_cls", "classify"),
+}
 
 
 def export(source: ModelSource, request: BuildRequest, options: TorchOptions, out: Path) -> ModelSpec:
@@ -39,8 +46,8 @@ def export(source: ModelSource, request: BuildRequest, options: TorchOptions, ou
     weights may amplify rounding.
 
     Raises:
-        UsageError: not a YOLOv5 detection checkpoint, an output other than YOLOv5's, or a size that is not a
-            multiple of its size step.
+        UsageError: not a YOLOv5 checkpoint, an output other than YOLOv5's, or a size that is not a multiple of its
+            size step, or not a square for classification.
         StageError: PyTorch cannot export it.
     """
     _refuse_options(options)
@@ -49,6 +56,7 @@ def export(source: ModelSource, request: BuildRequest, options: TorchOptions, ou
     _refuse_large(request)
     _refuse_order(network, options)
     refuse_sizes(request, size_step(network))
+    refuse_shape(request, _HEADS[type(network.head)][1])
     shape = (request.batch, request.height, request.width)
     images = reference_images(*shape, channels=network.channels)
     rounded = _compute_reference(network, images[:1])
@@ -60,7 +68,7 @@ def export(source: ModelSource, request: BuildRequest, options: TorchOptions, ou
     np.savez(out / REFERENCE_FILE, images=images, tolerance=tolerance, **arrays)
 
     fuse(network)
-    if not request.dynamic:
+    if not request.dynamic and isinstance(network.head, Detect):
         network.detect.freeze_grid(request.height, request.width)
     target = out / ONNX_FILE
     _export(network, request, options, target)
@@ -132,7 +140,9 @@ def _check_reference(answers: dict[str, NDArray[Any]], network: Network, shape: 
 
 def _outputs(network: Network, batch: int | str, height: int, width: int) -> tuple[TensorSpec, ...]:
     """Return the outputs for an input size; a dynamic `batch` makes all but the columns dynamic."""
-    dynamic, head = isinstance(batch, str), network.detect
+    dynamic, head = isinstance(batch, str), network.head
+    if isinstance(head, Classify):
+        return (TensorSpec("output0", "float32", (batch, head.nc)),)
     rows = "rows" if dynamic else _rows(network, height, width)
     outputs = [TensorSpec("output0", "float32", (batch, rows, head.no))]
     if isinstance(head, Segment):
@@ -198,7 +208,7 @@ def spec_of(
     size: tuple[int | str, ...] = (request.batch, request.height, request.width)
     if request.dynamic:
         size = ("batch", "height", "width")
-    scaled = network.detect.anchors * torch.tensor(network.stride, dtype=torch.float32).view(-1, 1, 1)
+    head, task = _HEADS[type(network.head)]
     return ModelSpec(
         inputs=(TensorSpec("images", "float32", (size[0], network.channels, *size[1:])),),
         outputs=_outputs(network, size[0], request.height, request.width),
@@ -206,9 +216,9 @@ def spec_of(
         labels=checkpoint.labels,
         strides=network.stride,
         network_stride=size_step(network),
-        head="yolov5_seg" if isinstance(network.detect, Segment) else "yolov5",
-        task="segment" if isinstance(network.detect, Segment) else "detect",
-        anchors=tuple(tuple((float(w), float(h)) for w, h in level) for level in scaled.tolist()),
+        head=head,
+        task=task,
+        anchors=_anchors(network.head),
         provenance={
             "source_sha256": source.sha256,
             "torch": torch.__version__,
@@ -218,6 +228,14 @@ def spec_of(
             **{f"checkpoint_{key}": value for key, value in checkpoint.facts.items()},
         },
     )
+
+
+def _anchors(head: Detect | Classify) -> tuple[tuple[tuple[float, float], ...], ...]:
+    """Return the anchors of each level in input pixels."""
+    if isinstance(head, Classify):
+        return ()
+    scaled = head.anchors * torch.tensor(head.stride, dtype=torch.float32).view(-1, 1, 1)
+    return tuple(tuple((float(w), float(h)) for w, h in level) for level in scaled.tolist())
 
 
 def _finish(target: Path, spec: ModelSpec, request: BuildRequest) -> None:

@@ -75,7 +75,7 @@ def unwrapped(model: Stub) -> Stub:
 
 
 def refuse_other_task(model: Stub) -> None:
-    """Refuse a classification model, YOLOv5's own or of torchvision, which YOLOv5 trains as well.
+    """Refuse a network of torchvision, which YOLOv5's classification trains as well.
 
     Raises:
         UsageError: it is one.
@@ -84,13 +84,8 @@ def refuse_other_task(model: Stub) -> None:
     if owner.startswith("torchvision.models."):
         task = next((task for task in ("detection", "segmentation", "video") if f".{task}." in model.kind), None)
         raise UsageError(
-            f"expected a YOLOv5 detection model, found a {task or 'classification'} model (torchvision's `{short}`)",
-            hint=EXPORT_HINT if task else "classification models are not supported",
-        )
-    if short == "ClassificationModel":
-        raise UsageError(
-            "expected a YOLOv5 detection model, found a classification model",
-            hint="classification models are not supported",
+            f"expected a YOLOv5 model, found a {task or 'classification'} model of torchvision (`{short}`)",
+            hint=EXPORT_HINT,
         )
 
 

@@ -71,8 +71,11 @@ class TorchExporter(Exporter):
             raise UsageError("`--torch-like` and `--torch-yaml` both name the structure", hint="remove one")
 
     def inspect(self, source: ModelSource) -> SourceInfo:
-        """Return no properties: a checkpoint takes any size and is float32."""
-        return SourceInfo()
+        """Return the size of a classification model's images; other checkpoints take any size, and all are float32."""
+        from yolotrt_torch.classify_structure import find_trained_size
+
+        size = find_trained_size(source.path)
+        return SourceInfo(None if size is None else (size, size))
 
     def describe(self, source: ModelSource) -> Description:
         """Return what is in a checkpoint, and the names in its pickle, also of one that is refused."""

@@ -26,6 +26,7 @@ from yolotrt_core.errors import UsageError
 from yolotrt_core.types import CHANNEL_COUNTS
 from yolotrt_torch import yolov5_layers
 from yolotrt_torch.activations import Activation, FReLU, activation_from_text
+from yolotrt_torch.classify_head import Classify, normalized
 from yolotrt_torch.pickle_names import EXPORT_HINT
 from yolotrt_torch.segment_head import Segment
 from yolotrt_torch.untrusted_values import shown
@@ -106,15 +107,16 @@ class _Plan:
 
 
 class Network(nn.Module):
-    """A YOLOv5 detection or segmentation network.
+    """A YOLOv5 detection, segmentation or classification network.
 
     Args:
         config: content of a YOLOv5 model yaml: `nc`, `depth_multiple`, `width_multiple`, `anchors` (pixels, one
             flat list per level, or their number), `backbone`, `head`, optionally `activation` and `ch`.
 
     Attributes:
-        model: the layers, in yaml order; `detect` is the last of them.
-        channels: number of channels of the input. stride: pixels per cell of each level.
+        model: the layers, in yaml order; `head`, of a network with boxes `detect`, is the last of them.
+        channels: number of channels of the input.
+        stride: pixels per cell of each level; of a classification network of its feature map.
         network_stride: pixels per cell of the coarsest feature map; height and width are multiples of it.
 
     Raises:
@@ -128,7 +130,7 @@ class Network(nn.Module):
         built: list[nn.Module] = []
         for entry in entries:
             built.append(_build(entry, plan))
-        if not isinstance(built[-1], Detect):
+        if not isinstance(built[-1], (Detect, Classify)):
             raise UsageError(
                 f"expected a YOLOv5 detection or segmentation model, found one that ends in `{shown(entries[-1].kind)}`"
             )
@@ -138,6 +140,12 @@ class Network(nn.Module):
         self._kept = {s for e in entries for s in e.sources if s != e.index - 1}
         # Not only levels with a detection head: upsampled maps are joined to finer ones.
         self.network_stride = math.lcm(*(reduction.numerator for reduction in plan.reduction))
+        if isinstance(built[-1], Classify):
+            built[-1].stride = (self.network_stride,)
+
+    @property
+    def head(self) -> Detect | Classify:
+        return cast("Detect | Classify", self.model[-1])
 
     @property
     def detect(self) -> Detect:
@@ -145,7 +153,7 @@ class Network(nn.Module):
 
     @property
     def stride(self) -> tuple[int, ...]:
-        return self.detect.stride
+        return self.head.stride
 
     def forward(self, images: Tensor) -> Any:
         """Run the network.
@@ -156,10 +164,11 @@ class Network(nn.Module):
         Returns:
             In training one raw (B, na, ny, nx, 5 + C) per level; in `eval()` decoded (B, N, 5 + C): cx, cy, w, h
             in input pixels, objectness and class scores in 0..1, rows by level, anchor, y, x. Of a segmentation
-            network a tuple of these, with K more columns, and the prototypes (B, K, h, w).
+            network a tuple of these, with K more columns, and the prototypes (B, K, h, w). Of a classification network
+            the logits (B, C).
         """
-        x: Any = images
-        kept: dict[int, Tensor] = {-1: images}
+        x: Any = normalized(images) if isinstance(self.head, Classify) else images
+        kept: dict[int, Tensor] = {-1: x}
         for index, (layer, sources) in enumerate(zip(self.model, self.sources, strict=True)):
             if isinstance(sources, tuple):
                 x = layer([x if s == index - 1 else kept[s] for s in sources])
@@ -309,6 +318,10 @@ def _make(
     """Return the layer, its output channels and its reduction."""
     if entry.kind in ("Detect", "Segment"):
         return Layer(_head(entry.kind, plan, inputs, reductions, args), 0, Fraction(1))
+    if entry.kind == "Classify":
+        if len(args) != 6 or not all(_is_count(number) for number in args[:4]):
+            raise ValueError("expected classes, channels, kernel, stride, padding and groups")
+        return Layer(Classify(inputs[0], *args, act=plan.act), 0, Fraction(1))
     if entry.kind in JOINING:
         return joining_layer(entry.kind, inputs, args)
     return layer_of_yaml(entry.kind, inputs[0], args, repeats, plan.scaled, plan.act)

@@ -1,4 +1,4 @@
-"""Postprocessors `yolov5` and `yolov5_seg`: raw output of a YOLOv5 head -> boxes, and masks."""
+"""Postprocessors `yolov5`, `yolov5_seg` and `yolov5_cls`: raw output of a YOLOv5 head -> boxes, masks or classes."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 from yolotrt_core.plugin.hookspecs import hookimpl
 from yolotrt_core.plugin.stages import Postprocessor
-from yolotrt_yolov5.stages import Yolov5Postprocessor, Yolov5SegmentPostprocessor
+from yolotrt_yolov5.stages import Yolov5ClassifyPostprocessor, Yolov5Postprocessor, Yolov5SegmentPostprocessor
 
 YOLOTRT_API = 1
 
 
 @hookimpl
 def yolotrt_postprocessors() -> Sequence[Postprocessor]:
-    return Yolov5Postprocessor(), Yolov5SegmentPostprocessor()
+    return Yolov5Postprocessor(), Yolov5SegmentPostprocessor(), Yolov5ClassifyPostprocessor()

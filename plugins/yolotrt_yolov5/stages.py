@@ -1,4 +1,4 @@
-"""Postprocessors `yolov5` and `yolov5_seg`: raw output of a YOLOv5 head -> boxes, and masks."""
+"""Postprocessors `yolov5`, `yolov5_seg` and `yolov5_cls`: raw output of a YOLOv5 head -> boxes, masks or classes."""
 
 from __future__ import annotations
 
@@ -60,3 +60,24 @@ class Yolov5SegmentPostprocessor(Yolov5Postprocessor):
         from yolotrt_yolov5 import segment
 
         return segment.decode(raw, spec, geometry, selection)
+
+
+class Yolov5ClassifyPostprocessor(Postprocessor):
+    """Decodes the classification head of YOLOv5 releases 6.2 and 7."""
+
+    name = "yolov5_cls"
+    title = "YOLOv5 classification decoding"
+    heads = frozenset({"yolov5_cls"})
+    columns_before_classes = 0
+
+    def decode(
+        self,
+        raw: Mapping[str, NDArray[Any]],
+        spec: ModelSpec,
+        geometry: Sequence[Geometry],
+        selection: Selection,
+        options: NoOptions,
+    ) -> list[Detections]:
+        from yolotrt_yolov5 import classify
+
+        return classify.decode(raw, spec, geometry)

@@ -20,7 +20,7 @@ from yolotrt_core.inference.letterbox import preprocess
 from yolotrt_core.media import images
 from yolotrt_core.store import code_digest
 from yolotrt_core.store.code_digest import core_digest
-from yolotrt_core.types import ChannelOrder, Json, Layout
+from yolotrt_core.types import ChannelOrder, Fit, Json, Layout
 
 if TYPE_CHECKING:
     import numpy as np
@@ -147,7 +147,8 @@ class Batches:
     """Batches of calibration images as network input, read lazily.
 
     Attributes:
-        size: (height, width) of the network input. layout: its layout. order: of its channels.
+        size: (height, width) of the network input. layout: its layout. order: of its channels. fit: how images become
+            it.
         skipped: names of unreadable images. seen: number of images used.
     """
 
@@ -155,6 +156,7 @@ class Batches:
     size: tuple[int, int]
     layout: Layout = "nchw"
     order: ChannelOrder = "rgb"
+    fit: Fit = "letterbox"
     skipped: list[str] = field(default_factory=list)
     seen: int = 0
 
@@ -169,11 +171,11 @@ class Batches:
             for number, frame in enumerate(self._frames(), 1):
                 frames.append(frame)
                 if len(frames) == _BATCH:
-                    yield preprocess(frames, self.size, layout=self.layout, order=self.order)[0]
+                    yield preprocess(frames, self.size, layout=self.layout, order=self.order, fit=self.fit)[0]
                     frames = []
                 bar.update(completed=number + len(self.skipped))
             if frames:
-                yield preprocess(frames, self.size, layout=self.layout, order=self.order)[0]
+                yield preprocess(frames, self.size, layout=self.layout, order=self.order, fit=self.fit)[0]
 
     def _frames(self) -> Iterator[NDArray[np.uint8]]:
         maximum = len(self.chosen.files) * _MAX_UNREADABLE

@@ -149,6 +149,7 @@ def _detect(registry: Registry, given: Given) -> None:
     refuse_unwritable(out)  # before anything is built
     store = open_store(settings.store)
     with Detector.open(engine=settings.engine, store=store, registry=registry, settings=build) as detector:
+        _refuse_box_settings(settings, has_boxes=detector.spec.model.has_boxes)
         selection = replace(settings.selection, classes=class_ids(settings.classes, detector.labels))
         refuse_selection(selection, detector.labels)
         style = _style(settings, detector.labels)
@@ -199,6 +200,14 @@ def _refuse_unused(settings: DetectSettings) -> None:
             raise UsageError(
                 f"`{flag}` needs `--format {form}`, found `{settings.format}`", hint=f"add `--format {form}`"
             )
+
+
+def _refuse_box_settings(settings: DetectSettings, *, has_boxes: bool) -> None:
+    """Refuse settings that select or write boxes, for a model without."""
+    for name in ("conf", "iou", "multi_label", "agnostic", "classes", "max_det", "label_scores"):
+        if not has_boxes and getattr(settings, name) != getattr(DetectSettings, name):
+            flag = f"--{name.replace('_', '-')}"
+            raise UsageError(f"`{flag}` is for boxes, but this is a classification model", hint=f"omit `{flag}`")
 
 
 def _style(settings: DetectSettings, labels: Sequence[str]) -> Style:
@@ -277,7 +286,7 @@ def _report(run: DetectionRun, detector: Detector, settings: DetectSettings, out
         run.copy_results(lambda text: show(text, end=""))
         return
     if len(run.summaries) > len(run.summaries.listed):
-        _print_totals(run.summaries, detector.labels, out)
+        _print_totals(run.summaries, detector, out)
     elif run.summaries:
         print_table(("file", "found", "written"), [_row(s, detector.labels) for s in run.summaries.listed])
     if settings.show_timing:
@@ -291,6 +300,8 @@ def _report(run: DetectionRun, detector: Detector, settings: DetectSettings, out
 
 def _row(summary: Summary, labels: Sequence[str]) -> tuple[str, str, str]:
     named = [f"{n} {labels[c]}" for c, n in summary.classes.most_common()]
+    if summary.score is not None:
+        named = [f"{labels[c]} {summary.score:.2f}" for c in summary.classes]
     if len(named) > _IN_A_ROW:
         named[_IN_A_ROW - 1 :] = [f"{len(named) - _IN_A_ROW + 1} more classes"]
     words = ", ".join(named) or "nothing"
@@ -299,14 +310,15 @@ def _row(summary: Summary, labels: Sequence[str]) -> tuple[str, str, str]:
     return str(summary.path), words, str(summary.written)
 
 
-def _print_totals(summaries: Summaries, labels: Sequence[str], out: Path) -> None:
-    total = summaries.classes
+def _print_totals(summaries: Summaries, detector: Detector, out: Path) -> None:
+    total, labels = summaries.classes, detector.labels
     if total:
         rows = [(labels[c], str(number), str(summaries.in_files[c])) for c, number in total.most_common()]
         print_table(("class", "found", "in files"), rows)
         show()
     dropped = f", {_dropped(summaries.truncated)}" if summaries.truncated else ""
-    words = f"{counted(total.total(), 'object')} in {counted(summaries.files, 'file')}"
+    words = f"{counted(total.total(), 'object' if detector.spec.model.has_boxes else 'image')} in "
+    words += counted(summaries.files, "file")
     show(f"{words}{dropped}; written to {out}")
 
 

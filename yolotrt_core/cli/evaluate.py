@@ -1,4 +1,7 @@
-"""`evaluate`: mean average precision of boxes and masks on labelled images, of an engine alone or against another."""
+"""`evaluate`: the accuracy on labelled images, of an engine alone or against another.
+
+It is the mean average precision of boxes and masks, or of classification models the top-1 and top-5 accuracy.
+"""
 
 from __future__ import annotations
 
@@ -21,11 +24,12 @@ from yolotrt_core.plugin.options import MANY, option, resolve_settings
 from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.serialization import to_json
 from yolotrt_core.store.location import open_store
-from yolotrt_core.types import PRECISIONS, Json, Selection
+from yolotrt_core.types import PRECISIONS, EngineSpec, Json, Selection
 
 if TYPE_CHECKING:
     from yolotrt_core.api import Detector
-    from yolotrt_core.evaluation.coco_map import Interval
+    from yolotrt_core.evaluation.class_accuracy import ClassComparison, ClassEvaluation, ClassEvaluator
+    from yolotrt_core.evaluation.coco_map import Bootstrap, Interval
     from yolotrt_core.evaluation.evaluator import Comparison, Evaluation, Evaluator, MaskEvaluation
     from yolotrt_core.store.store import Store
 
@@ -38,7 +42,8 @@ class EvaluateSettings(RecipeSettings):
 
     data: str | None = option(
         None, common=True, metavar="DIR|FILE", default_text="none",
-        help="Labelled images: a folder in YOLO layout, a data set YAML, a list of images, or a COCO JSON",
+        help="Labelled images: a folder in YOLO layout, a data set YAML, a list of images, a COCO JSON; for "
+        "classification a folder per class",
     )  # fmt: skip
     part: Literal["train", "val", "test"] = option("val", common=True, help="Part of a data set YAML")
     engine: str | None = option(
@@ -69,7 +74,7 @@ class EvaluateSettings(RecipeSettings):
 def task(registry: Registry) -> Any:
     """Make the `evaluate` task."""
     summary = (
-        "Evaluate the mAP of an engine on labelled images, with intervals; compare two engines.\n\n"
+        "Evaluate the mAP or accuracy of an engine on labelled images, with intervals; compare two.\n\n"
         "Runs an engine file, or builds one with the first builder that can run here.\n\n"
         "Example: evaluate --weights yolov5n.pt --data coco.yaml --against fp32"
     )
@@ -79,6 +84,7 @@ def task(registry: Registry) -> Any:
 
 def _evaluate(registry: Registry, given: Given) -> None:
     from yolotrt_core.api import Detector
+    from yolotrt_core.evaluation.class_accuracy import ClassEvaluator
     from yolotrt_core.evaluation.coco_map import Bootstrap
     from yolotrt_core.evaluation.evaluator import Evaluator, open_framework
     from yolotrt_core.inference.engine_file import read_engine_spec
@@ -110,9 +116,13 @@ def _evaluate(registry: Registry, given: Given) -> None:
         else:
             opened = Detector.open(engine=asked.engine, store=store, registry=registry, settings=settings)
             first = stack.enter_context(opened)
-        options = reader.LabelOptions(settings.class_map, settings.allow_unlabeled, first.spec.model.has_masks)
+        options = reader.LabelOptions.of_task(first.spec.model.task, settings.class_map, settings.allow_unlabeled)
         data = reader.read(asked.data, first.labels, asked.part, options=options)
-        evaluator = Evaluator(data, store, registry, asked.selection, bootstrap)
+        if first.spec.model.has_boxes:
+            evaluator: Any = Evaluator(data, store, registry, asked.selection, bootstrap)
+        else:
+            _refuse_box_settings(asked)
+            evaluator = ClassEvaluator(data, store, registry, bootstrap)
         result = evaluator.evaluate(RectDetector(first) if asked.rect else first)
         rival = comparison = None
         if asked.against:
@@ -121,10 +131,22 @@ def _evaluate(registry: Registry, given: Given) -> None:
                 raise UsageError("the two engines have different classes and cannot be compared")
             rival = evaluator.evaluate(RectDetector(second) if asked.rect else second)
             comparison = evaluator.compare(rival, result)
+    has_boxes = first.spec.model.has_boxes
     if asked.json:
-        show(json.dumps(document(evaluator, result, rival, comparison), indent=2))
+        form: Any = document if has_boxes else _class_document
+        show(json.dumps(form(evaluator, result, rival, comparison), indent=2))
     else:
-        _report(evaluator, result, rival, comparison)
+        report: Any = _report if has_boxes else _report_classes
+        report(evaluator, result, rival, comparison)
+
+
+def _refuse_box_settings(asked: EvaluateSettings) -> None:
+    """Refuse settings that select boxes, for a model without."""
+    if asked.selection != SELECTION:
+        raise UsageError(
+            "`--conf`, `--iou`, `--multi-label` and `--max-det` select boxes, but this is a classification model",
+            hint="omit them",
+        )
 
 
 def _check_against(registry: Registry, settings: BuildSettings, asked: EvaluateSettings) -> None:
@@ -196,6 +218,50 @@ def document(evaluator: Evaluator, result: Evaluation, rival: Evaluation | None,
     }
 
 
+def _class_document(
+    evaluator: ClassEvaluator,
+    result: ClassEvaluation,
+    rival: ClassEvaluation | None,
+    comparison: ClassComparison | None,
+) -> Json:
+    """Return `document` of a classification model."""
+    against: Json = None
+    if rival is not None and comparison is not None:
+        figures = {"top1": to_json(comparison.top1), "top5": to_json(comparison.top5)}
+        against = {
+            **_class_figures(rival),
+            "difference": {**figures, "more_than_noise": comparison.is_significant},
+        }
+    return {
+        "schema": 1,
+        "data": str(evaluator.data.path),
+        "pictures": result.images,
+        "skipped": list(result.skipped),
+        "bootstrap": to_json(evaluator.bootstrap),
+        **_class_figures(result),
+        "against": against,
+    }
+
+
+def _class_figures(result: ClassEvaluation) -> dict[str, Json]:
+    return {
+        "engine": _engine(result.spec),
+        "top1": to_json(result.top1),
+        "top5": to_json(result.top5),
+        "classes": to_json(result.classes),
+        "predictions": result.predictions,
+    }
+
+
+def _engine(spec: EngineSpec) -> Json:
+    return {
+        "builder": spec.builder,
+        "precision": spec.precision,
+        "tools": to_json(spec.tools),
+        "sha256": spec.engine_sha256,
+    }
+
+
 def _mask_difference(comparison: Comparison) -> dict[str, Json]:
     masks = comparison.masks
     if masks is None:
@@ -213,12 +279,7 @@ def _figures(result: Evaluation) -> dict[str, Json]:
     elif result.spec.model.has_masks:
         masks = {"masks": None}
     return {
-        "engine": {
-            "builder": result.spec.builder,
-            "precision": result.spec.precision,
-            "tools": to_json(result.spec.tools),
-            "sha256": result.spec.engine_sha256,
-        },
+        "engine": _engine(result.spec),
         "map50": to_json(result.map50),
         "map50_95": to_json(result.map50_95),
         "classes": to_json(result.accuracy.classes),
@@ -247,19 +308,45 @@ def _report(evaluator: Evaluator, result: Evaluation, rival: Evaluation | None, 
     )
     if result.masks is None and result.spec.model.has_masks:
         show("boxes only: the labels have no masks")
-    too_few = evaluator.bootstrap.shortfall(result.images)
+    _report_significance(evaluator.bootstrap, result.images, "mAP50-95", comparison)
+    if comparison is not None and comparison.masks is not None and not evaluator.bootstrap.shortfall(result.images):
+        show(f"the difference in mask mAP50-95 is {_significance(comparison.masks)} on these images")
+
+
+def _report_classes(
+    evaluator: ClassEvaluator,
+    result: ClassEvaluation,
+    rival: ClassEvaluation | None,
+    comparison: ClassComparison | None,
+) -> None:
+    rows = [(c.label, str(c.images), f"{c.top1:.4f}", f"{c.top5:.4f}") for c in result.classes]
+    print_table(("class", "images", "top-1", "top-5"), rows)
+    show()
+    engines = [_row(f"{result.spec.builder} {result.spec.precision}", result.top1, result.top5)]
+    if rival is not None and comparison is not None:
+        engines.append(_row(f"{rival.spec.builder} {rival.spec.precision}", rival.top1, rival.top5))
+        engines.append(_row("difference", comparison.top1, comparison.top5, sign="+"))
+    around = () if result.top1.low is None else ("95%",)
+    print_table(("engine", "top-1", *around, "top-5", *around), engines)
+    skipped = f", {len(result.skipped)} unreadable skipped" if result.skipped else ""
+    show(f"\n{counted(result.images, 'image')}{skipped}")
+    _report_significance(evaluator.bootstrap, result.images, "top-1 accuracy", comparison)
+
+
+def _report_significance(
+    bootstrap: Bootstrap, images: int, figure: str, comparison: Comparison | ClassComparison | None
+) -> None:
+    too_few = bootstrap.shortfall(images)
     if comparison is None:
-        if too_few and evaluator.bootstrap.resamples:  # 0 resamples: no intervals requested
+        if too_few and bootstrap.resamples:  # 0 resamples: no intervals requested
             show(f"no confidence interval: only {too_few}")
     elif too_few:
-        show(f"the difference in mAP50-95 was not tested for significance: only {too_few}")
+        show(f"the difference in {figure} was not tested for significance: only {too_few}")
     else:
-        show(f"the difference in mAP50-95 is {_significance(comparison)} on these images")
-        if comparison.masks is not None:
-            show(f"the difference in mask mAP50-95 is {_significance(comparison.masks)} on these images")
+        show(f"the difference in {figure} is {_significance(comparison)} on these images")
 
 
-def _significance(comparison: Comparison) -> str:
+def _significance(comparison: Comparison | ClassComparison) -> str:
     return "statistically significant" if comparison.is_significant else "not statistically significant"
 
 

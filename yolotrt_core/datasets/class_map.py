@@ -44,6 +44,7 @@ class _Matching:
     classes: Sequence[DataClass]
     labels: Sequence[str]
     found: dict[int | str, int | None]
+    things: str = "boxes"
 
     @property
     def missing(self) -> list[DataClass]:
@@ -64,12 +65,12 @@ class _Matching:
         example = shlex.quote(f"{theirs}=NAME")  # the only class left of the model may well be another
         return UsageError(
             f"cannot match the classes of `{self.path}` with the model's: {reason}",
-            hint=f"pass `--class-map {example}` ({shlex.quote(f'{theirs}={EXCLUDED}')} excludes its boxes), or use "
-            f"the data set that the model was trained for\n{self._table()}",
+            hint=f"pass `--class-map {example}` ({shlex.quote(f'{theirs}={EXCLUDED}')} excludes its {self.things}), or "
+            f"use the data set that the model was trained for\n{self._table()}",
         )
 
     def _table(self) -> str:
-        rows = [("data set", "boxes", "model")]
+        rows = [("data set", self.things, "model")]
         order = [*self.missing, *(c for c in self.classes if c.id in self.found and c.boxes)]
         for c in order[:_SHOWN]:
             ours = self.found.get(c.id)
@@ -93,6 +94,7 @@ def match_classes(
     class_map: Mapping[str, str] | None = None,
     *,
     by_order: str | None = None,
+    things: str = "boxes",
 ) -> dict[int | str, int | None]:
     """Find the class of a model that each class of a data set is.
 
@@ -103,7 +105,7 @@ def match_classes(
         labels: the model's class names. path: the data set, for messages.
         class_map: name or id of a class of the data set to name or id of one of the model, or `-`: its boxes are
             excluded.
-        by_order: why the order cannot be relied on; None if it can.
+        by_order: why the order cannot be relied on; None if it can. things: what has a class, for messages.
 
     Returns:
         Class id of the model by id of the data set; None for boxes to exclude.
@@ -111,7 +113,7 @@ def match_classes(
     Raises:
         UsageError: a class with boxes that the model does not have, or an unknown class in `class_map`.
     """
-    matching = _Matching(path, classes, labels, _as_told(class_map or {}, classes, labels, path))
+    matching = _Matching(path, classes, labels, _as_told(class_map or {}, classes, labels, path), things)
     _by_name(matching)
     if not matching.missing:
         return matching.found
@@ -119,8 +121,8 @@ def match_classes(
     if matching.found or all(named):
         missing = matching.missing
         raise matching.refusal(
-            f"{counted(len(missing), 'class')} with boxes {'is' if len(missing) == 1 else 'are'} missing in the model, "
-            f"{'' if len(missing) == 1 else 'the first '}`{printable(missing[0].name or str(missing[0].id))}`"
+            f"{counted(len(missing), 'class')} with {things} {'is' if len(missing) == 1 else 'are'} missing in the "
+            f"model, {'' if len(missing) == 1 else 'the first '}`{printable(missing[0].name or str(missing[0].id))}`"
         )
     without = f"the {'data set' if not named[0] else 'model'} has no class names"
     if by_order is not None:

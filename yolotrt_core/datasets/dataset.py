@@ -22,7 +22,8 @@ class LabeledImage:
     Attributes:
         path: the file. name: unique in the data set, machine-independent.
         boxes: float64 (M, 4): normalized cx, cy, w, h, or x, y, w, h with `in_pixels`.
-        class_ids: int64 (M,). crowd: bool (M,): regions to ignore.
+        class_ids: int64 (M,); for classification the one class of the image, without a box.
+        crowd: bool (M,): regions to ignore.
         labeled: whether there is a label file, which may be empty.
         masks: one per box, None of an object without; empty if none has one, or if they were not read.
     """

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from yolotrt_core.console.text import counted
 from yolotrt_core.datasets import description, yolo
+from yolotrt_core.datasets.class_folders import LAYOUT_HINT, image_of_class, read_class_folders
 from yolotrt_core.datasets.class_map import DataClass, match_classes
 from yolotrt_core.datasets.class_names import labels_from_file
 from yolotrt_core.datasets.dataset import DataSet, LabeledImage
@@ -16,6 +17,7 @@ from yolotrt_core.datasets.description import Part, read_description
 from yolotrt_core.errors import UsageError
 from yolotrt_core.files.paths import existing_path, user_path
 from yolotrt_core.media.inputs import IMAGE_SUFFIXES, select_files
+from yolotrt_core.types import Task
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,11 +37,18 @@ class LabelOptions:
         class_map: classes of the data set to those of the model, see `match_classes`; by default by name.
         allow_unlabeled: whether more than half of the images may have no label file.
         masks: whether masks are read too, for a model that finds some.
+        whole_images: whether images have one class each, from a folder per class, for a model without boxes.
     """
 
     class_map: Mapping[str, str] | None = None
     allow_unlabeled: bool = False
     masks: bool = False
+    whole_images: bool = False
+
+    @classmethod
+    def of_task(cls, task: Task, class_map: Mapping[str, str] | None, allow_unlabeled: bool) -> LabelOptions:
+        """Return the options for a model of this task."""
+        return cls(class_map, allow_unlabeled, masks=task == "segment", whole_images=task == "classify")
 
 
 def read(
@@ -64,6 +73,8 @@ def read(
     """
     options = options or LabelOptions()
     path = user_path(where)
+    if options.whole_images:
+        return _read_whole_images(path, labels, part, options.class_map, labels_needed=labels_needed)
     if path.suffix.lower() == ".json" and path.is_file():
         from yolotrt_core.datasets.coco import read_coco
 
@@ -86,6 +97,19 @@ def read(
             f"{data.unlabeled} of {len(data.images)} images of `{where}` have no label file",
             hint=f"{_expected_labels(data)}; `--allow-unlabeled` takes them as images without objects",
         )
+    return data
+
+
+def _read_whole_images(
+    path: Path, labels: Sequence[str], part: Part, class_map: Mapping[str, str] | None, *, labels_needed: bool
+) -> DataSet:
+    """Read images with one class each; without any class if there are no folders and labels are not needed."""
+    data = read_class_folders(path, labels, part, class_map)
+    if data is None and not labels_needed:
+        files, names, _ = list_images(path, part, IMAGES_HINT)
+        data = DataSet(path, tuple(image_of_class(f, n, None) for f, n in zip(files, names, strict=True)))
+    if data is None or not data.images:
+        raise UsageError(f"no folder with images of a class in `{path}`", hint=LAYOUT_HINT)
     return data
 
 

@@ -9,9 +9,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from yolotrt_core.detection.formats import TOP
 from yolotrt_core.errors import ArtifactError
 from yolotrt_core.files.atomic import write_atomic
-from yolotrt_core.types import Detections, Masks
+from yolotrt_core.types import Classes, Detections, Masks
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,6 +30,8 @@ def colour(class_id: int) -> tuple[int, int, int]:
 
 def annotate(frame: NDArray[np.uint8], found: Detections, labels: Sequence[str]) -> NDArray[np.uint8]:
     """Return a copy of the image with masks, boxes, labels and scores, the best on top.
+
+    Of a classification model with the names and scores of the best classes in the corner.
 
     Args:
         frame: uint8 (H, W, 3) BGR, or BGRA, whose alpha is dropped. labels: class names by id.
@@ -50,12 +53,39 @@ def annotate(frame: NDArray[np.uint8], found: Detections, labels: Sequence[str])
         (w, h), below = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, thickness)
         left = min(max(0, x1), max(0, width - w - 2))
         top = y1 - h - below - 2 if y1 - h - below - 2 >= 0 else y1
-        cv2.rectangle(drawn, (left, top), (left + w + 2, top + h + below + 2), paint, cv2.FILLED)
-        dark = sum(paint) < 380
-        ink = (255, 255, 255) if dark else (0, 0, 0)
-        place = (left + 1, top + h + 1)
-        cv2.putText(drawn, text, place, cv2.FONT_HERSHEY_SIMPLEX, scale, ink, thickness, cv2.LINE_AA)
+        _write(drawn, text, (left, top), paint, scale, thickness)
+    if found.classes is not None:
+        _list(drawn, found.classes, labels, scale, thickness)
     return drawn
+
+
+def _list(drawn: NDArray[np.uint8], classes: Classes, labels: Sequence[str], scale: float, thickness: int) -> None:
+    """Write the best classes below each other into the corner."""
+    top = 0
+    for class_id in classes.top(TOP):
+        text = f"{_name(labels, class_id)} {classes.scores[class_id]:.2f}"
+        top += _write(drawn, text, (0, top), colour(class_id), scale, thickness)
+
+
+def _write(
+    drawn: NDArray[np.uint8],
+    text: str,
+    corner: tuple[int, int],
+    paint: tuple[int, int, int],
+    scale: float,
+    thickness: int,
+) -> int:
+    """Write a line on a filled box whose upper left corner is given, and return the height of the box."""
+    import cv2
+
+    (w, h), below = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, thickness)
+    left, top = corner
+    cv2.rectangle(drawn, (left, top), (left + w + 2, top + h + below + 2), paint, cv2.FILLED)
+    dark = sum(paint) < 380
+    ink = (255, 255, 255) if dark else (0, 0, 0)
+    place = (left + 1, top + h + 1)
+    cv2.putText(drawn, text, place, cv2.FONT_HERSHEY_SIMPLEX, scale, ink, thickness, cv2.LINE_AA)
+    return int(h + below + 2)
 
 
 def _cover(drawn: NDArray[np.uint8], masks: Masks, index: int, paint: tuple[int, int, int]) -> None:

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from yolotrt_core.detection.output_names import Format
-from yolotrt_core.types import Detections, Json, Masks
+from yolotrt_core.types import Classes, Detections, Json, Masks
+
+TOP = 5  # classes of an image that are written, as by upstream
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +51,16 @@ def as_json(found: Found, labels: Sequence[str]) -> dict[str, Json]:
             }
             for (box, score, class_id), mask in zip(_plain(d), masks, strict=True)
         ],
+        **({} if d.classes is None else {"classes": _top(d.classes, labels)}),
     }
+
+
+def _top(classes: Classes, labels: Sequence[str]) -> list[Json]:
+    """Return the classes with the highest scores, the highest first."""
+    return [
+        {"class_id": class_id, "label": labels[class_id], "score": round(float(classes.scores[class_id]), 6)}
+        for class_id in classes.top(TOP)
+    ]
 
 
 def _masks(d: Detections) -> list[dict[str, Json]]:
@@ -133,12 +144,18 @@ def as_coco(found: Found, image_id: int | str, style: Style = DEFAULT_STYLE) -> 
     ]
 
 
-def as_yolo(found: Found, style: Style = DEFAULT_STYLE) -> str:
+def as_yolo(found: Found, style: Style = DEFAULT_STYLE, labels: Sequence[str] = ()) -> str:
     """Return YOLO label lines `class cx cy w h score`, coordinates relative to the image size.
 
-    Of a segmentation model `class x y x y ... score`: the outline of the mask's largest part.
+    Of a segmentation model `class x y x y ... score`: the outline of the mask's largest part. Of a classification model
+    `score name` of the best classes, as upstream's `classify/predict.py --save-txt` writes them.
+
+    Args:
+        labels: class names by id, of a classification model.
     """
     lines = []
+    if (classes := found.detections.classes) is not None:
+        return "".join(f"{classes.scores[class_id]:.2f} {labels[class_id]}\n" for class_id in classes.top(TOP))
     if found.detections.masks is not None:
         return "".join(_outlines(found, found.detections.masks, style))
     for (x1, y1, x2, y2), score, class_id in _plain(found.detections):

@@ -22,7 +22,7 @@ from yolotrt_core.detection.annotate import AnnotatedCopies, annotate
 from yolotrt_core.detection.formats import DEFAULT_STYLE, Found, Style
 from yolotrt_core.detection.output_names import LABELS, Format, Names
 from yolotrt_core.detection.results_file import ResultsFile
-from yolotrt_core.detection.summary import Summaries, Summary
+from yolotrt_core.detection.summary import Summaries, Summary, count_classes
 from yolotrt_core.errors import UsageError
 from yolotrt_core.files.atomic import atomic_path, write_atomic
 from yolotrt_core.inference.detector import Detector
@@ -81,7 +81,15 @@ class DetectionRun:
             annotate: write annotated copies; without them, images need not be on the host.
             style: variants of the format.
             printed: whether `copy_results` is called at the end, with YOLO labels, too.
+
+        Raises:
+            UsageError: a format for boxes, and a model without.
         """
+        if form == "coco" and not detector.spec.model.has_boxes:
+            raise UsageError(
+                "`--format coco` is for boxes and masks, but this is a classification model",
+                hint="use `--format json`, or `yolo` for text files",
+            )
         self.summaries = Summaries()
         self._results: ResultsFile | None = None
         self._lines, self._printed = 0, printed
@@ -116,11 +124,12 @@ class DetectionRun:
                 target = self._target(path)
                 if target is not None:
                     copies.add(target, cast("NDArray[np.uint8]", frame), detections, self._detector.labels)
-                classes = Counter(detections.class_ids.tolist())
+                classes = count_classes(detections)
                 written = target or self._boxes(path)
-                self.summaries.add(Summary(path, written, classes, detections.truncated, None))
+                score = None if detections.classes is None else float(detections.classes.scores.max())
+                self.summaries.add(Summary(path, written, classes, detections.truncated, None, score))
                 if self._form == "yolo":
-                    self._write_labels(self._names.name(path), formats.as_yolo(found, self._style))
+                    self._write_labels(self._names.name(path), self._as_yolo(found))
                 bar.update(completed=number + 1)
 
     def video(self, path: Path, bar: Bar, interrupt: Interrupt, max_frames: int | None = None) -> None:
@@ -198,11 +207,11 @@ class DetectionRun:
                 found = self._keep(source, number, frame.pixels, detections, frame.seconds)
                 if video is not None:
                     video.write(annotate(frame.pixels, detections, self._detector.labels), frame.seconds)
-                classes.update(detections.class_ids.tolist())
+                classes.update(count_classes(detections))
                 truncated += detections.truncated
                 count = number + 1
                 if self._form == "yolo":
-                    self._write_labels(self._names.frame_name(source, number), formats.as_yolo(found, self._style))
+                    self._write_labels(self._names.frame_name(source, number), self._as_yolo(found))
                 bar.update(text=f"{path.name} frame {count}{suffix}")
         self.summaries.add(Summary(path, target or self._boxes(source), classes, truncated, count))
         return count
@@ -330,6 +339,9 @@ class DetectionRun:
         self._lines += len(lines)
         results.write("".join(lines))
         return found
+
+    def _as_yolo(self, found: Found) -> str:
+        return formats.as_yolo(found, self._style, self._detector.labels)
 
     def _path(self, source: Path | str) -> Path:
         """Return the path of a source in results: of a URL only the host, as the rest may contain a password."""

@@ -6,7 +6,14 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+from yolotrt_core.types import Detections
+
 LISTED = 100  # files; for more, totals
+
+
+def count_classes(found: Detections) -> Counter[int]:
+    """Return class id to number of boxes; of a classification model the best class."""
+    return Counter(found.class_ids.tolist() if found.classes is None else found.classes.top(1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,7 +22,9 @@ class Summary:
 
     Attributes:
         path: the file. written: the annotated copy, else the file with its boxes. classes: class id to number
-            of boxes. truncated: boxes dropped by `max_det`. frames: number of frames, or None for an image.
+            of boxes; of a classification model the number of images or frames of which it is the best. truncated:
+            boxes dropped by `max_det`. frames: number of frames, or None for an image. score: of the best class of an
+            image, by a classification model; else None.
     """
 
     path: Path
@@ -23,6 +32,7 @@ class Summary:
     classes: Counter[int]
     truncated: int
     frames: int | None
+    score: float | None = None
 
 
 class Summaries:

@@ -1,8 +1,8 @@
 """Accuracy gate: validates every reduced-precision engine against its fp32 model before it is returned.
 
-With labels, mAP decides, of masks too where there are some; without, agreement with the detections of the fp32
-network. An engine fails if nothing can be compared. The engine itself is run if this machine can; otherwise the typed
-ONNX it was built from, in onnxruntime.
+With labels, mAP decides, of masks too where there are some, and of classification models top-1 accuracy; without,
+agreement with the detections, or the best classes, of the fp32 network. An engine fails if nothing can be compared. The
+engine itself is run if this machine can; otherwise the typed ONNX it was built from, in onnxruntime.
 """
 
 from __future__ import annotations
@@ -161,7 +161,8 @@ def validate(planned: Plan, results: Sequence[StepResult], *, store: Store, regi
     def make(folder: Path) -> Mapping[str, Json]:
         origin = counted(len(files), noun) if noun else gate_facts.BUNDLED
         origin += " with labels" if labelled else ""
-        facts = _by_map(case, labelled, limit) if labelled else _by_agreement(case, files, options)
+        by_labels = _by_map if case.model.has_boxes else _by_top1
+        facts = by_labels(case, labelled, limit) if labelled else _by_agreement(case, files, options)
         facts = {"pictures_from": origin, "ran": case.ran, "reference": case.compared_with, **facts}
         (folder / "out" / _RESULT_FILE).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
         return facts
@@ -190,7 +191,7 @@ def refuse_failed(result: GateResult | None, precision: str, key: str) -> None:
         if isinstance(boxes, int) and boxes < _FEW_BOXES:
             _log.warning(
                 "accuracy gate used only %s; pass `--eval-data` for a meaningful check",
-                counted(boxes, "box"),
+                counted(boxes, "box" if result.facts["by"] == "agreement" else "image"),
             )
         return
     raise GateError(
@@ -300,7 +301,7 @@ def _images(
 ) -> tuple[list[Path], _Labelled | None, str]:
     """Return the images to compare on, their labels if mAP decides, and what they are; empty: the bundled image."""
     if resolved.read_eval_data is not None:
-        found = resolved.read_eval_data(model.labels, model.has_masks)
+        found = resolved.read_eval_data(model.labels, model.task)
         files = [p.path for p in found.images]
         if found.boxes:
             return files, _Labelled(found, found.digest), "evaluation image"
@@ -313,18 +314,28 @@ def _images(
 
 
 def _by_map(case: _Case, labelled: _Labelled, limit: float) -> dict[str, Json]:
-    from yolotrt_core.evaluation.coco_map import Bootstrap
     from yolotrt_core.evaluation.evaluator import Evaluator
 
-    digests = case.planned.resolved.digests
-    evaluator = Evaluator(labelled.data, case.store, case.registry, bootstrap=Bootstrap(), digests=digests)
+    evaluator = Evaluator(labelled.data, case.store, case.registry, digests=case.planned.resolved.digests)
+    return {"compared": labelled.data.boxes, **map_facts(*_evaluate_both(case, evaluator), limit)}
+
+
+def _by_top1(case: _Case, labelled: _Labelled, limit: float) -> dict[str, Json]:
+    from yolotrt_core.evaluation.class_accuracy import ClassEvaluator, top1_facts
+
+    evaluator = ClassEvaluator(labelled.data, case.store, case.registry, digests=case.planned.resolved.digests)
+    reference, lowered, comparison = _evaluate_both(case, evaluator)
+    return {"compared": reference.images, **top1_facts(reference, lowered, comparison, limit)}
+
+
+def _evaluate_both(case: _Case, evaluator: Any) -> tuple[Any, Any, Any]:
+    """Return the evaluations of the reference and of the engine, and their comparison."""
     with tempfile.TemporaryDirectory(prefix="yolotrt-") as folder:
         with case.open_reference(Path(folder)) as detector:
             reference = evaluator.evaluate(detector)
         with case.open_lowered(Path(folder)) as detector:
             lowered = evaluator.evaluate(detector)
-    comparison = evaluator.compare(reference, lowered)
-    return {"compared": labelled.data.boxes, **map_facts(reference, lowered, comparison, limit)}
+    return reference, lowered, evaluator.compare(reference, lowered)
 
 
 def _by_agreement(case: _Case, files: Sequence[Path], options: GateOptions) -> dict[str, Json]:

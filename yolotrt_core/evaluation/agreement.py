@@ -19,7 +19,7 @@ _SAME_IOU = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """Agreement of two sets of detections.
+    """Agreement of two sets of detections, or of best classes: an image then counts as one box.
 
     Attributes:
         expected, found: how many boxes each has. matched: pairs of one class that overlap by half or more, with their
@@ -54,14 +54,24 @@ def compare_detections(expected: Sequence[Detections], found: Sequence[Detection
     for one, other in zip(expected, found, strict=True):
         pairs = _pairs(one, other)
         matched += len(pairs)
-        drift += sum(abs(float(one.scores[i]) - float(other.scores[j])) for i, j in pairs)
-    totals = (sum(map(len, expected)), sum(map(len, found)))
+        scores = [each.scores if each.classes is None else each.classes.scores for each in (one, other)]
+        drift += sum(abs(float(scores[0][i]) - float(scores[1][j])) for i, j in pairs)
+    totals = (sum(map(comparable, expected)), sum(map(comparable, found)))
     return Agreement(*totals, matched, drift / matched if matched else 0.0)
 
 
+def comparable(found: Detections) -> int:
+    """Return how much of an image is compared: its boxes, or of a classification model its best class."""
+    return len(found) if found.classes is None else 1
+
+
 def _pairs(one: Detections, other: Detections) -> list[tuple[int, int]]:
+    """Return the indices of pairs: of boxes, or of the classes of two images if they have the same best one."""
     import numpy as np
 
+    if one.classes is not None and other.classes is not None:
+        best = one.classes.top(1)
+        return [(best[0], best[0])] if best == other.classes.top(1) else []
     overlaps = _overlaps(one.boxes, other.boxes)
     overlaps[one.class_ids[:, None] != other.class_ids[None, :]] = 0
     if one.masks is not None and other.masks is not None:

@@ -217,7 +217,7 @@ def intervals(scored: Scored, bootstrap: Bootstrap) -> tuple[Interval, Interval]
     """Return mAP50 and mAP50-95 with their intervals, or without; `Bootstrap.shortfall` names the reason."""
     accuracy = scored.accuracy()
     drawn = None if bootstrap.shortfall(scored.images) else scored.resamples(bootstrap)
-    return _both((accuracy.map50, accuracy.map50_95), drawn)
+    return with_intervals((accuracy.map50, accuracy.map50_95), drawn)
 
 
 def differences(first: Scored, second: Scored, bootstrap: Bootstrap) -> tuple[Interval, Interval]:
@@ -228,10 +228,11 @@ def differences(first: Scored, second: Scored, bootstrap: Bootstrap) -> tuple[In
     one, other = first.accuracy(), second.accuracy()
     too_few = bootstrap.shortfall(first.images)
     drawn = None if too_few else second.resamples(bootstrap) - first.resamples(bootstrap)
-    return _both((other.map50 - one.map50, other.map50_95 - one.map50_95), drawn)
+    return with_intervals((other.map50 - one.map50, other.map50_95 - one.map50_95), drawn)
 
 
-def _both(values: tuple[float, float], drawn: NDArray[np.float64] | None) -> tuple[Interval, Interval]:
+def with_intervals(values: tuple[float, float], drawn: NDArray[np.float64] | None) -> tuple[Interval, Interval]:
+    """Return two figures with the intervals of their resamples, (resamples, 2), or without for None."""
     import numpy as np
 
     if drawn is None:

@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from yolotrt_core.console.text import counted
-from yolotrt_core.evaluation.agreement import compare_detections
+from yolotrt_core.evaluation.agreement import comparable, compare_detections
+from yolotrt_core.evaluation.class_accuracy import top1_summary
 from yolotrt_core.evaluation.gate_options import GateOptions
 from yolotrt_core.evaluation.map_facts import map_summary
 from yolotrt_core.types import Detections, Json, Selection
@@ -35,6 +36,7 @@ def agreement_facts(predict: Callable[[Selection], Pair], options: GateOptions) 
     """
     selection = Selection()
     expected, found = predict(selection)
+    by_class = any(each.classes is not None for each in expected)
     if not _boxes(expected) + _boxes(found):
         expected, found = predict(Selection(conf=_LOWEST))
         selection = replace(selection, conf=max(_LOWEST, _highest(expected) / 2))
@@ -46,7 +48,7 @@ def agreement_facts(predict: Callable[[Selection], Pair], options: GateOptions) 
     passed = agreement.boxes - agreement.common <= slack and agreement.drift <= options.drift
     is_low = selection.conf != Selection().conf
     return {
-        "by": "agreement",
+        "by": "top1_agreement" if by_class else "agreement",
         "passed": passed and highest <= _MAX_SCORE and bool(agreement.matched if is_low else agreement.boxes),
         "compared": agreement.boxes,
         "conf": selection.conf,
@@ -62,11 +64,12 @@ def agreement_facts(predict: Callable[[Selection], Pair], options: GateOptions) 
 
 
 def _boxes(side: Sequence[Detections]) -> int:
-    return sum(map(len, side))
+    return sum(map(comparable, side))
 
 
 def _highest(side: Sequence[Detections]) -> float:
-    return max((float(each.scores.max()) for each in side if len(each)), default=0.0)
+    scores = (each.scores if each.classes is None else each.classes.scores for each in side)
+    return max((float(each.max()) for each in scores if len(each)), default=0.0)
 
 
 def _above(found: Detections, conf: float) -> Detections:
@@ -76,7 +79,7 @@ def _above(found: Detections, conf: float) -> Detections:
 
 def has_compared_nothing(facts: Mapping[str, Json]) -> bool:
     """Check whether the figures are of no detections at all."""
-    return not (facts["fp32"] if facts["by"] == "map50_95" else facts["compared"])
+    return not (facts["fp32"] if facts["by"] in ("map50_95", "top1") else facts["compared"])
 
 
 def _has_no_scores(facts: Mapping[str, Json]) -> bool:
@@ -91,6 +94,16 @@ def summary(facts: Mapping[str, Json]) -> str:
         if has_compared_nothing(facts):
             return f"nothing was compared: the {reference} model detects none of the labelled objects {where}"
         return f"{map_summary(facts)} {where}"
+    if facts["by"] == "top1":
+        if has_compared_nothing(facts):
+            return f"nothing was compared: the {reference} model gives none of the labelled images its class {where}"
+        return f"{top1_summary(facts)} {where}"
+    if facts["by"] == "top1_agreement":
+        return (
+            f"the same best class as {reference} for {facts['matched']} of "
+            f"{counted(_count(facts['fp32_boxes']), 'image')}, agreement {facts['agreement']:.3f} (minimum "
+            f"{facts['least_agreement']:g}), score difference {facts['score_drift']:.3f} {where}"
+        )
     if has_compared_nothing(facts):
         return f"nothing was compared: no detections in either engine or {reference} {where}"
     if _has_no_scores(facts):

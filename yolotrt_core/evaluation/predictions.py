@@ -22,7 +22,7 @@ from yolotrt_core.store import code_digest
 from yolotrt_core.store.action import Action, Record
 from yolotrt_core.store.code_digest import core_digest
 from yolotrt_core.store.store import Store
-from yolotrt_core.types import Detections, Json, Selection
+from yolotrt_core.types import Classes, Detections, Json, Selection
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,7 +39,8 @@ class Predictions:
     """Detections of one engine.
 
     Attributes:
-        boxes: by index into the list of images, without masks; None for an unreadable one.
+        boxes: by index into the list of images, without masks; None for an unreadable one. Of a classification model
+            with the scores of all classes.
         masks: the masks of each; None for an unreadable one and of a model without.
         sizes: (height, width) in pixels of each; (0, 0) for an unreadable one.
         record: the artifact that holds them. from_cache: whether no image was run.
@@ -162,6 +163,8 @@ def _save(path: Path, reading: _Reading, found: Sequence[Detections], masks: Seq
         "class_ids": np.concatenate([np.zeros(0, np.int64), *(d.class_ids for d in found)]),
         **masks_to_arrays(masks),
     }
+    if classes := [d.classes.scores for d in found if d.classes is not None]:
+        arrays["class_scores"] = np.stack(classes)
     np.savez_compressed(path, **arrays)
 
 
@@ -178,7 +181,8 @@ def _load(data: bytes, count: int, record: Record, from_cache: bool) -> Predicti
     stored = masks_from_arrays(arrays, arrays["counts"].tolist(), arrays["sizes"].tolist())
     for place, (index, own) in enumerate(zip(arrays["indices"].tolist(), stored, strict=True)):
         boxes, scores, class_ids = (part[place] for part in parts)
-        found[index] = Detections(boxes, scores, class_ids, int(arrays["truncated"][place]))
+        classes = Classes(arrays["class_scores"][place]) if "class_scores" in arrays else None
+        found[index] = Detections(boxes, scores, class_ids, int(arrays["truncated"][place]), classes=classes)
         masks[index] = own
         sizes[index] = (int(arrays["sizes"][place][0]), int(arrays["sizes"][place][1]))
     return Predictions(tuple(found), tuple(masks), tuple(sizes), record, from_cache)

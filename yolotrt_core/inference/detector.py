@@ -124,7 +124,8 @@ class Detector:
             selection: thresholds, see `Selection`.
 
         Returns:
-            One Detections per frame, with boxes in pixels of the frame.
+            One Detections per frame, with boxes in pixels of the frame; of a classification model without boxes, but
+            with `classes`.
 
         Raises:
             UsageError: invalid dtype or shape of a frame, a threshold out of range, or an unknown class id.
@@ -285,7 +286,8 @@ class Detector:
         import numpy as np
 
         marks = [time.perf_counter()]
-        images, geometry = preprocess(frames, size, layout=self.spec.model.layout, order=self.spec.model.channel_order)
+        model = self.spec.model
+        images, geometry = preprocess(frames, size, layout=model.layout, order=model.channel_order, fit=model.fit)
         if not self.spec.profiles and len(frames) < self._batch:  # static engines require full batches
             images = np.concatenate([images, np.zeros((self._batch - len(frames), *images.shape[1:]), images.dtype)])
         marks.append(time.perf_counter())

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from yolotrt_core.errors import UsageError
 from yolotrt_core.plugin.options import Format
-from yolotrt_core.types import BuildRequest, EngineSpec, ShapeRange, without_channels
+from yolotrt_core.types import BuildRequest, EngineSpec, ShapeRange, Task, fit_of, without_channels
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -55,15 +55,34 @@ def refuse_sizes(request: BuildRequest, step: int) -> None:
     Raises:
         UsageError: a size that is not a multiple of `step`.
     """
-    sizes = {(request.height, request.width)}
-    sizes |= {shape[1:] for profile in request.profiles for shape in (profile.min, profile.opt, profile.max)}
-    for height, width in sorted(sizes):
+    for height, width in _sizes(request):
         if height % step or width % step:
             near = [max(step, round(side / step) * step) for side in (height, width)]
             raise UsageError(
                 f"this model's height and width must be multiples of {step} pixels, found {height} x {width}",
                 hint=f"the nearest is `{near[0]},{near[1]}`",
             )
+
+
+def refuse_shape(request: BuildRequest, task: Task) -> None:
+    """Check that the requested sizes have the shape of the image's part that the network is given.
+
+    Raises:
+        UsageError: a size other than a square, for a network that is given the central square.
+    """
+    for height, width in _sizes(request):
+        if fit_of(task) == "crop" and height != width:
+            raise UsageError(
+                f"this model is given the central square of an image, but the size {height} x {width} was requested",
+                hint=f"pass one side, such as `--imgsz {min(height, width)}`",
+            )
+
+
+def _sizes(request: BuildRequest) -> list[tuple[int, int]]:
+    """Return the (height, width) of the request and of all profiles."""
+    sizes = {(request.height, request.width)}
+    sizes |= {shape[1:] for profile in request.profiles for shape in (profile.min, profile.opt, profile.max)}
+    return sorted(sizes)
 
 
 def shape_text(shape: Sequence[int | str]) -> str:

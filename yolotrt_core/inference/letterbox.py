@@ -1,8 +1,8 @@
-"""Letterbox preprocessing, and boxes in source-image pixels.
+"""Preprocessing by letterbox or crop, and boxes in source-image pixels.
 
 Calibration, inference and evaluation share it, so their inputs are equal. Behavior follows ultralytics/yolov5
 v7.0: utils/augmentations.py `letterbox` (forward, integer padding) and utils/general.py `scale_boxes` (back,
-real-valued padding).
+real-valued padding); and utils/augmentations.py `CenterCrop` for classification.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from yolotrt_core.errors import UsageError
-from yolotrt_core.types import ChannelOrder, Geometry, Layout, channel_count, with_channels
+from yolotrt_core.types import ChannelOrder, Fit, Geometry, Layout, channel_count, with_channels
 
 if TYPE_CHECKING:
     import numpy as np
@@ -55,6 +55,7 @@ def preprocess(
     out: NDArray[np.float32] | None = None,
     layout: Layout = "nchw",
     order: ChannelOrder = "rgb",
+    fit: Fit = "letterbox",
 ) -> tuple[NDArray[np.float32], list[Geometry]]:
     """Create the network input from images of any size.
 
@@ -68,10 +69,11 @@ def preprocess(
         target: (height, width) of the network input in pixels.
         out: float32 array to fill, with the shape of the result, or None for a new one.
         layout: layout of the network input (`ModelSpec.layout`). order: of its channels (`ModelSpec.channel_order`).
+        fit: whether the whole image becomes the input, or its central square (`ModelSpec.fit`).
 
     Returns:
         float32 (B, C, height, width), or (B, height, width, C) for "nhwc", C channels of `order` in 0..1, and one
-        geometry per image.
+        geometry per image, of a cropped one relative to the square.
 
     Raises:
         UsageError: invalid dtype or rank of a frame, or no pixels.
@@ -81,7 +83,20 @@ def preprocess(
     if out is None:
         out = np.empty(with_channels(len(frames), *target, layout, channel_count(order)), dtype=np.float32)
     planar = out if layout == "nchw" else out.transpose(0, 3, 1, 2)
-    return out, [_fill(image, frame, target, layout, order) for image, frame in zip(planar, frames, strict=True)]
+    parts = map(central_square, frames) if fit == "crop" else frames
+    return out, [_fill(image, part, target, layout, order) for image, part in zip(planar, parts, strict=True)]
+
+
+def central_square(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return the largest square in the middle of an image as a view; an odd pixel is lost right or below.
+
+    Args:
+        frame: uint8 (H, W, C).
+    """
+    height, width = frame.shape[:2]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    return frame[top : top + side, left : left + side]
 
 
 def _fill(

@@ -38,9 +38,14 @@ class RectDetector:
         """Wrap a detector.
 
         Raises:
-            UsageError: a static engine, or one that does not accept single images.
+            UsageError: a static engine, one that does not accept single images, or one of a network without padding.
         """
         self.spec: EngineSpec = detector.spec
+        if self.spec.model.fit != "letterbox":
+            raise UsageError(
+                "`--rect` reduces the padding of images, but this model is given their central square",
+                hint="omit `--rect`",
+            )
         self.labels = detector.labels
         self.opened_by = detector.opened_by
         self._detector = detector

@@ -23,7 +23,7 @@ from yolotrt_core.plugin.options import MANY, Format, GivenOptions, option
 from yolotrt_core.plugin.registered import Registered
 from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.plugin.stages import SourceInfo
-from yolotrt_core.types import MIN_SIZE_STEP, PRECISIONS, BuildRequest, ModelSource, Precision, ShapeRange
+from yolotrt_core.types import MIN_SIZE_STEP, PRECISIONS, BuildRequest, ModelSource, Precision, ShapeRange, Task
 
 _log = logging.getLogger(__name__)
 
@@ -141,7 +141,7 @@ class ResolvedBuild:
         request: what is built. options: stage options as the user gave them.
         calibrator: the name the user gave, or None.
         calibration: images to calibrate on, or None. digests: SHA-256 of all images that the build looks at.
-        read_eval_data: reads the evaluation data for a model of these class names, with masks or without, once; None
+        read_eval_data: reads the evaluation data for a model of these class names and this task, once; None
             without any.
         max_drop: maximum loss of mAP50-95, or None.
     """
@@ -155,7 +155,7 @@ class ResolvedBuild:
     calibrator: str | None = None
     calibration: CalibrationImages | None = None
     digests: ImageDigests = field(default_factory=ImageDigests)
-    read_eval_data: Callable[[tuple[str, ...], bool], DataSet] | None = None
+    read_eval_data: Callable[[tuple[str, ...], Task], DataSet] | None = None
     max_drop: float | None = None
 
     @property
@@ -211,10 +211,12 @@ def resolve(settings: BuildSettings, registry: Registry, model: ResolvedModel | 
     )
 
 
-def _read_eval_data(settings: BuildSettings, where: str | Path, labels: tuple[str, ...], masks: bool) -> DataSet:
-    options = reader.LabelOptions(settings.class_map, settings.allow_unlabeled, masks)
+def _read_eval_data(settings: BuildSettings, where: str | Path, labels: tuple[str, ...], task: Task) -> DataSet:
+    options = reader.LabelOptions.of_task(task, settings.class_map, settings.allow_unlabeled)
     data = reader.read(where, labels, options=options, labels_needed=settings.max_drop is not None)
-    if data.boxes:
+    if data.boxes and options.whole_images:
+        _log.info("eval data %s with a class each", counted(len(data.images), "image"))
+    elif data.boxes:
         boxes, backgrounds = counted(data.boxes, "box"), data.backgrounds_text
         _log.info("eval data %s, %s; %s", counted(len(data.images), "image"), boxes, backgrounds)
     return data

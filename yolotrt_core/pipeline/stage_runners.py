@@ -13,18 +13,24 @@ from yolotrt_core.calibration.ranges import add_origin, read_ranges
 from yolotrt_core.errors import StageError
 from yolotrt_core.export import parity
 from yolotrt_core.files.digest import sha256_of
-from yolotrt_core.inference.input_shapes import refuse_sizes
+from yolotrt_core.inference.input_shapes import refuse_shape, refuse_sizes
 from yolotrt_core.pipeline.output_checks import check_engine, check_export, check_pass, check_ranges, plugin_error
 from yolotrt_core.pipeline.step import ENGINE_SPEC_FILE, SPEC_FILE
 from yolotrt_core.plugin.stages import ONNX_FILE, RANGES_FILE
 from yolotrt_core.serialization import from_json, to_json
-from yolotrt_core.types import Calibration, EngineSpec, Json, ModelSpec, OnnxModel
+from yolotrt_core.types import Calibration, EngineSpec, Fit, Json, ModelSpec, OnnxModel
 
 if TYPE_CHECKING:
     from yolotrt_core.pipeline.step import Plan, Step
     from yolotrt_core.plugin.registry import Registry
     from yolotrt_core.store.store import Store
 
+
+# Of calibration images, for the record.
+_PREPROCESSING: Mapping[Fit, str] = {
+    "letterbox": "grey 114, bilinear",
+    "crop": "central square, bilinear",
+}
 
 Work = Callable[["Plan", "Step", Path, Path, "Store", "Registry"], Mapping[str, Json]]
 
@@ -48,8 +54,8 @@ def _pass(steps: Plan, step: Step, given: Path, out: Path, store: Store, registr
 def _calibrate(steps: Plan, step: Step, given: Path, out: Path, store: Store, registry: Registry) -> Mapping[str, Json]:
     size = (step.request.height, step.request.width)
     model = _model(step, given, store)
-    order = model.spec.channel_order.upper()
-    batches = Batches(steps.images, size, model.spec.layout, model.spec.channel_order) if steps.images else None
+    spec = model.spec
+    batches = Batches(steps.images, size, spec.layout, spec.channel_order, spec.fit) if steps.images else None
     stream: Iterator[Any] = iter(batches) if batches else iter(())
     method = step.stage.calibrate(model, stream, step.request, step.options, out)
     check_ranges(step, method, out)
@@ -58,7 +64,11 @@ def _calibrate(steps: Plan, step: Step, given: Path, out: Path, store: Store, re
     add_origin(
         out / RANGES_FILE,
         images={"count": batches.seen, "sha256": batches.chosen.sha256, "seed": batches.chosen.seed},
-        preprocessing={"height": size[0], "width": size[1], "letterbox": f"grey 114, bilinear, {order} 0..1"},
+        preprocessing={
+            "height": size[0],
+            "width": size[1],
+            spec.fit: f"{_PREPROCESSING[spec.fit]}, {spec.channel_order.upper()} 0..1",
+        },
         tools=step.tools,
     )
     return {"method": method, **batches.facts()}
@@ -76,6 +86,7 @@ def _parity(steps: Plan, step: Step, given: Path, out: Path, store: Store, regis
 def _build(steps: Plan, step: Step, given: Path, out: Path, store: Store, registry: Registry) -> Mapping[str, Json]:
     model = _model(step, given, store)
     refuse_sizes(step.request, model.spec.size_step)
+    refuse_shape(step.request, model.spec.task)
     spec = step.stage.build(model, _calibration(given), step.request, step.options, out, store.side_cache())
     engine = out / step.stage.engine_file
     spec = replace(check_engine(step, spec, engine), onnx_sha256=model.sha256, engine_sha256=sha256_of(engine))

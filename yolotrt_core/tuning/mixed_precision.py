@@ -30,8 +30,8 @@ class Trial:
     """A candidate of the search.
 
     Attributes:
-        kept: how many layers stay in fp16. loss: of mAP50-95 against fp32; low, high: its 95% interval, None for
-            too few images.
+        kept: how many layers stay in fp16. loss: of mAP50-95, or of top-1 accuracy, against fp32; low, high: its 95%
+            interval, None for too few images.
         passed: whether it passed the gate. size: of the engine file in bytes. key: of its record.
     """
 
@@ -57,6 +57,7 @@ class MixedPrecisionResult:
     Attributes:
         layers: number of layers that can be quantized. kept: those kept in fp16.
         tried: every candidate, by layers kept; the first is all quantized.
+        figure: what the loss is of.
         ms, ms_before: per image with the layers kept and with none, if the engine runs on this machine.
     """
 
@@ -65,6 +66,7 @@ class MixedPrecisionResult:
     layers: int
     kept: tuple[str, ...]
     tried: tuple[Trial, ...]
+    figure: str
     ms: float | None = None
     ms_before: float | None = None
 
@@ -75,7 +77,7 @@ class MixedPrecisionResult:
         speed = f", {self.ms:.3f} ms per image instead of {self.ms_before:.3f}" if self.ms and self.ms_before else ""
         names = ", ".join(self.kept[:_NAMED]) + (f" and {len(self.kept) - _NAMED} more" if self.kept[_NAMED:] else "")
         return (
-            f"{len(self.kept)} of {self.layers} layers kept in fp16 ({names}): mAP50-95 loss "
+            f"{len(self.kept)} of {self.layers} layers kept in fp16 ({names}): {self.figure} loss "
             f"{chosen.loss_text} instead of {first.loss_text} (maximum {self.max_drop:g}); "
             f"{chosen.size:,} bytes instead of {first.size:,}{speed}"
         )
@@ -132,6 +134,7 @@ def search(first: ValidatedBuild, *, store: Store, registry: Registry) -> tuple[
         layers=len(order),
         kept=tuple(order[:count]),
         tried=tuple(_trial(n, b) for n, b in _sorted(builds)),
+        figure="top-1 accuracy" if chosen.gate is not None and chosen.gate.facts["by"] == "top1" else "mAP50-95",
         ms=ms.get(chosen.record.key),
         ms_before=ms.get(first.record.key),
     )

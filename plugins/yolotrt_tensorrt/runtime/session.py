@@ -318,6 +318,9 @@ class EngineSession(Session):
         pixels = height * width
         tensors = 3 * pixels * ELEMENT_BYTES[self.plan.image.dtype]
         for output in self.plan.outputs.values():
+            if len(output.shape) == 2:  # (B, classes)
+                tensors += max(output.shape[1], len(self.spec.model.labels)) * ELEMENT_BYTES[output.dtype]
+                continue
             columns = output.shape[-1] if output.shape[-1] > 0 else 5 + len(self.spec.model.labels)
             # 3 anchors on 3 levels of strides 8, 16, 32 if the rows are dynamic.
             rows = output.shape[1] if output.shape[1] > 0 else 3 * (pixels // 64 + pixels // 256 + pixels // 1024)

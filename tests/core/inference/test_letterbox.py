@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
 from yolotrt_core.errors import UsageError
 from yolotrt_core.inference.letterbox import boxes_to_source, geometry, placement, preprocess
+from yolotrt_core.types import Layout
 
 
 class Placed(NamedTuple):
@@ -210,3 +212,20 @@ def test_channels_last_is_the_same_image_in_another_order(target: tuple[int, int
 def test_refuses_what_is_no_frame(frame: np.ndarray) -> None:
     with pytest.raises(UsageError):
         preprocess([frame], (64, 64))
+
+
+@pytest.mark.parametrize(
+    ("shape", "rows", "columns"),
+    # Upstream's rule: half of what is too much, rounded down, comes before the square.
+    [((5, 8), (0, 5), (1, 6)), ((9, 4), (2, 6), (0, 4)), ((6, 6), (0, 6), (0, 6)), ((1, 40), (0, 1), (19, 20))],
+)
+@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
+def test_crop_is_the_central_square_without_padding(
+    shape: tuple[int, int], rows: tuple[int, int], columns: tuple[int, int], layout: Layout
+) -> None:
+    frame = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
+    square = frame[slice(*rows), slice(*columns)]
+    expected = cv2.resize(square, (32, 32), interpolation=cv2.INTER_LINEAR)[..., ::-1].astype(np.float32) / 255
+    images, _ = preprocess([frame], (32, 32), layout=layout, fit="crop")
+    found = images[0] if layout == "nhwc" else images[0].transpose(1, 2, 0)
+    np.testing.assert_array_equal(found, expected)

@@ -243,11 +243,10 @@ class FakeEngine(LoadedEngine):
 
     def new_context(self, *, own_graph: bool) -> Any:
         next(self.contexts)
-        rows, columns = self.outputs["output0"].shape[1:]
         context = types.SimpleNamespace(addresses={}, shape=(), aux=[])
         context.set_aux_streams = context.aux.extend
         self.made.append(context)
-        context.get_tensor_shape = lambda name: (context.shape[0], rows, columns)
+        context.get_tensor_shape = lambda name: (context.shape[0], *self.outputs["output0"].shape[1:])
         return context
 
     def save_cache(self) -> None:

@@ -8,6 +8,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,14 @@ from fake_session import CHOSEN, CLASSES, PROGRAM, SIDE, Opened, expected, netwo
 from kernel_emulation import Emulated, compiled
 
 from yolotrt_core.errors import StageError, UsageError
+from yolotrt_core.inference.detector import Detector
 from yolotrt_core.inference.letterbox import preprocess
 from yolotrt_core.media.frames import Nv12Frame
+from yolotrt_core.plugin.registry import Registry
 from yolotrt_core.plugin.stages import DeviceProgram, Session
-from yolotrt_core.types import Detections
+from yolotrt_core.types import Detections, TensorSpec
 from yolotrt_tensorrt.runtime import session
+from yolotrt_tensorrt.runtime.loaded_engine import Tensor
 from yolotrt_tensorrt.runtime.postprocess import Decoding
 
 
@@ -142,6 +146,27 @@ def test_nv12_is_what_is_said_to_be_it(opened: Opened) -> None:
 def test_infer_gives_the_raw_output(opened: Opened) -> None:
     images, _ = preprocess(sample_images(2), (SIDE, SIDE))
     np.testing.assert_array_equal(opened.session.infer(images)["output0"], network(images))
+
+
+def test_classes_are_found_in_the_central_square(emulated: Emulated, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = Opened(emulated, monkeypatch)
+    opened.plan.outputs = {"output0": Tensor("output0", "float32", (2, CLASSES))}
+    opened.plan.network = lambda images: 5 * images.mean((2, 3))  # the mean of each channel is the logit of a class
+    outputs = (TensorSpec("output0", "float32", (2, CLASSES)),)
+    model = replace(opened.session.spec.model, outputs=outputs, head="yolov5_cls", task="classify")
+    opened.session.spec = replace(opened.session.spec, model=model)
+    decoding = Registry.discover().postprocessor("yolov5_cls")
+    frames = sample_images(5)
+    with Detector(opened.session, decoding, decoding.stage.Options()) as detector:
+        assert detector.program is None and not detector.decodes_files
+        for found in (detector.detect(frames), list(detector.stream(frames))):
+            for frame, one in zip(frames, found, strict=True):
+                side = min(frame.shape[:2])
+                top, left = ((length - side) // 2 for length in frame.shape[:2])
+                resized = cv2.resize(frame[top : top + side, left : left + side], (SIDE, SIDE))
+                powers = np.exp(5 * resized[..., ::-1].mean((0, 1)) / 255)
+                assert one.classes is not None
+                np.testing.assert_allclose(one.classes.scores, powers / powers.sum(), rtol=1e-4)
 
 
 def test_wrong_input_is_refused_in_words(opened: Opened) -> None:

@@ -183,17 +183,20 @@ BAD: Mapping[str, tuple[Callable[[Path], Any], str]] = {
     "YOLOv8": (lambda p: _foreign(p, "ultralytics.nn.tasks", "DetectionModel"), "found one of YOLOv8 or later"),
     "torchvision": (
         lambda p: _foreign(p, "torchvision.models.resnet", "ResNet"),
-        "found a classification model .torchvision's `ResNet`",
+        "found a classification model of torchvision .`ResNet`",
     ),
     "detector of torchvision": (
         lambda p: _foreign(p, "torchvision.models.detection.ssd", "SSD"),
-        "found a detection model .torchvision's `SSD`",
+        "found a detection model of torchvision .`SSD`",
     ),
     "fork": (
         lambda p: _foreign(p, "fork.blocks", "CBAM"),
         "the checkpoint contains `fork.blocks.CBAM`, which YOLOv5 does not have",
     ),
-    "classification": (lambda p: layout.save(p, kind="ClassificationModel"), "found a classification model"),
+    "classification without its head": (
+        lambda p: layout.save(p, kind="ClassificationModel"),
+        "layer `model.5` of the classification model is a `SPPF`, expected `Conv` or `C3`",
+    ),
     "newer plain form": (lambda p: torch.save({"yolotrt": 2}, p), "unknown version of"),
 }
 

@@ -27,6 +27,7 @@ import yolov5  # noqa: E402
 PACKAGE = Path(yolov5.__file__).parent
 sys.path.insert(0, str(PACKAGE))  # so that classes are named `models.yolo...`, as upstream's own training does
 from models import common, yolo  # noqa: E402
+from utils import augmentations  # noqa: E402
 
 HUB = [
     "yolov3", "yolov3-spp", "yolov3-tiny", "yolov5-bifpn", "yolov5-fpn", "yolov5-p2", "yolov5-p34", "yolov5-p6",
@@ -40,6 +41,7 @@ def main(folder: Path) -> None:
         save(folder, name, model_of(PACKAGE / "models/hub" / f"{name}.yaml"), size=(256, 384))
     nano = PACKAGE / "models/yolov5n.yaml"
     save(folder, "segment", model_of(PACKAGE / "models/segment/yolov5n-seg.yaml"))
+    save(folder, "classify", classifier(model_of(nano)), size=(224, 224))
     save(folder, "v4", model_of(fourth_release()))
     save(folder, "v4-fused-legacy-half", fused(model_of(fourth_release())), legacy=True, half=True)
     save(folder, "v3-activations-legacy", third_release_activations(model_of(fourth_release())), legacy=True)
@@ -68,6 +70,16 @@ def model_of(config: Any, seed: int = 1) -> Any:
             module.weight.data.uniform_(0.5, 1.5)
             module.bias.data.normal_(0, 0.1)
     model.names = {i: f"kind {i}" for i in range(4)}
+    return model.eval()
+
+
+def classifier(detector: Any) -> Any:
+    """Replace the head by that of a classification model of four classes."""
+    model = yolo.ClassificationModel(model=detector, nc=4)
+    model.names = {i: f"kind {i}" for i in range(4)}
+    for norm in (module for module in model.model[-1].modules() if isinstance(module, nn.BatchNorm2d)):
+        norm.running_mean.normal_(0, 0.1)
+        norm.running_var.uniform_(0.5, 1.5)
     return model.eval()
 
 
@@ -138,7 +150,10 @@ def save(
         model = model.half().float()
     images = np.random.default_rng(0).random((2, 3, *size), dtype=np.float32)
     with torch.no_grad():
-        answers = model(torch.from_numpy(images))
+        if isinstance(model, yolo.ClassificationModel):  # upstream normalizes before the model
+            answers = [model(augmentations.normalize(torch.from_numpy(images)))]
+        else:
+            answers = model(torch.from_numpy(images))
     outputs = {"output0": answers[0].numpy()}
     if isinstance(model, yolo.SegmentationModel):
         outputs["output1"] = answers[1].numpy()

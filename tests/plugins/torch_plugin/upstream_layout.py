@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from yolotrt_torch.classify_head import Classify
 from yolotrt_torch.yolov5_model import Network
 
 NAMES = {
@@ -24,7 +25,7 @@ NAMES = {
     "common": (
         "Conv", "DWConv", "Bottleneck", "BottleneckCSP", "C3", "SPP", "SPPF", "Focus", "Concat", "GhostConv", "C3SPP",
         "GhostBottleneck", "C3Ghost", "C3TR", "C3x", "CrossConv", "TransformerBlock", "TransformerLayer", "Contract",
-        "Expand", "DWConvTranspose2d", "Proto", "Custom",
+        "Expand", "DWConvTranspose2d", "Proto", "Classify", "CenterCrop", "Custom",
     ),
     "experimental": ("Sum", "MixConv2d"),
 }  # fmt: skip
@@ -57,6 +58,13 @@ MODERN: Mapping[str, Any] = {
 SEGMENT: Mapping[str, Any] = {
     **MODERN,
     "head": [*MODERN["head"][:-1], [[8, 5], 1, "Segment", ["nc", "anchors", 8, 64]]],
+}
+# The layers of a classification model: of the head the classes, channels, kernel, stride, padding and groups.
+CLASSIFY: Mapping[str, Any] = {
+    **MODERN,
+    "anchors": 1,
+    "backbone": MODERN["backbone"][:-1],
+    "head": [[-1, 1, "Classify", [3, 64, 1, 1, 0, 1]]],
 }
 # v3 and v4 in small: Focus, BottleneckCSP, SPP, and the padding and pooling of the tiny models.
 EARLY: Mapping[str, Any] = {
@@ -123,7 +131,8 @@ def lively(config: Mapping[str, Any], seed: int = 0) -> Network:
                 module.running_var.uniform_(0.5, 1.5, generator=generator)
                 module.weight.uniform_(0.5, 1.5, generator=generator)
                 module.bias.normal_(0, 0.1, generator=generator)
-        for head in network.detect.m:
+        heads = [network.head.linear] if isinstance(network.head, Classify) else network.detect.m
+        for head in heads:
             head.weight.normal_(0, 0.3, generator=generator)
             head.bias.normal_(0, 1, generator=generator)
     return network.eval()
@@ -162,13 +171,15 @@ def upstream_model(
 ) -> nn.Module:
     """Return the network as a tree of upstream's classes, with the attributes that upstream's have."""
     model = classes[kind]()
-    model.yaml = dict(config)
+    if kind != "ClassificationModel":  # upstream's has none
+        model.yaml = dict(config)
     model.names = names
     model.stride = torch.tensor([float(s) for s in network.stride])
     model.model = _converted(network.model, classes)
     for index, (layer, sources) in enumerate(zip(model.model, network.sources, strict=True)):
         layer.i, layer.f = index, list(sources) if isinstance(sources, tuple) else sources - index
-    model.model[-1].stride = model.stride
+    if kind != "ClassificationModel":
+        model.model[-1].stride = model.stride
     return model
 
 
