@@ -69,8 +69,8 @@ def _network(checkpoint: Checkpoint) -> Network:
                 module.without_norm()
         fit_channels(network, state)
         if checkpoint.modules:
-            state = _without_extra_buffers(network, state, checkpoint.modules)
             _compare(network, checkpoint.modules)
+            state = _without_extra_buffers(network, state, checkpoint.modules)
             _copy_attributes(network, checkpoint.modules)
     _load(network, state)
     if checkpoint.stride and checkpoint.stride != network.stride:
