@@ -18,18 +18,23 @@ from yolotrt_core.export.onnx_metadata import strides_from_text
 from yolotrt_core.export.output_layout import Known, Rows, locate_boxes, not_scores
 from yolotrt_core.inference.input_shapes import shape_text
 from yolotrt_core.types import BuildRequest
-from yolotrt_onnx.columns import NAMES_HINT, Classes, check_columns, declared_columns, find_masks, read_classes
+from yolotrt_onnx.columns import (
+    DETECT_HINT,
+    NAMES_HINT,
+    Classes,
+    check_columns,
+    declared_columns,
+    find_masks,
+    read_classes,
+)
 from yolotrt_onnx.end_to_end import Removed, are_products
 from yolotrt_onnx.graph_edits import append
-from yolotrt_onnx.raw_heads import DEFAULT_ANCHORS, decode, find_levels, read_anchors
+from yolotrt_onnx.raw_heads import DEFAULT_ANCHORS, are_cells, decode, find_levels, has_sigmoid, read_anchors
 
 if TYPE_CHECKING:
     from yolotrt_onnx.options import OnnxSourceOptions
 
 log = logging.getLogger(__name__)
-
-_DETECT = "export the model with the Detect layer: `export.py --include onnx` of YOLOv5 v6.0 or later"
-
 
 HEAD = "yolov5"
 # Maximum distance of a box centre from its cell, in cells: for float32, for 8-bit integers.
@@ -183,9 +188,12 @@ def _find_rows(source: Source, classes: Classes, answers: Mapping[str, NDArray[A
     else:
         whole = [name for name, answer in answers.items() if answer.ndim == 3]
         if len(whole) > 1:
+            wide = [answers[name].shape for name in whole if min(answers[name].shape[1:]) > 5]
+            columns = {min(shape[1:]) for shape in wide}
+            is_parts = not wide or (1 < len(wide) == len(set(wide)) and len(columns) == 1)
             raise UsageError(
                 f"expected one float output (batch, rows, 5 + classes), found {_shown(answers)}",
-                hint="choose it with `--onnx-output NAME`",
+                hint=f"these may be parts of it: {DETECT_HINT}" if is_parts else "choose it with `--onnx-output NAME`",
             )
         if whole:
             _refuse_products(source.model, whole[0], answers[whole[0]])
@@ -206,18 +214,29 @@ def _decoded_head(source: Source, classes: Classes, answers: Mapping[str, NDArra
         shown = _shown(answers) or _declared(source.model)
         is_flat = any(answer.ndim == 2 for answer in answers.values())
         other = "; for a classification model without class names pass `--onnx-head yolov5_cls`" if is_flat else ""
-        raise UsageError(f"expected one float output (batch, rows, 5 + classes), found {shown}", hint=_DETECT + other)
+        raise UsageError(
+            f"expected one float output (batch, rows, 5 + classes), found {shown}", hint=DETECT_HINT + other
+        )
     if anchors is None:
+        for level in levels:
+            has_sigmoid(source.model, level.name)  # or it cannot be decoded with anchors either
         shown = _shown({level.name: answers[level.name] for level in levels})
         raise UsageError(
             f"the outputs are the maps of a head before its decoding, {shown}, and the file does not name its anchors",
             hint=f"pass the anchors that the model was trained with, `--onnx-anchors {DEFAULT_ANCHORS}` are YOLOv5's "
-            f"own; or {_DETECT}",
+            f"own; or {DETECT_HINT}",
+        )
+    if source.options.anchors is None and are_cells(anchors, levels):
+        raise UsageError(
+            "the outputs are the maps of a head before its decoding, and the anchors in the file's metadata are "
+            "smaller than a cell on every level: they may be in cells",
+            hint="pass them in pixels, multiplied by the stride of their level if they are in cells: `--onnx-anchors "
+            f"{DEFAULT_ANCHORS}` are YOLOv5's own",
         )
     if source.request.dynamic and source.is_free:
         raise UsageError(
             "the outputs are the maps of a head before its decoding, which cannot be decoded for every size",
-            hint=f"fix height and width in the file, and leave only the batch free; or {_DETECT}",
+            hint=f"fix height and width in the file, and leave only the batch free; or {DETECT_HINT}",
         )
     return _expose(source.model, decode(source.model, levels, anchors))
 
@@ -226,7 +245,7 @@ def _refuse_products(model: ModelProto, name: str, answer: NDArray[Any]) -> None
     if are_products(model, name):
         raise UsageError(
             f"the output `{name}` {shape_text(answer.shape)} has scores already multiplied by objectness",
-            hint=f"expected rows of cx, cy, w, h, objectness and class scores: {_DETECT}",
+            hint=f"expected rows of cx, cy, w, h, objectness and class scores: {DETECT_HINT}",
         )
 
 
@@ -258,8 +277,10 @@ def _upright(source: Source, classes: Classes, name: str, answer: NDArray[Any]) 
         raise anchor_free
     try:
         rows = source.locate(answer.transpose(0, 2, 1))
-    except UsageError:
-        raise anchor_free from None
+    except UsageError as error:
+        if count is None or columns == 5 + count:
+            raise anchor_free from None
+        raise UsageError(f"{found}: {error.message}", hint=DETECT_HINT) from None
     if count is None and rows.anchors == 1:  # as many rows as an anchor-free head
         raise UsageError(
             f"{found}: whether the fifth row is objectness or the first class is ambiguous",
@@ -276,7 +297,7 @@ def _unsqueeze(source: Source, name: str, answer: NDArray[Any]) -> str:
     if answer.shape[0] < answer.shape[1]:
         tensor, rows = append(model, "Transpose", [name], perm=[1, 0]), answer.T
     if rows.shape[1] < 6:
-        raise UsageError(f"{found}; expected (batch, rows, 5 + classes)", hint=_DETECT)
+        raise UsageError(f"{found}; expected (batch, rows, 5 + classes)", hint=DETECT_HINT)
     if model.graph.input[0].type.tensor_type.shape.dim[0].dim_value != 1:
         raise UsageError(
             f"{found}, but the batch of the input is free: it answers for the first image only",

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from onnx import ModelProto
 
 from yolotrt_core.datasets.class_names import labels_from_file, labels_in_order, numbered_labels
@@ -24,11 +25,13 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 NAMES_HINT = "pass the class names with `--onnx-names FILE`, one per line"
+DETECT_HINT = "export the model with the Detect layer: `export.py --include onnx` of YOLOv5 v6.0 or later"
 _MASKS, _ANGLES = 32, 180  # mask coefficients of segmentation models, classes of the angle of rotated boxes
 # Columns besides 5 + classes of models with one class: landmarks of faces with and without a score each, key points.
 _ONE_CLASS = {10: "face landmarks", 15: "face landmarks", 51: "key points"}
 _TASKS = {"segment": "segmentation", "pose": "pose", "obb": "rotated-box", "classify": "classification"}
 _MOST_ROTATED = 20  # classes of rotated-box data sets
+_FOLLOWS = 0.95  # correlation with the centre of the box
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +179,20 @@ def check_columns(
     columns = answer.shape[2]
     count = columns - 5
     outside = not_scores(answer, slack)
+    if outside == [columns - 1] and (answer[..., -1] == answer[..., -1].astype(np.int64)).all():
+        raise UsageError(
+            f"the last of {columns} columns has whole numbers from {answer[..., -1].min():g} to "
+            f"{answer[..., -1].max():g}, as the index of a class; expected a score for each class",
+            hint=DETECT_HINT,
+        )
     if classes.indices is None:
+        following = [] if is_raw or outside or classes.count is not None else _following(answer)
+        if following:
+            raise UsageError(
+                f"the output has {columns} columns: {len(following)} of columns {following[0]} to {following[-1]} "
+                "follow the centre of the box, as landmarks and key points do: they are not class scores",
+                hint=_columns_hint(_guess(columns, classes, following, 0)),
+            )
         masks = _masks(others, columns, classes.count)
         kind = _kind(columns, classes, masks, bool(outside), is_raw)
         if kind is not None:
@@ -193,6 +209,16 @@ def check_columns(
     if not classes.names:
         log.warning("the file has no names for its %d classes: numbering them; %s", count, NAMES_HINT)
     return classes.names or numbered_labels(count)
+
+
+def _following(answer: NDArray[Any]) -> list[int]:
+    """Return the columns after the objectness that change with the centre of the box, (B, N, columns)."""
+    rows = answer.reshape(-1, answer.shape[2]).astype(np.float64)
+    rows = rows - rows.mean(axis=0)
+    norms = np.sqrt((rows * rows).sum(axis=0))
+    products = rows[:, :2].T @ rows[:, 5:]
+    limits = _FOLLOWS * np.outer(norms[:2], norms[5:])
+    return [int(index) + 5 for index in np.flatnonzero(((products > limits) & (limits > 0)).any(axis=0))]
 
 
 def _masks(others: Mapping[str, NDArray[Any]], columns: int, count: int | None) -> int:

@@ -25,6 +25,7 @@ _MOVES = frozenset({"Cast", "Gather", "Identity", "Reshape", "Slice", "Split", "
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
 _SEPARATE = "BoxesAndScores"
 _MAX_CANDIDATES = 48
+_UNKNOWN = -1  # rank of a tensor that is reshaped to computed sizes, as with a free batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,13 +161,13 @@ def _before(model: ModelProto, ends: Sequence[NodeProto]) -> list[str]:
 
 
 def _infer(model: ModelProto) -> dict[str, tuple[int, int]]:
-    """Return the element type and rank of tensors as far as ONNX infers them."""
+    """Return the element type and rank of tensors as far as ONNX infers them; `_UNKNOWN` for a computed rank."""
     try:
         graph = shape_inference.infer_shapes(model).graph
     except (onnx.shape_inference.InferenceError, RuntimeError):  # an invalid graph, which the checker reports
         graph = model.graph
     typed = ((value.name, value.type.tensor_type) for value in graph.value_info)
-    return {name: (held.elem_type, len(held.shape.dim)) for name, held in typed if held.HasField("shape")}
+    return {name: (held.elem_type, len(held.shape.dim) if held.HasField("shape") else _UNKNOWN) for name, held in typed}
 
 
 def _assembled(model: ModelProto, end: NodeProto, tensors: Mapping[str, tuple[int, int]]) -> list[str]:
@@ -182,14 +183,16 @@ def _assembled(model: ModelProto, end: NodeProto, tensors: Mapping[str, tuple[in
     if len(end.input) < 2 or not 2 <= len(end.input) <= per_box.get(end.op_type, 0):
         return []  # a third input of EfficientNMS_TRT are anchors, so its boxes are not decoded
     boxes, scores = end.input[:2]
-    rank = tensors.get(boxes, (0, 0))[1]
+    rank, rank_of_scores = (tensors.get(name, (0, 0))[1] for name in (boxes, scores))
     boxes, scores = (
         append(model, "Cast", [name], to=TensorProto.FLOAT)
         if tensors.get(name, (0, 0))[0] == TensorProto.FLOAT16
         else name
         for name in (boxes, scores)
     )
-    if rank == 4 and (end.op_type == "EfficientNMS_TRT" or attributes.get("shareLocation", 1)):
+    if rank_of_scores == _UNKNOWN:
+        scores = append(model, "Reshape", [scores, np.array([0, 0, -1], np.int64)])
+    if rank in (4, _UNKNOWN) and (end.op_type == "EfficientNMS_TRT" or attributes.get("shareLocation", 1)):
         boxes = append(model, "Reshape", [boxes, np.array([0, -1, 4], np.int64)])  # (B, N, 1, 4)
     elif rank != 3:
         return []

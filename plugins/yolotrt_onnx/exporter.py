@@ -194,6 +194,9 @@ def _load(path: Path, options: OnnxSourceOptions) -> tuple[ModelProto, Removed |
                 hint="save it as one file: `onnx.save(onnx.load(FILE), NEW, save_as_external_data=False)`",
             )
         drop_weight_inputs(model)
+        for value in (*model.graph.output, *model.graph.value_info):
+            for dim in value.type.tensor_type.shape.dim:
+                dim.ClearField("dim_param")  # exporters give different sizes one name, which onnxruntime relies on
         if sort_if_needed(model):
             log.info("the file's nodes are not in the order in which they run: sorting them")
         removed = remove_nms(model, options.output is not None) if options.head == HEAD else None

@@ -41,7 +41,11 @@ class ImageInput:
     def __init__(self, model: ModelProto) -> None:
         inputs = list(model.graph.input)
         shown = ", ".join(f"`{s.name}` {s.dtype} {shape_text(s.shape)}" for s in tensor_specs(inputs)) or "none"
-        refusal = UsageError(f"expected one input, float or uint8 images (batch, 3, height, width), found {shown}")
+        refusal = UsageError(
+            f"expected one input, float or uint8 images (batch, 3, height, width), found {shown}",
+            hint="export it again with such an input: one tensor of colour images, with a batch, in float32, float16 "
+            "or uint8",
+        )
         if len(inputs) != 1 or inputs[0].type.tensor_type.elem_type not in _TYPES:
             raise refusal
         self.model, self.value = model, inputs[0]

@@ -28,6 +28,10 @@ _QUANTIZED_255 = 16.0  # covered by the integers of a quantized input: more than
 # Operators that move or pool values: behind them a factor is still one of the image.
 _MOVES = frozenset({"Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "MaxPool", "Pad", "Reshape", "Resize"})
 _MOVES |= {"ReverseSequence", "Slice", "SpaceToDepth", "Split", "Squeeze", "Transpose", "Unsqueeze", "Upsample"}
+# Other operators than convolutions where a network, or something apart from the image, may start.
+_STARTS = frozenset({"AveragePool", "BatchNormalization", "DynamicQuantizeLinear", "GlobalAveragePool"})
+_STARTS |= {"GlobalMaxPool", "GroupNormalization", "InstanceNormalization", "LayerNormalization", "QuantizeLinear"}
+_STARTS |= {"ReduceMax", "ReduceMean", "ReduceMin"}
 
 
 class End(NamedTuple):
@@ -53,6 +57,7 @@ class Preprocessing:
         ends: where the network starts. shapes: nodes that read the shape only.
         clips: nodes that limit values, with both limits and what they read.
         turns: nodes that may reorder channels in a way that was not followed.
+        others: nodes that compute with values or channels in a way that was not followed.
         inside: tensors of the image that a subgraph reads.
     """
 
@@ -60,6 +65,7 @@ class Preprocessing:
     shapes: list[End] = field(default_factory=list)
     clips: list[tuple[NodeProto, float, float, Pixels]] = field(default_factory=list)
     turns: list[NodeProto] = field(default_factory=list)
+    others: list[NodeProto] = field(default_factory=list)
     inside: set[str] = field(default_factory=set)
 
     @property
@@ -73,6 +79,8 @@ class Preprocessing:
         Raises:
             UsageError: channels are reordered in an unknown way; names the node.
         """
+        if self.others:
+            raise _unknown_values(self.others[0])
         if self.turns:
             raise _unknown_order(self.turns[0])
         found = {end.pixels.channels for end in self.starts}
@@ -89,8 +97,10 @@ class Preprocessing:
         Raises:
             UsageError: the constants fit neither; names the node behind them.
         """
-        if dtype not in FLOATS:
+        if dtype not in FLOATS or any(_limits_bytes(*clip) for clip in self.clips):
             return 255
+        if self.others:
+            raise _unknown_values(self.others[0])
         found = {_maximum(end): end for end in reversed(self.ends) if not end.moves}
         if None in found or len(found) > 1:
             end = found.get(None) or found[255]
@@ -126,6 +136,20 @@ def _unknown_order(node: NodeProto) -> UsageError:
         f"node `{node.name}` ({node.op_type}) takes the image's channels apart in an unknown way",
         hint="pass the order that the file expects: `--onnx-order rgb` or `--onnx-order bgr`",
     )
+
+
+def _unknown_values(node: NodeProto) -> UsageError:
+    return UsageError(
+        f"node `{node.name}` ({node.op_type}) computes with the image, which is neither a scaling nor a known start of "
+        "the network",
+        hint="pass what the file expects: `--onnx-range 1` or `--onnx-range 255`, and `--onnx-order rgb` or "
+        "`--onnx-order bgr`",
+    )
+
+
+def _limits_bytes(node: NodeProto, low: float, high: float, pixels: Pixels) -> bool:
+    """Check whether the input itself is limited to values beyond 0..1."""
+    return _BEYOND_1 < high < np.inf and set(pixels.scale) == {1.0} and set(pixels.shift) == {0.0}
 
 
 def _maximum(end: End) -> Maximum | None:
@@ -169,6 +193,8 @@ def find_preprocessing(model: ModelProto, name: str, dtype: int, axes: str) -> P
             found.shapes += [End(node, each, known[each]) for each in read if known[each].axes]
         else:
             moves = node.op_type in _MOVES and not _reads_values(node, known)
+            if not moves and "Conv" not in node.op_type and node.op_type not in _STARTS:
+                found.others.append(node)
             covered = constants.get(node.input[1]) if node.op_type == "QuantizeLinear" else None
             for each in dict.fromkeys(read):
                 if known[each].axes or not moves:
@@ -191,9 +217,20 @@ def _turns(node: NodeProto, read: Sequence[Pixels], constants: Constants) -> boo
     if node.op_type == "Concat":
         return len({pixels.channels for pixels in read}) > 1
     if node.op_type == "Slice":
-        steps = constants.get(node.input[4]) if len(node.input) > 4 else None
-        return steps is not None and bool((steps < 0).any())
+        return bool(read[0].axes) and _may_slice_channels(node, read[0], constants)
     return node.op_type in ("Gather", "ReverseSequence", "Split") and bool(read[0].axes)
+
+
+def _may_slice_channels(node: NodeProto, pixels: Pixels, constants: Constants) -> bool:
+    if len(node.input) < 4:  # axes as attributes, or all axes
+        attributes = {each.name: [*each.ints] for each in node.attribute}
+        axes = attributes.get("axes", [*range(len(pixels.axes))])
+    else:
+        given = constants.get(node.input[3])
+        if given is None:
+            return True
+        axes = np.atleast_1d(given).tolist()
+    return any(pixels.axes[axis] == "C" for axis in axes if -len(pixels.axes) <= axis < len(pixels.axes))
 
 
 def _follow(

@@ -66,6 +66,7 @@ class Constants:
     def __init__(self, model: ModelProto) -> None:
         self._weights = {weight.name: weight for weight in model.graph.initializer}
         self._nodes = {name: node for node in model.graph.node for name in node.output if name}
+        self._shapes = {value.name: value.type.tensor_type.shape.dim for value in model.graph.input}
         self._found: dict[str, NDArray[Any] | None] = {}
         self._depth = 0
 
@@ -88,6 +89,8 @@ class Constants:
         constant = constant_value(node)
         if constant is not None:
             return np.asarray(numpy_helper.to_array(constant))
+        if node.op_type == "Gather":
+            return self._size(node)
         if node.op_type not in _FOLDED or node.domain not in ("", "ai.onnx") or not node.input:
             return None
         given = {each: self.get(each) for each in node.input if each}
@@ -97,6 +100,18 @@ class Constants:
             return np.asarray(ReferenceEvaluator(node).run(None, given)[0])
         except Exception:  # noqa: BLE001 - onnx's reference has no exception base: not a constant that is understood
             return None
+
+    def _size(self, node: NodeProto) -> NDArray[Any] | None:
+        """Return one fixed size of an input, which exporters read with `Shape` and `Gather`."""
+        shape = self._nodes.get(node.input[0])
+        dims = self._shapes.get(shape.input[0]) if shape is not None and shape.op_type == "Shape" else None
+        index = self.get(node.input[1])
+        if dims is None or shape is None or shape.attribute or index is None or index.size != 1:
+            return None
+        place = int(index.reshape(()))
+        if not -len(dims) <= place < len(dims) or not dims[place].dim_value:
+            return None
+        return np.full(index.shape, dims[place].dim_value, np.int64)
 
 
 def follow(node: NodeProto, known: Mapping[str, Pixels], constants: Constants) -> Sequence[Pixels] | None:
@@ -122,7 +137,13 @@ def follow(node: NodeProto, known: Mapping[str, Pixels], constants: Constants) -
         return [pixels]
     if not pixels.axes or positions[0] != 0:
         return None
-    reorder = {"Transpose": _transposed, "Gather": _gathered, "Slice": _sliced, "Split": _split}.get(node.op_type)
+    reorder = {
+        "Transpose": _transposed,
+        "Gather": _gathered,
+        "GatherND": _picked,
+        "Slice": _sliced,
+        "Split": _split,
+    }.get(node.op_type)
     reorder = reorder or {"Unsqueeze": _unsqueezed, "Squeeze": _squeezed}.get(node.op_type)
     return None if reorder is None else reorder(node, rest, attributes, pixels)
 
@@ -260,6 +281,16 @@ def _gathered(
     if not chosen or not all(0 <= each < count for each in chosen):
         return None
     return [pixels.pick(chosen, pixels.axes if indices.ndim else pixels.axes.replace("C", ""))]
+
+
+def _picked(
+    node: NodeProto, rest: Sequence[NDArray[Any] | None], attributes: Mapping[str, Any], pixels: Pixels
+) -> list[Pixels] | None:
+    """Follow `GatherND` along the first axis, as PyTorch's exporter writes x[:, [2, 1, 0]] between transpositions."""
+    indices = rest[1]
+    if indices is None or indices.ndim != 2 or indices.shape[1] != 1 or attributes.get("batch_dims", 0):
+        return None
+    return _gathered(node, [None, indices[:, 0]], {"axis": 0}, pixels)
 
 
 def _sliced(

@@ -63,11 +63,21 @@ def apply(
         if form == "fp8" and options.weights == "tensor":
             log.warning(_FP8_TENSOR)
         facts |= qdq_insertion.quantize(graph, ranges.tensors, _plan(graph, form, options)) | {"method": ranges.method}
-    if options.base == "fp16":
+    if options.base == "fp16" and _has_16_bits(graph):
+        log.info(
+            "the graph is quantized to 16 bits: keeping it float32, since fp16 holds neither its steps nor integers"
+        )
+    elif options.base == "fp16":
         facts["casts"] = to_half(graph)
     check_strongly_typed(graph, form, "fp16")
     save(graph, out)
     return spec_of(graph, model.spec), facts
+
+
+def _has_16_bits(graph: ModelProto) -> bool:
+    zeros = {node.input[2] for node in graph.graph.node if node.op_type in _QUANTIZING and len(node.input) > 2}
+    wide = (TensorProto.INT16, TensorProto.UINT16)
+    return any(weight.name in zeros and weight.data_type in wide for weight in graph.graph.initializer)
 
 
 def layers(model: OnnxModel, form: str, options: Int8Options | Fp8Options) -> tuple[str, ...]:

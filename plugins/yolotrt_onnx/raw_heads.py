@@ -75,6 +75,11 @@ def read_anchors(text: str | None, metadata: Mapping[str, str]) -> list[NDArray[
     return _as_anchors(literal(metadata.get("anchors")))
 
 
+def are_cells(anchors: Sequence[NDArray[np.float32]], levels: Sequence[Level]) -> bool:
+    """Check whether anchors may be in cells instead of pixels, as in YOLOv5's `Detect.anchors`: all below a cell."""
+    return all((sizes < level.stride).all() for sizes, level in zip(anchors, levels, strict=False))
+
+
 def _as_anchors(levels: Any) -> list[NDArray[np.float32]] | None:
     try:
         found = [np.array(level, np.float32).reshape(-1, 2) for level in levels]
@@ -148,7 +153,7 @@ def decode(model: ModelProto, levels: Sequence[Level], anchors: Sequence[NDArray
 
 
 def _decode_level(model: ModelProto, level: Level, anchors: NDArray[np.float32]) -> str:
-    is_sigmoid = _has_sigmoid(model, level.name)
+    is_sigmoid = has_sigmoid(model, level.name)
     tensor = append(model, "Cast", [level.name], to=TensorProto.FLOAT)
     letters = re.sub(r"\W", "", level.form)
     if letters != level.form:
@@ -170,7 +175,7 @@ def _decode_level(model: ModelProto, level: Level, anchors: NDArray[np.float32])
     return append(model, "Reshape", [joined, np.array([0, -1, columns], np.int64)])
 
 
-def _has_sigmoid(model: ModelProto, tensor: str) -> bool:
+def has_sigmoid(model: ModelProto, tensor: str) -> bool:
     """Check in the graph whether a map has been through a sigmoid.
 
     Raises:
@@ -192,8 +197,9 @@ def _has_sigmoid(model: ModelProto, tensor: str) -> bool:
             found[True] = node
         elif node.op_type in _LAYERS:
             found[False] = node
-        elif node.op_type in _MOVES:
-            waiting.extend((each, is_scaled) for each in node.input if each not in weights)
+        elif node.op_type in _MOVES:  # of other inputs than the first come sizes, as of `Reshape`
+            read = node.input if node.op_type == "Concat" else node.input[:1]
+            waiting.extend((each, is_scaled) for each in read if each not in weights)
         elif node.op_type in ("Add", "Mul") and constants:  # a bias apart; after a sigmoid it would be decoding
             waiting.extend((each, True) for each in node.input if each not in weights)
         else:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from onnx import ModelProto
 
+from yolotrt_core.console.output import native_output_to
 from yolotrt_core.console.text import first_line
 from yolotrt_core.errors import StageError
 from yolotrt_core.types import Json, ModelSpec, OnnxModel, TensorSpec
@@ -46,7 +48,9 @@ def _run(tool: str, model: ModelProto) -> ModelProto:
     original = ModelProto()
     original.CopyFrom(model)
     try:
-        simplified = _TOOLS[tool](model)
+        # onnxsim prints on standard error what it cannot compute, such as free sizes; failures are raised.
+        with Path(os.devnull).open("w") as nowhere, native_output_to(nowhere.fileno(), 2):
+            simplified = _TOOLS[tool](model)
     except StageError:
         raise
     except ImportError as err:

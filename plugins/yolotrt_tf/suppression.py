@@ -21,6 +21,10 @@ def refuse_suppression(graph: Any) -> None:
         for node in nodes:
             if is_suppression(node.op):
                 raise suppressed(node.op, f", node `{printable(node.name[:80])}`")
+    for function in graph.library.function:  # `tf.image.non_max_suppression_padded` consists of loops
+        name = function.attr["_implements"].s.decode(errors="replace") if "_implements" in function.attr else ""
+        if name.startswith("non_max_suppression"):
+            raise suppressed(name, "")
 
 
 def refuse_lite_suppression(builtin: int, custom: bytes | None) -> None:

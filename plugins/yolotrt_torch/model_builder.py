@@ -72,9 +72,9 @@ def _network(checkpoint: Checkpoint) -> Network:
                 module.without_norm()
         fit_channels(network, state)
         if checkpoint.modules:
-            state = _without_extra_buffers(network, state, checkpoint.modules)
             _take_activations(network, checkpoint.modules, state)
             _compare(network, checkpoint.modules)
+            state = _without_extra_buffers(network, state, checkpoint.modules)
     _load(network, state)
     if checkpoint.stride and checkpoint.stride != network.stride:
         raise UsageError(f"the checkpoint's strides {checkpoint.stride} differ from its yaml's, {network.stride}")

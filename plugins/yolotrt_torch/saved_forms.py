@@ -33,7 +33,8 @@ def select_model(root: Any) -> tuple[Stub, str]:
     if isinstance(root, Stub):
         return unwrapped(root), "model"
     if not isinstance(root, dict):
-        raise UsageError(f"expected a YOLOv5 checkpoint, found a saved `{type(root).__name__}`", hint=PT_HINT)
+        found = "tensor" if isinstance(root, TensorRef) else f"`{type(root).__name__}`"
+        raise UsageError(f"expected a YOLOv5 checkpoint, found a saved {found}", hint=PT_HINT)
     ema = root.get("ema")
     if isinstance(ema, (tuple, list)) and ema:  # v4 and older: (model, number of updates)
         ema = ema[0]
@@ -42,6 +43,10 @@ def select_model(root: Any) -> tuple[Stub, str]:
     model = root.get("model")
     if isinstance(model, Stub):
         return unwrapped(model), "model"
+    if model is not None:
+        raise UsageError(
+            f"expected a YOLOv5 checkpoint with a model as its `model`, found {shown(model)} there", hint=PT_HINT
+        )
     keys = ", ".join(f"`{shown(k)[:20]}`" for k in list(root)[:5])
     raise UsageError(
         f"expected a YOLOv5 checkpoint with a `model`, found a dict with {keys or 'nothing'}", hint=PT_HINT

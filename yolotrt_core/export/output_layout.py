@@ -167,7 +167,8 @@ def locate_boxes(output: NDArray[Any], size: tuple[int, int], known: Known = Kno
 def _what_to_export(output: NDArray[Any], slack: float) -> str:
     """Return the hint for rows that are not YOLOv5's."""
     expected = "all boxes of YOLOv5's Detect layer, decoded: cx, cy, w, h, objectness and class scores each"
-    if output.shape[1] <= _MOST_KEPT and output.shape[2] in (6, 7):
+    rows, columns = output.shape[1:]
+    if rows <= _MOST_KEPT and (columns in (6, 7) or rows % 100 == 0):  # as many as NMS keeps
         return f"these may be finished detections: export the model without NMS; expected {expected}"
     if output.shape[2] == 6 and (output[..., 2:4] >= output[..., :2]).all():
         return f"these may be corners, a score and a class (x1, y1, x2, y2, score, class); expected {expected}"

@@ -145,6 +145,11 @@ def _parse(
     if "zero point" in text.lower() or "zeropoint" in text.lower():
         remedy = model.spec.provenance.get("zero_points", _SYMMETRIC)
         hint = f"TensorRT supports no zero points of 8-bit integers, but this model has some: {remedy}"
+    elif "Failed to import initializer" in text:
+        hint = (
+            "TensorRT has no tensors of this type, such as integers of 16 bits: quantize to 8 bits, pass the float "
+            "model, or `--builder onnxruntime`"
+        )
     elif "Integer)" in text or "(DynamicQuantizeLinear)" in text:
         hint = (
             "the model is quantized while it runs (`quantize_dynamic`), which only onnxruntime supports: quantize it "

@@ -117,3 +117,11 @@ def test_reference_images_are_always_the_same_and_never_alike() -> None:
     np.testing.assert_array_equal(images, reference_images(3, 96, 160))
     for a, b in itertools.combinations([*images.reshape(9, -1)], 2):
         assert np.abs(a - b).mean() > 0.05
+
+
+@pytest.mark.parametrize("columns", [6, 7, 85])
+def test_as_many_rows_as_nms_keeps_are_finished_detections(columns: int) -> None:
+    output = np.random.default_rng(0).uniform(0, 1, (1, 300, columns)) * 640
+    with pytest.raises(UsageError, match="the 300 output rows") as caught:
+        find_rows(output, (640, 640))
+    assert "without NMS" in str(caught.value.hint)

@@ -79,6 +79,24 @@ def photo(size: int = 64) -> NDArray[np.uint8]:
 div255, flip = node("Div", ..., np.float32(255)), node("Gather", ..., SWAP, axis=1)
 to_float, to_chw = node("Cast", to=TensorProto.FLOAT), node("Transpose", perm=[0, 3, 1, 2])
 reverse = node("Slice", ..., np.array([-1]), np.array([-(1 << 62)]), np.array([1]), np.array([-1]))
+# As PyTorch's exporters write x[:, [2, 1, 0]], and x.chunk(3, 1) with the size of the input's shape.
+picked = [
+    node("Transpose", perm=[1, 0, 2, 3]),
+    node("GatherND", ..., SWAP[:, None]),
+    node("Transpose", perm=[1, 0, 2, 3]),
+]
+chunks = [
+    node("Shape", "given", outputs=["shape"]),
+    node("Gather", "shape", np.array(1), axis=0, outputs=["count"]),
+    node("Div", "count", np.array(3), outputs=["step"]),
+    node("Reshape", "step", np.array([1]), outputs=["first"]),
+    node("Mul", "first", np.array([2]), outputs=["second"]),
+    node("Mul", "first", np.array([3]), outputs=["third"]),
+    node("Slice", "given", np.array([0]), "first", np.array([1]), outputs=["r"]),
+    node("Slice", "given", "first", "second", np.array([1]), outputs=["g"]),
+    node("Slice", "given", "second", "third", np.array([1]), outputs=["b"]),
+    node("Concat", "b", "g", "r", axis=1),
+]
 split = node("Split", axis=1, outputs=["r", "g", "b"])
 FLOAT, HALF, BYTE = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.UINT8
 # Steps, the input's type, channels last, BGR, largest value; the network sees RGB in 0..1 in all of these.
@@ -89,6 +107,8 @@ PLAIN = {
     "gather": ([flip], FLOAT, False, True, 1),
     "reverse": ([reverse, div255], FLOAT, False, True, 255),
     "split": ([split, node("Concat", "b", "g", "r", axis=1)], FLOAT, False, True, 1),
+    "picked": ([*picked, to_float, div255], BYTE, False, True, 255),
+    "chunks": ([*chunks, div255], FLOAT, False, True, 255),
     "byte": ([to_float, div255], BYTE, False, False, 255),
     "dequantize": ([node("DequantizeLinear", ..., np.float32(1 / 255), np.uint8(0))], BYTE, False, False, 255),
     "byte nhwc": ([to_chw, to_float, div255], BYTE, True, False, 255),
@@ -137,6 +157,7 @@ def test_the_network_reads_the_usual_images(case: str, toy_yolo: Make, tmp_path:
         ([node("Sub", ..., np.float32(127.5)), node("Div", ..., np.float32(127.5))], 255),
         ([node("Sub", ..., np.array([123, 117, 104], np.float32).reshape(3, 1, 1))], 255),
         ([node("Pad", ..., np.zeros(8, np.int64)), div255], 255),
+        ([node("Clip", ..., np.float32(0), np.float32(255))], 255),
     ],
 )  # fmt: skip
 def test_means_and_factors_tell_the_range(steps: Nodes, maximum: int, toy_yolo: Make, tmp_path: Path) -> None:
@@ -180,6 +201,17 @@ def test_options_say_otherwise(toy_yolo: Make, tmp_path: Path) -> None:
         ([node("Mul", ..., np.float32(0.1))], FLOAT, "fits neither", "--onnx-range"),
         ([node("Gather", ..., np.array([1, 2, 0]), axis=1)], FLOAT, "takes the image's channels apart", "--onnx-order"),
         ([node("Clip", ..., np.float32(0), np.float32(1)), div255], FLOAT, "limits the image to 0..1", "--onnx-range"),
+        ([node("Round"), div255], FLOAT, r"\(Round\) computes with the image", "--onnx-range"),
+        (
+            [
+                node("Transpose", perm=[0, 2, 3, 1]),
+                node("MatMul", ..., np.eye(3, dtype=np.float32)[::-1]),
+                node("Transpose", perm=[0, 3, 1, 2]),
+            ],
+            FLOAT,
+            r"\(MatMul\) computes with the image",
+            "--onnx-order",
+        ),
     ],
 )
 def test_what_cannot_be_told_is_refused(

@@ -173,6 +173,30 @@ def test_columns_are_declared_or_plausible(toy_yolo: Make, tmp_path: Path, caplo
     assert export(named, tmp_path).labels == ("a", "b", "c")
 
 
+def test_columns_in_0_to_1_that_are_not_classes(toy_yolo: Make, tmp_path: Path) -> None:
+    """Landmarks relative to the image, limited to it; the index of the best class."""
+    face = toy_yolo()
+    _add(face, "Split", ["output0", np.array([2, 3, 3])], "centre", axis=2)
+    face.graph.node[-1].output.extend(["middle", "rest"])
+    _add(face, "Mul", ["centre", np.float32(1 / SIZE)], "relative")
+    _add(face, "Clip", ["relative", np.float32(0), np.float32(1)], "landmark")
+    _add(face, "Concat", ["centre", "middle", *["landmark"] * 5, "rest"], "face", axis=2)
+    face.graph.output[0].CopyFrom(_value("face", [1, ROWS, 18]))
+    error = refused(face, tmp_path)
+    assert "10 of columns 5 to 14 follow the centre of the box" in error.message
+    assert "`skip=10,classes=3`" in str(error.hint)
+    assert len(export(face, tmp_path, columns="skip=10,classes=3").labels) == 3
+    best = toy_yolo()
+    _add(best, "Split", ["output0", np.array([5, 3])], "boxes", axis=2)
+    best.graph.node[-1].output.append("classes")
+    _add(best, "ArgMax", ["classes"], "index", axis=2)
+    _add(best, "Cast", ["index"], "number", to=TensorProto.FLOAT)
+    _add(best, "Concat", ["boxes", "number"], "best", axis=2)
+    best.graph.output[0].CopyFrom(_value("best", [1, ROWS, 6]))
+    error = refused(best, tmp_path)
+    assert "as the index of a class" in error.message and "Detect layer" in str(error.hint)
+
+
 def _maps(form: str = "(ac)yx", sigmoid: bool = False, levels: tuple[int, ...] = (8, 16, 32), batch: Any = 1) -> Any:
     """A head of three anchors and three classes whose maps are the outputs, in one of the layouts in use."""
     random = np.random.default_rng(0)
@@ -235,6 +259,49 @@ def test_anchors_in_metadata_and_maps_in_any_order(tmp_path: Path) -> None:
     reordered = "/".join(reversed(ANCHORS_TEXT.split("/")))
     export(model, tmp_path, anchors=reordered)
     np.testing.assert_allclose(exported(tmp_path), _decoded(run(model)[::-1]), rtol=1e-5, atol=1e-4)
+
+
+def test_free_batch_of_reshaped_maps(tmp_path: Path) -> None:
+    """PyTorch's exporter then computes the shape, and may give different sizes of the outputs one name."""
+    model = _maps("ayxc", batch="batch")
+    for each in [each for each in model.graph.node if each.op_type == "Reshape"]:
+        stride = int(each.output[0].removeprefix("split"))
+        rest = numpy_helper.to_array(next(w for w in model.graph.initializer if w.name == each.input[1]))[1:]
+        _add(model, "Shape", [each.input[0]], f"shape{stride}")
+        _add(model, "Slice", [f"shape{stride}", np.array([0]), np.array([1])], f"batch{stride}")
+        each.input[1] = _add(model, "Concat", [f"batch{stride}", rest], f"sizes{stride}", axis=0)
+    for value in model.graph.output:
+        value.CopyFrom(_value(value.name, ["batch", 3, "rows", "columns", 8]))
+    export(model, tmp_path, anchors=ANCHORS_TEXT)
+    np.testing.assert_allclose(exported(tmp_path), _decoded(run(_maps())), rtol=1e-5, atol=1e-4)
+
+
+def test_anchors_in_cells_are_not_taken_for_pixels(tmp_path: Path) -> None:
+    """As in the buffer `anchors` of YOLOv5's Detect, which its `check_anchor_order` and training divide."""
+    model = _maps()
+    cells = [[size / stride for size in level] for level, stride in zip(ANCHORS, (8, 16, 32), strict=True)]
+    helper.set_model_props(model, {"anchors": str(cells)})
+    error = refused(model, tmp_path)
+    assert "they may be in cells" in error.message and "--onnx-anchors" in str(error.hint)
+    export(model, tmp_path, anchors=ANCHORS_TEXT)
+    np.testing.assert_allclose(exported(tmp_path), _decoded(run(_maps())), rtol=1e-5, atol=1e-4)
+
+
+def test_parts_of_one_output_are_not_offered_as_the_output(toy_yolo: Make, tmp_path: Path) -> None:
+    parts = toy_yolo()
+    _add(parts, "Split", ["output0", np.array([384, 128])], "first", axis=1)
+    parts.graph.node[-1].output.append("second")
+    del parts.graph.output[:]
+    parts.graph.output.extend([_value("first", [1, 384, WIDTH]), _value("second", [1, 128, WIDTH])])
+    error = refused(parts, tmp_path)
+    assert "`first` (1, 384, 8), `second` (1, 128, 8)" in error.message
+    assert "parts" in str(error.hint) and "--onnx-output" not in str(error.hint)
+    decoded = _maps("ayxc", sigmoid=True)
+    for stride in (8, 16, 32):
+        _add(decoded, "Pow", [f"soft{stride}", np.float32(2)], f"decoded{stride}")
+    del decoded.graph.output[:]
+    decoded.graph.output.extend(_value(f"decoded{stride}", [None] * 5) for stride in (8, 16, 32))
+    assert "(Pow) computes it" in refused(decoded, tmp_path).message  # before it asks for anchors
 
 
 def test_heads_that_cannot_be_decoded(tmp_path: Path) -> None:
@@ -387,6 +454,20 @@ def test_boxes_and_scores_before_nms_become_rows(
     rows, expected = exported(tmp_path), run(toy_yolo())[0]
     np.testing.assert_allclose(rows[..., :4], expected[..., :4], rtol=1e-5, atol=1e-4)
     assert (rows[..., 4] == 1).all()
+    np.testing.assert_allclose(rows[..., 5:], expected[..., 4:5] * expected[..., 5:], rtol=1e-6)
+
+
+def test_nms_behind_computed_shapes(toy_yolo: Make, tmp_path: Path) -> None:
+    """As of a free batch: up to opset 13, ONNX infers no rank of what is reshaped to a computed shape."""
+    toy = _parts(toy_yolo(), "xy")
+    toy.opset_import[0].version = 13
+    for name in ("nms_boxes", "products"):
+        _add(toy, "Shape", [name], f"{name}_shape")
+        _add(toy, "Abs", [f"{name}_shape"], f"{name}_sizes")
+        _add(toy, "Reshape", [name, f"{name}_sizes"], f"{name}_again")
+    export(_ends(toy, "EfficientNMS_TRT", ["nms_boxes_again", "products_again"], "TRT", box_coding=0), tmp_path)
+    rows, expected = exported(tmp_path), run(toy_yolo())[0]
+    np.testing.assert_allclose(rows[..., :4], expected[..., :4], rtol=1e-5, atol=1e-4)
     np.testing.assert_allclose(rows[..., 5:], expected[..., 4:5] * expected[..., 5:], rtol=1e-6)
 
 

@@ -316,3 +316,25 @@ def test_module_names() -> None:
     by_weight = helper.make_node("Conv", ["x", "model.2.cv1.conv.weight"], ["y"], name="node_conv2d_1")
     by_node = helper.make_node("Conv", ["x", "onnx::Conv_7"], ["y"], name="/model.2/cv1/conv/Conv")
     assert qdq_insertion.module_name(by_weight) == qdq_insertion.module_name(by_node) == "model.2.cv1.conv"
+
+
+def test_16_bits_are_not_computed_in_fp16(lower: Any, toy_yolo: Any) -> None:
+    """Integers and steps of 16 bits do not fit fp16: a file of onnxruntime's quantizer stays as it is."""
+    model = toy_yolo()
+    model.opset_import[0].version = 21
+    conv = next(node for node in model.graph.node if node.op_type == "Conv")
+    read = conv.input[0]
+    model.graph.initializer.extend(
+        [
+            numpy_helper.from_array(np.float32(1 / 65535), "step"),
+            numpy_helper.from_array(np.array(40000, np.uint16), "zero"),
+        ]
+    )
+    at = list(model.graph.node).index(conv)
+    model.graph.node.insert(at, onnx.helper.make_node("QuantizeLinear", [read, "step", "zero"], ["q"], "q"))
+    model.graph.node.insert(at + 1, onnx.helper.make_node("DequantizeLinear", ["q", "step", "zero"], ["dq"], "dq"))
+    conv.input[0] = "dq"
+    images = np.random.default_rng(0).random((1, 3, 64, 64), np.float32)
+    graph, facts = lower(model=model)
+    assert facts["brought_quantized"]
+    np.testing.assert_array_equal(_run(graph, images), _run(model, images))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,6 +16,7 @@ import onnxsim
 import onnxslim
 import pytest
 
+from command_line import descriptors_taken_over
 from yolotrt_core.errors import StageError
 from yolotrt_core.types import BuildRequest, OnnxModel
 from yolotrt_onnx.options import SimplifyOptions
@@ -83,6 +85,21 @@ def test_a_tool_that_raises_is_named(toy_model: WriteToy, tmp_path: Path, monkey
         simplify(toy_model(), tmp_path / "out", "onnxslim")
     assert "--simplify-tool off" in str(caught.value.hint)
     assert not list((tmp_path / "out").iterdir())
+
+
+def test_what_tools_print_is_no_message_of_a_command(
+    toy_model: WriteToy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """onnxsim 0.8 prints a warning for every node whose size is free."""
+
+    def noisy(model: onnx.ModelProto) -> tuple[onnx.ModelProto, bool]:
+        os.write(2, b"WARNING: failed to run Concat")
+        return model, True
+
+    monkeypatch.setattr(onnxsim, "simplify", noisy)
+    with descriptors_taken_over():
+        simplify(toy_model(), tmp_path / "out")
+    assert capfd.readouterr().err == ""
 
 
 def test_a_tool_that_is_not_installed_is_named(

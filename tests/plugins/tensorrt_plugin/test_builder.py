@@ -133,6 +133,20 @@ def test_parser_errors_name_the_node(toy_yolo: Any, toy_model: Any, tmp_path: Pa
     assert not (tmp_path / "model.engine").exists()
 
 
+def test_integers_of_16_bits_are_refused_with_what_helps(convolution: Make, tmp_path: Path) -> None:
+    import onnx
+
+    made = convolution("int8")
+    model = onnx.load(made.path)
+    model.opset_import[0].version = 21
+    zero = next(weight for weight in model.graph.initializer if weight.name == "zero")
+    zero.CopyFrom(onnx.helper.make_tensor("zero", onnx.TensorProto.INT16, [], [0]))
+    onnx.save(model, made.path)
+    refused = build(made, request("int8"), tmp_path)
+    assert refused["kind"] == "StageError"
+    assert "quantize to 8 bits" in refused["hint"] and "--builder onnxruntime" in refused["hint"]
+
+
 @pytest.mark.parametrize("told", [None, "`--tf-quantized float` exports none"])
 def test_zero_points_are_refused_with_what_helps(told: str | None, convolution: Make, tmp_path: Path) -> None:
     import onnx

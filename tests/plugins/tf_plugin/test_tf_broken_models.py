@@ -38,6 +38,25 @@ def _selecting() -> Any:
     return Selecting()
 
 
+def test_nms_made_of_loops_says_so(tmp_path: Path) -> None:
+    """`tf.image.non_max_suppression_padded`, which has no operator of its own."""
+    import tensorflow as tf
+
+    class Selecting(tf.Module):  # type: ignore[misc]  # TensorFlow has no types
+        @tf.function(input_signature=[tf.TensorSpec([1, 64, 64, 3], tf.float32, "images")])  # type: ignore[untyped-decorator]
+        def serve(self, images: Any) -> Any:
+            rows = tf.reshape(images, [1, -1, 8])
+            kept, count = tf.image.non_max_suppression_padded(
+                rows[..., :4], rows[..., 5], 100, pad_to_max_output_size=True, canonicalized_coordinates=True
+            )
+            return {"boxes": tf.gather(rows, kept, batch_dims=1), "count": count}
+
+    model = Selecting()
+    tf.saved_model.save(model, str(tmp_path / "saved_model"), signatures={"serving_default": model.serve})
+    told = refused(tmp_path / "saved_model", tmp_path)
+    assert "ends with non-maximum suppression (`non_max_suppression_padded" in told.message
+
+
 def test_models_with_nms_say_so(tmp_path: Path) -> None:
     import tensorflow as tf
 

@@ -178,6 +178,8 @@ BAD: Mapping[str, tuple[Callable[[Path], Any], str]] = {
         r"found a `torch.nn.modules.linear.Identity`",
     ),
     "list": (lambda p: torch.save([1], p), "found a saved `list`"),
+    "tensor": (lambda p: torch.save(torch.zeros(2), p), "found a saved tensor"),
+    "no model inside": (lambda p: torch.save({"model": {"a": 1}}, p), "as its `model`, found a `dict` there"),
     "other dict": (lambda p: torch.save({"epoch": 1, "net": 2}, p), "found a dict with `epoch`, `net`"),
     "PyTorch model": (lambda p: torch.save(nn.Sequential(nn.Conv2d(3, 3, 1)), p), "found a `torch.nn.*Sequential`"),
     "YOLOv8": (lambda p: _foreign(p, "ultralytics.nn.tasks", "DetectionModel"), "found one of YOLOv8 or later"),
