@@ -57,6 +57,26 @@ def test_a_new_plugin_holds_its_contract(kind: str, tmp_path: Path) -> None:
         assert done.returncode == 0, done.stdout
 
 
+def test_a_new_exporter_of_another_head_holds_its_contract(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime", reason="the contracts run ONNX files")
+    folder = write_plugin("other", "exporter", tmp_path)
+    module = folder / "yolotrt_other" / "exporter.py"
+    text = module.read_text()
+    assert 'HEAD = "yolov5"' in text
+    module.write_text(text.replace('HEAD = "yolov5"', 'HEAD = "other"'))
+    test = next((folder / "tests").glob("test_*.py"))
+    test.write_text(
+        test.read_text()
+        + """
+    def test_the_head_is_named(self, stage, source, request_, options, out):
+        spec = stage.export(source, request_, options, out)
+        assert (spec.head, spec.strides, spec.labels) == ("other", (), ("a", "b", "c"))
+"""
+    )
+    done = _run([sys.executable, "-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider"], folder, folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 @pytest.mark.slow
 def test_the_guide_s_first_commands_run(warm: Path, tmp_path: Path) -> None:
     for module in ("onnxruntime", "cv2"):
