@@ -65,8 +65,8 @@ class Video:
         missing = max(decoder.skipped, listed - decoder.read)
         included = f"the results include {counted(decoder.read, 'frame')}"
         if ended and (early := self._early_end()):
-            if not listed and decoder.format & _STATES_DURATION:
-                missing = max(missing, decoder.estimated - decoder.read)
+            total = listed or (decoder.estimated if decoder.format & _STATES_DURATION else 0)
+            missing = max(missing, total - decoder.read) if total else 0  # unknown
             included += f", about {missing} are missing" if missing else ""
             return Loss(
                 f"the video `{self._path}` {early}; {included}",
