@@ -76,7 +76,8 @@ def _pairs(one: Detections, other: Detections) -> list[tuple[int, int]]:
     overlaps[one.class_ids[:, None] != other.class_ids[None, :]] = 0
     if one.masks is not None and other.masks is not None:
         for i, j in np.argwhere(overlaps >= _SAME_IOU).tolist():
-            overlaps[i, j] = min(overlaps[i, j], mask_iou(one.masks, i, other.masks, j))
+            if one.masks.window(i).any() or other.masks.window(j).any():  # two without pixels are the same
+                overlaps[i, j] = min(overlaps[i, j], mask_iou(one.masks, i, other.masks, j))
     pairs = []
     for i in range(len(one)):
         if len(other) and overlaps[i].max() >= _SAME_IOU:
@@ -89,12 +90,20 @@ def _pairs(one: Detections, other: Detections) -> list[tuple[int, int]]:
 def _overlaps(one: NDArray[np.float32], other: NDArray[np.float32]) -> NDArray[np.float64]:
     """Return the IoU of every box (M, 4) with every other (N, 4): float64 (M, N).
 
-    Two boxes without area, which the quotient 0/0 leaves undefined, have 1 if they are the same, else 0.
+    Sides shorter than a pixel count as one pixel: boxes without area have no IoU, and of others, rounding decides.
     """
     import numpy as np
 
-    a, b = one.astype(np.float64)[:, None], other.astype(np.float64)[None, :]
+    a, b = (_with_area(boxes.astype(np.float64)) for boxes in (one[:, None], other[None, :]))
     inner = np.clip(np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2]), 0, None).prod(-1)
-    union = sum(np.clip(box[..., 2:] - box[..., :2], 0, None).prod(-1) for box in (a, b)) - inner
-    same = (a == b).all(-1).astype(np.float64)
-    return np.asarray(np.divide(inner, union, out=same, where=union > 0))
+    union = sum((box[..., 2:] - box[..., :2]).prod(-1) for box in (a, b)) - inner
+    return np.asarray(inner / union)
+
+
+def _with_area(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
+    import numpy as np
+
+    low, high = boxes[..., :2], boxes[..., 2:]
+    middle, short = (low + high) / 2, high - low < 1
+    sides = (np.where(short, middle - 0.5, low), np.where(short, middle + 0.5, high))
+    return np.concatenate(sides, axis=-1)

@@ -42,12 +42,14 @@ LINE, POINT, TURNED = [0, 2, 0, 9], [3, 3, 3, 3], [5, 5, 4, 4]
         (detections((A, 0.9, 0)), detections((FAR, 0.9, 0)), 0.0, 0.0),
         (detections((A, 0.9, 0), (FAR, 0.5, 0)), detections((A, 0.9, 0)), 2 / 3, 0.0),
         (detections((A, 0.9, 0)), detections((A, 0.9, 0), (B, 0.7, 0)), 2 / 3, 0.0),  # one pair for each box
-        # Boxes without area, by a side of 0 or below, agree with themselves alone.
+        # Boxes without area, by a side of 0 or below, agree with themselves and what is a fraction of a pixel apart.
         (detections((LINE, 0.9, 0), (POINT, 0.8, 0)), detections((LINE, 0.9, 0), (POINT, 0.7, 0)), 1.0, 0.05),
         (detections((TURNED, 0.9, 0)), detections((TURNED, 0.9, 0)), 1.0, 0.0),
         (detections((LINE, 0.9, 0)), detections((POINT, 0.9, 0)), 0.0, 0.0),
         (detections((LINE, 0.9, 0)), detections((A, 0.9, 0)), 0.0, 0.0),
         (detections((LINE, 0.9, 0)), detections((LINE, 0.9, 1)), 0.0, 0.0),
+        (detections((LINE, 0.9, 0)), detections(([0.1, 2, 0.1, 9.1], 0.9, 0)), 1.0, 0.0),
+        (detections((LINE, 0.9, 0)), detections(([2, 2, 2, 9], 0.9, 0)), 0.0, 0.0),
         (detections(), detections(), 1.0, 0.0),
         (detections(), detections((A, 0.9, 0)), 0.0, 0.0),
         (detections((A, 0.9, 0)), detections(), 0.0, 0.0),
@@ -65,6 +67,18 @@ def test_agreement_adds_up_over_images() -> None:
     )
     assert (result.expected, result.found, result.matched) == (2, 1, 1)
     assert result.share == pytest.approx(2 / 3)
+
+
+def test_masks_without_pixels_agree() -> None:
+    """They have no IoU; a mask with pixels is another one."""
+    full, empty = (
+        Masks((12, 12), np.array([[0, 0, 10, 10]], np.int32), (np.packbits(np.full((10, 10), value), axis=1),))
+        for value in (True, False)
+    )
+    box = detections((A, 0.9, 0))
+    for one, other, matched in ((empty, empty, 1), (full, full, 1), (empty, full, 0), (full, empty, 0)):
+        result = compare_detections([replace(box, masks=one)], [replace(box, masks=other)])
+        assert result.matched == matched
 
 
 class _Lossy(FakePass):
