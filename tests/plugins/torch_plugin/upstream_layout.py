@@ -31,7 +31,9 @@ NAMES = {
 }  # fmt: skip
 
 # Ours stand for these.
-PYTORCH: Mapping[str, type[nn.Module]] = {"Conv2d": nn.Conv2d, "MultiheadAttention": nn.MultiheadAttention}
+PYTORCH: Mapping[str, type[nn.Module]] = {
+    "Conv2d": nn.Conv2d, "Linear": nn.Linear, "MultiheadAttention": nn.MultiheadAttention,
+}  # fmt: skip
 
 # v6 and v7 in small: strided stem, C3, SPPF, two levels.
 MODERN: Mapping[str, Any] = {

@@ -297,7 +297,7 @@ def test_refuses_thresholds_out_of_range(selection: Selection, says: str) -> Non
 def test_the_stage_is_offered_and_has_a_device_program() -> None:
     from yolotrt_yolov5 import yolotrt_postprocessors
 
-    stage, _ = yolotrt_postprocessors()
+    stage, *_ = yolotrt_postprocessors()
     assert stage.name == "yolov5"
     assert stage.heads == {"yolov5"}
     program = Yolov5Postprocessor().device_program(spec_of(7))
