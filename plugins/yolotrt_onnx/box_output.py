@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper
 
-from yolotrt_core.console.text import nearest
+from yolotrt_core.console.text import counted, nearest
 from yolotrt_core.errors import UsageError
 from yolotrt_core.export.onnx_metadata import strides_from_text
 from yolotrt_core.export.output_layout import Known, Rows, locate_boxes, not_scores
@@ -141,7 +141,7 @@ def read_boxes(source: Source, run: Run) -> Boxes:
         )
     if masks is None:
         return Boxes(output, answer, rows, labels)
-    log.info("a segmentation model: %d classes, %d mask coefficients per box", len(labels), masks.count)
+    log.info("a segmentation model: %s, %d mask coefficients per box", counted(len(labels), "class"), masks.count)
     return Boxes(output, answer, rows, labels, (masks.prototypes, others[masks.prototypes]))
 
 

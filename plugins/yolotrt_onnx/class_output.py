@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, helper, numpy_helper
 
+from yolotrt_core.console.text import counted
 from yolotrt_core.datasets.class_names import numbered_labels
 from yolotrt_core.errors import UsageError
 from yolotrt_core.inference.input_shapes import shape_text
@@ -82,7 +83,7 @@ def find_class_output(source: Source, image: ImageInput) -> ClassOutput | None:
             f"the output has {shape[1]} classes, but {classes.where} has names for {classes.count}", hint=NAMES_HINT
         )
     if not classes.names:
-        log.warning("the file has no names for its %d classes: numbering them; %s", shape[1], NAMES_HINT)
+        log.warning("the file has no names for its %s: numbering them; %s", counted(shape[1], "class"), NAMES_HINT)
     normalized = options.normalize == "on" or (options.normalize == "auto" and not image.is_centred)
     if normalized and image.dtype == np.uint8:
         raise UsageError(
@@ -90,8 +91,8 @@ def find_class_output(source: Source, image: ImageInput) -> ClassOutput | None:
             hint="pass `--onnx-normalize off` if the network was trained without ImageNet's mean and deviation",
         )
     log.info(
-        "a classification model: %d classes, images %s",
-        shape[1],
+        "a classification model: %s, images %s",
+        counted(shape[1], "class"),
         "normalized by ImageNet's mean and deviation" if normalized else "not normalized before the file's own graph",
     )
     return ClassOutput(names[0], classes.names or numbered_labels(shape[1]), normalized)

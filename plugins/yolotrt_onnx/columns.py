@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from onnx import ModelProto
 
+from yolotrt_core.console.text import counted
 from yolotrt_core.datasets.class_names import labels_from_file, labels_in_order, numbered_labels
 from yolotrt_core.errors import UsageError
 from yolotrt_core.export.onnx_metadata import literal
@@ -203,11 +204,11 @@ def check_columns(
         found = "the file has" if classes.indices is None else "`--onnx-columns` declares"
         has = "has names for" if classes.names else "counts"
         raise UsageError(
-            f"{found} {count} classes, but {classes.where} {has} {classes.count}",
+            f"{found} {counted(count, 'class')}, but {classes.where} {has} {classes.count}",
             hint=f"{NAMES_HINT}, or the number of class columns with `--onnx-columns classes=N`",
         )
     if not classes.names:
-        log.warning("the file has no names for its %d classes: numbering them; %s", count, NAMES_HINT)
+        log.warning("the file has no names for its %s: numbering them; %s", counted(count, "class"), NAMES_HINT)
     return classes.names or numbered_labels(count)
 
 

@@ -6,6 +6,7 @@ import logging
 import zipfile
 from pathlib import Path
 
+from yolotrt_core.console.text import counted
 from yolotrt_core.datasets.class_names import labels_from_file, labels_from_yaml, labels_in_order, numbered_labels
 from yolotrt_core.errors import UsageError
 from yolotrt_core.export.onnx_metadata import literal
@@ -35,7 +36,7 @@ def labels_of(path: Path, form: Format, classes: int, given: Path | None) -> tup
     else:
         names, where = stated_labels(path, form), f"the metadata of `{path.name}`"
     if not names:
-        log.warning("the model has no names for its %d classes: numbering them; %s", classes, _HINT)
+        log.warning("the model has no names for its %s: numbering them; %s", counted(classes, "class"), _HINT)
         return numbered_labels(classes)
     if len(names) != classes:
         raise UsageError(f"the model has {classes} classes, but {where} has {len(names)} names", hint=_HINT)

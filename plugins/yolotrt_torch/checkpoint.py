@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from yolotrt_core.console.text import printable
+from yolotrt_core.console.text import counted, printable
 from yolotrt_core.datasets.class_names import labels_from_file, labels_in_order, numbered_labels
 from yolotrt_core.errors import UsageError
 from yolotrt_torch.checkpoint_archive import Archive, open_archive
@@ -139,9 +139,9 @@ def _state_dict(weights: Mapping[str, TensorRef], archive: Archive, options: Tor
     config = config_of(state, options)
     if options.names is None:
         log.warning(
-            "the file has no names for its %d classes: numbering them; pass the class names with `--torch-names FILE`, "
+            "the file has no names for its %s: numbering them; pass the class names with `--torch-names FILE`, "
             "one per line",
-            config["nc"],
+            counted(config["nc"], "class"),
         )
     return Checkpoint(config, state, numbered_labels(config["nc"]), facts={"weights": "state_dict"})
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from yolotrt_core.console.text import counted
 from yolotrt_core.errors import UsageError
 from yolotrt_torch import yolov5_layers
 from yolotrt_torch.activations import activation_of
@@ -91,7 +92,9 @@ def _without_extra_buffers(network: Network, state: Mapping[str, Any], modules: 
         if isinstance(buffers, dict) and last in buffers:
             extra.append(name)
     if extra:
-        log.warning("ignored %d buffers that YOLOv5's layers do not have: %s", len(extra), shown(sorted(extra)))
+        log.warning(
+            "ignored %s that YOLOv5's layers do not have: %s", counted(len(extra), "buffer"), shown(sorted(extra))
+        )
     return {name: array for name, array in state.items() if name not in extra}
 
 
