@@ -2,47 +2,23 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from yolotrt_core.errors import UsageError
-from yolotrt_torch.checkpoint_archive import open_archive
 from yolotrt_torch.pickle_names import EXPORT_HINT
 from yolotrt_torch.pickle_records import Stub
-from yolotrt_torch.saved_forms import select_model
-from yolotrt_torch.untrusted_values import convert_value_errors, shown
+from yolotrt_torch.untrusted_values import shown
 
 CLASSIFIER = "ClassificationModel"
 DEFAULT_SIZE = 224  # pixels; upstream trains at this size unless told otherwise
 _MAX_SIZE = 1 << 13
 _MAX_LAYERS = 500
-_MAX_PICKLE = 1 << 24  # bytes; those of official checkpoints have 0.1 MB
 
 
 def is_classifier(model: Stub) -> bool:
     """Check whether YOLOv5's classification trained a model, and not torchvision's network."""
     return model.kind.rpartition(".")[2] == CLASSIFIER
-
-
-def find_trained_size(path: Path) -> int | None:
-    """Return the side in pixels of a classification checkpoint's images; None for all other files.
-
-    Quick for others: only the names in the pickle are read.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            pickles = [entry for entry in archive.infolist() if entry.filename.rpartition("/")[2] == "data.pkl"]
-            if len(pickles) != 1 or pickles[0].file_size > _MAX_PICKLE:
-                return None
-            if CLASSIFIER.encode() not in archive.read(pickles[0]):
-                return None
-        with convert_value_errors(), open_archive(path) as opened:
-            model, _ = select_model(opened.root)
-    except (UsageError, zipfile.BadZipFile, OSError, ValueError, NotImplementedError, RuntimeError):
-        return None  # the export reports what is wrong with the file
-    return trained_size(model) if is_classifier(model) else None
 
 
 def classification_config(modules: Mapping[str, Stub]) -> dict[str, Any]:

@@ -72,7 +72,7 @@ class TorchExporter(Exporter):
 
     def inspect(self, source: ModelSource) -> SourceInfo:
         """Return the size of a classification model's images; other checkpoints take any size, and all are float32."""
-        from yolotrt_torch.classify_structure import find_trained_size
+        from yolotrt_torch.trained_size import find_trained_size
 
         size = find_trained_size(source.path)
         return SourceInfo(None if size is None else (size, size))

@@ -94,10 +94,11 @@ def _overlaps(one: NDArray[np.float32], other: NDArray[np.float32]) -> NDArray[n
     """
     import numpy as np
 
-    a, b = (_with_area(boxes.astype(np.float64)) for boxes in (one[:, None], other[None, :]))
-    inner = np.clip(np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2]), 0, None).prod(-1)
-    union = sum((box[..., 2:] - box[..., :2]).prod(-1) for box in (a, b)) - inner
-    return np.asarray(inner / union)
+    with np.errstate(invalid="ignore"):  # a broken engine's boxes may be infinite: they overlap nothing
+        a, b = (_with_area(boxes.astype(np.float64)) for boxes in (one[:, None], other[None, :]))
+        inner = np.clip(np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2]), 0, None).prod(-1)
+        union = sum((box[..., 2:] - box[..., :2]).prod(-1) for box in (a, b)) - inner
+        return np.asarray(np.nan_to_num(inner / union, nan=0.0))
 
 
 def _with_area(boxes: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import logging
 import re
 import time
@@ -17,6 +18,7 @@ from pathlib import Path
 
 from yolotrt_core.console import log
 from yolotrt_core.console.progress import progress
+from yolotrt_core.console.signals import interruptible
 from yolotrt_core.errors import StageError, YolotrtError
 from yolotrt_core.pipeline import stage_runners
 from yolotrt_core.pipeline.step import Output, Plan, Step
@@ -126,6 +128,17 @@ def _action(step: Step, done: Mapping[str, Record]) -> Action:
     )
 
 
+def _import_tools(step: Step) -> None:
+    """Import what the stage requires, with signals held back.
+
+    An exception in the middle of the start of a C++ module, such as onnx, aborts the process or is lost.
+    """
+    with interruptible():
+        for module in step.stage.requires:
+            with contextlib.suppress(Exception):  # the stage itself says what is wrong
+                importlib.import_module(module)
+
+
 def _run_stage(
     steps: Plan, step: Step, action: Action, store: Store, registry: Registry, folder: Path
 ) -> Mapping[str, Json]:
@@ -138,6 +151,7 @@ def _run_stage(
     log_file = folder / STAGE_LOG
     try:
         with log.stage_log(log_file):
+            _import_tools(step)
             try:
                 return stage_runners.WORK[step.kind](steps, step, given, folder / "out", store, registry)
             except (YolotrtError, OSError, KeyboardInterrupt):
