@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from yolotrt_core.console.text import counted
-from yolotrt_core.datasets import description, yolo
-from yolotrt_core.datasets.class_folders import LAYOUT_HINT, image_of_class, read_class_folders
+from yolotrt_core.datasets import yolo
 from yolotrt_core.datasets.class_map import DataClass, match_classes
 from yolotrt_core.datasets.class_names import labels_from_file
 from yolotrt_core.datasets.dataset import DataSet, LabeledImage
-from yolotrt_core.datasets.description import Part, read_description
 from yolotrt_core.errors import UsageError
 from yolotrt_core.files.paths import existing_path, user_path
 from yolotrt_core.media.inputs import IMAGE_SUFFIXES, select_files
@@ -22,6 +20,8 @@ from yolotrt_core.types import Task
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+    from yolotrt_core.datasets.description import Part
 
 _LAYOUT_HINT = "expected a folder with images/ and labels/, a data set YAML, a list of images, or a COCO JSON file"
 IMAGES_HINT = "expected a folder of images, a list of images, or a data set YAML"
@@ -104,6 +104,8 @@ def _read_whole_images(
     path: Path, labels: Sequence[str], part: Part, class_map: Mapping[str, str] | None, *, labels_needed: bool
 ) -> DataSet:
     """Read images with one class each; without any class if there are no folders and labels are not needed."""
+    from yolotrt_core.datasets.class_folders import LAYOUT_HINT, image_of_class, read_class_folders
+
     data = read_class_folders(path, labels, part, class_map)
     if data is None and not labels_needed:
         files, names, _ = list_images(path, part, IMAGES_HINT)
@@ -151,6 +153,8 @@ def list_images(
     Raises:
         UsageError: no data set, invalid YAML, unknown part, no image, or invalid class names.
     """
+    from yolotrt_core.datasets import description
+
     path = user_path(where)
     refuse_missing(where, hint)
     if path.is_dir():
@@ -163,7 +167,7 @@ def list_images(
         return *_sorted_images([path], path.parent, hint), ()
     if path.suffix.lower() not in description.SUFFIXES:
         raise UsageError(f"`{where}` is not a data set", hint=hint)
-    found = read_description(path, part)
+    found = description.read_description(path, part)
     return *_sorted_images(found.places, found.base, hint), found.names
 
 

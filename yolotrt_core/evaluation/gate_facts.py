@@ -7,8 +7,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from yolotrt_core.console.text import counted
-from yolotrt_core.evaluation.agreement import comparable, compare_detections
-from yolotrt_core.evaluation.class_accuracy import top1_summary
 from yolotrt_core.evaluation.gate_options import GateOptions
 from yolotrt_core.evaluation.map_facts import map_summary
 from yolotrt_core.types import Detections, Json, Selection
@@ -34,6 +32,8 @@ def agreement_facts(predict: Callable[[Selection], Pair], options: GateOptions) 
     Args:
         predict: returns the detections of the reference and of the engine, by image.
     """
+    from yolotrt_core.evaluation.agreement import compare_detections
+
     selection = Selection()
     expected, found = predict(selection)
     by_class = any(each.classes is not None for each in expected)
@@ -64,6 +64,8 @@ def agreement_facts(predict: Callable[[Selection], Pair], options: GateOptions) 
 
 
 def _boxes(side: Sequence[Detections]) -> int:
+    from yolotrt_core.evaluation.agreement import comparable
+
     return sum(map(comparable, side))
 
 
@@ -97,6 +99,8 @@ def summary(facts: Mapping[str, Json]) -> str:
     if facts["by"] == "top1":
         if has_compared_nothing(facts):
             return f"nothing was compared: the {reference} model gives none of the labelled images its class {where}"
+        from yolotrt_core.evaluation.class_accuracy import top1_summary
+
         return f"{top1_summary(facts)} {where}"
     if facts["by"] == "top1_agreement":
         return (
