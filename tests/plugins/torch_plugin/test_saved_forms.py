@@ -370,7 +370,7 @@ def test_buffers_that_layers_do_not_have_are_ignored(
     assert not caplog.records
     path = layout.save(path, network=network, edit=lambda m: m.model[3].register_buffer("version", torch.tensor(2)))
     assert np.array_equal(read_answer(path, image), expected)
-    assert "ignored 1 buffers that YOLOv5's layers do not have: ['model.3.version']" in caplog.text
+    assert "ignored 1 buffer that YOLOv5's layers do not have: ['model.3.version']" in caplog.text
 
 
 # Parameters that upstream's package counts in its models of 80 classes (yolov5 7.0.14, `sum(p.numel())`).
